@@ -1,0 +1,46 @@
+# Payswitch: `make up` runs the whole system, `make test` checks it. Both set up .venv by themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: up test test-long lint format lock clean
+
+up: $(STAMP)
+	@exec $(BIN)/payswitch up $(ARGS)
+
+test: lint
+	$(BIN)/pytest -m "not long" $(ARGS)
+
+test-long: $(STAMP)
+	$(BIN)/pytest -m long $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# Resolves pyproject.toml's ranges into the two hashed lock files, for every Python from 3.11 on.
+lock:
+	$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet uv
+	$(VENV)-lock/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url --python-version 3.11 pyproject.toml -o requirements.lock
+	$(VENV)-lock/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url --python-version 3.11 --extra dev pyproject.toml -o requirements-dev.lock
+	rm -rf $(VENV)-lock
+
+$(STAMP): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "payswitch needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	@echo "setting up $(VENV) (once, about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .payswitch .pytest_cache .mypy_cache .ruff_cache .hypothesis

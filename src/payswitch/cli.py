@@ -1,0 +1,118 @@
+"""The command line: the whole system (`up`) or one part in the foreground."""
+
+from __future__ import annotations
+
+import os
+import sys
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import uvloop
+
+from payswitch import logs
+from payswitch.redis_client import UntrustworthyRedisError, connect
+from payswitch.resilient_worker import ResilientWorker, run_worker
+from payswitch.settings import Settings, SettingsError
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with one line and exit code 1."""
+    click.echo(f"payswitch: {message}", err=True)
+    sys.exit(1)
+
+
+def read_settings() -> Settings:
+    """The settings of this process, with logging set up by them."""
+    try:
+        settings = Settings.from_environment()
+    except SettingsError as error:
+        fail(str(error))
+    logs.configure(settings.log_level)
+    return settings
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="payswitch")
+def main() -> None:
+    """Payswitch takes payments over HTTP and pays each exactly once."""
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=9001, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--uds", type=click.Path(path_type=Path), help="Listen on this unix socket instead.")
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes."
+)
+def ingress(host: str, port: int, uds: Path | None, workers: int) -> None:
+    """Run the HTTP ingress.
+
+    Example: payswitch ingress --port 9001
+    """
+    from payswitch import server
+
+    settings = read_settings()
+    try:
+        server.serve(settings, host=host, port=port, uds=uds, workers=workers)
+    except (OSError, RuntimeError) as error:
+        fail(str(error))
+
+
+@main.command()
+def worker() -> None:
+    """Run a payments worker; start as many as you like.
+
+    Example: payswitch worker
+    """
+    settings = read_settings()
+    from payswitch.worker import PaymentWorker
+    from workers.payments import WorkerSettings
+
+    _run(PaymentWorker, WorkerSettings, settings)
+
+
+@main.command()
+def health() -> None:
+    """Run the health worker; more than one is harmless.
+
+    Example: payswitch health
+    """
+    settings = read_settings()
+    from workers.health import WorkerSettings
+
+    _run(ResilientWorker, WorkerSettings, settings)
+
+
+def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: Settings) -> None:
+    try:
+        run_worker(worker_class, worker_settings, connect(settings.redis_url, limit_s=10))
+    except UntrustworthyRedisError as error:
+        fail(str(error))
+
+
+@main.command()
+@click.option("--name", required=True, help="Its name in log lines.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", required=True, type=click.IntRange(1, 65535))
+@click.option("--fee", default="0.05", show_default=True, help="Fee per payment, a share.")
+def simulator(name: str, host: str, port: int, fee: str) -> None:
+    """Run a payment processor for development and tests.
+
+    Example: payswitch simulator --name default --port 8001 --fee 0.05
+    """
+    from payswitch.simulator import SimulatorConfig, serve
+
+    logs.configure("info")
+    try:
+        share = Decimal(os.environ.get("TRANSACTION_FEE", fee))
+        rate_limit_s = float(os.environ.get("RATE_LIMIT_SECONDS", "5"))
+    except (InvalidOperation, ValueError):
+        fail("the fee and RATE_LIMIT_SECONDS must be numbers")
+    token = os.environ.get("INITIAL_TOKEN", "123")
+    config = SimulatorConfig(name=name, fee=share, token=token, rate_limit_s=rate_limit_s)
+    try:
+        uvloop.run(serve(config, host, port))
+    except OSError as error:
+        fail(f"port {port}: {error.strerror or error}")

@@ -1,0 +1,11 @@
+"""The clock that leases are counted on."""
+
+import time
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def boottime_ms() -> float:
+    """Milliseconds on a clock that nobody sets and that goes on while the process or the machine
+    is suspended (Linux' CLOCK_BOOTTIME; elsewhere the monotonic clock)."""
+    return time.clock_gettime(_CLOCK) * 1000

@@ -1,0 +1,281 @@
+"""The life of one claimed payment: ask first where a try is open, route, pay, settle.
+
+Each step follows the design's table of outcomes (docs/design.md). A dispatch ends with exactly one
+of: settled, given back to the queue, made a dead letter, or the lease found lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from payswitch.clock import boottime_ms
+from payswitch.ledger import Ledger, Settlement
+from payswitch.processors import (
+    Ended,
+    Found,
+    Missing,
+    NotPaid,
+    NotSentInTime,
+    Outcome,
+    Paid,
+    Processor,
+    Refused,
+    Unclear,
+    Unknown,
+)
+from payswitch.routing import Breaker, Router, Verdict
+from payswitch.tries import Burial, Claim, Findings, QuietWatch, Routed, Tries
+
+logger = logging.getLogger(__name__)
+
+_HELD_MS = 200
+"""How long a payment is given back for that nobody can take at the moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pauses:
+    """The pauses between tries, in ms: exponential with full jitter up to a cap (the method that
+    Amazon's "Exponential Backoff And Jitter" (2015) found to finish work soonest)."""
+
+    base_ms: int
+    cap_ms: int
+
+    def after(self, attempts: int) -> int:
+        """The pause after so many attempts, 1 being the first."""
+        longest = min(self.cap_ms, self.base_ms * 2 ** min(attempts - 1, 30))
+        return random.randint(longest // 2, longest)
+
+
+class Dispatcher:
+    """Takes claimed payments to their processors and their outcomes to Redis."""
+
+    def __init__(
+        self,
+        *,
+        processors: Mapping[str, Processor],
+        tries: Tries,
+        ledger: Ledger,
+        router: Router,
+        pauses: Pauses,
+        lease_margin_ms: int,
+        clock: Callable[[], float] = boottime_ms,
+    ) -> None:
+        self.router = router
+        self._processors = processors
+        self._tries = tries
+        self._ledger = ledger
+        self._pauses = pauses
+        self._lease_margin_ms = lease_margin_ms
+        self._watch = QuietWatch()
+        self._clock = clock
+
+    async def dispatch(self, claim: Claim, *, probe: str | None = None) -> None:
+        """Do for a claimed payment what can be done now. Raises `RedisError`; the lease's end
+        then gives the payment back.
+
+        `probe` names the processor to use although nothing is healthy.
+        """
+        findings = Findings()
+        if claim.open_tries and not await self._ask_first(claim, findings):
+            return
+        if not self._open_numbers(claim, findings):
+            if claim.overdue:
+                await self._bury(claim, "unpaid at its deadline", findings)
+                return
+            processor = probe or self.router.choose(self._clock())
+        else:
+            processor = claim.processor
+        breaker = self.router.breakers[processor] if processor is not None else None
+        if processor is None or breaker is None or not breaker.free(self._clock()):
+            await self._give_back(claim, findings, delay_ms=self._hold(breaker))
+            return
+        await self._pay_through(breaker, claim, processor, findings)
+
+    async def give_back(self, claim: Claim, *, delay_ms: int, error: str = "") -> None:
+        """Give back a payment that nothing more was learned of. Raises `RedisError`."""
+        await self._give_back(claim, Findings(), delay_ms=delay_ms, error=error)
+
+    async def _ask_first(self, claim: Claim, findings: Findings) -> bool:
+        """With a try open, ask its processor before anything else; True if more can be done now."""
+        assert claim.processor is not None
+        quiet_here = self._watch.passed(claim, self._clock())
+        nothing_comes_later = claim.horizon_passed and quiet_here
+        finding = await self._processors[claim.processor].find(claim.correlation_id)
+        match finding:
+            case Found():
+                await self._settle_found(claim, finding, findings)
+                return False
+            case Missing():
+                findings.closed.update(
+                    open_try.number
+                    for open_try in claim.open_tries
+                    if open_try.ended or nothing_comes_later
+                )
+                return True
+            case Unclear():
+                if claim.overdue and nothing_comes_later:
+                    await self._bury(
+                        claim, f"unpaid at its deadline; {claim.processor} can't tell", findings
+                    )
+                else:
+                    error = f"asked {claim.processor}: {finding.reason}"
+                    await self._retry(claim, findings, error)
+                return False
+
+    async def _pay_through(
+        self, breaker: Breaker, claim: Claim, processor: str, findings: Findings
+    ) -> None:
+        is_probe = breaker.enter()
+        verdict = Verdict.NEUTRAL
+        try:
+            routed = await self._tries.open(claim, processor, findings)
+            if routed is None:
+                logger.debug("lease of %s lost before it was sent", claim.correlation_id)
+                return
+            outcome = await self._send(claim, routed)
+            verdict = _verdict(outcome)
+        finally:
+            breaker.leave(verdict, probe=is_probe, now=self._clock())
+        await self._conclude(claim, routed, outcome, findings)
+
+    async def _send(self, claim: Claim, routed: Routed) -> Outcome:
+        sends_until = claim.expires_at - self._lease_margin_ms
+        clock = self._clock
+        return await self._processors[routed.processor].pay(
+            claim.correlation_id,
+            claim.cents,
+            routed.requested_at,
+            lambda: clock() < sends_until,
+        )
+
+    async def _conclude(
+        self, claim: Claim, routed: Routed, outcome: Outcome, findings: Findings
+    ) -> None:
+        number = routed.number
+        who = routed.processor
+        match outcome:
+            case Paid():
+                await self._settle(claim, who, routed.requested_at)
+            case Refused():
+                findings.ended.add(number)
+                await self._after_refusal(claim, routed, outcome, findings)
+            case Ended():
+                findings.ended.add(number)
+                await self._after_end(claim, routed, outcome, findings)
+            case NotPaid():
+                findings.closed.add(number)
+                delay_ms = self._pauses.after(claim.job_try)
+                if outcome.retry_after_ms is not None:
+                    delay_ms = max(delay_ms, min(outcome.retry_after_ms, self._pauses.cap_ms))
+                await self._give_back(
+                    claim, findings, delay_ms=delay_ms, error=f"{who}: {outcome.reason}"
+                )
+            case NotSentInTime():
+                findings.closed.add(number)
+                await self._give_back(claim, findings, delay_ms=0, error="lease ran out unsent")
+            case Unknown():
+                self._watch.saw(claim.correlation_id, number, self._clock())
+                await self._retry(claim, findings, f"{who}: {outcome.reason}")
+
+    async def _after_end(
+        self, claim: Claim, routed: Routed, outcome: Ended, findings: Findings
+    ) -> None:
+        """The processor has ended the try with an error: it alone knows whether it recorded it."""
+        finding = await self._processors[routed.processor].find(claim.correlation_id)
+        match finding:
+            case Found():
+                await self._settle_found(claim, finding, findings, pinned=routed.processor)
+                return
+            case Missing():
+                findings.closed.add(routed.number)
+        await self._retry(claim, findings, f"{routed.processor}: status {outcome.status}")
+
+    async def _after_refusal(
+        self, claim: Claim, routed: Routed, outcome: Refused, findings: Findings
+    ) -> None:
+        """The processor knows the id already, or can't take this payment."""
+        finding = await self._processors[routed.processor].find(claim.correlation_id)
+        error = f"{routed.processor}: refused with status {outcome.status}"
+        match finding:
+            case Found():
+                await self._settle_found(claim, finding, findings, pinned=routed.processor)
+            case Missing():
+                findings.closed.add(routed.number)
+                if self._open_numbers(claim, findings):
+                    await self._retry(claim, findings, error)
+                else:
+                    await self._bury(claim, error, findings)
+            case Unclear():
+                await self._retry(claim, findings, error)
+
+    async def _settle_found(
+        self, claim: Claim, found: Found, findings: Findings, *, pinned: str | None = None
+    ) -> None:
+        """The processor has the id: settled if the amount is ours, else for a person to decide."""
+        processor = pinned or claim.processor
+        assert processor is not None
+        if found.cents == claim.cents:
+            await self._settle(claim, processor, found.requested_at)
+        else:
+            await self._bury(claim, f"{processor} has it with another amount", findings)
+
+    async def _settle(self, claim: Claim, processor: str, requested_at: int) -> None:
+        """Proof of payment is never dropped: it is brought to Redis until Redis takes it."""
+        self._watch.forget(claim.correlation_id)
+        attempts = 0
+        while True:
+            try:
+                settlement = await self._ledger.settle(claim, processor, requested_at)
+                break
+            except (RedisError, OSError):
+                attempts += 1
+                await asyncio.sleep(self._pauses.after(attempts) / 1000)
+        if settlement is Settlement.INCIDENT:
+            logger.error(
+                "incident: %s has payment %s, which is pinned elsewhere",
+                processor,
+                claim.correlation_id,
+            )
+
+    async def _bury(self, claim: Claim, reason: str, findings: Findings) -> None:
+        burial = await self._tries.bury(claim, reason, findings)
+        if burial is Burial.STILL_OPEN:
+            await self._retry(claim, findings, reason)
+        elif burial is Burial.BURIED:
+            self._watch.forget(claim.correlation_id)
+            logger.warning("dead letter: %s: %s", claim.correlation_id, reason)
+
+    async def _retry(self, claim: Claim, findings: Findings, error: str) -> None:
+        delay_ms = self._pauses.after(claim.job_try)
+        await self._give_back(claim, findings, delay_ms=delay_ms, error=error)
+
+    async def _give_back(
+        self, claim: Claim, findings: Findings, *, delay_ms: int, error: str = ""
+    ) -> None:
+        await self._tries.release(claim, delay_ms=delay_ms, findings=findings, error=error)
+
+    def _hold(self, breaker: Breaker | None) -> int:
+        """How long to give a payment back for that its processor can't take now."""
+        wait = _HELD_MS if breaker is None else breaker.reopens_in(self._clock())
+        return int(max(wait, _HELD_MS) * random.uniform(1, 1.25))
+
+    @staticmethod
+    def _open_numbers(claim: Claim, findings: Findings) -> set[int]:
+        """The tries that were open when the payment was claimed and still are."""
+        return {open_try.number for open_try in claim.open_tries} - findings.closed
+
+
+def _verdict(outcome: Outcome) -> Verdict:
+    match outcome:
+        case Paid() | Refused():
+            return Verdict.GOOD
+        case NotPaid(healthy=True) | NotSentInTime():
+            return Verdict.NEUTRAL
+        case NotPaid() | Ended() | Unknown():
+            return Verdict.BAD

@@ -1,0 +1,85 @@
+"""The health check: throttled, locked, both processors at once.
+
+Throttle and lock live in Redis, so it does not matter how often, from where and by how many it is
+triggered: a processor sees at most one call per throttle time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from redis.asyncio import Redis
+
+from payswitch.lock import Lock
+from payswitch.processors import Processor
+from payswitch.selector import Selection, Selector
+
+logger = logging.getLogger(__name__)
+
+THROTTLE_KEY = "healthcheck:throttle"
+LOCK_KEY = "healthcheck:lock"
+
+
+class HealthCheck:
+    """Asks both processors how they are and hands the reports to the Selector."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        processors: Sequence[Processor],
+        selector: Selector,
+        *,
+        throttle_ms: int,
+        lock_ms: int,
+        limit_ms: int,
+    ) -> None:
+        self._redis = redis
+        self._processors = processors
+        self._selector = selector
+        self._throttle_ms = throttle_ms
+        self._limit_ms = limit_ms
+        self._lock = Lock(redis, LOCK_KEY, life_ms=lock_ms)
+        self._last: Selection | None = None
+
+    async def check(self) -> Selection | None:
+        """Check now, unless another did within the throttle time or is doing it: then None.
+
+        Raises `RedisError`.
+        """
+        if not await self._redis.set(THROTTLE_KEY, "1", nx=True, px=self._throttle_ms):
+            return None
+        token = await self._lock.acquire()
+        if token is None:
+            return None
+        try:
+            return await self._check_locked(token)
+        finally:
+            await self._lock.release(token)
+
+    async def _check_locked(self, token: str) -> Selection | None:
+        reports = await asyncio.gather(
+            *(processor.health(self._limit_ms) for processor in self._processors)
+        )
+        selection = await self._selector.select(
+            {
+                processor.name: report
+                for processor, report in zip(self._processors, reports, strict=True)
+            },
+            lock_key=LOCK_KEY,
+            token=token,
+            at_ms=time.time_ns() // 1_000_000,
+        )
+        if selection is None:
+            logger.warning("the health check took longer than its lock; its result is dropped")
+        elif selection != self._last:
+            self._last = selection
+            logger.info(
+                "selected %s%s: %s",
+                selection.processor,
+                "" if selection.healthy else " (nothing is healthy)",
+                selection.reason,
+            )
+        return selection

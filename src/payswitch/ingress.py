@@ -1,0 +1,258 @@
+"""The ingress: parse, validate, accept, answer.
+
+Thin: it speaks HTTP on one side and the domain's functions on the other, and spells no Redis
+command but `PING`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from http import HTTPStatus
+
+import orjson
+from redis.exceptions import RedisError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from payswitch.instants import parse_instant_us
+from payswitch.ledger import Ledger, summary_json
+from payswitch.payment import (
+    InvalidPaymentError,
+    MalformedPaymentError,
+    parse_correlation_id,
+    parse_payment,
+)
+from payswitch.purge import Purge
+from payswitch.queue import Acceptance, AcceptQueue, NotAcceptedError
+from payswitch.records import read_record
+from payswitch.redis_client import connect
+from payswitch.settings import Settings
+
+MAX_BODY_BYTES = 64 * 1024
+RETRY_AFTER_S = 1
+
+_JSON = "application/json"
+
+
+class Problem(Exception):  # noqa: N818 - RFC 9457's own name for it
+    """An error answer as problem JSON (RFC 9457)."""
+
+    def __init__(
+        self, status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers
+
+    def response(self) -> Response:
+        """The answer itself."""
+        body = orjson.dumps(
+            {
+                "type": "about:blank",
+                "title": self.status.phrase,
+                "status": self.status.value,
+                "detail": self.detail,
+            }
+        )
+        return Response(
+            body, self.status, headers=self.headers, media_type="application/problem+json"
+        )
+
+
+class Ingress:
+    """The endpoints, over one Redis connection pool. `open` comes before the first request."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def open(self) -> None:
+        """Prepare the connections; Redis may be away."""
+        settings = self._settings
+        self._redis = connect(settings.redis_url, limit_s=settings.accept_limit_ms / 1000)
+        # A purge goes through all that Redis holds, a page per call.
+        self._slow_redis = connect(settings.redis_url, limit_s=10)
+        self._queue = AcceptQueue(
+            self._redis, limit_ms=settings.accept_limit_ms, max_backlog=settings.max_backlog
+        )
+        self._ledger = Ledger(
+            self._redis,
+            processors=list(settings.processor_urls),
+            retention_ms=settings.retention_ms,
+        )
+        self._purge = Purge(self._slow_redis)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose(close_connection_pool=True)
+        await self._slow_redis.aclose(close_connection_pool=True)
+
+    async def pay(self, request: Request) -> Response:
+        """`POST /payments`: 202 once Redis holds the payment."""
+        _demand_json(request)
+        body = await _read_body(request)
+        try:
+            payment = parse_payment(body)
+        except MalformedPaymentError as error:
+            raise Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
+        except InvalidPaymentError as error:
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+        try:
+            acceptance = await self._queue.accept(payment)
+        except NotAcceptedError as error:
+            raise _try_later(f"the payment was not accepted: {error}") from None
+        match acceptance:
+            case Acceptance.OTHER_AMOUNT:
+                raise Problem(
+                    HTTPStatus.CONFLICT,
+                    f"payment {payment.correlation_id} was accepted with another amount",
+                )
+            case Acceptance.BACKLOG_FULL:
+                raise _try_later("the payment was not accepted: too many are waiting")
+            case Acceptance.NEW | Acceptance.SAME:
+                location = f"/payments/{payment.correlation_id}"
+                return Response(status_code=202, headers={"location": location})
+
+    async def payment(self, request: Request) -> Response:
+        """`GET /payments/{id}`: what is known of one payment."""
+        try:
+            correlation_id = parse_correlation_id(request.path_params["id"])
+        except InvalidPaymentError:
+            raise Problem(HTTPStatus.NOT_FOUND, "no payment has such an id: not a UUID") from None
+        record = await read_record(self._redis, correlation_id)
+        if record is None:
+            raise Problem(HTTPStatus.NOT_FOUND, f"payment {correlation_id} is unknown")
+        return Response(record.as_json(), media_type=_JSON)
+
+    async def summary(self, request: Request) -> Response:
+        """`GET /payments-summary`: totals by processor, both bounds inclusive and optional."""
+        first_us, last_us = _instant(request, "from"), _instant(request, "to")
+        if first_us is not None and last_us is not None and first_us > last_us:
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "`from` is after `to`")
+        first_ms = None if first_us is None else -(-first_us // 1000)
+        last_ms = None if last_us is None else last_us // 1000
+        totals = await self._ledger.summary(first_ms, last_ms)
+        return Response(summary_json(totals), media_type=_JSON)
+
+    async def purge(self, request: Request) -> Response:
+        """`POST /purge-payments`: forget everything. `PAYSWITCH_PURGE` says who may."""
+        settings = self._settings
+        if settings.purge == "off":
+            raise Problem(HTTPStatus.FORBIDDEN, "purging is switched off (PAYSWITCH_PURGE=off)")
+        if settings.purge == "token":
+            given = request.headers.get("authorization", "")
+            wanted = f"Bearer {settings.purge_token}"
+            if not hmac.compare_digest(given.encode(), wanted.encode()):
+                raise Problem(
+                    HTTPStatus.UNAUTHORIZED,
+                    "purging needs the bearer token of PAYSWITCH_PURGE_TOKEN",
+                    {"www-authenticate": "Bearer"},
+                )
+        generation = await self._purge.run()
+        return Response(orjson.dumps({"generation": generation}), media_type=_JSON)
+
+    async def alive(self, request: Request) -> Response:
+        """`GET /healthz`: the process is alive."""
+        return Response(b'{"status":"alive"}', media_type=_JSON)
+
+    async def ready(self, request: Request) -> Response:
+        """`GET /readyz`: Redis answers."""
+        await self._redis.ping()
+        return Response(b'{"status":"ready"}', media_type=_JSON)
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The ASGI application."""
+    ingress = Ingress(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await ingress.open()
+        yield
+        await ingress.close()
+
+    routes: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+        ("POST", "/payments", ingress.pay),
+        ("GET", "/payments/{id}", ingress.payment),
+        ("GET", "/payments-summary", ingress.summary),
+        ("POST", "/purge-payments", ingress.purge),
+        ("GET", "/healthz", ingress.alive),
+        ("GET", "/readyz", ingress.ready),
+    ]
+    return Starlette(
+        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in routes],
+        lifespan=lifespan,
+        exception_handlers={
+            Problem: _answer_problem,
+            HTTPException: _answer_http_exception,
+            RedisError: _answer_redis_away,
+            OSError: _answer_redis_away,
+        },
+    )
+
+
+def _demand_json(request: Request) -> None:
+    content_type = request.headers.get("content-type")
+    if content_type is None:
+        return
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != _JSON:
+        raise Problem(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"the body must be {_JSON}, not {media_type[:64]!r}",
+            {"accept": _JSON},
+        )
+
+
+async def _read_body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise Problem(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the body must be at most {MAX_BODY_BYTES} bytes",
+                {"connection": "close"},
+            )
+    return body
+
+
+def _instant(request: Request, name: str) -> int | None:
+    text = request.query_params.get(name)
+    if not text:
+        return None
+    try:
+        return parse_instant_us(text)
+    except (ValueError, OverflowError):
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            f"`{name}` must be an ISO-8601 instant in UTC such as 2026-07-10T12:34:56.000Z",
+        ) from None
+
+
+def _try_later(detail: str) -> Problem:
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, {"retry-after": str(RETRY_AFTER_S)})
+
+
+async def _answer_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return error.response()
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    details = {
+        HTTPStatus.NOT_FOUND: f"there is nothing at {request.url.path[:200]}",
+        HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method[:16]} is not allowed here",
+    }
+    return Problem(status, details.get(status, error.detail), error.headers).response()
+
+
+async def _answer_redis_away(request: Request, error: Exception) -> Response:
+    return _try_later("Redis does not answer").response()

@@ -1,0 +1,36 @@
+-- Bury: a payment that can't be paid becomes a dead letter, by the holder of its lease alone, and
+-- never while a try is open whose payment may still be recorded. Pin and tries stay.
+--
+-- ARGV, for each payment: id, token, generation, reason, closed tries, ended tries
+-- Returns for each payment: 'buried', 'open' (a try may still be recorded), 'lost', 'gone'
+
+write_even_out_of_memory()
+local now = now_ms()
+local current = generation()
+local answer = {}
+
+for i = 1, #ARGV, 6 do
+  local id, token, of, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local record = 'payment:' .. id
+  local known = redis.call('HMGET', record, 'generation', 'token', 'open', 'horizon')
+  local verdict
+  if known[1] ~= current or of ~= current then
+    verdict = 'gone'
+  elseif known[2] ~= token then
+    verdict = 'lost'
+  else
+    local open = changed_tries(known[3] or '', ARGV[i + 4], ARGV[i + 5])
+    redis.call('HSET', record, 'open', open)
+    if open ~= '' and tonumber(known[4]) > now then
+      verdict = 'open'
+    else
+      leave_queue(id)
+      redis.call('HDEL', record, 'token', 'lease_until')
+      redis.call('HSET', record, 'state', 'dead', 'reason', reason, 'dead_at', now)
+      redis.call('ZADD', DEAD, now, id)
+      verdict = 'buried'
+    end
+  end
+  answer[#answer + 1] = verdict
+end
+return answer

@@ -1,0 +1,67 @@
+-- Claim: due payments get a lease with a token that no lease ever had, and are due again when the
+-- lease ends, so that a worker's death gives them back by itself.
+--
+-- ARGV: how many at most, the lease (ms)
+-- Returns: now (ms), generation, selection (or nil), when the next is due (ms, or nil), token,
+--   ids of strays; then for each payment: id, job (or nil), score, job_try, cents, accepted_at,
+--   processor, requested_at, open tries, horizon, number of tries, quiet time
+
+local limit, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
+local now = now_ms()
+local current = generation()
+local selection = redis.call('GET', SELECTION)
+
+if redis.call('EXISTS', PURGING) == 1 then
+  return { now, current, selection, now + 50, 0, {} }
+end
+
+redis.call('DEL', WAKE)
+local due = redis.call('ZRANGEBYSCORE', QUEUE, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
+local strays = {}
+local answer = { now, current, selection, false, 0, strays }
+if #due > 0 then
+  answer[5] = redis.call('INCR', TOKEN)
+end
+
+-- Not ours to pay: another application's job on this queue (left for whom it is for, tried again
+-- later), or an entry without a job (nothing to keep).
+local function put_aside(id)
+  strays[#strays + 1] = id
+  if redis.call('EXISTS', 'arq:job:' .. id) == 1 then
+    redis.call('ZADD', QUEUE, 'XX', now + 60000, id)
+  else
+    redis.call('ZREM', QUEUE, id)
+  end
+end
+
+local ends = now + lease
+local leases = {}
+for i = 1, #due, 2 do
+  local id = due[i]
+  local record = 'payment:' .. id
+  local known = redis.call('HMGET', record, 'generation', 'cents', 'accepted_at', 'processor',
+    'requested_at', 'open', 'horizon', 'tries', 'quiet')
+  if known[1] ~= current then
+    put_aside(id)
+  else
+    leases[#leases + 1] = ends
+    leases[#leases + 1] = id
+    redis.call('HSET', record, 'state', 'processing', 'token', answer[5], 'lease_until', ends)
+    redis.call('SET', 'arq:in-progress:' .. id, answer[5], 'PX', lease)
+    local job_try = redis.call('INCR', 'arq:retry:' .. id)
+    local job = redis.call('GET', 'arq:job:' .. id)
+    answer[#answer + 1] = { id, job, due[i + 1], job_try, known[2], known[3], known[4], known[5],
+      known[6], known[7], known[8], known[9] }
+  end
+end
+if #leases > 0 then
+  redis.call('ZADD', QUEUE, 'XX', unpack(leases))
+  redis.call('ZADD', IN_FLIGHT, unpack(leases))
+end
+
+local next_due = redis.call('ZRANGE', QUEUE, 0, 0, 'WITHSCORES')[2]
+if next_due then
+  answer[4] = next_due
+  if tonumber(next_due) <= now then wake_a_worker() end
+end
+return answer

@@ -1,0 +1,55 @@
+-- Stands before every script: the keys, the clock, and what the scripts share.
+-- All of them run on one Redis node: the keys of a payment are made from its id.
+
+local QUEUE = 'arq:queue'                     -- zset: payment id by due time (ms)
+local OPEN = 'payments:open'                  -- zset: unpaid payment id by acceptance (ms)
+local IN_FLIGHT = 'payments:in-flight'        -- zset: leased payment id by the lease's end (ms)
+local DEAD = 'payments:dead'                  -- zset: dead letter's id by time (ms)
+local INCIDENTS = 'payments:incidents'        -- list: proofs of payment that match no pin (JSON)
+local GENERATION = 'payments:generation'      -- string: the number of purges so far
+local TOKEN = 'payments:token'                -- string: the last lease token; never reset
+local PURGING = 'payments:purging'            -- string: there while a purge waits for calls to end
+local WAKE = 'payments:wake'                  -- list: at most one element, wakes one idle worker
+local SELECTION = 'selected_payment_processor'
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function generation()
+  return redis.call('GET', GENERATION) or '0'
+end
+
+-- Out of memory, Redis refuses a script's first write if that may grow; a script that has begun
+-- with one that can't may go on. Every script but accept must make progress there.
+local function write_even_out_of_memory()
+  redis.call('DEL', 'payments:none')
+end
+
+local function wake_a_worker()
+  if redis.call('EXISTS', WAKE) == 0 then redis.call('LPUSH', WAKE, '1') end
+end
+
+-- Open tries are kept as '3 4e': their numbers; an e behind one that has ended over there but may
+-- have been recorded. Both changes are lists of numbers such as '3,4'.
+local function changed_tries(open, closed, ended)
+  if closed == '' and ended == '' then return open end
+  local is_closed, is_ended = {}, {}
+  for try in string.gmatch(closed, '%d+') do is_closed[try] = true end
+  for try in string.gmatch(ended, '%d+') do is_ended[try] = true end
+  local left = {}
+  for try, mark in string.gmatch(open, '(%d+)(e?)') do
+    if not is_closed[try] then
+      left[#left + 1] = try .. (is_ended[try] and 'e' or mark)
+    end
+  end
+  return table.concat(left, ' ')
+end
+
+local function leave_queue(id)
+  redis.call('ZREM', QUEUE, id)
+  redis.call('ZREM', IN_FLIGHT, id)
+  redis.call('ZREM', OPEN, id)
+  redis.call('DEL', 'arq:job:' .. id, 'arq:in-progress:' .. id, 'arq:retry:' .. id)
+end

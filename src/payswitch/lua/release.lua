@@ -1,0 +1,41 @@
+-- Release: what is known of a payment's tries is written down by whoever knows it; the payment is
+-- given back to the queue only by the holder of its lease.
+--
+-- ARGV, for each payment: id, token, generation, delay (ms), closed tries, ended tries, error
+-- Returns for each payment: 'released', 'noted' (the lease is another's), 'gone'
+
+write_even_out_of_memory()
+local now = now_ms()
+local current = generation()
+local answer = {}
+local soon = false
+
+for i = 1, #ARGV, 7 do
+  local id, token, of, delay = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
+  local closed, ended, problem = ARGV[i + 4], ARGV[i + 5], ARGV[i + 6]
+  local record = 'payment:' .. id
+  local known = redis.call('HMGET', record, 'generation', 'token', 'open', 'state')
+  local verdict
+  if known[1] ~= current or of ~= current or known[4] == 'settled' then
+    verdict = 'gone'
+  else
+    if known[3] then
+      redis.call('HSET', record, 'open', changed_tries(known[3], closed, ended))
+    end
+    if known[2] == token then
+      if problem ~= '' then redis.call('HSET', record, 'last_error', problem) end
+      redis.call('HDEL', record, 'token', 'lease_until')
+      redis.call('HSET', record, 'state', 'queued')
+      redis.call('DEL', 'arq:in-progress:' .. id)
+      redis.call('ZREM', IN_FLIGHT, id)
+      redis.call('ZADD', QUEUE, 'XX', now + delay, id)
+      soon = soon or delay < 1000
+      verdict = 'released'
+    else
+      verdict = 'noted'
+    end
+  end
+  answer[#answer + 1] = verdict
+end
+if soon then wake_a_worker() end
+return answer

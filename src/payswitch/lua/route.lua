@@ -1,0 +1,38 @@
+-- Route: before anything is sent, an open try says to whom it may go. With another try open the
+-- pin stays, processor and requestedAt; with none the payment is pinned anew.
+--
+-- ARGV: the longest delay of a processor (ms), quiet time (lease + longest delay, ms); then for
+--   each payment: id, token, generation, processor, closed tries, ended tries
+-- Returns for each payment: nil when the lease is lost, or { processor, requested_at (ms), try }
+
+write_even_out_of_memory()
+local now = now_ms()
+local max_delay, quiet = tonumber(ARGV[1]), tonumber(ARGV[2])
+local current = generation()
+local answer = {}
+
+for i = 3, #ARGV, 6 do
+  local id, token, of, processor = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local record = 'payment:' .. id
+  local known = redis.call('HMGET', record, 'generation', 'token', 'processor', 'requested_at',
+    'open', 'tries', 'lease_until', 'horizon', 'quiet')
+  if known[1] ~= current or of ~= current or known[2] ~= token then
+    answer[#answer + 1] = false
+  else
+    local open = changed_tries(known[5] or '', ARGV[i + 4], ARGV[i + 5])
+    local requested_at
+    if open == '' then
+      requested_at = now
+    else
+      processor, requested_at = known[3], known[4]
+      open = open .. ' '
+    end
+    local try = tonumber(known[6] or '0') + 1
+    local horizon = math.max(tonumber(known[8] or '0'), tonumber(known[7]) + max_delay)
+    redis.call('HSET', record, 'processor', processor, 'requested_at', requested_at,
+      'open', open .. try, 'tries', try, 'horizon', horizon,
+      'quiet', math.max(quiet, tonumber(known[9] or '0')))
+    answer[#answer + 1] = { processor, tostring(requested_at), try }
+  end
+end
+return answer

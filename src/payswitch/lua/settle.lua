@@ -1,0 +1,83 @@
+-- Settle: a payment enters the ledger once, with the instant that its processor recorded, and
+-- leaves queue and backlog in the same step. Proof from the pinned processor settles whoever
+-- brings it, lease or not. Proof that matches no pin is kept as an incident.
+--
+-- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms)
+-- Returns for each payment: 'settled', 'known' (it was settled before), 'gone' (purged or
+--   expired), 'incident'
+
+write_even_out_of_memory()
+local now = now_ms()
+local retention = ARGV[1]
+local current = generation()
+local answer = {}
+
+-- The ledger is a tree of sums by requestedAt: each node is a hash of up to 100 entries, each
+-- entry the cents (field n) and the count (field n#) of 100 entries of the node below, down to
+-- single milliseconds. summary.lua reads it.
+local sums = {}
+local function add(key, field, value)
+  local node = sums[key]
+  if not node then
+    node = {}
+    sums[key] = node
+  end
+  node[field] = (node[field] or 0) + value
+end
+
+local function enter(processor, requested_at, cents)
+  local root = 'ledger:' .. processor .. ':' .. current .. ':'
+  local index, width = requested_at, 1
+  for _ = 1, 5 do
+    local above = math.floor(index / 100)
+    local key = root .. string.format('%.0f:%.0f', width, above)
+    local field = string.format('%d', index - above * 100)
+    add(key, field, cents)
+    add(key, field .. '#', 1)
+    index, width = above, width * 100
+  end
+  local field = string.format('%.0f', index)
+  add(root .. 'top', field, cents)
+  add(root .. 'top', field .. '#', 1)
+  add(root .. 'total', 'cents', cents)
+  add(root .. 'total', 'count', 1)
+end
+
+local function incident(id, state, pin, processor, requested_at)
+  redis.call('RPUSH', INCIDENTS, cjson.encode({
+    correlationId = id, at = now, state = state, pinned = pin or '', paidBy = processor,
+    requestedAt = requested_at, what = 'proof of payment that matches no pin' }))
+end
+
+for i = 2, #ARGV, 4 do
+  local id, of, processor, requested_at = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local record = 'payment:' .. id
+  local known = redis.call('HMGET', record, 'generation', 'state', 'processor', 'cents')
+  local verdict
+  if known[1] ~= current or of ~= current then
+    verdict = 'gone'
+  elseif known[3] ~= processor then
+    incident(id, known[2], known[3], processor, requested_at)
+    verdict = 'incident'
+  elseif known[2] == 'settled' then
+    verdict = 'known'
+  else
+    enter(processor, tonumber(requested_at), tonumber(known[4]))
+    leave_queue(id)
+    if known[2] == 'dead' then redis.call('ZREM', DEAD, id) end
+    redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'reason',
+      'dead_at')
+    redis.call('HSET', record, 'state', 'settled', 'requested_at', requested_at,
+      'settled_at', now)
+    redis.call('PEXPIRE', record, retention)
+    verdict = 'settled'
+  end
+  answer[#answer + 1] = verdict
+end
+
+for key, node in pairs(sums) do
+  for field, value in pairs(node) do
+    redis.call('HINCRBY', key, field, string.format('%.0f', value))
+  end
+end
+return answer

@@ -1,0 +1,150 @@
+"""The payment: parsed from bytes, validated, its money exact.
+
+Money is integer cents everywhere inside; JSON numbers only at the edges.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+MAX_CENTS = 10**12
+"""The largest amount taken, in cents: a double still tells every cent up to there, and so do the
+sums that the Lua scripts make of a batch (2^53)."""
+
+_CANONICAL_ID = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII
+)
+_ANY_ID = re.compile(
+    r"(?:urn:uuid:)?[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+class MalformedPaymentError(ValueError):
+    """The body is not JSON at all."""
+
+
+class InvalidPaymentError(ValueError):
+    """The body is JSON, but no payment; the message says what is wrong with which field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """What a client asks to be paid: the normalised correlation id and the amount in cents."""
+
+    correlation_id: str
+    cents: int
+
+
+def parse_payment(body: bytes) -> Payment:
+    """Read a payment from a request's body.
+
+    Raises `MalformedPaymentError` for what is not JSON and `InvalidPaymentError` for JSON that is
+    no payment. Fields beyond `correlationId` and `amount` are ignored.
+    """
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if _holds_no_number(body):
+            raise InvalidPaymentError("amount must be a finite number") from None
+        raise MalformedPaymentError(f"the body is not valid JSON: {error}") from None
+    if type(document) is not dict:
+        raise InvalidPaymentError(f"the body must be a JSON object, not {_kind(document)}")
+    return Payment(
+        parse_correlation_id(document.get("correlationId")), parse_amount(document.get("amount"))
+    )
+
+
+def parse_correlation_id(value: Any) -> str:
+    """Normalise a UUID to its lower-case form with hyphens.
+
+    Any spelling of RFC 9562 is taken: the 36 characters in either case, also as `urn:uuid:…`.
+    Raises `InvalidPaymentError`.
+    """
+    if type(value) is not str:
+        raise InvalidPaymentError(
+            "correlationId is missing"
+            if value is None
+            else f"correlationId must be a string, not {_kind(value)}"
+        )
+    if _CANONICAL_ID.fullmatch(value):
+        return value
+    if _ANY_ID.fullmatch(value):
+        return str(UUID(value))
+    raise InvalidPaymentError(
+        "correlationId must be a UUID such as 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
+    )
+
+
+def parse_amount(value: Any) -> int:
+    """Take a JSON number to exact cents.
+
+    A JSON number arrives as the double nearest to what was written; its shortest decimal form is
+    what was written, as long as that has at most 15 significant digits, which `MAX_CENTS` ensures.
+    Raises `InvalidPaymentError` for anything but a positive number of at most two decimals.
+    """
+    if type(value) is float:
+        cents = round(value * 100)
+        # The common case without Decimal: the double nearest to cents/100 is the one given.
+        if 0 < cents <= MAX_CENTS and cents / 100 == value:
+            return cents
+    elif type(value) is int:
+        if 0 < value <= MAX_CENTS // 100:
+            return value * 100
+    elif value is None:
+        raise InvalidPaymentError("amount is missing")
+    else:
+        raise InvalidPaymentError(f"amount must be a number, not {_kind(value)}")
+    if value <= 0:
+        raise InvalidPaymentError("amount must be more than 0")
+    if value > MAX_CENTS / 100:
+        raise InvalidPaymentError(f"amount must be at most {format_cents(MAX_CENTS)}")
+    raise InvalidPaymentError("amount must have at most 2 decimals")
+
+
+def exact_cents(text: str) -> int | None:
+    """The cents of a decimal number in text, or None where it is not a whole number of cents."""
+    try:
+        cents = Decimal(text).scaleb(2)
+    except InvalidOperation:
+        return None
+    if not cents.is_finite() or cents != cents.to_integral_value():
+        return None
+    return int(cents)
+
+
+def format_cents(cents: int) -> str:
+    """Cents as a JSON number with exactly two decimals: 1990 is `19.90`."""
+    sign = "-" if cents < 0 else ""
+    whole, rest = divmod(abs(cents), 100)
+    return f"{sign}{whole}.{rest:02d}"
+
+
+def _holds_no_number(body: bytes) -> bool:
+    """Whether a body fails to be JSON because of NaN or an infinity, which many encoders write."""
+    strangers: list[str] = []
+
+    def read_float(text: str) -> float:
+        value = float(text)
+        if math.isinf(value):
+            strangers.append(text)
+        return value
+
+    try:
+        json.loads(body, parse_constant=strangers.append, parse_float=read_float)
+    except (ValueError, RecursionError):
+        return False
+    return bool(strangers)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), "a number")

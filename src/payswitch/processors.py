@@ -1,0 +1,250 @@
+"""The processor client: pay, find, health; and what every possible answer means.
+
+The meanings are the design's table of outcomes (docs/design.md). An outcome says one thing: may
+this very try have been recorded, or may it be recorded yet?
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import orjson
+
+from payswitch.instants import format_instant, parse_instant_ms
+from payswitch.payment import exact_cents, format_cents
+from payswitch.transport import NotSent, bytes_left
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """It is recorded, with the `requestedAt` that was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The processor knows the id or does not like the payment; this try recorded nothing."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotPaid:
+    """Certainly not recorded, now or later."""
+
+    reason: str
+    retry_after_ms: int | None = None
+    healthy: bool = True
+    """False when it speaks against the processor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The try is over; it was recorded or not."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """It may be recorded, also later than now."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotSentInTime:
+    """Nothing was written, because the lease had run out."""
+
+
+Outcome = Paid | Refused | NotPaid | Ended | Unknown | NotSentInTime
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The processor has the payment."""
+
+    cents: int
+    requested_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """The processor does not have the payment at this instant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unclear:
+    """The answer tells nothing."""
+
+    reason: str
+
+
+Finding = Found | Missing | Unclear
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a processor says of its health."""
+
+    failing: bool
+    min_response_ms: int
+
+
+_MISCONFIGURED = frozenset({401, 403, 404, 405, 408, 425})
+_GATEWAY_GAVE_UP = frozenset({502, 504})
+_WHOLE_SECONDS = re.compile(r"\d{1,6}", re.ASCII)
+
+
+def classify(status: int, retry_after: str | None, content: bytes) -> Outcome:
+    """What a complete answer to a payment means."""
+    if 200 <= status < 300:
+        if content and not _is_json(content):
+            return Unknown(f"status {status} with a body that is not JSON")
+        return Paid()
+    if status in (400, 422):
+        return Refused(status)
+    if status == 429:
+        seconds = retry_after if retry_after and _WHOLE_SECONDS.fullmatch(retry_after) else None
+        return NotPaid("status 429", int(seconds) * 1000 if seconds else None)
+    if status in _MISCONFIGURED:
+        return NotPaid(f"status {status}", healthy=False)
+    if status in _GATEWAY_GAVE_UP:
+        return Unknown(f"status {status}")
+    return Ended(status)
+
+
+def classify_error(error: httpx.RequestError) -> Outcome:
+    """What the lack of a complete answer to a payment means."""
+    if isinstance(error, NotSent):
+        return NotSentInTime()
+    reason = type(error).__name__
+    if not isinstance(error, httpx.TransportError) or bytes_left(error):
+        return Unknown(reason)
+    return NotPaid(reason, healthy=isinstance(error, httpx.PoolTimeout))
+
+
+def classify_finding(status: int, content: bytes, correlation_id: str) -> Finding:
+    """What a complete answer to `GET /payments/{id}` means."""
+    if status == 404:
+        return Missing()
+    if status != 200:
+        return Unclear(f"status {status}")
+    try:
+        document = orjson.loads(content)
+        cents = exact_cents(repr(document["amount"]))
+        requested_at = parse_instant_ms(document["requestedAt"])
+        same_id = str(document["correlationId"]).lower() == correlation_id
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Unclear("a body that is no payment")
+    if cents is None or not same_id:
+        return Unclear("a body that is another payment")
+    return Found(cents, requested_at)
+
+
+def classify_health(status: int, content: bytes) -> Report | None:
+    """The report, or None where the answer is not exactly one: then nothing is known."""
+    if status != 200:
+        return None
+    try:
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(document, dict):
+        return None
+    failing, slowness = document.get("failing"), document.get("minResponseTime")
+    if type(failing) is not bool or type(slowness) is not int or slowness < 0:
+        return None
+    return Report(failing, slowness)
+
+
+class Processor:
+    """One processor, over the process' one HTTP client."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        client: httpx.AsyncClient,
+        *,
+        pay_limit_ms: int,
+        find_limit_ms: int,
+        connect_limit_ms: int,
+    ) -> None:
+        self.name = name
+        self._client = client
+        self._url = url
+        self._payments = httpx.URL(f"{url}/payments")
+        connect = connect_limit_ms / 1000
+        self._pay_limits = _limits(connect, pay_limit_ms / 1000)
+        self._find_limits = _limits(connect, find_limit_ms / 1000)
+        self._host = self._payments.netloc
+
+    async def pay(
+        self,
+        correlation_id: str,
+        cents: int,
+        requested_at: int,
+        may_send: Callable[[], bool],
+    ) -> Outcome:
+        """Send a payment; `may_send` is asked directly before its bytes are written, with nothing
+        awaited in between. Every outcome is a value; nothing but cancellation is raised."""
+        body = (
+            f'{{"correlationId":"{correlation_id}","amount":{format_cents(cents)},'
+            f'"requestedAt":"{format_instant(requested_at)}"}}'
+        ).encode()
+        request = httpx.Request(
+            "POST",
+            self._payments,
+            headers=[(b"host", self._host), (b"content-type", b"application/json")],
+            content=body,
+            extensions={"timeout": self._pay_limits, "before_write": may_send},
+        )
+        try:
+            response = await self._client.send(request)
+        except httpx.RequestError as error:
+            return classify_error(error)
+        return classify(response.status_code, response.headers.get("retry-after"), response.content)
+
+    async def find(self, correlation_id: str) -> Finding:
+        """Ask whether the processor has a payment. Nothing but cancellation is raised."""
+        request = httpx.Request(
+            "GET",
+            f"{self._url}/payments/{correlation_id}",
+            extensions={"timeout": self._find_limits},
+        )
+        try:
+            response = await self._client.send(request)
+        except httpx.RequestError as error:
+            return Unclear(type(error).__name__)
+        return classify_finding(response.status_code, response.content, correlation_id)
+
+    async def health(self, limit_ms: int) -> Report | None:
+        """Ask how the processor is; None where it doesn't say so in time."""
+        request = httpx.Request(
+            "GET",
+            f"{self._url}/payments/service-health",
+            extensions={"timeout": self._find_limits},
+        )
+        try:
+            async with asyncio.timeout(limit_ms / 1000):
+                response = await self._client.send(request)
+        except (httpx.RequestError, TimeoutError):
+            return None
+        return classify_health(response.status_code, response.content)
+
+
+def _limits(connect_s: float, read_s: float) -> dict[str, Any]:
+    return {"connect": connect_s, "pool": connect_s, "read": read_s, "write": read_s}
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return False
+    return True

@@ -1,0 +1,134 @@
+"""Putting payments on the arq queue, in arq's own wire format, many per round trip.
+
+A payment is acknowledged when this says so: Redis then holds record, backlog entry, job and queue
+entry. Accepting again what is there already changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from dataclasses import dataclass
+from typing import cast
+
+import orjson
+from arq.constants import default_queue_name
+from arq.jobs import serialize_job
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from payswitch import scripts
+from payswitch.clock import boottime_ms
+from payswitch.group_commit import GroupCommit
+from payswitch.payment import Payment
+
+QUEUE = default_queue_name
+JOB_FUNCTION = "pay"
+"""The name of the job function that `workers/payments.py` registers."""
+
+_REPLY_SHARE = 0.2
+"""The part of the limit that is left for Redis' answer to travel: the script refuses before the
+ingress gives up, never after."""
+
+
+class Acceptance(enum.Enum):
+    """What became of a payment that was handed to `AcceptQueue.accept`."""
+
+    NEW = "new"
+    SAME = "same"
+    OTHER_AMOUNT = "other"
+    BACKLOG_FULL = "full"
+
+
+class NotAcceptedError(Exception):
+    """Redis did not take the payment in time, and will not take it later."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    payment: Payment
+    gives_up_at: float
+    """Boot time in ms."""
+
+
+class AcceptQueue:
+    """Accepts payments with one script call per flush (group commit)."""
+
+    def __init__(self, redis: Redis, *, limit_ms: int, max_backlog: int) -> None:
+        self._redis = redis
+        self._script = scripts.load(redis, "accept")
+        self._limit_ms = limit_ms
+        self._max_backlog = max_backlog
+        self._redis_ahead_ms: float | None = None
+        self._commits: GroupCommit[_Entry, str] = GroupCommit(self._flush)
+
+    async def accept(self, payment: Payment) -> Acceptance:
+        """Put the payment on the queue; returns once Redis has it.
+
+        Raises `NotAcceptedError` when Redis has not answered within the limit. Each call carries
+        the instant, by Redis' clock, after which the script refuses it, so that a call that was
+        answered 503 is not carried out when Redis comes back.
+        """
+        entry = _Entry(payment, boottime_ms() + self._limit_ms)
+        try:
+            async with asyncio.timeout(self._limit_ms / 1000):
+                verdict = await self._commits.submit(entry)
+                while verdict == "late":
+                    # Refused by a clock that was set meanwhile; the answer brought its new time.
+                    verdict = await self._commits.submit(entry)
+        except TimeoutError:
+            raise NotAcceptedError("Redis did not answer in time") from None
+        except RedisError as error:
+            raise NotAcceptedError(f"Redis refused: {error}") from None
+        except OSError as error:
+            raise NotAcceptedError(f"Redis can't be reached: {error}") from None
+        return Acceptance(verdict)
+
+    async def _flush(self, entries: list[_Entry]) -> list[str]:
+        if self._redis_ahead_ms is None:
+            await self._read_clock()
+        args = self._arguments(entries)
+        try:
+            answer = await self._script(args=args)
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            self._redis_ahead_ms = None
+            if isinstance(error, RedisTimeoutError):
+                raise
+            # A pooled connection may have died with an earlier Redis. Accepting twice is harmless.
+            await self._read_clock()
+            answer = await self._script(args=self._arguments(entries))
+        self._learn_clock(int(answer[0]))
+        return [verdict.decode() for verdict in cast(list[bytes], answer[1:])]
+
+    def _arguments(self, entries: list[_Entry]) -> list[str | bytes | int]:
+        ahead = cast(float, self._redis_ahead_ms) - self._limit_ms * _REPLY_SHARE
+        enqueued_at = time.time_ns() // 1_000_000
+        args: list[str | bytes | int] = [self._max_backlog]
+        for entry in entries:
+            correlation_id = entry.payment.correlation_id
+            args += (
+                correlation_id,
+                entry.payment.cents,
+                int(entry.gives_up_at + ahead),
+                serialize_job(
+                    JOB_FUNCTION,
+                    (correlation_id,),
+                    {},
+                    None,
+                    enqueued_at,
+                    serializer=orjson.dumps,
+                ),
+            )
+        return args
+
+    async def _read_clock(self) -> None:
+        seconds, microseconds = await self._redis.time()
+        self._learn_clock(seconds * 1000 + microseconds // 1000)
+
+    def _learn_clock(self, redis_now_ms: int) -> None:
+        """Take Redis to have read its clock only just now: the latest instants that follow from it
+        are too early by the answer's way, never too late."""
+        self._redis_ahead_ms = redis_now_ms - boottime_ms()

@@ -1,0 +1,90 @@
+"""Connections to Redis, and whether it may be trusted with acknowledged payments."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+from arq.connections import ArqRedis
+from redis.asyncio import ConnectionPool, Redis
+from redis.exceptions import RedisError
+
+logger = logging.getLogger(__name__)
+
+
+class UntrustworthyRedisError(RuntimeError):
+    """Redis may lose what it has acknowledged, and the settings demand that it doesn't."""
+
+
+def connect(url: str, *, limit_s: float) -> ArqRedis:
+    """A client for `url` whose every command is given up after `limit_s`.
+
+    It connects when it is first used. arq's jobs go through it as JSON.
+    """
+    pool: ConnectionPool = ConnectionPool.from_url(
+        url, socket_timeout=limit_s, socket_connect_timeout=min(limit_s, 1.0)
+    )
+    return ArqRedis(
+        pool_or_conn=pool, job_serializer=orjson.dumps, job_deserializer=orjson.loads
+    )
+
+
+def shown(url: str) -> str:
+    """A Redis URL without its credentials."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+async def risks(redis: Redis) -> list[str]:
+    """What this Redis may lose, a sentence each; empty when it may be trusted.
+
+    Raises `RedisError` when it can't be reached.
+    """
+    try:
+        config: dict[str, Any] = {}
+        for pattern in ("maxmemory*", "append*"):
+            config.update(await redis.config_get(pattern))
+    except RedisError as error:
+        if "CONFIG" not in str(error).upper() and "NOPERM" not in str(error).upper():
+            raise
+        return ["CONFIG is not allowed, so it can't be checked what Redis may lose"]
+    return judge(config)
+
+
+def judge(config: dict[str, Any]) -> list[str]:
+    """What a Redis with these settings may lose."""
+    found: list[str] = []
+    if config.get("maxmemory", "0") != "0" and config.get("maxmemory-policy") != "noeviction":
+        found.append(
+            f"maxmemory-policy is {config.get('maxmemory-policy')}: short of memory, Redis throws "
+            "away payments (set noeviction)"
+        )
+    if config.get("appendonly") != "yes":
+        found.append(
+            "appendonly is off: a restart of Redis loses every payment since the last snapshot "
+            "(set appendonly yes)"
+        )
+    elif config.get("appendfsync") != "always":
+        found.append(
+            f"appendfsync is {config.get('appendfsync')}: a crash loses acknowledged payments "
+            "and pins of the last seconds (set appendfsync always)"
+        )
+    return found
+
+
+async def check_trust(redis: Redis, *, demand: bool) -> None:
+    """Log what Redis may lose; with `demand`, raise `UntrustworthyRedisError` instead.
+
+    A Redis that is away is not judged.
+    """
+    try:
+        found = await risks(redis)
+    except (RedisError, OSError) as error:
+        logger.warning("redis is away, so it is not checked what it may lose: %s", error)
+        return
+    if found and demand:
+        raise UntrustworthyRedisError("; ".join(found))
+    for risk in found:
+        logger.warning("redis: %s", risk)

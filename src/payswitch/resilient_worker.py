@@ -1,0 +1,102 @@
+"""What both kinds of arq worker need: to outlive Redis' faults and a clock that is set."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from datetime import datetime, timedelta
+from typing import Any
+
+import arq.worker
+import uvloop
+from arq.connections import ArqRedis
+from redis.exceptions import RedisError
+
+logger = logging.getLogger(__name__)
+
+_PAUSE_S = 0.2
+_CLOCK_STEP = timedelta(seconds=5)
+
+
+class ResilientWorker(arq.worker.Worker):
+    """An `arq.Worker` whose main loop survives Redis' absence, whose cron survives a step of the
+    clock, and which leaves the health key to the other workers when it closes."""
+
+    _redis_is_away = False
+
+    async def main(self) -> None:
+        """Run until cancelled; Redis may come and go meanwhile."""
+        while True:
+            try:
+                await self.pool.ping()
+                break
+            except (RedisError, OSError) as error:
+                await self._note_redis_away(error)
+        self._redis_is_back()
+        logger.info("taking jobs from %s", self.queue_name)
+        await super().main()
+
+    async def _poll_iteration(self) -> None:
+        try:
+            await self._turn()
+            self._redis_is_back()
+        except (RedisError, OSError) as error:
+            await self._note_redis_away(error)
+            await self._recover()
+
+    async def _turn(self) -> None:
+        """One turn of the main loop; may raise `RedisError`."""
+        await super()._poll_iteration()
+
+    async def _recover(self) -> None:
+        """Start the bookkeeping anew: arq's forgets to free a slot when Redis fails under it."""
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        self.tasks.clear()
+        self.job_counter = 0
+        self.sem = asyncio.BoundedSemaphore(self.max_jobs + 1)
+
+    async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:
+        """Fire what is due; a job whose next run a set clock has put out of reach runs now."""
+        for job in self.cron_jobs:
+            if job.next_run is not None and abs(job.next_run - n) > _CLOCK_STEP:
+                job.next_run = None
+        await super().run_cron(n, delay, num_windows)
+
+    async def close(self) -> None:
+        """Finish what runs, call `on_shutdown`, close the connections."""
+        self.allow_pick_jobs = False
+        if self._pool is None:
+            return
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        if self.on_shutdown:
+            await self.on_shutdown(self.ctx)
+        await self.pool.close(close_connection_pool=True)
+        self._pool = None
+
+    async def _note_redis_away(self, error: Exception) -> None:
+        if not self._redis_is_away:
+            self._redis_is_away = True
+            logger.warning("redis is away: %s", error)
+        await asyncio.sleep(_PAUSE_S)
+
+    def _redis_is_back(self) -> None:
+        if self._redis_is_away:
+            self._redis_is_away = False
+            logger.info("redis is back")
+
+
+def run_worker(worker_class: type[ResilientWorker], settings: type[Any], redis: ArqRedis) -> None:
+    """Run a worker with the attributes of an arq `WorkerSettings` class until it is told to stop.
+
+    Raises what `on_startup` raises.
+    """
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    known = {
+        **inspect.signature(arq.worker.Worker).parameters,
+        **inspect.signature(worker_class.__init__).parameters,
+    }
+    values = {name: value for name, value in vars(settings).items() if name in known}
+    values["redis_settings"] = None
+    worker_class(**values, redis_pool=redis).run()

@@ -1,0 +1,143 @@
+"""Routing in one worker: its circuit breakers over the cluster's selection.
+
+The selection is up to 10 s old; a worker's own results are fresher. A breaker per processor opens
+after consecutive failures, lets one payment through after a while to probe, and closes on success.
+It also caps the calls under way to that processor, so that one that stalls can't hold every slot.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+from payswitch.selector import UNSELECTED, Selection
+
+
+class Verdict(enum.Enum):
+    """What a call says about its processor."""
+
+    GOOD = "good"
+    BAD = "bad"
+    NEUTRAL = "neutral"
+    """Nothing: a rate limit, or nothing was sent."""
+
+
+class BreakerState(enum.Enum):
+    """The classic three states of a circuit breaker."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+    """One probe is under way."""
+
+
+class Breaker:
+    """The circuit breaker and the slots of one processor in one worker. Times are boot time, ms."""
+
+    def __init__(self, *, slots: int, failures: int, probe_ms: int) -> None:
+        self.state = BreakerState.CLOSED
+        self.in_flight = 0
+        self.last_success = float("-inf")
+        self._slots = slots
+        self._limit = failures
+        self._probe_ms = probe_ms
+        self._consecutive = 0
+        self._probe_at = 0.0
+
+    def free(self, now: float) -> int:
+        """How many calls may start: one where a probe is due, none while open."""
+        if self.state is BreakerState.CLOSED:
+            return max(0, self._slots - self.in_flight)
+        return 1 if self.probe_due(now) else 0
+
+    def probe_due(self, now: float) -> bool:
+        """Whether it is open and long enough so."""
+        return self.state is BreakerState.OPEN and now >= self._probe_at
+
+    def reopens_in(self, now: float) -> float:
+        """Ms until a probe is due."""
+        return max(0.0, self._probe_at - now)
+
+    def enter(self) -> bool:
+        """A call starts; True if it is the probe."""
+        self.in_flight += 1
+        if self.state is BreakerState.OPEN:
+            self.state = BreakerState.HALF_OPEN
+            return True
+        return False
+
+    def leave(self, verdict: Verdict, *, probe: bool, now: float) -> None:
+        """A call that `enter` let in is over."""
+        self.in_flight -= 1
+        if verdict is Verdict.GOOD:
+            self.state = BreakerState.CLOSED
+            self._consecutive = 0
+            self.last_success = now
+        elif probe:
+            self._open(now)
+        elif verdict is Verdict.BAD and self.state is BreakerState.CLOSED:
+            self._consecutive += 1
+            if self._consecutive >= self._limit:
+                self._open(now)
+
+    def _open(self, now: float) -> None:
+        self.state = BreakerState.OPEN
+        self._probe_at = now + self._probe_ms
+
+
+class Router:
+    """Which processor a payment without open tries goes to."""
+
+    def __init__(self, breakers: dict[str, Breaker], *, probe_ms: int) -> None:
+        self.breakers = breakers
+        self._probe_ms = probe_ms
+        self._probed: dict[str, float] = {}
+        self.selection: Selection = UNSELECTED
+        self._raw: bytes | None = None
+        self._seen_at = float("-inf")
+
+    def see(self, raw: bytes | None, selection: Selection, now: float) -> None:
+        """Take note of the cached selection as it was just read."""
+        if raw != self._raw:
+            self._raw, self.selection, self._seen_at = raw, selection, now
+
+    def choose(self, now: float) -> str | None:
+        """The processor to use, or None when nothing is healthy.
+
+        The selected one comes first, also when it is due to be probed; the other one steps in
+        while its breaker is open. Where the check found nothing healthy, only a success since then
+        speaks for a processor.
+        """
+        usable = [name for name in self._order() if self._trusted(name)]
+        if all(self.breakers[name].state is not BreakerState.CLOSED for name in usable):
+            return None
+        for name in usable:
+            breaker = self.breakers[name]
+            if breaker.state is BreakerState.CLOSED or breaker.probe_due(now):
+                return name
+        return None
+
+    def to_probe(self, now: float) -> str | None:
+        """Where nothing is healthy: the processor that a single probe should go to, or None while
+        it is too early. They take turns, so that a dead one can't hide the other's recovery."""
+        candidates = [
+            name
+            for name, breaker in self.breakers.items()
+            if breaker.probe_due(now)
+            or (
+                breaker.state is BreakerState.CLOSED
+                and now - self._probed.get(name, float("-inf")) >= self._probe_ms
+            )
+        ]
+        return min(candidates, key=lambda name: self._probed.get(name, 0.0), default=None)
+
+    def probed(self, name: str, now: float) -> None:
+        """A single probe goes to this processor now."""
+        self._probed[name] = now
+
+    def _trusted(self, name: str) -> bool:
+        return self.selection.healthy or self.breakers[name].last_success > self._seen_at
+
+    def _order(self) -> Iterable[str]:
+        first = self.selection.processor
+        return [first, *(name for name in self.breakers if name != first)]

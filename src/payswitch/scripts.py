@@ -1,0 +1,21 @@
+"""Loads the Lua scripts of `payswitch/lua`, each with `common.lua` before it."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+
+
+def load(redis: Redis, name: str) -> AsyncScript:
+    """The script `name` on this Redis: called by its digest, loaded anew where Redis forgot it."""
+    return redis.register_script(source(name))
+
+
+@cache
+def source(name: str) -> str:
+    """The whole text of a script as Redis gets it."""
+    room = files("payswitch") / "lua"
+    return "\n".join((room / f"{part}.lua").read_text() for part in ("common", name))

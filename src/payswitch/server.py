@@ -1,0 +1,125 @@
+"""Serves the ingress with Granian: in this very process, or in several.
+
+One process a part means that a supervisor's signals and a container's limits meet what they name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from pathlib import Path
+
+import uvloop
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server import Server as ProcessesServer
+from granian.server.embed import Server as EmbeddedServer
+from starlette.applications import Starlette
+
+from payswitch.ingress import create_app
+from payswitch.redis_client import check_trust, connect
+from payswitch.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 4096
+_HTTP = HTTP1Settings(header_read_timeout=10_000)
+
+
+def serve(settings: Settings, *, host: str, port: int, uds: Path | None, workers: int) -> None:
+    """Serve until SIGTERM or SIGINT; requests under way are finished.
+
+    Raises `OSError` when the address is taken and `UntrustworthyRedisError` when Redis may lose
+    payments and the settings demand that it doesn't.
+    """
+    uvloop.run(_check_redis(settings))
+    if uds is None:
+        _demand_free_port(host, port)
+    else:
+        _remove_dead_socket(uds)
+    logger.info("listening on %s", uds or f"{host}:{port}")
+    if workers == 1:
+        uvloop.run(_serve_embedded(settings, host, port, uds))
+    else:
+        _serve_processes(host, port, uds, workers)
+
+
+def app_from_environment() -> Starlette:
+    """What each of several Granian processes serves."""
+    return create_app(Settings.from_environment())
+
+
+async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | None) -> None:
+    server = EmbeddedServer(
+        create_app(settings),
+        address=host,
+        port=port,
+        uds=uds,
+        interface=Interfaces.ASGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=_BACKLOG,
+        backpressure=_BACKLOG,
+        http1_settings=_HTTP,
+        log_level=LogLevels.error,
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    await server.serve()
+
+
+def _serve_processes(host: str, port: int, uds: Path | None, workers: int) -> None:
+    ProcessesServer(
+        f"{__name__}:app_from_environment",
+        factory=True,
+        address=host,
+        port=port,
+        uds=uds,
+        workers=workers,
+        interface=Interfaces.ASGI,
+        loop=Loops.uvloop,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=_BACKLOG,
+        backpressure=_BACKLOG,
+        http1_settings=_HTTP,
+        log_level=LogLevels.error,
+        respawn_failed_workers=True,
+        respawn_interval=0.5,
+    ).serve()
+
+
+async def _check_redis(settings: Settings) -> None:
+    redis = connect(settings.redis_url, limit_s=settings.accept_limit_ms / 1000)
+    try:
+        await check_trust(redis, demand=settings.redis_trust == "require")
+    finally:
+        await redis.aclose(close_connection_pool=True)
+
+
+def _demand_free_port(host: str, port: int) -> None:
+    """Granian listens with SO_REUSEPORT, which would share a port that another ingress has."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OSError(error.errno, f"port {port}: {error.strerror}") from None
+
+
+def _remove_dead_socket(path: Path) -> None:
+    """Remove what a killed process left; raises `OSError` where one still listens."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise OSError(f"socket {path} is in use")

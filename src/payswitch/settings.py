@@ -1,0 +1,317 @@
+"""Every setting in one typed place: read from the environment, validated at start.
+
+`docs/settings.md` lists them; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+
+class SettingsError(ValueError):
+    """One or more variables hold a value that is not allowed; the message names them all."""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """How one setting is read: its variable, its parser and what it is for."""
+
+    name: str
+    parse: Callable[[str], Any]
+    allowed: str
+    purpose: str
+
+
+def _setting(name: str, default: Any, kind: tuple[Callable[[str], Any], str], purpose: str) -> Any:
+    parse, allowed = kind
+    return field(default=default, metadata={"variable": Variable(name, parse, allowed, purpose)})
+
+
+def _whole(low: int, high: int) -> tuple[Callable[[str], int], str]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse, f"a whole number from {low} to {high}"
+
+
+def _url(*schemes: str) -> tuple[Callable[[str], str], str]:
+    def parse(text: str) -> str:
+        parts = urlsplit(text)
+        if parts.scheme not in schemes or not (parts.netloc or parts.scheme == "unix"):
+            raise ValueError(text)
+        _ = parts.port
+        return text.rstrip("/") if parts.scheme.startswith("http") else text
+
+    return parse, "a URL with " + " or ".join(f"{scheme}://" for scheme in schemes)
+
+
+def _choice(*values: str) -> tuple[Callable[[str], str], str]:
+    def parse(text: str) -> str:
+        if text not in values:
+            raise ValueError(text)
+        return text
+
+    return parse, "one of " + ", ".join(values)
+
+
+def _text() -> tuple[Callable[[str], str], str]:
+    return str, "any text"
+
+
+_MS = 24 * 3600 * 1000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be set. Times are milliseconds unless the name says otherwise."""
+
+    redis_url: str = _setting(
+        "REDIS_URL",
+        "redis://127.0.0.1:6379/0",
+        _url("redis", "rediss", "unix"),
+        "The Redis that holds queue, records, ledger and selection.",
+    )
+    processor_url_default: str = _setting(
+        "PAYMENT_PROCESSOR_URL_DEFAULT",
+        "http://localhost:8001",
+        _url("http", "https"),
+        "Base URL of the processor `default`, the cheaper one.",
+    )
+    processor_url_fallback: str = _setting(
+        "PAYMENT_PROCESSOR_URL_FALLBACK",
+        "http://localhost:8002",
+        _url("http", "https"),
+        "Base URL of the processor `fallback`.",
+    )
+    accept_limit_ms: int = _setting(
+        "PAYSWITCH_ACCEPT_LIMIT_MS",
+        1200,
+        _whole(100, 60_000),
+        "A payment that Redis has not taken after this long is answered 503. "
+        "It is not executed later.",
+    )
+    max_backlog: int = _setting(
+        "PAYSWITCH_MAX_BACKLOG",
+        5_000_000,
+        _whole(1, 1_000_000_000),
+        "With this many payments unpaid, new ones are answered 503.",
+    )
+    purge: str = _setting(
+        "PAYSWITCH_PURGE",
+        "open",
+        _choice("open", "token", "off"),
+        "`POST /purge-payments`: anyone may (`open`), only with the token (`token`), or nobody "
+        "(`off`).",
+    )
+    purge_token: str = _setting(
+        "PAYSWITCH_PURGE_TOKEN",
+        "",
+        _text(),
+        "The bearer token that `PAYSWITCH_PURGE=token` demands.",
+    )
+    redis_trust: str = _setting(
+        "PAYSWITCH_REDIS_TRUST",
+        "warn",
+        _choice("warn", "require"),
+        "What a part does at start when Redis may lose acknowledged payments: say so (`warn`) or "
+        "refuse to start (`require`).",
+    )
+    worker_slots: int = _setting(
+        "PAYSWITCH_WORKER_SLOTS",
+        512,
+        _whole(1, 10_000),
+        "Payments that one worker process has in hand at most.",
+    )
+    processor_slots: int = _setting(
+        "PAYSWITCH_PROCESSOR_SLOTS",
+        384,
+        _whole(1, 10_000),
+        "Calls that one worker process has under way at most to one processor.",
+    )
+    lease_ms: int = _setting(
+        "PAYSWITCH_LEASE_MS",
+        15_000,
+        _whole(200, _MS),
+        "How long a worker may hold a payment before another takes over: the time to recover from "
+        "a killed worker.",
+    )
+    lease_margin_ms: int = _setting(
+        "PAYSWITCH_LEASE_MARGIN_MS",
+        500,
+        _whole(1, _MS),
+        "A call to a processor does not leave when less than this is left of the lease.",
+    )
+    processor_max_delay_ms: int = _setting(
+        "PAYSWITCH_PROCESSOR_MAX_DELAY_MS",
+        10_000,
+        _whole(1, _MS),
+        "The longest that a processor takes from receiving a payment to recording it. "
+        "Exactly-once rests on it.",
+    )
+    processor_connect_limit_ms: int = _setting(
+        "PAYSWITCH_PROCESSOR_CONNECT_LIMIT_MS",
+        1000,
+        _whole(1, _MS),
+        "Time limit for connecting to a processor.",
+    )
+    processor_find_limit_ms: int = _setting(
+        "PAYSWITCH_PROCESSOR_FIND_LIMIT_MS",
+        5000,
+        _whole(1, _MS),
+        "Time limit for asking a processor whether it has a payment.",
+    )
+    payment_deadline_ms: int = _setting(
+        "PAYSWITCH_PAYMENT_DEADLINE_MS",
+        _MS,
+        _whole(1000, 365 * _MS),
+        "A payment that is unpaid this long after it was accepted becomes a dead letter.",
+    )
+    retry_base_ms: int = _setting(
+        "PAYSWITCH_RETRY_BASE_MS",
+        50,
+        _whole(1, 10_000),
+        "The first pause before another try; it doubles, with jitter, up to "
+        "`PAYSWITCH_RETRY_CAP_MS`.",
+    )
+    retry_cap_ms: int = _setting(
+        "PAYSWITCH_RETRY_CAP_MS",
+        10_000,
+        _whole(1, _MS),
+        "The longest pause before another try; also caps a processor's `Retry-After`.",
+    )
+    breaker_failures: int = _setting(
+        "PAYSWITCH_BREAKER_FAILURES",
+        5,
+        _whole(1, 10_000),
+        "Consecutive failures that open a worker's circuit breaker for a processor.",
+    )
+    breaker_probe_ms: int = _setting(
+        "PAYSWITCH_BREAKER_PROBE_MS",
+        1000,
+        _whole(1, _MS),
+        "An open breaker lets one payment through after this long, to probe.",
+    )
+    stop_limit_ms: int = _setting(
+        "PAYSWITCH_STOP_LIMIT_MS",
+        12_000,
+        _whole(1000, _MS),
+        "A worker that is told to stop finishes what is in flight for at most this long.",
+    )
+    retention_ms: int = _setting(
+        "PAYSWITCH_RETENTION_MS",
+        7 * _MS,
+        _whole(1000, 3650 * _MS),
+        "How long a settled payment's record is kept, and a late duplicate recognised.",
+    )
+    sweep_ms: int = _setting(
+        "PAYSWITCH_SWEEP_MS",
+        30_000,
+        _whole(100, _MS),
+        "How often the cluster checks that every open payment is queued.",
+    )
+    health_throttle_ms: int = _setting(
+        "PAYSWITCH_HEALTH_THROTTLE_MS",
+        5100,
+        _whole(100, _MS),
+        "At most one health check in this time, whoever triggers it. Processors allow one per 5 s.",
+    )
+    health_lock_ms: int = _setting(
+        "PAYSWITCH_HEALTH_LOCK_MS",
+        4000,
+        _whole(50, _MS),
+        "The life of the health check's lock.",
+    )
+    health_limit_ms: int = _setting(
+        "PAYSWITCH_HEALTH_LIMIT_MS",
+        2500,
+        _whole(10, _MS),
+        "Time limit for one call of `service-health`.",
+    )
+    selection_ms: int = _setting(
+        "PAYSWITCH_SELECTION_MS",
+        10_000,
+        _whole(100, _MS),
+        "How long a selection is cached.",
+    )
+    fast_enough_ms: int = _setting(
+        "PAYSWITCH_FAST_ENOUGH_MS",
+        50,
+        _whole(0, _MS),
+        "A healthy processor that answers within this is taken, `default` first.",
+    )
+    fallback_advantage_ms: int = _setting(
+        "PAYSWITCH_FALLBACK_ADVANTAGE_MS",
+        200,
+        _whole(0, _MS),
+        "When both are slow, `default` is taken unless it is slower than `fallback` by more than "
+        "this.",
+    )
+    log_level: str = _setting(
+        "PAYSWITCH_LOG_LEVEL",
+        "info",
+        _choice("debug", "info", "warning", "error"),
+        "The least level of log lines that are written.",
+    )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Read and validate every setting; an unset or empty variable means its default.
+
+        Raises `SettingsError` that names every variable whose value is not allowed.
+        """
+        source = os.environ if environment is None else environment
+        values: dict[str, Any] = {}
+        errors: list[str] = []
+        for name, variable in variables().items():
+            text = source.get(variable.name, "")
+            if not text:
+                continue
+            try:
+                values[name] = variable.parse(text)
+            except ValueError:
+                errors.append(f"{variable.name}={_shown(variable, text)}: {variable.allowed}")
+        settings = cls(**values)
+        errors.extend(settings._contradictions())
+        if errors:
+            raise SettingsError("; ".join(errors))
+        return settings
+
+    def _contradictions(self) -> list[str]:
+        """Settings that are allowed one by one but not together."""
+        found: list[str] = []
+        if self.purge == "token" and not self.purge_token:
+            found.append("PAYSWITCH_PURGE=token needs PAYSWITCH_PURGE_TOKEN")
+        if not self.health_limit_ms < self.health_lock_ms < self.health_throttle_ms:
+            found.append(
+                "PAYSWITCH_HEALTH_LIMIT_MS < PAYSWITCH_HEALTH_LOCK_MS < "
+                "PAYSWITCH_HEALTH_THROTTLE_MS must hold"
+            )
+        if self.lease_margin_ms >= self.lease_ms:
+            found.append("PAYSWITCH_LEASE_MARGIN_MS must be below PAYSWITCH_LEASE_MS")
+        if self.processor_url_default == self.processor_url_fallback:
+            found.append(
+                "PAYMENT_PROCESSOR_URL_DEFAULT and PAYMENT_PROCESSOR_URL_FALLBACK must differ"
+            )
+        return found
+
+    @property
+    def processor_urls(self) -> dict[str, str]:
+        """Base URL by processor name, the cheaper one first."""
+        return {"default": self.processor_url_default, "fallback": self.processor_url_fallback}
+
+
+def variables() -> dict[str, Variable]:
+    """The environment variable of each field of `Settings`, in order."""
+    return {entry.name: entry.metadata["variable"] for entry in fields(Settings)}
+
+
+def _shown(variable: Variable, text: str) -> str:
+    secret = variable.name.endswith("TOKEN") or "://" in text
+    return "(not shown)" if secret and "@" in text else repr(text)

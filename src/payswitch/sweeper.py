@@ -1,0 +1,51 @@
+"""The sweep: every open payment without a queue entry is queued again.
+
+No code path relies on it; it repairs what none foresaw, and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from payswitch import scripts
+
+logger = logging.getLogger(__name__)
+
+THROTTLE_KEY = "payments:sweep"
+_PAGE = 500
+
+
+class Sweeper:
+    """Sweeps once in `every_ms` in the whole cluster, whoever's turn it is."""
+
+    def __init__(self, redis: Redis, *, every_ms: int) -> None:
+        self._redis = redis
+        self._every_ms = every_ms
+        self._sweep = scripts.load(redis, "sweep")
+
+    async def run(self) -> None:
+        """Sweep for ever."""
+        while True:
+            await asyncio.sleep(self._every_ms / 1000)
+            try:
+                if await self._redis.set(THROTTLE_KEY, "1", nx=True, px=self._every_ms):
+                    await self.sweep()
+            except (RedisError, OSError):
+                logger.debug("no sweep: redis is away")
+
+    async def sweep(self) -> int:
+        """Look at every open payment, a page at a time; returns how many were queued again."""
+        first = 0
+        repaired = 0
+        while True:
+            seen, requeued, dropped = await self._sweep(args=[first, _PAGE])
+            for correlation_id in requeued:
+                logger.warning("payment %s had left the queue unpaid", correlation_id.decode())
+            repaired += len(requeued)
+            first += int(seen) - len(dropped)
+            if seen < _PAGE:
+                return repaired

@@ -1,0 +1,182 @@
+"""Which processor a payment is pinned to, and its open tries.
+
+A try is opened in Redis before anything is sent, and closed only by a certain answer to that very
+try. While one is open the payment stays with its processor. What may be done with open tries once
+the **horizon** has passed rests on two clocks: Redis' (the record's `horizon`) and the worker's own
+(`QuietWatch`), so that a step of either alone can't unpin a payment too early.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from redis.asyncio import Redis
+
+from payswitch import scripts
+from payswitch.group_commit import GroupCommit
+
+_TRY = re.compile(r"(\d+)(e?)")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTry:
+    """A try whose outcome is not known: `ended` when the processor has answered it, so that it
+    can't be recorded later than that answer."""
+
+    number: int
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A payment in the hand of one worker: what its record held when the lease was taken."""
+
+    correlation_id: str
+    cents: int
+    token: int
+    generation: str
+    expires_at: float
+    """The lease's end, boot time in ms, counted from before the claim was written."""
+    processor: str | None = None
+    requested_at: int | None = None
+    open_tries: tuple[OpenTry, ...] = ()
+    tries: int = 0
+    """The number of the last try ever opened."""
+    horizon_passed: bool = False
+    """By Redis' clock, nothing that was ever sent can still be recorded."""
+    quiet_ms: int = 0
+    """How long after the last lease a payment that was sent under it may still be recorded."""
+    job_try: int = 1
+    overdue: bool = False
+    """The deadline for paying it has passed."""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was learned of a claim's tries: numbers to close, numbers that have ended."""
+
+    closed: set[int] = field(default_factory=set)
+    ended: set[int] = field(default_factory=set)
+
+    def arguments(self) -> tuple[str, str]:
+        """Both as the scripts take them."""
+        return ",".join(map(str, sorted(self.closed))), ",".join(map(str, sorted(self.ended)))
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """An open try that may now be sent: to whom, with which `requestedAt`."""
+
+    processor: str
+    requested_at: int
+    number: int
+
+
+class Burial(enum.Enum):
+    """What became of an attempt to make a payment a dead letter."""
+
+    BURIED = "buried"
+    STILL_OPEN = "open"
+    LOST = "lost"
+    GONE = "gone"
+
+
+def parse_open_tries(text: str) -> tuple[OpenTry, ...]:
+    """Read the record's `open` field, such as `3 4e`."""
+    return tuple(OpenTry(int(number), mark == "e") for number, mark in _TRY.findall(text))
+
+
+class Tries:
+    """The record's tries in Redis; every change is fenced as the script's head says."""
+
+    def __init__(self, redis: Redis, *, max_delay_ms: int, lease_ms: int) -> None:
+        self._route = scripts.load(redis, "route")
+        self._release = scripts.load(redis, "release")
+        self._bury = scripts.load(redis, "bury")
+        self._max_delay_ms = max_delay_ms
+        self._quiet_ms = lease_ms + max_delay_ms
+        self._routes: GroupCommit[tuple[Claim, str, Findings], Routed | None] = GroupCommit(
+            self._flush_routes
+        )
+        self._releases: GroupCommit[tuple[Claim, int, Findings, str], bool] = GroupCommit(
+            self._flush_releases
+        )
+
+    async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
+        """Open a try before it is sent: to `processor` if no other try is open, else to the pinned
+        one. None if the lease is lost. Raises `RedisError`."""
+        return await self._routes.submit((claim, processor, findings))
+
+    async def release(self, claim: Claim, *, delay_ms: int, findings: Findings, error: str) -> bool:
+        """Note the findings and give the payment back, due in `delay_ms`. False if the lease is
+        another's by now (the findings count all the same). Raises `RedisError`."""
+        return await self._releases.submit((claim, delay_ms, findings, error))
+
+    async def bury(self, claim: Claim, reason: str, findings: Findings) -> Burial:
+        """Make the payment a dead letter that keeps pin and tries. Raises `RedisError`."""
+        [verdict] = await self._bury(
+            args=[
+                claim.correlation_id,
+                claim.token,
+                claim.generation,
+                reason,
+                *findings.arguments(),
+            ]
+        )
+        return Burial(verdict.decode())
+
+    async def _flush_routes(
+        self, items: list[tuple[Claim, str, Findings]]
+    ) -> Sequence[Routed | None]:
+        args: list[str | int] = [self._max_delay_ms, self._quiet_ms]
+        for claim, processor, findings in items:
+            args += (claim.correlation_id, claim.token, claim.generation, processor)
+            args += findings.arguments()
+        answers = await self._route(args=args)
+        return [
+            None if answer is None else Routed(answer[0].decode(), int(answer[1]), int(answer[2]))
+            for answer in answers
+        ]
+
+    async def _flush_releases(self, items: list[tuple[Claim, int, Findings, str]]) -> list[bool]:
+        args: list[str | int] = []
+        for claim, delay_ms, findings, error in items:
+            args += (claim.correlation_id, claim.token, claim.generation, delay_ms)
+            args += (*findings.arguments(), error)
+        return [verdict == b"released" for verdict in await self._release(args=args)]
+
+
+class QuietWatch:
+    """The worker's own view of the horizon, on its own clock.
+
+    Whoever sent the try that a claim shows did so under a lease that was taken before this worker
+    first saw that try. So when the payment has had no newer try for its quiet time since then,
+    nothing sent earlier can still be recorded, whatever Redis' clock did meanwhile.
+    """
+
+    def __init__(self, *, remembered: int = 100_000) -> None:
+        self._seen: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._remembered = remembered
+
+    def passed(self, claim: Claim, now_ms: float) -> bool:
+        """Whether the quiet time has passed here since the claim's last try was first seen."""
+        tries, since = self._seen.get(claim.correlation_id, (-1, now_ms))
+        if tries != claim.tries:
+            self.saw(claim.correlation_id, claim.tries, now_ms)
+            return False
+        return now_ms - since >= claim.quiet_ms
+
+    def saw(self, correlation_id: str, tries: int, now_ms: float) -> None:
+        """Remember that the payment's last try was this one at this instant."""
+        self._seen[correlation_id] = (tries, now_ms)
+        self._seen.move_to_end(correlation_id)
+        if len(self._seen) > self._remembered:
+            self._seen.popitem(last=False)
+
+    def forget(self, correlation_id: str) -> None:
+        """The payment is done with, or has a newer try."""
+        self._seen.pop(correlation_id, None)

@@ -1,0 +1,1 @@
+"""arq entry points: worker settings and job functions, glue only."""

@@ -1,0 +1,94 @@
+"""The health check for arq: a cron function that fires every second, on a queue and in a process of
+its own, so that it never waits behind the payments that wait for it.
+
+Run it with `payswitch health`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import orjson
+from arq.connections import RedisSettings
+from arq.cron import cron
+
+from payswitch.health import HealthCheck
+from payswitch.processors import Processor
+from payswitch.redis_client import check_trust
+from payswitch.selector import Limits, Selector
+from payswitch.settings import Settings
+from payswitch.transport import Transport
+
+settings = Settings.from_environment()
+
+
+async def check_health(ctx: dict[Any, Any]) -> None:
+    """Ask both processors and select, if it is time to and nobody else does."""
+    health_check: HealthCheck = ctx["health_check"]
+    await health_check.check()
+
+
+async def startup(ctx: dict[Any, Any]) -> None:
+    """Make what the cron function needs."""
+    redis = ctx["redis"]
+    await check_trust(redis, demand=settings.redis_trust == "require")
+    limit_s = settings.health_limit_ms / 1000
+    ctx["client"] = httpx.AsyncClient(
+        transport=Transport(max_connections_per_host=4, connect_timeout=limit_s)
+    )
+    ctx["health_check"] = HealthCheck(
+        redis,
+        [
+            Processor(
+                name,
+                url,
+                ctx["client"],
+                pay_limit_ms=settings.health_limit_ms,
+                find_limit_ms=settings.health_limit_ms,
+                connect_limit_ms=settings.health_limit_ms,
+            )
+            for name, url in settings.processor_urls.items()
+        ],
+        Selector(
+            redis,
+            Limits(settings.fast_enough_ms, settings.fallback_advantage_ms),
+            life_ms=settings.selection_ms,
+        ),
+        throttle_ms=settings.health_throttle_ms,
+        lock_ms=settings.health_lock_ms,
+        limit_ms=settings.health_limit_ms,
+    )
+
+
+async def shutdown(ctx: dict[Any, Any]) -> None:
+    """Close the connections to the processors."""
+    if "client" in ctx:
+        await ctx["client"].aclose()
+
+
+class WorkerSettings:
+    """arq's settings of the health queue."""
+
+    cron_jobs = (
+        cron(
+            check_health,
+            name="check_health",
+            second=set(range(60)),
+            microsecond=0,
+            run_at_startup=True,
+            # A job id made of the wall clock would block the check for as long as that steps back.
+            unique=False,
+            timeout=settings.health_lock_ms / 1000,
+            keep_result=0,
+        ),
+    )
+    queue_name = "arq:queue:health"
+    redis_settings = RedisSettings.from_dsn(settings.redis_url)
+    on_startup = startup
+    on_shutdown = shutdown
+    job_serializer = orjson.dumps
+    job_deserializer = orjson.loads
+    keep_result = 0
+    max_tries = 1
+    health_check_interval = 1

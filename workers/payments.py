@@ -1,0 +1,106 @@
+"""The payments queue for arq: its job function and `WorkerSettings`.
+
+Run it with `payswitch worker`; `arq --check workers.payments.WorkerSettings` tells whether one
+lives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import orjson
+from arq.connections import RedisSettings
+from arq.worker import func
+
+from payswitch.dispatcher import Dispatcher, Pauses
+from payswitch.ledger import Ledger
+from payswitch.processors import Processor
+from payswitch.queue import JOB_FUNCTION, QUEUE
+from payswitch.redis_client import check_trust
+from payswitch.routing import Breaker, Router
+from payswitch.settings import Settings
+from payswitch.transport import Transport
+from payswitch.tries import Tries
+
+settings = Settings.from_environment()
+
+
+async def pay(ctx: dict[Any, Any], correlation_id: str) -> None:
+    """Pay one payment, as far as that can be done now."""
+    dispatcher: Dispatcher = ctx["dispatcher"]
+    await dispatcher.dispatch(ctx["claim"], probe=ctx["probe"])
+
+
+async def startup(ctx: dict[Any, Any]) -> None:
+    """Make what the job function needs; refuses to run under arq's own worker, whose rules would
+    delete unpaid payments."""
+    if "payments_worker" not in ctx:
+        raise SystemExit("arq's own worker would lose payments: run `payswitch worker`")
+    redis = ctx["redis"]
+    await check_trust(redis, demand=settings.redis_trust == "require")
+    ctx["client"] = httpx.AsyncClient(
+        transport=Transport(
+            max_connections_per_host=settings.processor_slots * 2,
+            connect_timeout=settings.processor_connect_limit_ms / 1000,
+        )
+    )
+    ctx["dispatcher"] = Dispatcher(
+        processors={
+            name: Processor(
+                name,
+                url,
+                ctx["client"],
+                pay_limit_ms=settings.processor_max_delay_ms + 500,
+                find_limit_ms=settings.processor_find_limit_ms,
+                connect_limit_ms=settings.processor_connect_limit_ms,
+            )
+            for name, url in settings.processor_urls.items()
+        },
+        tries=Tries(
+            redis, max_delay_ms=settings.processor_max_delay_ms, lease_ms=settings.lease_ms
+        ),
+        ledger=Ledger(
+            redis, processors=list(settings.processor_urls), retention_ms=settings.retention_ms
+        ),
+        router=Router(
+            {
+                name: Breaker(
+                    slots=settings.processor_slots,
+                    failures=settings.breaker_failures,
+                    probe_ms=settings.breaker_probe_ms,
+                )
+                for name in settings.processor_urls
+            },
+            probe_ms=settings.breaker_probe_ms,
+        ),
+        pauses=Pauses(settings.retry_base_ms, settings.retry_cap_ms),
+        lease_margin_ms=settings.lease_margin_ms,
+    )
+
+
+async def shutdown(ctx: dict[Any, Any]) -> None:
+    """Close the connections to the processors."""
+    if "client" in ctx:
+        await ctx["client"].aclose()
+
+
+class WorkerSettings:
+    """arq's settings of the payments queue, and those of `PaymentWorker`."""
+
+    functions = (func(pay, name=JOB_FUNCTION),)
+    queue_name = QUEUE
+    redis_settings = RedisSettings.from_dsn(settings.redis_url)
+    on_startup = startup
+    on_shutdown = shutdown
+    job_serializer = orjson.dumps
+    job_deserializer = orjson.loads
+    max_jobs = settings.worker_slots
+    poll_delay = 0
+    keep_result = 0
+    health_check_interval = 1
+    job_completion_wait = settings.stop_limit_ms // 1000
+    lease_ms = settings.lease_ms
+    deadline_ms = settings.payment_deadline_ms
+    probe_limit_ms = settings.processor_max_delay_ms + settings.processor_find_limit_ms + 1000
+    sweep_ms = settings.sweep_ms
