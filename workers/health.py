@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 import orjson
 from arq.connections import RedisSettings
 from arq.cron import cron
 
+from payswitch import assembly
 from payswitch.health import HealthCheck
-from payswitch.processors import Processor
 from payswitch.redis_client import check_trust
-from payswitch.selector import Limits, Selector
 from payswitch.settings import Settings
-from payswitch.transport import Transport
 
 settings = Settings.from_environment()
 
@@ -33,32 +30,8 @@ async def startup(ctx: dict[Any, Any]) -> None:
     """Make what the cron function needs."""
     redis = ctx["redis"]
     await check_trust(redis, demand=settings.redis_trust == "require")
-    limit_s = settings.health_limit_ms / 1000
-    ctx["client"] = httpx.AsyncClient(
-        transport=Transport(max_connections_per_host=4, connect_timeout=limit_s)
-    )
-    ctx["health_check"] = HealthCheck(
-        redis,
-        [
-            Processor(
-                name,
-                url,
-                ctx["client"],
-                pay_limit_ms=settings.health_limit_ms,
-                find_limit_ms=settings.health_limit_ms,
-                connect_limit_ms=settings.health_limit_ms,
-            )
-            for name, url in settings.processor_urls.items()
-        ],
-        Selector(
-            redis,
-            Limits(settings.fast_enough_ms, settings.fallback_advantage_ms),
-            life_ms=settings.selection_ms,
-        ),
-        throttle_ms=settings.health_throttle_ms,
-        lock_ms=settings.health_lock_ms,
-        limit_ms=settings.health_limit_ms,
-    )
+    ctx["client"] = assembly.processor_client(settings)
+    ctx["health_check"] = assembly.health_check(settings, redis, ctx["client"])
 
 
 async def shutdown(ctx: dict[Any, Any]) -> None:

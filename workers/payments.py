@@ -8,20 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 import orjson
 from arq.connections import RedisSettings
 from arq.worker import func
 
-from payswitch.dispatcher import Dispatcher, Pauses
-from payswitch.ledger import Ledger
-from payswitch.processors import Processor
+from payswitch import assembly
+from payswitch.dispatcher import Dispatcher
 from payswitch.queue import JOB_FUNCTION, QUEUE
 from payswitch.redis_client import check_trust
-from payswitch.routing import Breaker, Router
 from payswitch.settings import Settings
-from payswitch.transport import Transport
-from payswitch.tries import Tries
 
 settings = Settings.from_environment()
 
@@ -36,47 +31,11 @@ async def startup(ctx: dict[Any, Any]) -> None:
     """Make what the job function needs; refuses to run under arq's own worker, whose rules would
     delete unpaid payments."""
     if "payments_worker" not in ctx:
-        raise SystemExit("arq's own worker would lose payments: run `payswitch worker`")
+        raise SystemExit("arq's own worker would lose payments; start it as: payswitch worker")
     redis = ctx["redis"]
     await check_trust(redis, demand=settings.redis_trust == "require")
-    ctx["client"] = httpx.AsyncClient(
-        transport=Transport(
-            max_connections_per_host=settings.processor_slots * 2,
-            connect_timeout=settings.processor_connect_limit_ms / 1000,
-        )
-    )
-    ctx["dispatcher"] = Dispatcher(
-        processors={
-            name: Processor(
-                name,
-                url,
-                ctx["client"],
-                pay_limit_ms=settings.processor_max_delay_ms + 500,
-                find_limit_ms=settings.processor_find_limit_ms,
-                connect_limit_ms=settings.processor_connect_limit_ms,
-            )
-            for name, url in settings.processor_urls.items()
-        },
-        tries=Tries(
-            redis, max_delay_ms=settings.processor_max_delay_ms, lease_ms=settings.lease_ms
-        ),
-        ledger=Ledger(
-            redis, processors=list(settings.processor_urls), retention_ms=settings.retention_ms
-        ),
-        router=Router(
-            {
-                name: Breaker(
-                    slots=settings.processor_slots,
-                    failures=settings.breaker_failures,
-                    probe_ms=settings.breaker_probe_ms,
-                )
-                for name in settings.processor_urls
-            },
-            probe_ms=settings.breaker_probe_ms,
-        ),
-        pauses=Pauses(settings.retry_base_ms, settings.retry_cap_ms),
-        lease_margin_ms=settings.lease_margin_ms,
-    )
+    ctx["client"] = assembly.processor_client(settings)
+    ctx["dispatcher"] = assembly.dispatcher(settings, redis, ctx["client"])
 
 
 async def shutdown(ctx: dict[Any, Any]) -> None:

@@ -104,12 +104,14 @@ class Dispatcher:
     async def _ask_first(self, claim: Claim, findings: Findings) -> bool:
         """With a try open, ask its processor before anything else; True if more can be done now."""
         assert claim.processor is not None
-        quiet_here = self._watch.passed(claim, self._clock())
-        nothing_comes_later = claim.horizon_passed and quiet_here
+        passed_here = self._watch.passed(claim, self._clock())
+        nothing_comes_later = claim.horizon_passed and passed_here
         finding = await self._processors[claim.processor].find(claim.correlation_id)
         match finding:
             case Found():
-                await self._settle_found(claim, finding, findings)
+                await self._settle_found(
+                    claim, claim.processor, finding, findings, horizon_passed=passed_here
+                )
                 return False
             case Missing():
                 findings.closed.update(
@@ -120,9 +122,8 @@ class Dispatcher:
                 return True
             case Unclear():
                 if claim.overdue and nothing_comes_later:
-                    await self._bury(
-                        claim, f"unpaid at its deadline; {claim.processor} can't tell", findings
-                    )
+                    reason = f"unpaid at its deadline; {claim.processor} can't tell"
+                    await self._bury(claim, reason, findings, horizon_passed=True)
                 else:
                     error = f"asked {claim.processor}: {finding.reason}"
                     await self._retry(claim, findings, error)
@@ -190,7 +191,7 @@ class Dispatcher:
         finding = await self._processors[routed.processor].find(claim.correlation_id)
         match finding:
             case Found():
-                await self._settle_found(claim, finding, findings, pinned=routed.processor)
+                await self._settle_found(claim, routed.processor, finding, findings)
                 return
             case Missing():
                 findings.closed.add(routed.number)
@@ -204,7 +205,7 @@ class Dispatcher:
         error = f"{routed.processor}: refused with status {outcome.status}"
         match finding:
             case Found():
-                await self._settle_found(claim, finding, findings, pinned=routed.processor)
+                await self._settle_found(claim, routed.processor, finding, findings)
             case Missing():
                 findings.closed.add(routed.number)
                 if self._open_numbers(claim, findings):
@@ -215,15 +216,20 @@ class Dispatcher:
                 await self._retry(claim, findings, error)
 
     async def _settle_found(
-        self, claim: Claim, found: Found, findings: Findings, *, pinned: str | None = None
+        self,
+        claim: Claim,
+        processor: str,
+        found: Found,
+        findings: Findings,
+        *,
+        horizon_passed: bool = False,
     ) -> None:
         """The processor has the id: settled if the amount is ours, else for a person to decide."""
-        processor = pinned or claim.processor
-        assert processor is not None
         if found.cents == claim.cents:
             await self._settle(claim, processor, found.requested_at)
         else:
-            await self._bury(claim, f"{processor} has it with another amount", findings)
+            reason = f"{processor} has it with another amount"
+            await self._bury(claim, reason, findings, horizon_passed=horizon_passed)
 
     async def _settle(self, claim: Claim, processor: str, requested_at: int) -> None:
         """Proof of payment is never dropped: it is brought to Redis until Redis takes it."""
@@ -243,8 +249,10 @@ class Dispatcher:
                 claim.correlation_id,
             )
 
-    async def _bury(self, claim: Claim, reason: str, findings: Findings) -> None:
-        burial = await self._tries.bury(claim, reason, findings)
+    async def _bury(
+        self, claim: Claim, reason: str, findings: Findings, *, horizon_passed: bool = False
+    ) -> None:
+        burial = await self._tries.bury(claim, reason, findings, horizon_passed=horizon_passed)
         if burial is Burial.STILL_OPEN:
             await self._retry(claim, findings, reason)
         elif burial is Burial.BURIED:

@@ -26,9 +26,7 @@ def connect(url: str, *, limit_s: float) -> ArqRedis:
     pool: ConnectionPool = ConnectionPool.from_url(
         url, socket_timeout=limit_s, socket_connect_timeout=min(limit_s, 1.0)
     )
-    return ArqRedis(
-        pool_or_conn=pool, job_serializer=orjson.dumps, job_deserializer=orjson.loads
-    )
+    return ArqRedis(pool_or_conn=pool, job_serializer=orjson.dumps, job_deserializer=orjson.loads)
 
 
 def shown(url: str) -> str:

@@ -63,6 +63,28 @@ class ResilientWorker(arq.worker.Worker):
                 job.next_run = None
         await super().run_cron(n, delay, num_windows)
 
+    async def finish_job(
+        self,
+        job_id: str,
+        finish: bool,
+        result_data: bytes | None,
+        result_timeout_s: float | None,
+        keep_result_forever: bool,
+        incr_score: int | None,
+        keep_in_progress: float | None,
+    ) -> None:
+        """As arq's, but a cron job leaves no key behind for a minute: that guards ids made of the
+        wall clock, which are not used here."""
+        await super().finish_job(
+            job_id,
+            finish,
+            result_data,
+            result_timeout_s,
+            keep_result_forever,
+            incr_score,
+            keep_in_progress=None,
+        )
+
     async def close(self) -> None:
         """Finish what runs, call `on_shutdown`, close the connections."""
         self.allow_pick_jobs = False

@@ -116,8 +116,11 @@ class Tries:
         another's by now (the findings count all the same). Raises `RedisError`."""
         return await self._releases.submit((claim, delay_ms, findings, error))
 
-    async def bury(self, claim: Claim, reason: str, findings: Findings) -> Burial:
-        """Make the payment a dead letter that keeps pin and tries. Raises `RedisError`."""
+    async def bury(
+        self, claim: Claim, reason: str, findings: Findings, *, horizon_passed: bool
+    ) -> Burial:
+        """Make the payment a dead letter that keeps pin and tries. `horizon_passed` is what the
+        worker's own clock says; Redis' is asked by the script. Raises `RedisError`."""
         [verdict] = await self._bury(
             args=[
                 claim.correlation_id,
@@ -125,6 +128,7 @@ class Tries:
                 claim.generation,
                 reason,
                 *findings.arguments(),
+                int(horizon_passed),
             ]
         )
         return Burial(verdict.decode())

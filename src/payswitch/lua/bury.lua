@@ -1,7 +1,9 @@
 -- Bury: a payment that can't be paid becomes a dead letter, by the holder of its lease alone, and
--- never while a try is open whose payment may still be recorded. Pin and tries stay.
+-- never while a try may still be recorded: while one is open that has not ended, and the horizon
+-- has not passed by both Redis' clock and the holder's. Pin and tries stay.
 --
--- ARGV, for each payment: id, token, generation, reason, closed tries, ended tries
+-- ARGV, for each payment: id, token, generation, reason, closed tries, ended tries, '1' if the
+--   horizon has passed by the holder's clock
 -- Returns for each payment: 'buried', 'open' (a try may still be recorded), 'lost', 'gone'
 
 write_even_out_of_memory()
@@ -9,7 +11,14 @@ local now = now_ms()
 local current = generation()
 local answer = {}
 
-for i = 1, #ARGV, 6 do
+local function may_be_recorded_later(open)
+  for _, mark in string.gmatch(open, '(%d+)(e?)') do
+    if mark == '' then return true end
+  end
+  return false
+end
+
+for i = 1, #ARGV, 7 do
   local id, token, of, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local record = 'payment:' .. id
   local known = redis.call('HMGET', record, 'generation', 'token', 'open', 'horizon')
@@ -21,7 +30,8 @@ for i = 1, #ARGV, 6 do
   else
     local open = changed_tries(known[3] or '', ARGV[i + 4], ARGV[i + 5])
     redis.call('HSET', record, 'open', open)
-    if open ~= '' and tonumber(known[4]) > now then
+    local horizon_passed = ARGV[i + 6] == '1' and tonumber(known[4] or '0') <= now
+    if may_be_recorded_later(open) and not horizon_passed then
       verdict = 'open'
     else
       leave_queue(id)

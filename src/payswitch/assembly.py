@@ -1,0 +1,84 @@
+"""Puts the parts together from the settings."""
+
+from __future__ import annotations
+
+import httpx
+from redis.asyncio import Redis
+
+from payswitch.dispatcher import Dispatcher, Pauses
+from payswitch.health import HealthCheck
+from payswitch.ledger import Ledger
+from payswitch.processors import Processor
+from payswitch.routing import Breaker, Router
+from payswitch.selector import Limits, Selector
+from payswitch.settings import Settings
+from payswitch.transport import Transport
+from payswitch.tries import Tries
+
+_BEYOND_THE_DELAY_MS = 500
+
+
+def processor_client(settings: Settings) -> httpx.AsyncClient:
+    """The process' one HTTP client, for both processors. The environment's proxies are not used."""
+    transport = Transport(
+        # Questions (GET) go beside the payments.
+        max_connections_per_host=2 * settings.processor_slots,
+        connect_timeout=settings.processor_connect_limit_ms / 1000,
+    )
+    return httpx.AsyncClient(transport=transport, trust_env=False)
+
+
+def processors(settings: Settings, client: httpx.AsyncClient) -> dict[str, Processor]:
+    """Both processors by name. A call is given up only after the processor's longest delay:
+    hanging up earlier stops nothing over there and only makes unknowns."""
+    return {
+        name: Processor(
+            name,
+            url,
+            client,
+            pay_limit_ms=settings.processor_max_delay_ms + _BEYOND_THE_DELAY_MS,
+            find_limit_ms=settings.processor_find_limit_ms,
+            connect_limit_ms=settings.processor_connect_limit_ms,
+        )
+        for name, url in settings.processor_urls.items()
+    }
+
+
+def dispatcher(settings: Settings, redis: Redis, client: httpx.AsyncClient) -> Dispatcher:
+    """What a payments worker works with."""
+    breakers = {
+        name: Breaker(
+            slots=settings.processor_slots,
+            failures=settings.breaker_failures,
+            probe_ms=settings.breaker_probe_ms,
+        )
+        for name in settings.processor_urls
+    }
+    return Dispatcher(
+        processors=processors(settings, client),
+        tries=Tries(
+            redis, max_delay_ms=settings.processor_max_delay_ms, lease_ms=settings.lease_ms
+        ),
+        ledger=Ledger(
+            redis, processors=list(settings.processor_urls), retention_ms=settings.retention_ms
+        ),
+        router=Router(breakers, probe_ms=settings.breaker_probe_ms),
+        pauses=Pauses(settings.retry_base_ms, settings.retry_cap_ms),
+        lease_margin_ms=settings.lease_margin_ms,
+    )
+
+
+def health_check(settings: Settings, redis: Redis, client: httpx.AsyncClient) -> HealthCheck:
+    """What a health worker works with."""
+    return HealthCheck(
+        redis,
+        list(processors(settings, client).values()),
+        Selector(
+            redis,
+            Limits(settings.fast_enough_ms, settings.fallback_advantage_ms),
+            life_ms=settings.selection_ms,
+        ),
+        throttle_ms=settings.health_throttle_ms,
+        lock_ms=settings.health_lock_ms,
+        limit_ms=settings.health_limit_ms,
+    )

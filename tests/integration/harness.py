@@ -1,0 +1,131 @@
+"""A queue, two processors and hands that claim, for tests of the protocol on a real Redis."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+import httpx
+from arq.connections import ArqRedis
+
+from payswitch import assembly
+from payswitch.claims import Claims
+from payswitch.clock import boottime_ms
+from payswitch.dispatcher import Dispatcher
+from payswitch.ledger import Ledger, Total
+from payswitch.payment import Payment
+from payswitch.queue import Acceptance, AcceptQueue
+from payswitch.records import Record, read_record
+from payswitch.settings import Settings
+from payswitch.tries import Claim
+from tests.support import ScriptedProcessor
+
+FAST = Settings(
+    lease_ms=1500,
+    lease_margin_ms=100,
+    processor_max_delay_ms=300,
+    processor_find_limit_ms=2000,
+    retry_base_ms=1,
+    retry_cap_ms=20,
+    breaker_failures=1000,
+)
+"""Settings under which every recovery takes a second or two."""
+
+
+@dataclass
+class Bench:
+    """Everything between the queue and two scripted processors, without a running worker."""
+
+    redis: ArqRedis
+    settings: Settings
+    default: ScriptedProcessor
+    fallback: ScriptedProcessor
+    dispatcher: Dispatcher
+    ledger: Ledger
+    client: httpx.AsyncClient
+
+    async def accept(self, *, cents: int = 1990) -> str:
+        """Accept a new payment; returns its id."""
+        correlation_id = str(uuid4())
+        queue = AcceptQueue(self.redis, limit_ms=5000, max_backlog=10**6)
+        assert await queue.accept(Payment(correlation_id, cents)) is Acceptance.NEW
+        return correlation_id
+
+    async def claim(self, *, limit: int = 10) -> list[Claim]:
+        """Take what is due, as a worker would."""
+        claims = Claims(
+            self.redis,
+            lease_ms=self.settings.lease_ms,
+            deadline_ms=self.settings.payment_deadline_ms,
+        )
+        return [claimed.claim for claimed in (await claims.take(limit)).taken]
+
+    async def claim_when_due(self, correlation_id: str) -> Claim:
+        """Make one payment due before all others and take it alone."""
+        await self.redis.zadd("arq:queue", {correlation_id: 0}, xx=True)
+        [claim] = await self.claim(limit=1)
+        assert claim.correlation_id == correlation_id
+        return claim
+
+    async def horizon_is_over(self, correlation_id: str) -> bool:
+        """Whether Redis' clock has passed the record's horizon."""
+        seconds, microseconds = await self.redis.time()
+        horizon = await self.field(correlation_id, "horizon")
+        return horizon is None or int(horizon) <= seconds * 1000 + microseconds // 1000
+
+    def use(self, settings: Settings) -> None:
+        """Go on under other settings."""
+        self.settings = settings
+        self.dispatcher = assembly.dispatcher(settings, self.redis, self.client)
+
+    async def dispatch_until_done(self, correlation_id: str, *, times: int = 50) -> Record:
+        """Claim and dispatch until the payment is settled or dead."""
+        for _ in range(times):
+            await self.dispatcher.dispatch(await self.claim_when_due(correlation_id))
+            record = await self.record(correlation_id)
+            if record.state in ("settled", "dead"):
+                return record
+        raise AssertionError(f"still {record}")
+
+    async def record(self, correlation_id: str) -> Record:
+        """The payment's record, which must exist."""
+        record = await read_record(self.redis, correlation_id)
+        assert record is not None
+        return record
+
+    async def field(self, correlation_id: str, name: str) -> str | None:
+        """One field of the record as `redis-cli` shows it."""
+        value = await self.redis.hget(f"payment:{correlation_id}", name)  # type: ignore[misc]
+        return None if value is None else value.decode()
+
+    async def summary(self) -> dict[str, Total]:
+        """All that the ledger holds."""
+        return await self.ledger.summary(None, None)
+
+    def choose(self, processor: str) -> None:
+        """Let new payments go to this processor."""
+        router = self.dispatcher.router
+        selection = replace(router.selection, processor=processor)
+        router.see(processor.encode(), selection, boottime_ms())
+
+
+@contextlib.asynccontextmanager
+async def bench(redis: ArqRedis, settings: Settings = FAST) -> AsyncIterator[Bench]:
+    """Two scripted processors and a dispatcher that pays through them."""
+    async with ScriptedProcessor().running() as default, ScriptedProcessor().running() as fallback:
+        settings = replace(
+            settings, processor_url_default=default.url, processor_url_fallback=fallback.url
+        )
+        client = assembly.processor_client(settings)
+        yield Bench(
+            redis,
+            settings,
+            default,
+            fallback,
+            assembly.dispatcher(settings, redis, client),
+            Ledger(redis, processors=["default", "fallback"], retention_ms=60_000),
+            client,
+        )
+        await client.aclose()

@@ -1,0 +1,367 @@
+"""The life of one payment, against processors that answer as a script says: every row of the table
+of outcomes, on a real Redis and over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import orjson
+import pytest
+from arq.connections import ArqRedis
+
+from payswitch.ledger import Total
+from tests.integration.harness import FAST, Bench, bench
+from tests.support import LOST_REPLY, NEVER, PAID, Reply, free_port
+
+pytestmark = pytest.mark.usefixtures("redis")
+
+
+@pytest.fixture
+async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
+    async with bench(redis) as made:
+        yield made
+
+
+async def test_a_payment_is_paid_and_its_record_says_so(b: Bench) -> None:
+    payment = await b.accept(cents=1990)
+    record = await b.dispatch_until_done(payment)
+    assert (record.state, record.processor, record.tries) == ("settled", "default", 1)
+    assert b.default.posts[0]["amount"] == 19.9
+    assert await b.summary() == {"default": Total(1, 1990), "fallback": Total()}
+
+
+async def test_settled_leaves_nothing_in_the_queue(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    await b.dispatch_until_done(payment)
+    keys = {key.decode() for key in await redis.keys("*") if b"ledger" not in key}
+    assert keys == {f"payment:{payment}", "payments:token"}
+
+
+async def test_a_try_is_open_in_redis_before_the_processor_is_called(b: Bench) -> None:
+    payment = await b.accept()
+    b.default.script = [NEVER]
+    claim = await b.claim_when_due(payment)
+    task = asyncio.create_task(b.dispatcher.dispatch(claim))
+    while not b.default.posts:
+        await asyncio.sleep(0)
+    assert await b.field(payment, "open") == "1"
+    assert await b.field(payment, "processor") == "default"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("status", [422, 400])
+async def test_refused_because_an_earlier_try_was_recorded_is_settled(
+    b: Bench, status: int
+) -> None:
+    payment = await b.accept()
+    b.default.script = [LOST_REPLY]
+    b.default.finds = [Reply(404, b"")]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    b.default.script = [Reply(status)]
+    b.default.finds = [Reply(404, b"")]
+    record = await b.dispatch_until_done(payment)
+    assert record.state == "settled"
+    assert len(b.default.books) == 1
+    assert await b.summary() == {"default": Total(1, 1990), "fallback": Total()}
+
+
+async def test_it_settles_with_the_instant_that_the_processor_recorded(b: Bench) -> None:
+    payment = await b.accept()
+    b.default.books[payment] = {
+        "correlationId": payment,
+        "amount": 19.9,
+        "requestedAt": "2026-01-02T03:04:05.6Z",
+    }
+    record = await b.dispatch_until_done(payment)
+    assert record.requested_at == 1767323045600
+
+
+@pytest.mark.parametrize("status", [422, 400])
+async def test_refused_and_not_there_is_a_dead_letter(b: Bench, status: int) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(status)]
+    record = await b.dispatch_until_done(payment)
+    assert record.state == "dead"
+    assert record.last_error == f"default: refused with status {status}"
+
+
+async def test_another_amount_over_there_is_a_dead_letter_with_its_pin(b: Bench) -> None:
+    payment = await b.accept()
+    b.default.books[payment] = {
+        "correlationId": payment,
+        "amount": 1.0,
+        "requestedAt": "2026-01-02T03:04:05Z",
+    }
+    record = await b.dispatch_until_done(payment)
+    assert (record.state, record.processor) == ("dead", "default")
+    assert record.last_error == "default has it with another amount"
+    assert await b.summary() == {"default": Total(), "fallback": Total()}
+
+
+async def test_an_open_try_is_asked_about_before_anything_is_sent(b: Bench) -> None:
+    payment = await b.accept()
+    b.default.script = [LOST_REPLY]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert await b.field(payment, "open") == "1"
+    record = await b.dispatch_until_done(payment)
+    assert record.state == "settled"
+    assert len(b.default.posts) == 1
+
+
+async def test_after_an_unknown_outcome_it_is_sent_to_the_same_processor_with_the_same_instant(
+    b: Bench,
+) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(hang_up=True)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    b.choose("fallback")
+    await b.dispatch_until_done(payment)
+    first, second = b.default.posts
+    assert first == second
+    assert not b.fallback.posts
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(502),
+        Reply(504),
+        Reply(hang_up=True),
+        NEVER,
+        Reply(200, b"<html>"),
+        Reply(200, b"0" * 100_000),
+    ],
+    ids=["502", "504", "reset", "silence", "nonsense", "endless"],
+)
+async def test_an_unknown_outcome_keeps_the_try_open(b: Bench, reply: Reply) -> None:
+    payment = await b.accept()
+    b.default.script = [reply]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert await b.field(payment, "open") == "1"
+    assert (await b.record(payment)).state == "queued"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 408, 425, 429])
+async def test_a_certain_no_lets_the_payment_go_elsewhere_at_once(b: Bench, status: int) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(status)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert await b.field(payment, "open") == ""
+    b.choose("fallback")
+    record = await b.dispatch_until_done(payment)
+    assert record.processor == "fallback"
+    assert len(b.default.posts) == 1
+
+
+@pytest.mark.parametrize("status", [500, 503, 302])
+async def test_an_error_after_recording_is_settled_by_asking(b: Bench, status: int) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(status, record=True)]
+    record = await b.dispatch_until_done(payment, times=1)
+    assert (record.state, record.tries) == ("settled", 1)
+
+
+@pytest.mark.parametrize("status", [500, 503, 302])
+async def test_an_error_without_recording_lets_the_payment_go_elsewhere(
+    b: Bench, status: int
+) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(status)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    b.choose("fallback")
+    assert (await b.dispatch_until_done(payment)).processor == "fallback"
+
+
+async def test_an_ended_try_that_could_not_be_asked_about_is_closed_by_a_later_404(
+    b: Bench,
+) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(500)]
+    b.default.finds = [Reply(429)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert await b.field(payment, "open") == "1e"
+    b.choose("fallback")
+    record = await b.dispatch_until_done(payment, times=1)
+    assert record.processor == "fallback"
+
+
+async def test_the_500_of_a_second_try_does_not_unpin_while_the_first_is_open(b: Bench) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(hang_up=True), Reply(500)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert await b.field(payment, "open") == "1"
+    b.choose("fallback")
+    await b.dispatch_until_done(payment, times=1)
+    assert len(b.default.posts) == 3
+    assert not b.fallback.posts
+
+
+async def test_a_payment_recorded_late_is_never_sent_elsewhere(b: Bench) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(hang_up=True)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    b.choose("fallback")
+    b.default.books[payment] = b.default.posts[0]
+    record = await b.dispatch_until_done(payment)
+    assert record.processor == "default"
+    assert not b.fallback.posts
+    assert await b.summary() == {"default": Total(1, 1990), "fallback": Total()}
+
+
+async def test_after_the_horizon_a_payment_that_is_not_there_goes_elsewhere(b: Bench) -> None:
+    """Nothing is sent to the silent processor meanwhile, because its breaker is open."""
+    b.dispatcher.router.breakers["default"]._limit = 1
+    b.dispatcher.router.breakers["default"]._probe_ms = 60_000
+    payment = await b.accept()
+    b.default.script = [Reply(hang_up=True)]
+    async with asyncio.timeout(30):
+        record = await b.record(payment)
+        while record.state != "settled":
+            await b.dispatcher.dispatch(await b.claim_when_due(payment))
+            record = await b.record(payment)
+            assert not b.fallback.posts or await b.horizon_is_over(payment)
+    assert record.processor == "fallback"
+    assert len(b.default.posts) == 1
+
+
+async def test_a_refused_connection_closes_the_try(redis: ArqRedis) -> None:
+    async with bench(redis) as b:
+        gone = replace(
+            FAST,
+            processor_url_default=f"http://127.0.0.1:{free_port()}",
+            processor_url_fallback=b.fallback.url,
+        )
+        b.use(gone)
+        payment = await b.accept()
+        await b.dispatcher.dispatch(await b.claim_when_due(payment))
+        assert await b.field(payment, "open") == ""
+        assert (await b.record(payment)).last_error == "default: ConnectError"
+        b.choose("fallback")
+        assert (await b.dispatch_until_done(payment)).processor == "fallback"
+
+
+async def test_retry_after_is_heeded(b: Bench, redis: ArqRedis) -> None:
+    b.use(replace(b.settings, retry_cap_ms=10_000))
+    payment = await b.accept()
+    b.default.script = [Reply(429, headers=(("retry-after", "5"),))]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    due = await redis.zscore("arq:queue", payment)
+    seconds, _ = await redis.time()
+    assert due is not None
+    assert 3 < due / 1000 - seconds <= 6
+
+
+async def test_a_lease_that_ran_out_sends_nothing(b: Bench) -> None:
+    payment = await b.accept()
+    claim = replace(await b.claim_when_due(payment), expires_at=0.0)
+    await b.dispatcher.dispatch(claim)
+    assert not b.default.posts
+    assert await b.field(payment, "open") == ""
+    assert (await b.record(payment)).state == "queued"
+
+
+async def test_a_payment_taken_over_is_not_sent_by_its_former_holder(b: Bench) -> None:
+    payment = await b.accept()
+    former = await b.claim_when_due(payment)
+    await b.claim_when_due(payment)
+    await b.dispatcher.dispatch(former)
+    assert not b.default.posts
+
+
+async def test_a_former_holder_can_not_give_back_what_another_holds(b: Bench) -> None:
+    payment = await b.accept()
+    former = await b.claim_when_due(payment)
+    await b.claim_when_due(payment)
+    await b.dispatcher.give_back(former, delay_ms=0)
+    assert (await b.record(payment)).state == "processing"
+
+
+async def test_proof_of_payment_by_a_former_holder_settles(b: Bench) -> None:
+    payment = await b.accept()
+    former = await b.claim_when_due(payment)
+    b.default.script = [NEVER]
+    task = asyncio.create_task(b.dispatcher.dispatch(former))
+    while not b.default.posts:
+        await asyncio.sleep(0)
+    await b.claim_when_due(payment)
+    requested_at = int(await b.field(payment, "requested_at") or 0)
+    settlement = await b.ledger.settle(former, "default", requested_at)
+    assert settlement.value == "settled"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await b.summary() == {"default": Total(1, 1990), "fallback": Total()}
+
+
+async def test_proof_from_a_processor_it_is_not_pinned_to_is_kept_as_an_incident(
+    b: Bench, redis: ArqRedis
+) -> None:
+    payment = await b.accept()
+    claim = await b.claim_when_due(payment)
+    await b.dispatcher.dispatch(claim)
+    assert (await b.ledger.settle(claim, "fallback", 1)).value == "incident"
+    [raw] = await redis.lrange("payments:incidents", 0, -1)  # type: ignore[misc]
+    incident = orjson.loads(raw)
+    assert (incident["correlationId"], incident["paidBy"]) == (payment, "fallback")
+    assert await b.summary() == {"default": Total(1, 1990), "fallback": Total()}
+
+
+async def test_proof_for_a_dead_letter_settles_it(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(422)]
+    claim = await b.claim_when_due(payment)
+    await b.dispatcher.dispatch(claim)
+    assert await redis.zcard("payments:dead") == 1
+    assert (await b.ledger.settle(claim, "default", 1)).value == "settled"
+    assert await redis.zcard("payments:dead") == 0
+    assert (await b.record(payment)).state == "settled"
+
+
+async def test_an_overdue_payment_becomes_a_dead_letter(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    claim = replace(await b.claim_when_due(payment), overdue=True)
+    await b.dispatcher.dispatch(claim)
+    record = await b.record(payment)
+    assert (record.state, record.last_error) == ("dead", "unpaid at its deadline")
+    assert not b.default.posts
+    assert [key async for key in redis.scan_iter("arq:*")] == []
+
+
+async def test_an_overdue_payment_with_an_open_try_is_not_buried_before_the_horizon(
+    b: Bench,
+) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(hang_up=True)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    b.default.finds = [Reply(500)]
+    await b.dispatcher.dispatch(replace(await b.claim_when_due(payment), overdue=True))
+    assert (await b.record(payment)).state == "queued"
+
+
+async def test_a_purged_payment_is_neither_sent_nor_recorded(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    claim = await b.claim_when_due(payment)
+    await redis.incr("payments:generation")
+    await b.dispatcher.dispatch(claim)
+    assert not b.default.posts
+    assert (await b.ledger.settle(claim, "default", 1)).value == "gone"
+    assert await b.summary() == {"default": Total(), "fallback": Total()}
+
+
+async def test_while_the_processor_has_no_free_slot_the_payment_is_given_back(
+    b: Bench,
+) -> None:
+    b.use(replace(b.settings, processor_slots=1))
+    first, second = await b.accept(), await b.accept()
+    b.default.script = [NEVER, PAID]
+    task = asyncio.create_task(b.dispatcher.dispatch(await b.claim_when_due(first)))
+    while not b.default.posts:
+        await asyncio.sleep(0)
+    await b.dispatcher.dispatch(await b.claim_when_due(second))
+    assert len(b.default.posts) == 1
+    assert (await b.record(second)).state == "queued"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

