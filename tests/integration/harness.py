@@ -16,6 +16,7 @@ from payswitch.clock import boottime_ms
 from payswitch.dispatcher import Dispatcher
 from payswitch.ledger import Ledger, Total
 from payswitch.payment import Payment
+from payswitch.purge import Purge
 from payswitch.queue import Acceptance, AcceptQueue
 from payswitch.records import Record, read_record
 from payswitch.settings import Settings
@@ -46,9 +47,9 @@ class Bench:
     ledger: Ledger
     client: httpx.AsyncClient
 
-    async def accept(self, *, cents: int = 1990) -> str:
+    async def accept(self, *, cents: int = 1990, correlation_id: str | None = None) -> str:
         """Accept a new payment; returns its id."""
-        correlation_id = str(uuid4())
+        correlation_id = correlation_id or str(uuid4())
         queue = AcceptQueue(self.redis, limit_ms=5000, max_backlog=10**6)
         assert await queue.accept(Payment(correlation_id, cents)) is Acceptance.NEW
         return correlation_id
@@ -99,6 +100,14 @@ class Bench:
         """One field of the record as `redis-cli` shows it."""
         value = await self.redis.hget(f"payment:{correlation_id}", name)  # type: ignore[misc]
         return None if value is None else value.decode()
+
+    async def purge(self) -> None:
+        """Purge, as the endpoint does."""
+        await Purge(self.redis).run()
+
+    async def purge_leftovers(self) -> None:
+        """The purge's second half: remove what earlier generations left."""
+        await Purge(self.redis).forget()
 
     async def summary(self) -> dict[str, Total]:
         """All that the ledger holds."""

@@ -1,0 +1,95 @@
+"""Purging on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from arq.connections import ArqRedis
+
+from payswitch.ledger import Total
+from payswitch.records import read_record
+from tests.integration.harness import Bench, bench
+from tests.support import NEVER, Reply
+
+NOTHING = {"default": Total(), "fallback": Total()}
+
+
+@pytest.fixture
+async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
+    async with bench(redis) as made:
+        yield made
+
+
+async def test_a_purge_forgets_what_is_queued_settled_and_dead(b: Bench, redis: ArqRedis) -> None:
+    settled, dead, queued = [await b.accept() for _ in range(3)]
+    await b.dispatch_until_done(settled)
+    b.default.script = [Reply(422)]
+    await b.dispatch_until_done(dead)
+    await b.purge()
+    assert await b.summary() == NOTHING
+    for payment in (settled, dead, queued):
+        assert await read_record(redis, payment) is None
+    keys = {key.decode() for key in await redis.keys("*")}
+    assert keys == {"payments:generation", "payments:token"}
+
+
+async def test_throttle_lock_and_selection_survive_a_purge(b: Bench, redis: ArqRedis) -> None:
+    survivors = {"healthcheck:throttle", "healthcheck:lock", "selected_payment_processor"}
+    for key in survivors:
+        await redis.set(key, "x")
+    await b.purge()
+    assert await redis.exists(*survivors) == 3
+
+
+async def test_a_purge_waits_for_calls_under_way(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    claim = await b.claim_when_due(payment)
+    purge = asyncio.create_task(b.purge())
+    while not await redis.exists("payments:purging"):
+        await asyncio.sleep(0)
+    await b.dispatcher.dispatch(claim)
+    assert (await b.summary())["default"] == Total(1, 1990)
+    await purge
+    assert await b.summary() == NOTHING
+
+
+async def test_a_payment_that_finishes_after_the_purge_does_not_come_back(b: Bench) -> None:
+    payment = await b.accept()
+    claim = await b.claim_when_due(payment)
+    b.default.script = [NEVER]
+    call = asyncio.create_task(b.dispatcher.dispatch(claim))
+    await b.purge()
+    await asyncio.gather(call, return_exceptions=True)
+    assert (await b.ledger.settle(claim, "default", 1)).value == "gone"
+    assert await b.summary() == NOTHING
+
+
+async def test_the_same_id_is_new_after_a_purge(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    await b.claim_when_due(payment)
+    await redis.incr("payments:generation")
+    await redis.delete("arq:queue", "payments:open")
+    again = await b.accept(correlation_id=payment, cents=5)
+    await b.dispatch_until_done(again)
+    assert await b.summary() == {"default": Total(1, 5), "fallback": Total()}
+
+
+async def test_payments_accepted_while_the_old_ones_are_removed_stay(
+    b: Bench, redis: ArqRedis
+) -> None:
+    old = [await b.accept() for _ in range(50)]
+    await redis.incr("payments:generation")
+    new = [await b.accept() for _ in range(50)]
+    await b.purge_leftovers()
+    assert [await read_record(redis, payment) for payment in old] == [None] * 50
+    assert all([await read_record(redis, payment) for payment in new])
+    assert await redis.exists(*(f"arq:job:{payment}" for payment in new)) == 50
+
+
+async def test_other_keys_in_the_same_redis_are_left_alone(b: Bench, redis: ArqRedis) -> None:
+    await redis.set("somebody:else", "1")
+    await redis.enqueue_job("other", _job_id="other", _queue_name="other:queue")
+    await b.purge()
+    assert await redis.exists("somebody:else", "arq:job:other", "other:queue") == 3

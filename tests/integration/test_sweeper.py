@@ -1,0 +1,50 @@
+"""The sweep on a real Redis."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from arq.connections import ArqRedis
+
+from payswitch.sweeper import Sweeper
+from tests.integration.harness import Bench, bench
+
+
+@pytest.fixture
+async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
+    async with bench(redis) as made:
+        yield made
+
+
+async def test_a_payment_that_fell_out_of_the_queue_is_paid_after_a_sweep(
+    b: Bench, redis: ArqRedis
+) -> None:
+    payments = [await b.accept() for _ in range(3)]
+    await redis.zrem("arq:queue", payments[1])
+    await redis.delete(f"arq:job:{payments[1]}")
+    assert await Sweeper(redis, every_ms=1000).sweep() == 1
+    assert (await b.dispatch_until_done(payments[1])).state == "settled"
+
+
+async def test_a_sweep_leaves_alone_what_is_queued_or_in_flight(b: Bench, redis: ArqRedis) -> None:
+    await b.accept()
+    await b.accept()
+    await b.claim(limit=1)
+    before = await redis.zrange("arq:queue", 0, -1, withscores=True)
+    assert await Sweeper(redis, every_ms=1000).sweep() == 0
+    assert await redis.zrange("arq:queue", 0, -1, withscores=True) == before
+
+
+async def test_a_sweep_goes_through_more_than_a_page(b: Bench, redis: ArqRedis) -> None:
+    for _ in range(1201):
+        await b.accept()
+    await redis.delete("arq:queue")
+    assert await Sweeper(redis, every_ms=1000).sweep() == 1201
+    assert await redis.zcard("arq:queue") == 1201
+
+
+async def test_an_entry_of_an_unknown_payment_is_dropped_from_the_backlog(redis: ArqRedis) -> None:
+    await redis.zadd("payments:open", {"ghost": 1})
+    assert await Sweeper(redis, every_ms=1000).sweep() == 0
+    assert await redis.zcard("payments:open") == 0
