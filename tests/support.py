@@ -133,7 +133,8 @@ class ScriptedProcessor:
     finds: list[Reply] = field(default_factory=list)
     books: dict[str, dict[str, object]] = field(default_factory=dict)
     posts: list[dict[str, object]] = field(default_factory=list)
-    asked: int = 0
+    health: Reply = Reply(200, b'{"failing":false,"minResponseTime":0}')
+    health_calls: int = 0
     url: str = ""
 
     def answer(self, method: str, path: str, body: bytes) -> Reply:
@@ -148,7 +149,9 @@ class ScriptedProcessor:
             if reply.record:
                 self.books[payment["correlationId"]] = payment
             return reply
-        self.asked += 1
+        if path.endswith("/service-health"):
+            self.health_calls += 1
+            return self.health
         if self.finds:
             return self.finds.pop(0)
         found = self.books.get(path.rpartition("/")[2])

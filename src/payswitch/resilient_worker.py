@@ -93,7 +93,7 @@ class ResilientWorker(arq.worker.Worker):
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
-        await self.pool.close(close_connection_pool=True)
+        await self.pool.aclose(close_connection_pool=True)
         self._pool = None
 
     async def _note_redis_away(self, error: Exception) -> None:

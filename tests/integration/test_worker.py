@@ -1,0 +1,336 @@
+"""The payments worker as a whole, in this process and as a process of its own, on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import pytest
+from arq.connections import ArqRedis
+from arq.worker import Retry, func
+
+from payswitch import assembly
+from payswitch.dispatcher import Dispatcher
+from payswitch.ledger import Total
+from payswitch.queue import JOB_FUNCTION
+from payswitch.redis_client import connect
+from payswitch.selector import SELECTION_KEY
+from payswitch.settings import Settings
+from payswitch.worker import PaymentWorker
+from tests.integration.harness import FAST, Bench, bench
+from tests.support import LOST_REPLY, NEVER, RedisServer, Reply, eventually
+
+
+@pytest.fixture
+async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
+    async with bench(redis, replace(FAST, sweep_ms=100, breaker_probe_ms=50)) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def running_worker(
+    b: Bench, url: str, *, job: Any = None, **options: Any
+) -> AsyncIterator[PaymentWorker]:
+    """A worker in this process while the context is open."""
+    settings: Settings = b.settings
+
+    async def pay(ctx: dict[Any, Any], correlation_id: str) -> None:
+        dispatcher: Dispatcher = ctx["dispatcher"]
+        await dispatcher.dispatch(ctx["claim"], probe=ctx["probe"])
+
+    async def startup(ctx: dict[Any, Any]) -> None:
+        ctx["dispatcher"] = assembly.dispatcher(settings, ctx["redis"], b.client)
+
+    worker = PaymentWorker(
+        functions=[func(job or pay, name=JOB_FUNCTION)],
+        redis_pool=connect(url, limit_s=5),
+        on_startup=startup,
+        handle_signals=False,
+        poll_delay=0,
+        max_jobs=settings.worker_slots,
+        job_deserializer=orjson.loads,
+        health_check_interval=1,
+        lease_ms=settings.lease_ms,
+        deadline_ms=settings.payment_deadline_ms,
+        probe_limit_ms=5000,
+        sweep_ms=settings.sweep_ms,
+        **options,
+    )
+    task = asyncio.create_task(worker.async_run())
+    try:
+        yield worker
+    finally:
+        worker.handle_sig(signal.SIGUSR1)
+        await asyncio.gather(task, return_exceptions=True)
+        await worker.close()
+
+
+async def all_settled(b: Bench, count: int) -> None:
+    async def done() -> bool:
+        return sum(total.count for total in (await b.summary()).values()) == count
+
+    await eventually(done, what=f"{count} payments settled")
+
+
+async def test_it_pays_what_is_accepted_before_and_after_it_started(
+    b: Bench, redis_server: RedisServer
+) -> None:
+    await b.accept()
+    async with running_worker(b, redis_server.url):
+        await all_settled(b, 1)
+        for _ in range(20):
+            await b.accept()
+        await all_settled(b, 21)
+    assert len(b.default.posts) == 21
+
+
+async def test_two_workers_share_the_queue_and_pay_each_once(
+    b: Bench, redis_server: RedisServer
+) -> None:
+    async with running_worker(b, redis_server.url), running_worker(b, redis_server.url):
+        for _ in range(100):
+            await b.accept()
+        await all_settled(b, 100)
+    assert len(b.default.posts) == len(b.default.books) == 100
+
+
+async def test_a_payment_that_is_due_later_is_paid_when_it_is_due(
+    b: Bench, redis_server: RedisServer
+) -> None:
+    b.default.script = [Reply(429), Reply(500), LOST_REPLY]
+    async with running_worker(b, redis_server.url):
+        await b.accept()
+        await all_settled(b, 1)
+    assert len(b.default.books) == 1
+
+
+async def test_an_exception_of_the_job_function_loses_no_payment(
+    b: Bench, redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    failures = iter([RuntimeError("a bug"), Retry(defer=0.01)])
+
+    async def fails_twice(ctx: dict[Any, Any], correlation_id: str) -> None:
+        for failure in failures:
+            await redis.zadd("arq:queue", {correlation_id: 0}, xx=True)
+            raise failure
+        await ctx["dispatcher"].dispatch(ctx["claim"])
+
+    payment = await b.accept()
+    async with running_worker(b, redis_server.url, job=fails_twice):
+
+        async def given_back() -> bool:
+            due = await redis.zscore("arq:queue", payment)
+            if due is not None and (await b.record(payment)).state == "queued":
+                await redis.zadd("arq:queue", {payment: 0}, xx=True)
+                await redis.lpush("payments:wake", "1")  # type: ignore[misc]
+            return (await b.record(payment)).state == "settled"
+
+        await eventually(given_back, what="the payment is settled")
+
+
+async def test_a_job_of_an_unknown_function_is_left_for_others(
+    b: Bench, redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    payment = await b.accept()
+    job = orjson.loads(await redis.get(f"arq:job:{payment}") or b"")
+    await redis.set(f"arq:job:{payment}", orjson.dumps(job | {"f": "pay_in_version_2"}))
+    async with running_worker(b, redis_server.url) as worker:
+
+        async def put_aside() -> bool:
+            return worker.jobs_retried == 1 and (await b.record(payment)).state == "queued"
+
+        await eventually(put_aside, what="the job is put aside")
+    assert await redis.exists(f"arq:job:{payment}")
+    assert not b.default.posts
+
+
+async def test_unreadable_job_bytes_do_not_stop_a_payment(
+    b: Bench, redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    payment = await b.accept()
+    await redis.set(f"arq:job:{payment}", b"\x00nonsense")
+    async with running_worker(b, redis_server.url):
+        await all_settled(b, 1)
+
+
+async def test_stopping_gives_back_at_once_what_is_still_unanswered(
+    b: Bench, redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    b.default.script = [NEVER]
+    payment = await b.accept()
+    async with running_worker(b, redis_server.url):
+
+        async def sent() -> bool:
+            return len(b.default.posts) == 1
+
+        await eventually(sent, what="the payment is sent")
+    record = await b.record(payment)
+    assert record.state == "queued"
+    assert await b.field(payment, "open") == "1"
+    assert await redis.zcard("payments:in-flight") == 0
+    assert (await b.claim())[0].correlation_id == payment
+
+
+async def test_it_goes_on_when_redis_was_killed_and_restarted(own_redis: RedisServer) -> None:
+    redis = connect(own_redis.url, limit_s=5)
+    async with bench(redis, FAST) as b, running_worker(b, own_redis.url):
+        await b.accept()
+        await all_settled(b, 1)
+        own_redis.kill()
+        own_redis.start()
+        await redis.connection_pool.disconnect()
+        await b.accept()
+        await all_settled(b, 2)
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_it_starts_while_redis_is_away_and_waits_for_it(own_redis: RedisServer) -> None:
+    redis = connect(own_redis.url, limit_s=5)
+    own_redis.kill()
+    async with bench(redis, FAST) as b, running_worker(b, own_redis.url):
+        own_redis.start()
+        await b.accept()
+        await all_settled(b, 1)
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_the_hooks_and_ctx_are_those_of_arqs_documentation(
+    b: Bench, redis_server: RedisServer
+) -> None:
+    seen: list[tuple[str, str, int]] = []
+
+    async def note(ctx: dict[Any, Any]) -> None:
+        seen.append((ctx["job_id"], type(ctx["enqueue_time"]).__name__, ctx["job_try"]))
+
+    payment = await b.accept()
+    hooks = {"on_job_start": note, "on_job_end": note, "after_job_end": note}
+    async with running_worker(b, redis_server.url, **hooks):
+
+        async def all_called() -> bool:
+            return len(seen) == 3
+
+        await eventually(all_called, what="three hooks were called")
+    assert seen == [(payment, "datetime", 1)] * 3
+
+
+async def test_closing_leaves_the_health_key_to_the_other_workers(
+    b: Bench, redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    async def alive() -> bool:
+        return bool(await redis.exists("arq:queue:health-check"))
+
+    async with running_worker(b, redis_server.url):
+        await eventually(alive, what="the health key is written")
+    assert await alive()
+
+
+async def test_where_nothing_is_healthy_one_probe_at_a_time_goes_out(
+    b: Bench, redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    await redis.set(
+        SELECTION_KEY, orjson.dumps({"processor": "default", "healthy": False, "reason": ""})
+    )
+    b.default.script = [NEVER]
+    b.fallback.script = [NEVER]
+    for _ in range(20):
+        await b.accept()
+    async with running_worker(b, redis_server.url), running_worker(b, redis_server.url):
+
+        async def probing() -> bool:
+            return len(b.default.posts) + len(b.fallback.posts) > 0
+
+        await eventually(probing, what="a probe goes out")
+        assert len(b.default.posts) + len(b.fallback.posts) == 1
+        await all_settled(b, 20)
+
+
+async def test_a_stale_choice_of_a_dead_processor_is_overridden_by_the_breaker(
+    redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    settings = replace(FAST, breaker_failures=3, breaker_probe_ms=60_000)
+    async with bench(redis, settings) as b:
+        b.default.script = [Reply(500)] * 1000
+        await redis.set(
+            SELECTION_KEY, orjson.dumps({"processor": "default", "healthy": True, "reason": ""})
+        )
+        async with running_worker(b, redis_server.url):
+            for _ in range(30):
+                await b.accept()
+            await all_settled(b, 30)
+    assert (await b.summary())["fallback"] == Total(30, 30 * 1990)
+
+
+def command_environment(b: Bench, url: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "REDIS_URL": url,
+        "PAYMENT_PROCESSOR_URL_DEFAULT": b.default.url,
+        "PAYMENT_PROCESSOR_URL_FALLBACK": b.fallback.url,
+    }
+
+
+async def run_command(b: Bench, url: str, *command: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        env=command_environment(b, url),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode or 0, output.decode()
+
+
+async def test_arqs_own_command_refuses_and_says_what_to_run(
+    b: Bench, redis_server: RedisServer
+) -> None:
+    await b.accept()
+    code, output = await run_command(
+        b, redis_server.url, "-m", "arq", "workers.payments.WorkerSettings"
+    )
+    assert code != 0
+    assert "payswitch worker" in output
+    assert (await b.claim())[0].job_try == 1
+
+
+async def test_arqs_check_tells_whether_a_worker_lives(b: Bench, redis_server: RedisServer) -> None:
+    check = ("-m", "arq", "--check", "workers.payments.WorkerSettings")
+    code, _ = await run_command(b, redis_server.url, *check)
+    assert code == 1
+    async with running_worker(b, redis_server.url):
+        await eventually(
+            lambda: _is_zero(run_command(b, redis_server.url, *check)), what="--check succeeds"
+        )
+
+
+async def _is_zero(run: Any) -> bool:
+    code, _ = await run
+    return bool(code == 0)
+
+
+async def test_sigterm_finishes_what_is_in_flight_and_exits_cleanly(
+    b: Bench, redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    b.default.script = [NEVER]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", "from payswitch.cli import main; main()", "worker"),
+        env=command_environment(b, redis_server.url) | {"PAYSWITCH_STOP_LIMIT_MS": "1000"},
+    )
+    payment = await b.accept()
+
+    async def sent() -> bool:
+        return len(b.default.posts) == 1
+
+    await eventually(sent, what="the payment is sent")
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert (await b.record(payment)).state == "queued"
+    assert await redis.zcard("payments:in-flight") == 0
