@@ -89,6 +89,7 @@ class Ingress:
 
     async def close(self) -> None:
         """Close the connections."""
+        await self._purge.close()
         await self._redis.aclose(close_connection_pool=True)
         await self._slow_redis.aclose(close_connection_pool=True)
 

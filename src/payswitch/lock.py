@@ -20,7 +20,7 @@ class Lock:
         self.key = key
         self._redis = redis
         self._life_ms = life_ms
-        self._unlock = scripts.load(redis, "unlock")
+        self._delete_if = scripts.load(redis, "delete_if")
 
     async def acquire(self) -> str | None:
         """The token of the lock that was taken, or None where another holds it."""
@@ -30,4 +30,4 @@ class Lock:
 
     async def release(self, token: str) -> bool:
         """Give the lock back; False (and nothing happens) if it is no longer this token's."""
-        return bool(await self._unlock(keys=[self.key], args=[token]))
+        return bool(await self._delete_if(keys=[self.key], args=[token]))

@@ -6,16 +6,19 @@ import asyncio
 import logging
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from payswitch import scripts
 
 logger = logging.getLogger(__name__)
 
 PURGING_KEY = "payments:purging"
+LEFTOVERS_KEY = "payments:leftovers"
 IN_FLIGHT_KEY = "payments:in-flight"
 
 _CALLS_MAY_TAKE_S = 1.0
-_PAGE = 2000
+_REMOVAL_IS_AWAITED_S = 0.2
+_PAGE = 1000
 
 
 class Purge:
@@ -25,13 +28,16 @@ class Purge:
         self._redis = redis
         self._purge = scripts.load(redis, "purge")
         self._forget = scripts.load(redis, "forget")
+        self._delete_if = scripts.load(redis, "delete_if")
+        self._removal: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        """Purge: workers stop claiming, calls under way get up to 1 s to end, then the generation
-        changes and the old one is removed page by page. Returns the new generation.
+        """Purge: workers stop claiming, calls under way get up to 1 s to end, then a new generation
+        begins; returns its number.
 
-        A payment that finishes after that belongs to no generation and is not recorded. Raises
-        `RedisError`.
+        From then on nothing of the old one counts, whoever brings it. Its keys are removed page by
+        page: a small purge has removed them when this returns, a large one goes on beside other
+        work, and what a crash leaves of it the workers' sweep takes up. Raises `RedisError`.
         """
         await self._redis.set(PURGING_KEY, "1", px=int(_CALLS_MAY_TAKE_S * 1000) + 4000)
         try:
@@ -41,17 +47,39 @@ class Purge:
         except TimeoutError:
             logger.warning("purge: calls under way did not end in time and will not be recorded")
         generation = int(await self._purge())
-        await self.forget()
+        self._removal = asyncio.create_task(self._remove_in_background())
+        await asyncio.wait([self._removal], timeout=_REMOVAL_IS_AWAITED_S)
         return generation
 
-    async def forget(self) -> int:
-        """Remove every key of earlier generations; returns how many."""
+    async def remove_leftovers(self) -> int:
+        """Remove every key of earlier generations, if there may be some; returns how many.
+
+        Raises `RedisError`.
+        """
+        generation = await self._redis.get(LEFTOVERS_KEY)
+        if generation is None:
+            return 0
         cursor, removed = b"0", 0
         while True:
             cursor, count = await self._forget(args=[cursor, _PAGE])
             removed += int(count)
             if cursor == b"0":
-                return removed
+                break
+        await self._delete_if(keys=[LEFTOVERS_KEY], args=[generation])
+        return removed
+
+    async def close(self) -> None:
+        """Stop removing; the workers' sweep takes it up."""
+        if self._removal is not None:
+            self._removal.cancel()
+            await asyncio.wait([self._removal])
+
+    async def _remove_in_background(self) -> None:
+        try:
+            removed = await self.remove_leftovers()
+            logger.info("purged: %d keys removed", removed)
+        except (RedisError, OSError):
+            logger.warning("redis is away: the workers will remove what the purge left")
 
     async def _calls_under_way(self) -> int:
         seconds, microseconds = await self._redis.time()

@@ -1,4 +1,5 @@
-"""The sweep: every open payment without a queue entry is queued again.
+"""The sweep: every open payment without a queue entry is queued again, and what a purge could not
+finish removing is removed.
 
 No code path relies on it; it repairs what none foresaw, and says so.
 """
@@ -12,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from payswitch import scripts
+from payswitch.purge import Purge
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ class Sweeper:
         self._redis = redis
         self._every_ms = every_ms
         self._sweep = scripts.load(redis, "sweep")
+        self._purge = Purge(redis)
 
     async def run(self) -> None:
         """Sweep for ever."""
@@ -34,6 +37,7 @@ class Sweeper:
             try:
                 if await self._redis.set(THROTTLE_KEY, "1", nx=True, px=self._every_ms):
                     await self.sweep()
+                    await self._purge.remove_leftovers()
             except (RedisError, OSError):
                 logger.debug("no sweep: redis is away")
 

@@ -9,6 +9,7 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.ledger import Total
+from payswitch.purge import Purge
 from payswitch.records import read_record
 from tests.integration.harness import Bench, bench
 from tests.support import NEVER, Reply
@@ -86,6 +87,22 @@ async def test_payments_accepted_while_the_old_ones_are_removed_stay(
     assert [await read_record(redis, payment) for payment in old] == [None] * 50
     assert all([await read_record(redis, payment) for payment in new])
     assert await redis.exists(*(f"arq:job:{payment}" for payment in new)) == 50
+
+
+async def test_a_purge_of_much_answers_before_it_has_removed_all(b: Bench, redis: ArqRedis) -> None:
+    for first in range(0, 60_000, 1000):
+        async with redis.pipeline(transaction=False) as pipe:
+            for number in range(first, first + 1000):
+                pipe.hset(f"payment:{number}", mapping={"generation": 0, "state": "settled"})
+            await pipe.execute()
+    purge = Purge(redis)
+    await purge.run()
+    assert await b.summary() == NOTHING
+    new = await b.accept()
+    await purge.remove_leftovers()
+    keys = [key.decode() async for key in redis.scan_iter("payment:*")]
+    assert keys == [f"payment:{new}"]
+    await purge.close()
 
 
 async def test_other_keys_in_the_same_redis_are_left_alone(b: Bench, redis: ArqRedis) -> None:

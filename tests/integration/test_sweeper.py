@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 from arq.connections import ArqRedis
 
+from payswitch import scripts
 from payswitch.sweeper import Sweeper
 from tests.integration.harness import Bench, bench
+from tests.support import eventually
 
 
 @pytest.fixture
@@ -48,3 +51,17 @@ async def test_an_entry_of_an_unknown_payment_is_dropped_from_the_backlog(redis:
     await redis.zadd("payments:open", {"ghost": 1})
     assert await Sweeper(redis, every_ms=1000).sweep() == 0
     assert await redis.zcard("payments:open") == 0
+
+
+async def test_what_a_purge_left_is_removed_by_the_sweep(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    await scripts.load(redis, "purge")()
+    assert await redis.exists(f"payment:{payment}", f"arq:job:{payment}") == 2
+    sweeping = asyncio.create_task(Sweeper(redis, every_ms=1).run())
+
+    async def removed() -> bool:
+        return not await redis.exists(f"payment:{payment}", "payments:leftovers")
+
+    await eventually(removed, what="the leftovers are removed")
+    sweeping.cancel()
+    assert not await redis.exists(f"arq:job:{payment}")

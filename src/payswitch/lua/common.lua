@@ -9,6 +9,7 @@ local INCIDENTS = 'payments:incidents'        -- list: proofs of payment that ma
 local GENERATION = 'payments:generation'      -- string: the number of purges so far
 local TOKEN = 'payments:token'                -- string: the last lease token; never reset
 local PURGING = 'payments:purging'            -- string: there while a purge waits for calls to end
+local LEFTOVERS = 'payments:leftovers'        -- string: there while old records wait for removal
 local WAKE = 'payments:wake'                  -- list: at most one element, wakes one idle worker
 local SELECTION = 'selected_payment_processor'
 
