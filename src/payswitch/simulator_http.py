@@ -116,7 +116,6 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._incoming: Exchange | None = None
         self._deaf = False
-        self._linger: asyncio.TimerHandle | None = None
 
     @property
     def closing(self) -> bool:
@@ -148,8 +147,7 @@ class Connection(asyncio.Protocol):
         # Closing a socket that holds unread bytes resets it, and the client could lose the reply:
         # so only this half is closed, and what still comes in is thrown away for a while.
         self._transport.write_eof()
-        loop = asyncio.get_running_loop()
-        self._linger = loop.call_later(LINGER_S, self._transport.abort)
+        asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
 
     def _refuse(self, outcome: Reply) -> None:
         self._deaf = True
@@ -168,8 +166,6 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
-        if self._linger is not None:
-            self._linger.cancel()
 
     def pause_writing(self) -> None:
         self._transport.pause_reading()
@@ -179,8 +175,6 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
-            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
