@@ -19,7 +19,8 @@ import orjson
 import pytest
 
 from payswitch import simulator_http
-from payswitch.simulator import Simulator, SimulatorConfig, Totals
+from payswitch.simulator import Simulator, SimulatorConfig
+from payswitch.simulator_book import Totals
 from payswitch.simulator_http import Connection
 
 HOST = "127.0.0.1"

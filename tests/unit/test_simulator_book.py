@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payswitch.simulator import (
+from payswitch.simulator import SimulatorConfig
+from payswitch.simulator_book import (
     Book,
     Entry,
     HealthWindows,
-    SimulatorConfig,
     Totals,
     format_instant,
     parse_entry,
