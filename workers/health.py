@@ -30,14 +30,14 @@ async def startup(ctx: dict[Any, Any]) -> None:
     """Make what the cron function needs."""
     redis = ctx["redis"]
     await check_trust(redis, demand=settings.redis_trust == "require")
-    ctx["client"] = assembly.processor_client(settings)
-    ctx["health_check"] = assembly.health_check(settings, redis, ctx["client"])
+    ctx["transport"] = assembly.transport(settings)
+    ctx["health_check"] = assembly.health_check(settings, redis, ctx["transport"])
 
 
 async def shutdown(ctx: dict[Any, Any]) -> None:
     """Close the connections to the processors."""
-    if "client" in ctx:
-        await ctx["client"].aclose()
+    if "transport" in ctx:
+        await ctx["transport"].aclose()
 
 
 class WorkerSettings:

@@ -34,14 +34,14 @@ async def startup(ctx: dict[Any, Any]) -> None:
         raise SystemExit("arq's own worker would lose payments; start it as: payswitch worker")
     redis = ctx["redis"]
     await check_trust(redis, demand=settings.redis_trust == "require")
-    ctx["client"] = assembly.processor_client(settings)
-    ctx["dispatcher"] = assembly.dispatcher(settings, redis, ctx["client"])
+    ctx["transport"] = assembly.transport(settings)
+    ctx["dispatcher"] = assembly.dispatcher(settings, redis, ctx["transport"])
 
 
 async def shutdown(ctx: dict[Any, Any]) -> None:
     """Close the connections to the processors."""
-    if "client" in ctx:
-        await ctx["client"].aclose()
+    if "transport" in ctx:
+        await ctx["transport"].aclose()
 
 
 class WorkerSettings:

@@ -18,24 +18,20 @@ from payswitch.tries import Tries
 _BEYOND_THE_DELAY_MS = 500
 
 
-def processor_client(settings: Settings) -> httpx.AsyncClient:
-    """The process' one HTTP client, for both processors. The environment's proxies are not used."""
-    transport = Transport(
-        # Questions (GET) go beside the payments.
-        max_connections_per_host=2 * settings.processor_slots,
-        connect_timeout=settings.processor_connect_limit_ms / 1000,
-    )
-    return httpx.AsyncClient(transport=transport, trust_env=False)
+def transport(settings: Settings) -> Transport:
+    """The process' one pool of connections, to both processors."""
+    # Questions (GET) go beside the payments.
+    return Transport(max_connections_per_host=2 * settings.processor_slots)
 
 
-def processors(settings: Settings, client: httpx.AsyncClient) -> dict[str, Processor]:
+def processors(settings: Settings, transport: httpx.AsyncBaseTransport) -> dict[str, Processor]:
     """Both processors by name. A call is given up only after the processor's longest delay:
     hanging up earlier stops nothing over there and only makes unknowns."""
     return {
         name: Processor(
             name,
             url,
-            client,
+            transport,
             pay_limit_ms=settings.processor_max_delay_ms + _BEYOND_THE_DELAY_MS,
             find_limit_ms=settings.processor_find_limit_ms,
             connect_limit_ms=settings.processor_connect_limit_ms,
@@ -44,7 +40,7 @@ def processors(settings: Settings, client: httpx.AsyncClient) -> dict[str, Proce
     }
 
 
-def dispatcher(settings: Settings, redis: Redis, client: httpx.AsyncClient) -> Dispatcher:
+def dispatcher(settings: Settings, redis: Redis, transport: httpx.AsyncBaseTransport) -> Dispatcher:
     """What a payments worker works with."""
     breakers = {
         name: Breaker(
@@ -55,7 +51,7 @@ def dispatcher(settings: Settings, redis: Redis, client: httpx.AsyncClient) -> D
         for name in settings.processor_urls
     }
     return Dispatcher(
-        processors=processors(settings, client),
+        processors=processors(settings, transport),
         tries=Tries(
             redis, max_delay_ms=settings.processor_max_delay_ms, lease_ms=settings.lease_ms
         ),
@@ -68,11 +64,13 @@ def dispatcher(settings: Settings, redis: Redis, client: httpx.AsyncClient) -> D
     )
 
 
-def health_check(settings: Settings, redis: Redis, client: httpx.AsyncClient) -> HealthCheck:
+def health_check(
+    settings: Settings, redis: Redis, transport: httpx.AsyncBaseTransport
+) -> HealthCheck:
     """What a health worker works with."""
     return HealthCheck(
         redis,
-        list(processors(settings, client).values()),
+        list(processors(settings, transport).values()),
         Selector(
             redis,
             Limits(settings.fast_enough_ms, settings.fallback_advantage_ms),

@@ -44,6 +44,10 @@ class GroupCommit(Generic[Item, Result]):
                 await self._flush_batch(self._next_batch())
         finally:
             self._flusher = None
+            # Not empty only where the flusher was cancelled.
+            for _, future in self._waiting:
+                future.cancel()
+            self._waiting.clear()
 
     def _next_batch(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -58,6 +62,8 @@ class GroupCommit(Generic[Item, Result]):
             return
         try:
             results = await self._flush([item for item, _ in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for {len(batch)} items")
         except asyncio.CancelledError:
             for _, future in batch:
                 future.cancel()

@@ -294,7 +294,8 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self.idle_since = self._loop.time()
         if transport.get_extra_info("ssl_object") is None:
-            # Whatever the kernel doesn't take at once counts as stuck.
+            # What the kernel doesn't take at once counts as stuck. Besides, up to this mark older
+            # versions of uvloop put a write off to the end of the loop's round.
             self._transport.set_write_buffer_limits(high=0)
             self._probe = select.poll()
             self._probe.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
@@ -315,7 +316,6 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> None:
         """Called by the loop, which closes the connection after it."""
         if self._exchange is None:
-            self._lost(self)
             return
         try:
             self._reader.end()
@@ -365,7 +365,7 @@ class Connection(asyncio.Protocol):
             exchange.set_result(self._reader.response())
         if self._is_stuck:
             self._reset()
-        elif self._reader.keeps_alive and not self._is_last and not self._transport.is_closing():
+        elif self._reader.keeps_alive and not self._is_last:
             self.idle_since = self._loop.time()
             self._released(self)
         else:

@@ -7,7 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_LONG_FRACTION = re.compile(r"(\.\d{6})\d+")
+_DATE_AND_TIME = re.compile(
+    r"\d{4}-?\d\d-?\d\dT\d\d:?\d\d(:?\d\d([.,]\d+)?)?(Z|[+-]\d\d(:?\d\d)?)?",
+    re.ASCII | re.IGNORECASE,
+)
+_LONG_FRACTION = re.compile(r"([.,]\d{6})\d+")
 
 
 def parse_instant_us(text: str) -> int:
@@ -15,9 +19,9 @@ def parse_instant_us(text: str) -> int:
 
     Raises `ValueError`.
     """
-    if "T" not in text.upper():
+    if not _DATE_AND_TIME.fullmatch(text):
         raise ValueError(f"not a date and time: {text[:64]!r}")
-    instant = datetime.fromisoformat(_LONG_FRACTION.sub(r"\1", text))
+    instant = datetime.fromisoformat(_LONG_FRACTION.sub(r"\1", text.upper()))
     if instant.tzinfo is None:
         instant = instant.replace(tzinfo=UTC)
     return (instant - _EPOCH) // _MICROSECOND
@@ -31,4 +35,5 @@ def parse_instant_ms(text: str) -> int:
 def format_instant(ms: int) -> str:
     """`2026-11-22T16:05:00.123Z` for milliseconds since the epoch."""
     seconds, rest = divmod(ms, 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
+    whole = (_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None)
+    return f"{whole.isoformat()}.{rest:03d}Z"

@@ -9,9 +9,8 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, DecimalException
 from typing import Any
-from uuid import UUID
 
 import orjson
 
@@ -26,6 +25,10 @@ _ANY_ID = re.compile(
     r"(?:urn:uuid:)?[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
     re.ASCII | re.IGNORECASE,
 )
+_EXACT = Context(prec=70_000)
+"""Holds every digit that a body may have."""
+_MANY_DIGITS = re.compile(rb"[0-9.]{17}")
+"""More digits than a double holds: such a number is read exactly."""
 
 
 class MalformedPaymentError(ValueError):
@@ -56,6 +59,8 @@ def parse_payment(body: bytes) -> Payment:
         if _holds_no_number(body):
             raise InvalidPaymentError("amount must be a finite number") from None
         raise MalformedPaymentError(f"the body is not valid JSON: {error}") from None
+    if _MANY_DIGITS.search(body):
+        document = json.loads(body, parse_float=Decimal)
     if type(document) is not dict:
         raise InvalidPaymentError(f"the body must be a JSON object, not {_kind(document)}")
     return Payment(
@@ -78,7 +83,7 @@ def parse_correlation_id(value: Any) -> str:
     if _CANONICAL_ID.fullmatch(value):
         return value
     if _ANY_ID.fullmatch(value):
-        return str(UUID(value))
+        return value[-36:].lower()
     raise InvalidPaymentError(
         "correlationId must be a UUID such as 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
     )
@@ -87,9 +92,9 @@ def parse_correlation_id(value: Any) -> str:
 def parse_amount(value: Any) -> int:
     """Take a JSON number to exact cents.
 
-    A JSON number arrives as the double nearest to what was written; its shortest decimal form is
-    what was written, as long as that has at most 15 significant digits, which `MAX_CENTS` ensures.
-    Raises `InvalidPaymentError` for anything but a positive number of at most two decimals.
+    It comes as a double, which tells all numbers of up to 15 digits apart, or as a `Decimal` where
+    it was written with more. Raises `InvalidPaymentError` for anything but a positive number of at
+    most two decimals.
     """
     if type(value) is float:
         cents = round(value * 100)
@@ -99,13 +104,17 @@ def parse_amount(value: Any) -> int:
     elif type(value) is int:
         if 0 < value <= MAX_CENTS // 100:
             return value * 100
+    elif type(value) is Decimal:
+        exact = _EXACT.scaleb(value, Decimal(2))
+        if 0 < exact <= MAX_CENTS and exact == exact.to_integral_value():
+            return int(exact)
     elif value is None:
         raise InvalidPaymentError("amount is missing")
     else:
         raise InvalidPaymentError(f"amount must be a number, not {_kind(value)}")
     if value <= 0:
         raise InvalidPaymentError("amount must be more than 0")
-    if value > MAX_CENTS / 100:
+    if value > MAX_CENTS // 100:
         raise InvalidPaymentError(f"amount must be at most {format_cents(MAX_CENTS)}")
     raise InvalidPaymentError("amount must have at most 2 decimals")
 
@@ -113,8 +122,8 @@ def parse_amount(value: Any) -> int:
 def exact_cents(text: str) -> int | None:
     """The cents of a decimal number in text, or None where it is not a whole number of cents."""
     try:
-        cents = Decimal(text).scaleb(2)
-    except InvalidOperation:
+        cents = _EXACT.scaleb(Decimal(text), Decimal(2))
+    except DecimalException:
         return None
     if not cents.is_finite() or cents != cents.to_integral_value():
         return None
@@ -132,14 +141,19 @@ def _holds_no_number(body: bytes) -> bool:
     """Whether a body fails to be JSON because of NaN or an infinity, which many encoders write."""
     strangers: list[str] = []
 
-    def read_float(text: str) -> float:
+    def read_number(text: str) -> float:
         value = float(text)
         if math.isinf(value):
             strangers.append(text)
         return value
 
     try:
-        json.loads(body, parse_constant=strangers.append, parse_float=read_float)
+        json.loads(
+            body,
+            parse_constant=strangers.append,
+            parse_float=read_number,
+            parse_int=read_number,
+        )
     except (ValueError, RecursionError):
         return False
     return bool(strangers)

@@ -97,6 +97,8 @@ class Report:
 
 _MISCONFIGURED = frozenset({401, 403, 404, 405, 408, 425})
 _GATEWAY_GAVE_UP = frozenset({502, 504})
+_LEDGER_ENDS_MS = 10**13
+"""The year 2286: the ledger's windows reach from 1970 to there."""
 _WHOLE_SECONDS = re.compile(r"\d{1,6}", re.ASCII)
 
 
@@ -143,6 +145,8 @@ def classify_finding(status: int, content: bytes, correlation_id: str) -> Findin
         return Unclear("a body that is no payment")
     if cents is None or not same_id:
         return Unclear("a body that is another payment")
+    if not 0 <= requested_at < _LEDGER_ENDS_MS:
+        return Unclear("an absurd instant")
     return Found(cents, requested_at)
 
 
@@ -163,20 +167,24 @@ def classify_health(status: int, content: bytes) -> Report | None:
 
 
 class Processor:
-    """One processor, over the process' one HTTP client."""
+    """One processor, over the process' one pool of connections.
+
+    It speaks to httpx' transport, not its client: that would look at redirects, cookies and
+    environment on the way of every payment, and raise on a `Location` that is no URL.
+    """
 
     def __init__(
         self,
         name: str,
         url: str,
-        client: httpx.AsyncClient,
+        transport: httpx.AsyncBaseTransport,
         *,
         pay_limit_ms: int,
         find_limit_ms: int,
         connect_limit_ms: int,
     ) -> None:
         self.name = name
-        self._client = client
+        self._transport = transport
         self._url = url
         self._payments = httpx.URL(f"{url}/payments")
         connect = connect_limit_ms / 1000
@@ -205,7 +213,7 @@ class Processor:
             extensions={"timeout": self._pay_limits, "before_write": may_send},
         )
         try:
-            response = await self._client.send(request)
+            response = await self._exchange(request)
         except httpx.RequestError as error:
             return classify_error(error)
         return classify(response.status_code, response.headers.get("retry-after"), response.content)
@@ -218,7 +226,7 @@ class Processor:
             extensions={"timeout": self._find_limits},
         )
         try:
-            response = await self._client.send(request)
+            response = await self._exchange(request)
         except httpx.RequestError as error:
             return Unclear(type(error).__name__)
         return classify_finding(response.status_code, response.content, correlation_id)
@@ -232,10 +240,15 @@ class Processor:
         )
         try:
             async with asyncio.timeout(limit_ms / 1000):
-                response = await self._client.send(request)
+                response = await self._exchange(request)
         except (httpx.RequestError, TimeoutError):
             return None
         return classify_health(response.status_code, response.content)
+
+    async def _exchange(self, request: httpx.Request) -> httpx.Response:
+        response = await self._transport.handle_async_request(request)
+        await response.aread()
+        return response
 
 
 def _limits(connect_s: float, read_s: float) -> dict[str, Any]:

@@ -2,20 +2,71 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 from arq.connections import ArqRedis
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
+from redis.asyncio.connection import AbstractConnection, UnixDomainSocketConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 logger = logging.getLogger(__name__)
 
 
 class UntrustworthyRedisError(RuntimeError):
     """Redis may lose what it has acknowledged, and the settings demand that it doesn't."""
+
+
+class _CancellableSends(AbstractConnection):
+    """Sends without `asyncio.wait_for`, which before Python 3.12 swallows a cancellation that comes
+    just as the send ends (python/cpython issue 86296), so that a worker told to stop would go on
+    for ever; it also costs a task for every command."""
+
+    async def send_packed_command(
+        self, command: bytes | str | Iterable[bytes], check_health: bool = True
+    ) -> None:
+        if not self.is_connected:
+            await self.connect()  # type: ignore[no-untyped-call]
+        elif check_health:
+            await self.check_health()  # type: ignore[no-untyped-call]
+        parts = command.encode() if isinstance(command, str) else command
+        try:
+            async with asyncio.timeout(self.socket_timeout):
+                await self._send_packed_command([parts] if isinstance(parts, bytes) else parts)
+        except TimeoutError:
+            await self.disconnect(nowait=True)
+            raise RedisTimeoutError("Timeout writing to socket") from None
+        except OSError as error:
+            await self.disconnect(nowait=True)
+            raise RedisConnectionError(f"Error while writing to socket: {error}") from error
+        except BaseException:
+            await self.disconnect(nowait=True)
+            raise
+
+
+class _TcpConnection(_CancellableSends, Connection):
+    pass
+
+
+class _TlsConnection(_CancellableSends, SSLConnection):
+    pass
+
+
+class _UnixConnection(_CancellableSends, UnixDomainSocketConnection):
+    pass
+
+
+_CONNECTIONS: dict[type[AbstractConnection], type[AbstractConnection]] = {
+    Connection: _TcpConnection,
+    SSLConnection: _TlsConnection,
+    UnixDomainSocketConnection: _UnixConnection,
+}
 
 
 def connect(url: str, *, limit_s: float) -> ArqRedis:
@@ -26,13 +77,14 @@ def connect(url: str, *, limit_s: float) -> ArqRedis:
     pool: ConnectionPool = ConnectionPool.from_url(
         url, socket_timeout=limit_s, socket_connect_timeout=min(limit_s, 1.0)
     )
+    pool.connection_class = _CONNECTIONS[pool.connection_class]
     return ArqRedis(pool_or_conn=pool, job_serializer=orjson.dumps, job_deserializer=orjson.loads)
 
 
 def shown(url: str) -> str:
     """A Redis URL without its credentials."""
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 async def risks(redis: Redis) -> list[str]:

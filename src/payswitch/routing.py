@@ -73,7 +73,7 @@ class Breaker:
             self.state = BreakerState.CLOSED
             self._consecutive = 0
             self.last_success = now
-        elif probe:
+        elif probe and self.state is BreakerState.HALF_OPEN:
             self._open(now)
         elif verdict is Verdict.BAD and self.state is BreakerState.CLOSED:
             self._consecutive += 1

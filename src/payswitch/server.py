@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
 import signal
 import socket
 from pathlib import Path
@@ -20,6 +21,7 @@ from granian.server.embed import Server as EmbeddedServer
 from starlette.applications import Starlette
 
 from payswitch.ingress import create_app
+from payswitch.orphans import die_with_parent
 from payswitch.redis_client import check_trust, connect
 from payswitch.settings import Settings
 
@@ -48,7 +50,9 @@ def serve(settings: Settings, *, host: str, port: int, uds: Path | None, workers
 
 
 def app_from_environment() -> Starlette:
-    """What each of several Granian processes serves."""
+    """What each of several Granian processes serves, which ends with the one that started it."""
+    if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
+        die_with_parent(parent.pid)
     return create_app(Settings.from_environment())
 
 

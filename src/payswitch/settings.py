@@ -33,6 +33,8 @@ def _setting(name: str, default: Any, kind: tuple[Callable[[str], Any], str], pu
 
 def _whole(low: int, high: int) -> tuple[Callable[[str], int], str]:
     def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit():
+            raise ValueError(text)
         value = int(text)
         if not low <= value <= high:
             raise ValueError(text)
@@ -44,7 +46,7 @@ def _whole(low: int, high: int) -> tuple[Callable[[str], int], str]:
 def _url(*schemes: str) -> tuple[Callable[[str], str], str]:
     def parse(text: str) -> str:
         parts = urlsplit(text)
-        if parts.scheme not in schemes or not (parts.netloc or parts.scheme == "unix"):
+        if parts.scheme not in schemes or not (parts.hostname or parts.scheme == "unix"):
             raise ValueError(text)
         _ = parts.port
         return text.rstrip("/") if parts.scheme.startswith("http") else text
@@ -286,8 +288,8 @@ class Settings:
     def _contradictions(self) -> list[str]:
         """Settings that are allowed one by one but not together."""
         found: list[str] = []
-        if self.purge == "token" and not self.purge_token:
-            found.append("PAYSWITCH_PURGE=token needs PAYSWITCH_PURGE_TOKEN")
+        if (self.purge == "token") is not bool(self.purge_token):
+            found.append("PAYSWITCH_PURGE=token and PAYSWITCH_PURGE_TOKEN go together")
         if not self.health_limit_ms < self.health_lock_ms < self.health_throttle_ms:
             found.append(
                 "PAYSWITCH_HEALTH_LIMIT_MS < PAYSWITCH_HEALTH_LOCK_MS < "
@@ -313,5 +315,5 @@ def variables() -> dict[str, Variable]:
 
 
 def _shown(variable: Variable, text: str) -> str:
-    secret = variable.name.endswith("TOKEN") or "://" in text
-    return "(not shown)" if secret and "@" in text else repr(text)
+    secret = variable.name.endswith("TOKEN") or "@" in text or "password" in text.lower()
+    return "(not shown)" if secret else repr(text)

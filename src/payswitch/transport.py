@@ -7,11 +7,12 @@ same errors, with these differences:
 - The response is read into memory, up to a limit; beyond it, `httpx.RemoteProtocolError`.
 - The read timeout bounds the whole response, from the write on, not the single read.
 - The connect timeout bounds DNS, TCP and TLS together.
-- It never sends a request twice, and every error tells whether the request may have left.
-- A request's `before_write` extension is asked directly before the bytes are written.
-- No proxies, HTTP/2, upgrades, `CONNECT` or unix sockets.
+- A request's extension `before_write` is asked directly before the bytes are written.
+- Every error tells whether bytes of the request may have left, see `bytes_left`. A connection that
+  ends before they could is an `httpx.ConnectError`.
 - Stricter with responses, as `httptools` is: no line ends without CR, folded lines or control
   characters in headers, no repeated Content-Length, none along with Transfer-Encoding.
+- No proxies, HTTP/2, upgrades, `CONNECT` or unix sockets, and of the extensions none but `timeout`.
 """
 
 from __future__ import annotations
@@ -208,14 +209,12 @@ class Pool:
             waiter.set_result(connection)
             return
         self._idle.append(connection)
-        while self._is_expired(self._idle[0]):
+        while self._idle and self._is_expired(self._idle[0]):
             self._idle.popleft().close()
 
     def close(self) -> None:
-        """Close all connections and fail all who wait."""
+        """Close all connections; who waits for a place gets one to fail in."""
         self._is_closed = True
-        while waiter := self._next_waiter():
-            waiter.set_exception(httpx.ConnectError("the transport was closed"))
         for connection in tuple(self._open):
             connection.close()
 
@@ -223,7 +222,7 @@ class Pool:
         return len(self._open) + self._reserved < self._max_connections
 
     def _is_expired(self, connection: Connection) -> bool:
-        return self._loop.time() - connection.idle_since > self._keepalive_expiry
+        return self._loop.time() - connection.idle_since >= self._keepalive_expiry
 
     def _is_good(self, connection: Connection) -> bool:
         return not self._is_closed and not self._is_expired(connection) and connection.is_usable()

@@ -45,7 +45,7 @@ class Bench:
     fallback: ScriptedProcessor
     dispatcher: Dispatcher
     ledger: Ledger
-    client: httpx.AsyncClient
+    transport: httpx.AsyncBaseTransport
 
     async def accept(self, *, cents: int = 1990, correlation_id: str | None = None) -> str:
         """Accept a new payment; returns its id."""
@@ -79,7 +79,7 @@ class Bench:
     def use(self, settings: Settings) -> None:
         """Go on under other settings."""
         self.settings = settings
-        self.dispatcher = assembly.dispatcher(settings, self.redis, self.client)
+        self.dispatcher = assembly.dispatcher(settings, self.redis, self.transport)
 
     async def dispatch_until_done(self, correlation_id: str, *, times: int = 50) -> Record:
         """Claim and dispatch until the payment is settled or dead."""
@@ -130,14 +130,14 @@ async def bench(redis: ArqRedis, settings: Settings = FAST) -> AsyncIterator[Ben
         settings = replace(
             settings, processor_url_default=default.url, processor_url_fallback=fallback.url
         )
-        client = assembly.processor_client(settings)
+        transport = assembly.transport(settings)
         yield Bench(
             redis,
             settings,
             default,
             fallback,
-            assembly.dispatcher(settings, redis, client),
+            assembly.dispatcher(settings, redis, transport),
             Ledger(redis, processors=["default", "fallback"], retention_ms=60_000),
-            client,
+            transport,
         )
-        await client.aclose()
+        await transport.aclose()

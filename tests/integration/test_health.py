@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -34,7 +37,7 @@ async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
 
 
 def checker(b: Bench) -> HealthCheck:
-    return assembly.health_check(b.settings, b.redis, b.client)
+    return assembly.health_check(b.settings, b.redis, b.transport)
 
 
 def healthy(ms: int) -> Reply:
@@ -101,7 +104,7 @@ async def test_the_processors_are_asked_at_the_same_time(b: Bench) -> None:
 async def test_however_often_and_wherever_triggered_one_attempt_gets_through(b: Bench) -> None:
     checkers = [checker(b) for _ in range(5)]
     await asyncio.gather(*(each.check() for each in checkers * 10))
-    assert (b.default.health_calls, b.fallback.health_calls) == (1, 1)
+    assert (len(b.default.health_calls), len(b.fallback.health_calls)) == (1, 1)
 
 
 async def test_while_another_node_holds_the_lock_nothing_is_asked(
@@ -109,7 +112,7 @@ async def test_while_another_node_holds_the_lock_nothing_is_asked(
 ) -> None:
     await redis.set(LOCK_KEY, "another")
     assert await checker(b).check() is None
-    assert b.default.health_calls == 0
+    assert not b.default.health_calls
     assert await redis.get(LOCK_KEY) == b"another"
 
 
@@ -218,8 +221,34 @@ async def test_checking_leaves_no_keys_behind(redis: ArqRedis, redis_server: Red
     async with bench(redis, NO_THROTTLE) as b, running_health_worker(b, redis_server.url):
 
         async def asked_twice() -> bool:
-            return b.default.health_calls >= 2
+            return len(b.default.health_calls) >= 2
 
         await eventually(asked_twice, what="two checks")
     assert not [key async for key in redis.scan_iter("arq:in-progress:*")]
     assert not [key async for key in redis.scan_iter("arq:result:*")]
+
+
+@pytest.mark.long
+async def test_two_health_workers_ask_each_processor_at_most_once_in_5_s(
+    redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    """As users start them, for a minute."""
+    async with bench(redis) as b:
+        environment = {
+            **os.environ,
+            "REDIS_URL": redis_server.url,
+            "PAYMENT_PROCESSOR_URL_DEFAULT": b.default.url,
+            "PAYMENT_PROCESSOR_URL_FALLBACK": b.fallback.url,
+        }
+        command = (sys.executable, "-m", "payswitch", "health")
+        workers = [
+            await asyncio.create_subprocess_exec(*command, env=environment) for _ in range(2)
+        ]
+        await asyncio.sleep(60)  # the span that is looked at
+        for worker in workers:
+            worker.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(worker.wait(), 30) == 0
+        for processor in (b.default, b.fallback):
+            calls = processor.health_calls
+            assert 8 <= len(calls) <= 12
+            assert min(later - call for call, later in itertools.pairwise(calls)) > 4.9

@@ -34,6 +34,7 @@ from payswitch.transport import NotSent, Transport, bytes_left
 HOST = "127.0.0.1"
 SLACK_S = 20
 SOON_S = 0.1
+LATER_S = 0.3
 LIMIT = 64 * 1024
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -72,7 +73,7 @@ class Peer:
 
     async def request(self) -> bytes:
         """The next request, with its body; raises `IncompleteReadError` where there is none."""
-        head = await self.reader.readuntil(b"\r\n\r\n")
+        head = await self.head()
         body = b""
         for line in head.lower().split(b"\r\n"):
             if line.startswith(b"content-length:"):
@@ -81,10 +82,20 @@ class Peer:
                 body = await self.reader.readuntil(b"0\r\n\r\n")
         return head + body
 
-    async def head_only(self) -> None:
-        """Read a request's head, and no more of its body than came along."""
-        await self.reader.readuntil(b"\r\n\r\n")
-        self.pause()
+    async def head(self) -> bytes:
+        """The head of a request, without reading more of its body than comes along."""
+        return await self.reader.readuntil(b"\r\n\r\n")
+
+    async def drained(self) -> tuple[int, str]:
+        """Read past the stream: how many bytes still come, and how the connection ends."""
+        size, loop = 0, asyncio.get_running_loop()
+        self.socket.setblocking(False)
+        try:
+            while part := await loop.sock_recv(self.socket, 64 * 1024):
+                size += len(part)
+        except ConnectionResetError:
+            return size, "reset"
+        return size, "closed"
 
     def pause(self) -> None:
         self.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -120,9 +131,21 @@ class Peer:
     def reset(self) -> None:
         if self.socket.fileno() == -1:
             return
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(self.socket)
         self.socket.close()
         self.writer.transport.abort()
+
+
+def reset_on_close(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@contextmanager
+def listening() -> Iterator[socket.socket]:
+    """A socket whose connections nobody accepts but the test."""
+    with socket.create_server((HOST, 0)) as listener:
+        listener.setblocking(False)
+        yield listener
 
 
 class Server:
@@ -167,7 +190,7 @@ async def serving(
         if each is not None:
             server.spawn(each(peer))
 
-    listener = await asyncio.start_server(connected, HOST, 0, ssl=tls, limit=2**24)
+    listener = await asyncio.start_server(connected, HOST, 0, ssl=tls)
     server = Server("https" if tls else "http", listener)
     try:
         yield server
@@ -210,10 +233,10 @@ async def failure(call: asyncio.Task[httpx.Response]) -> httpx.TransportError:
     return caught.value
 
 
-async def cancelled(*calls: asyncio.Task[httpx.Response]) -> None:
-    for call in calls:
-        call.cancel()
-    await asyncio.gather(*calls, return_exceptions=True)
+async def cancelled(call: asyncio.Task[httpx.Response]) -> None:
+    call.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await call
 
 
 async def ended(peer: Peer) -> str:
@@ -236,9 +259,14 @@ async def outcome(transport: httpx.AsyncBaseTransport, request: httpx.Request) -
     return response.status_code, response.headers.raw, content, version, reason
 
 
+@functools.cache
+def default_trust() -> ssl.SSLContext:
+    return httpx.create_ssl_context()
+
+
 async def both_outcomes(request: Callable[[], httpx.Request]) -> tuple[Any, Any]:
     """What stock httpx makes of a request, and what ours does."""
-    async with httpx.AsyncHTTPTransport() as stock, Transport() as ours:
+    async with httpx.AsyncHTTPTransport(verify=default_trust()) as stock, Transport() as ours:
         return await outcome(stock, request()), await outcome(ours, request())
 
 
@@ -312,6 +340,7 @@ BROKEN = {
     "two digits": b"HTTP/1.1 20 OK\r\nContent-Length: 0\r\n\r\n",
     "four digits": b"HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n",
     "status 099": b"HTTP/1.1 099 No\r\nContent-Length: 0\r\n\r\n",
+    "status 099 and another": b"HTTP/1.1 099 No\r\n\r\n" + FINAL,
     "101": b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nabc",
     "101 without upgrade": b"HTTP/1.1 101 Switching\r\n\r\n" + FINAL,
     "no colon": b"HTTP/1.1 200 OK\r\nX\r\nContent-Length: 0\r\n\r\n",
@@ -543,6 +572,16 @@ async def test_a_connection_that_served_head_serves_the_next_request() -> None:
 
 
 @on_both_loops
+async def test_a_connection_on_which_head_was_answered_with_a_body_is_closed() -> None:
+    async with serving() as server, Transport() as transport:
+        call = start(transport, post(server.url, None, "HEAD"))
+        peer = await server.accept()
+        await peer.answer(OK)
+        assert (await call).read() == b""
+        assert await peer.rest() == b""
+
+
+@on_both_loops
 async def test_the_connection_used_last_is_used_next() -> None:
     async with serving() as server, Transport() as transport:
         calls = [start(transport, post(server.url)) for _ in range(3)]
@@ -670,8 +709,12 @@ async def test_a_body_is_sent_as_its_headers_say(
     async with serving() as server, Transport() as transport:
         body = content() if callable(content) else content
         call = start(transport, post(server.url, body, headers=headers))
-        request = await (await server.accept()).answer(OK)
-        await call
+        peer = await server.accept()
+        request = await peer.answer(OK)
+        response = await call
+        assert response.request.url == server.url
+        await transport.aclose()
+        assert await peer.rest() == b""
     assert request.startswith(b"POST /payments HTTP/1.1\r\nHost: 127.0.0.1:")
     head, _, rest = request.partition(b"\r\n\r\n")
     assert (head.lower() + b"\r\n\r\n" + rest).endswith(sent)
@@ -762,6 +805,23 @@ async def test_a_connection_reset_after_the_request_is_a_read_error() -> None:
     assert error.request is request
 
 
+@on_both_loops
+async def test_a_connection_that_breaks_before_the_write_is_a_write_error() -> None:
+    with listening() as listener:
+        url = f"http://{HOST}:{listener.getsockname()[1]}/"
+
+        def break_off() -> None:
+            connection = listener.accept()[0]
+            connection.shutdown(socket.SHUT_WR)
+            reset_on_close(connection)
+            connection.close()
+
+        async with Transport() as transport:
+            error = await failure(start(transport, post(url, before_write=break_off)))
+    assert type(error) is httpx.WriteError
+    assert bytes_left(error)
+
+
 @pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", OK[:-1], CHUNKED])
 @on_both_loops
 async def test_silence_is_a_read_timeout_and_resets_the_connection(reply: bytes) -> None:
@@ -802,13 +862,27 @@ async def test_a_server_that_does_not_read_is_a_write_timeout() -> None:
 
 
 @on_both_loops
+async def test_the_limits_of_one_call_do_not_outlive_it() -> None:
+    async with serving() as server, Transport() as transport:
+        call = start(transport, post(server.url, timeout=limits(read=LATER_S)))
+        peer = await server.accept()
+        await peer.answer(OK)
+        await call
+        call = start(transport, post(server.url))
+        await peer.request()
+        await asyncio.sleep(LATER_S * 1.5)
+        await peer.send(OK)
+        assert (await call).status_code == 200
+
+
+@on_both_loops
 async def test_a_slow_write_that_ends_in_time_is_no_error() -> None:
     body = bytes(16_000_000)
-    async with serving() as server, Transport(write_timeout=SOON_S) as transport:
+    async with serving() as server, Transport(write_timeout=LATER_S) as transport:
         call = start(transport, post(server.url, body, timeout={}))
         peer = await server.accept()
         assert (await peer.request()).endswith(body)
-        await asyncio.sleep(SOON_S * 1.5)
+        await asyncio.sleep(LATER_S * 1.5)
         await peer.send(OK)
         assert (await call).status_code == 200
 
@@ -818,11 +892,10 @@ async def test_an_answer_before_the_request_was_written_stands_but_ends_the_conn
     async with serving() as server, Transport() as transport:
         call = start(transport, post(server.url, bytes(16_000_000)))
         peer = await server.accept()
-        await peer.head_only()
+        await peer.head()
         await peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
         assert (await call).status_code == 413
-        peer.read_on()
-        assert await ended(peer) == "reset"
+        assert (await peer.drained())[1] == "reset"
 
 
 # Connections that end while nobody uses them
@@ -836,11 +909,8 @@ def speak(peer: Peer) -> None:
 @on_both_loops
 async def test_a_connection_that_ended_unnoticed_is_not_used(spoil: Callable[[Peer], None]) -> None:
     """The loop has no chance to run between the server's deed and the request."""
-    async with serving() as server, Transport() as transport:
-        call = start(transport, post(server.url))
-        peer = await server.accept()
-        await peer.answer(OK)
-        await call
+    async with serving() as server, Transport(max_connections_per_host=1) as transport:
+        peer = await warm(server, transport)
         server.spawn(answer_next(server))
         spoil(peer)
         response = await transport.handle_async_request(post(server.url))
@@ -858,26 +928,59 @@ async def test_a_connection_that_ended_is_closed_without_being_asked_for(
     spoil: Callable[[Peer], None],
 ) -> None:
     async with serving() as server, Transport(max_connections_per_host=1) as transport:
-        call = start(transport, post(server.url))
-        peer = await server.accept()
-        await peer.answer(OK)
-        await call
+        peer = await warm(server, transport)
         spoil(peer)
         assert await peer.rest() == b""
-        call = start(transport, post(server.url))
-        await (await server.accept()).answer(OK)
-        assert (await call).status_code == 200
+        await warm(server, transport)
 
 
 @on_both_loops
 async def test_a_connection_idle_for_too_long_is_closed_and_not_used() -> None:
+    async with (
+        serving() as server,
+        Transport(keepalive_expiry=SOON_S, max_connections_per_host=1) as transport,
+    ):
+        peer = await warm(server, transport)
+        await asyncio.sleep(SOON_S * 1.5)
+        await warm(server, transport)
+        assert await peer.rest() == b""
+
+
+@on_both_loops
+async def test_a_connection_may_be_expired_as_soon_as_it_is_idle() -> None:
     async with serving() as server, Transport(keepalive_expiry=0) as transport:
         for _ in range(3):
-            call = start(transport, post(server.url))
-            peer = await server.accept()
-            await peer.answer(OK)
-            await call
-        assert [await ended(peer) for peer in server.peers[:2]] == ["closed", "closed"]
+            peer = await warm(server, transport)
+            assert await peer.rest() == b""
+
+
+@on_both_loops
+async def test_a_connection_is_idle_since_its_last_response() -> None:
+    async with serving() as server, Transport(keepalive_expiry=LATER_S) as transport:
+        call = start(transport, post(server.url))
+        peer = await server.accept()
+        await asyncio.sleep(LATER_S * 1.5)
+        await peer.answer(OK)
+        await call
+        call = start(transport, post(server.url))
+        await peer.answer(OK)
+        await call
+
+
+@on_both_loops
+async def test_a_tls_connection_that_ended_is_not_used(
+    certificate: Path, server_tls: ssl.SSLContext
+) -> None:
+    trusting = ssl.create_default_context(cafile=certificate)
+    async with (
+        serving(tls=server_tls) as server,
+        Transport(ssl_context=trusting, max_connections_per_host=1) as transport,
+    ):
+        server.url = server.url.copy_with(host="localhost")
+        peer = await warm(server, transport)
+        peer.hang_up()
+        assert await peer.rest() == b""
+        await warm(server, transport)
 
 
 @on_both_loops
@@ -895,8 +998,7 @@ async def test_traffic_on_other_connections_closes_those_idle_for_too_long() -> 
 
 @on_both_loops
 async def test_a_connection_that_ends_before_the_request_is_a_certain_failure() -> None:
-    with socket.create_server((HOST, 0)) as listener:
-        listener.setblocking(False)
+    with listening() as listener:
         async with Transport() as transport:
             call = start(transport, post(f"http://{HOST}:{listener.getsockname()[1]}/"))
             while True:
@@ -913,26 +1015,20 @@ async def test_a_connection_that_ends_before_the_request_is_a_certain_failure() 
 
 
 @on_both_loops
-async def test_before_write_is_asked_when_connected_and_nothing_runs_between_it_and_the_write() -> (
-    None
-):
+async def test_before_write_is_asked_directly_before_the_bytes_leave() -> None:
     async with serving() as server, Transport() as transport:
-        seen: list[bool] = []
-
-        def arrived() -> bool:
-            return bool(select.select([peer.socket], [], [], 0)[0])
-
-        def before_write() -> bool:
-            seen.append(arrived())
-            asyncio.get_running_loop().call_soon(lambda: seen.append(arrived()))
-            return True
-
         peer = await warm(server, transport)
         peer.pause()
-        call = start(transport, post(server.url, before_write=before_write))
-        while len(seen) < 2:
-            await asyncio.sleep(0)
-        assert seen == [False, True]
+        loop = asyncio.get_running_loop()
+        before, after = loop.create_future(), loop.create_future()
+
+        def look(at: asyncio.Future[bool]) -> None:
+            at.set_result(bool(select.select([peer.socket], [], [], 0)[0]))
+
+        call = start(transport, post(server.url, before_write=lambda: look(before)))
+        # In the same round of the loop, as what runs next.
+        loop.call_soon(look, after)
+        assert (await before, await after) == (False, True)
         peer.read_on()
         await peer.answer(OK)
         await call
@@ -1001,14 +1097,15 @@ async def test_before_write_may_return_nothing() -> None:
 
 @on_both_loops
 async def test_a_cancelled_call_resets_its_connection_and_what_was_not_sent_never_is() -> None:
-    body = bytes(16_000_000)
+    body = bytes(40_000_000)
     async with serving() as server, Transport() as transport:
         call = start(transport, post(server.url, body))
         peer = await server.accept()
-        await peer.head_only()
+        await peer.head()
         await cancelled(call)
-        peer.read_on()
-        assert await ended(peer) == "reset"
+        received, end = await peer.drained()
+        assert received < len(body) / 2
+        assert end == "reset"
 
 
 @on_both_loops
@@ -1022,6 +1119,23 @@ async def test_a_connection_whose_call_was_cancelled_is_not_used_again() -> None
         await (await server.accept()).answer(OK)
         assert (await call).status_code == 200
         assert await ended(peer) == "reset"
+
+
+@on_both_loops
+async def test_a_call_cancelled_when_its_response_is_there_costs_nobody_else_anything() -> None:
+    """The connection may be at someone else's service before the cancelled call gets to run."""
+    async with serving(echo) as server, Transport() as transport:
+        for rounds in range(20):
+            first = start(transport, post(server.url, b"first"))
+            await pass_rounds(rounds)
+
+            async def cancel_and_call(first: asyncio.Task[httpx.Response]) -> httpx.Response:
+                first.cancel()
+                return await transport.handle_async_request(post(server.url, b"second"))
+
+            second = await asyncio.create_task(cancel_and_call(first))
+            assert second.read() == b"second"
+            await cancelled(first)
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
@@ -1043,6 +1157,19 @@ async def pass_rounds(count: int) -> None:
     """Let the loop run so many rounds: what is tested is where exactly a call is interrupted."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+@on_both_loops
+async def test_closing_at_any_step_leaves_no_connection_behind() -> None:
+    async with serving(echo) as server:
+        for rounds in range(1, 30):
+            transport = Transport(max_connections_per_host=1)
+            calls = [start(transport, post(server.url)) for _ in range(2)]
+            await pass_rounds(rounds)
+            calls[1].cancel()
+            await transport.aclose()
+            await asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.gather(*server.tasks)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -1136,6 +1263,21 @@ async def test_a_connection_that_ends_on_its_way_to_who_waits_is_replaced() -> N
 
 
 @on_both_loops
+async def test_a_place_that_frees_while_a_connection_changes_hands_is_not_forgotten() -> None:
+    async with serving() as server, Transport(max_connections_per_host=2) as transport:
+        calls = [start(transport, post(server.url)) for _ in range(4)]
+        peers = [await server.accept() for _ in range(2)]
+        for peer in peers:
+            await peer.request()
+        peers[0].socket.send(OK)
+        peers[1].end_silently()
+        await (await server.accept()).answer(OK)
+        await peers[0].answer(OK)
+        await asyncio.wait(calls)
+        assert sum(call.exception() is None for call in calls) == 3
+
+
+@on_both_loops
 async def test_those_who_wait_for_a_server_that_is_gone_all_hear_of_it() -> None:
     async with serving() as server, Transport(max_connections_per_host=1) as transport:
         calls = [start(transport, post(server.url)) for _ in range(4)]
@@ -1187,6 +1329,7 @@ async def test_closing_fails_those_who_wait_or_connect() -> None:
         await transport.aclose()
         errors = [await failure(call) for call in calls]
         assert [type(error) for error in errors] == [httpx.ConnectError] * 3
+        assert len(server.peers) <= 1
         call = start(transport, post(server.url))
         while not call.done():
             server.spawn(echo(await server.accept()))

@@ -46,7 +46,7 @@ async def running_worker(
         await dispatcher.dispatch(ctx["claim"], probe=ctx["probe"])
 
     async def startup(ctx: dict[Any, Any]) -> None:
-        ctx["dispatcher"] = assembly.dispatcher(settings, ctx["redis"], b.client)
+        ctx["dispatcher"] = assembly.dispatcher(settings, ctx["redis"], b.transport)
 
     worker = PaymentWorker(
         functions=[func(job or pay, name=JOB_FUNCTION)],

@@ -1,0 +1,50 @@
+"""The started system for the end-to-end tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.end_to_end.harness import System
+
+
+class StartSystem(Protocol):
+    """Starts `payswitch up` with more options, on a state to go on with, with variables."""
+
+    def __call__(
+        self, *options: str, state: Path | None = None, wait: bool = True, **environment: str
+    ) -> System: ...
+
+
+@pytest.fixture
+def start_system(tmp_path: Path) -> Iterator[StartSystem]:
+    """Starts systems that end with the test; returns each when it is ready."""
+    yield from _starter(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A system that the tests of a module share: each leaves it able to pay."""
+    starter = _starter(tmp_path_factory.mktemp("system"))
+    yield next(starter)()
+    next(starter, None)
+
+
+def _starter(folder: Path) -> Iterator[StartSystem]:
+    systems: list[System] = []
+
+    def start(
+        *options: str, state: Path | None = None, wait: bool = True, **environment: str
+    ) -> System:
+        system = System.start(folder, *options, state=state, environment=environment)
+        systems.append(system)
+        if wait:
+            system.wait_until_ready()
+        return system
+
+    yield start
+    for system in systems:
+        system.stop()

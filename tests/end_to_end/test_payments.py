@@ -1,0 +1,181 @@
+"""Payments through the whole started system: none is lost, none is paid twice, and the summary
+equals the processors' books."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from uuid import uuid4
+
+import httpx
+import pytest
+from arq.connections import ArqRedis
+
+from payswitch.redis_client import connect
+from tests.end_to_end.conftest import StartSystem
+from tests.end_to_end.harness import System
+from tests.end_to_end.load import (
+    Load,
+    all_settled,
+    assert_books_are_equal,
+    configure,
+    drive,
+    ours,
+    theirs,
+)
+from tests.support import eventually
+
+
+async def assert_paid_once(system: System, load: Load) -> None:
+    """Every acknowledged payment is in the books, and nothing else is."""
+    books = await theirs(system)
+    assert sum(count for count, _ in books.values()) == len(load.accepted)
+    assert sum(cents for _, cents in books.values()) == sum(load.accepted.values())
+    await assert_books_are_equal(system)
+
+
+async def selection_is(redis: ArqRedis, processor: str) -> None:
+    async def selected() -> bool:
+        raw = await redis.get("selected_payment_processor")
+        return raw is not None and f'"{processor}"'.encode() in raw
+
+    await eventually(selected, what=f"{processor} is selected")
+
+
+async def test_a_load_is_paid_once_and_the_books_are_equal(start_system: StartSystem) -> None:
+    system = start_system()
+    load = await drive(system, rate=300, count=1500)
+    assert (len(load.accepted), load.refused) == (1500, [])
+    await all_settled(system, load)
+    await assert_paid_once(system, load)
+
+
+async def test_payments_move_to_the_fallback_and_back(start_system: StartSystem) -> None:
+    system = start_system()
+    await configure(system.default_url, "failure", True)
+    async with asyncio.timeout(11):
+        while (await ours(system))["fallback"][0] == 0:
+            await drive(system, rate=100, count=20)
+    await configure(system.default_url, "failure", False)
+    paid_by_default = (await ours(system))["default"][0]
+    async with asyncio.timeout(11):
+        while (await ours(system))["default"][0] == paid_by_default:
+            await drive(system, rate=100, count=20)
+
+    async def all_paid() -> bool:
+        return await ours(system) == await theirs(system)
+
+    await eventually(all_paid, what="the books are equal")
+
+
+async def test_while_both_fail_the_backlog_is_held_and_then_paid_once(
+    start_system: StartSystem,
+) -> None:
+    system = start_system()
+    for url in (system.default_url, system.fallback_url):
+        await configure(url, "failure", True)
+    load = await drive(system, rate=200, count=1000)
+    assert await ours(system) == {"default": (0, 0), "fallback": (0, 0)}
+    for url in (system.default_url, system.fallback_url):
+        await configure(url, "failure", False)
+    await all_settled(system, load)
+    await assert_paid_once(system, load)
+
+
+async def test_fifty_at_the_same_time_pay_one_id_once(system: System) -> None:
+    before = await theirs(system)
+    payment = str(uuid4())
+    body = {"correlationId": payment, "amount": 12.34}
+    async with httpx.AsyncClient(base_url=system.endpoint) as http:
+        answers = await asyncio.gather(*(http.post("/payments", json=body) for _ in range(50)))
+    assert Counter(answer.status_code for answer in answers) == {202: 50}
+    await system.settled(payment)
+    after = await theirs(system)
+    paid = {name: after[name][0] - before[name][0] for name in after}
+    assert sum(paid.values()) == 1
+
+
+@pytest.mark.parametrize("part", ["worker-1", "ingress-1", "health", "redis"])
+async def test_a_part_killed_under_load_loses_nothing_and_doubles_nothing(
+    start_system: StartSystem, part: str
+) -> None:
+    system = start_system(PAYSWITCH_LEASE_MS="4000", PAYSWITCH_PROCESSOR_MAX_DELAY_MS="1000")
+    await configure(system.default_url, "delay", 30)
+    driving = asyncio.create_task(drive(system, rate=200, count=1000, again=True))
+
+    async def some_paid() -> bool:
+        count, _ = (await theirs(system))["default"]
+        return count > 200
+
+    await eventually(some_paid, what="the load is under way")
+    pid = system.kill(part)
+    await system.runs_again(part, pid)
+    load = await driving
+    assert len(load.accepted) == 1000
+    await all_settled(system, load)
+    await assert_paid_once(system, load)
+
+
+async def test_a_purge_under_load_starts_the_summary_anew(start_system: StartSystem) -> None:
+    system = start_system()
+    await configure(system.default_url, "delay", 100)
+    await drive(system, rate=200, count=200)
+    async with httpx.AsyncClient(base_url=system.endpoint) as http:
+        assert (await http.post("/purge-payments")).status_code == 200
+        response = await http.get("/payments-summary")
+    assert response.text.count('"totalRequests":0') == 2
+    redis = connect(system.redis_url, limit_s=5)
+    assert await redis.zcard("arq:queue") == 0
+    await redis.aclose(close_connection_pool=True)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_five_thousand_payments_at_300_a_second(start_system: StartSystem) -> None:
+    system = start_system()
+    load = await drive(system, rate=300, count=5000)
+    assert (len(load.accepted), load.refused) == (5000, [])
+    await all_settled(system, load)
+    await assert_paid_once(system, load)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_both_failing_for_20_s_under_load_and_then_healthy(
+    start_system: StartSystem,
+) -> None:
+    system = start_system()
+    driving = asyncio.create_task(drive(system, rate=200, count=6000))
+    for url in (system.default_url, system.fallback_url):
+        await configure(url, "failure", True)
+    await asyncio.sleep(20)  # the outage itself
+    for url in (system.default_url, system.fallback_url):
+        await configure(url, "failure", False)
+    load = await driving
+    await all_settled(system, load)
+    await assert_paid_once(system, load)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_a_killed_workers_payments_are_paid_after_its_lease(
+    start_system: StartSystem,
+) -> None:
+    """With the settings that users have: a lease of 15 s."""
+    system = start_system("--workers=1")
+    await configure(system.default_url, "delay", 1000)
+    await configure(system.fallback_url, "delay", 1000)
+    driving = asyncio.create_task(drive(system, rate=200, count=1000))
+
+    async def sent() -> bool:
+        redis = connect(system.redis_url, limit_s=5)
+        in_flight = await redis.zcard("payments:in-flight")
+        await redis.aclose(close_connection_pool=True)
+        return int(in_flight) > 100
+
+    await eventually(sent, what="the worker has payments in flight")
+    system.kill("worker-1")
+    load = await driving
+    async with asyncio.timeout(25):
+        await all_settled(system, load)
+    await assert_paid_once(system, load)

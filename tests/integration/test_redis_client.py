@@ -1,0 +1,47 @@
+"""The Redis client on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from arq.connections import ArqRedis
+
+from payswitch.redis_client import connect, risks
+from tests.support import RedisServer
+
+
+@pytest.mark.parametrize("turns", range(40))
+async def test_a_command_never_swallows_a_cancellation(redis: ArqRedis, turns: int) -> None:
+    """Whatever it is doing in this turn of the loop, also just when its send has ended."""
+
+    async def work() -> None:
+        while True:
+            await redis.set("key", "value")
+
+    await redis.ping()
+    task = asyncio.create_task(work())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=30)
+    assert done
+
+
+async def test_a_redis_that_keeps_every_write_may_be_trusted(redis: ArqRedis) -> None:
+    assert await risks(redis) == []
+
+
+async def test_what_redis_may_lose_is_said(redis: ArqRedis) -> None:
+    await redis.config_set("appendfsync", "everysec")
+    try:
+        [risk] = await risks(redis)
+    finally:
+        await redis.config_set("appendfsync", "always")
+    assert "everysec" in risk
+
+
+async def test_a_redis_on_a_unix_socket_is_reached(own_redis: RedisServer) -> None:
+    redis = connect(f"unix://{own_redis.socket}", limit_s=5)
+    assert await redis.ping()
+    await redis.aclose(close_connection_pool=True)

@@ -1,0 +1,218 @@
+"""Group commit: the batch is what arrived during the previous flush."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from payswitch.group_commit import GroupCommit
+
+
+@dataclass
+class Flush:
+    """A flush under way: its items, and the answer that it waits for."""
+
+    items: list[int]
+    answer: asyncio.Future[list[str]]
+
+    def succeed(self) -> None:
+        """Answer each item with its own text."""
+        self.answer.set_result([str(item) for item in self.items])
+
+
+class Flushes:
+    """A flush function whose every call waits until the test answers it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._begun: asyncio.Queue[Flush] = asyncio.Queue()
+
+    async def __call__(self, items: list[int]) -> Sequence[str]:
+        self.count += 1
+        answer: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        self._begun.put_nowait(Flush(items, answer))
+        return await answer
+
+    async def next(self) -> Flush:
+        """The next flush, once it has begun."""
+        return await self._begun.get()
+
+
+def submit(commits: GroupCommit[int, str], *items: int) -> list[asyncio.Task[str]]:
+    return [asyncio.create_task(commits.submit(item)) for item in items]
+
+
+async def all_have_run() -> None:
+    """Let the tasks that were just created take their first step."""
+    await asyncio.sleep(0)
+
+
+async def test_an_idle_group_flushes_at_once() -> None:
+    flushes = Flushes()
+    [task] = submit(GroupCommit(flushes), 1)
+    flush = await flushes.next()
+    assert flush.items == [1]
+    flush.succeed()
+    assert await task == "1"
+
+
+async def test_what_arrives_together_is_flushed_together() -> None:
+    flushes = Flushes()
+    submit(GroupCommit(flushes), 1, 2, 3)
+    assert (await flushes.next()).items == [1, 2, 3]
+
+
+async def test_the_batch_is_what_arrived_during_the_previous_flush_in_order() -> None:
+    flushes = Flushes()
+    commits = GroupCommit(flushes)
+    submit(commits, 1)
+    first = await flushes.next()
+    submit(commits, 4, 2, 3)
+    first.succeed()
+    assert (await flushes.next()).items == [4, 2, 3]
+
+
+async def test_one_flush_is_in_flight_at_a_time() -> None:
+    flushes = Flushes()
+    commits = GroupCommit(flushes, max_batch=1)
+    submit(commits, 1, 2, 3)
+    await flushes.next()
+    submit(commits, 4, 5)
+    await all_have_run()
+    await all_have_run()
+    assert flushes.count == 1
+
+
+async def test_a_batch_holds_no_more_than_the_maximum() -> None:
+    flushes = Flushes()
+    commits = GroupCommit(flushes, max_batch=3)
+    tasks = submit(commits, *range(7))
+    batches = []
+    for _ in range(3):
+        flush = await flushes.next()
+        batches.append(flush.items)
+        flush.succeed()
+    await asyncio.gather(*tasks)
+    assert batches == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+async def test_each_submitter_gets_the_result_of_its_own_item() -> None:
+    flushes = Flushes()
+    tasks = submit(GroupCommit(flushes), 7, 7, 5, 6)
+    flush = await flushes.next()
+    flush.answer.set_result(["a", "b", "c", "d"])
+    assert await asyncio.gather(*tasks) == ["a", "b", "c", "d"]
+
+
+async def test_an_error_reaches_every_submitter_of_its_batch() -> None:
+    flushes = Flushes()
+    tasks = submit(GroupCommit(flushes), 1, 2)
+    problem = OSError("away")
+    (await flushes.next()).answer.set_exception(problem)
+    assert await asyncio.gather(*tasks, return_exceptions=True) == [problem, problem]
+
+
+async def test_an_error_reaches_no_submitter_of_the_next_batch() -> None:
+    flushes = Flushes()
+    commits = GroupCommit(flushes)
+    [failing] = submit(commits, 1)
+    first = await flushes.next()
+    [succeeding] = submit(commits, 2)
+    first.answer.set_exception(OSError("away"))
+    (await flushes.next()).succeed()
+    assert await succeeding == "2"
+    with pytest.raises(OSError, match="away"):
+        await failing
+
+
+async def test_a_group_that_was_idle_flushes_again() -> None:
+    flushes = Flushes()
+    commits = GroupCommit(flushes)
+    for item in (1, 2):
+        [task] = submit(commits, item)
+        (await flushes.next()).succeed()
+        assert await task == str(item)
+
+
+async def test_a_submitter_that_is_cancelled_takes_its_item_with_it() -> None:
+    flushes = Flushes()
+    commits = GroupCommit(flushes)
+    submit(commits, 1)
+    first = await flushes.next()
+    _, cancelled, _ = submit(commits, 2, 3, 4)
+    await all_have_run()
+    cancelled.cancel()
+    first.succeed()
+    assert (await flushes.next()).items == [2, 4]
+
+
+async def test_a_cancelled_item_leaves_its_place_in_the_batch_to_the_next() -> None:
+    flushes = Flushes()
+    commits = GroupCommit(flushes, max_batch=2)
+    submit(commits, 1)
+    first = await flushes.next()
+    _, cancelled, _ = submit(commits, 2, 3, 4)
+    await all_have_run()
+    cancelled.cancel()
+    first.succeed()
+    assert (await flushes.next()).items == [2, 4]
+
+
+async def test_nothing_is_flushed_when_all_who_waited_are_cancelled() -> None:
+    flushes = Flushes()
+    commits = GroupCommit(flushes)
+    [first_task] = submit(commits, 1)
+    first = await flushes.next()
+    [cancelled] = submit(commits, 2)
+    await all_have_run()
+    cancelled.cancel()
+    first.succeed()
+    await first_task
+    [task] = submit(commits, 3)
+    (await flushes.next()).succeed()
+    await task
+    assert flushes.count == 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_submitter_that_is_cancelled_during_its_flush_disturbs_no_other(
+    fails: bool,
+) -> None:
+    flushes = Flushes()
+    commits = GroupCommit(flushes)
+    cancelled, other = submit(commits, 1, 2)
+    flush = await flushes.next()
+    cancelled.cancel()
+    await all_have_run()
+    problem = OSError("away")
+    if fails:
+        flush.answer.set_exception(problem)
+    else:
+        flush.succeed()
+    [outcome] = await asyncio.gather(other, return_exceptions=True)
+    assert outcome == (problem if fails else "2")
+
+
+async def test_a_submitter_who_waits_meanwhile_is_not_kept_from_the_next_flush_by_an_error() -> (
+    None
+):
+    flushes = Flushes()
+    commits = GroupCommit(flushes, max_batch=1)
+    tasks = submit(commits, 1, 2, 3)
+    for _ in range(2):
+        (await flushes.next()).answer.set_exception(OSError("away"))
+    (await flushes.next()).succeed()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(result, OSError) for result in results] == [True, True, False]
+
+
+async def test_a_flush_that_answers_too_few_fails_instead_of_leaving_someone_waiting() -> None:
+    flushes = Flushes()
+    tasks = submit(GroupCommit(flushes), 1, 2)
+    (await flushes.next()).answer.set_result(["1"])
+    async with asyncio.timeout(0.1):
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[1], Exception)

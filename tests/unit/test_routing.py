@@ -1,0 +1,442 @@
+"""Circuit breakers and the router over them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from payswitch.routing import Breaker, BreakerState, Router, Verdict
+from payswitch.selector import UNSELECTED, Selection
+
+SLOTS = 4
+FAILURES = 3
+PROBE_MS = 1000
+
+CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+GOOD, BAD, NEUTRAL = Verdict.GOOD, Verdict.BAD, Verdict.NEUTRAL
+
+
+def breaker_of(*, slots: int = SLOTS) -> Breaker:
+    return Breaker(slots=slots, failures=FAILURES, probe_ms=PROBE_MS)
+
+
+def call(breaker: Breaker, verdict: Verdict, now: float = 0) -> None:
+    """A call that starts and is over at once."""
+    breaker.leave(verdict, probe=breaker.enter(), now=now)
+
+
+def opened(now: float = 0) -> Breaker:
+    """A breaker that opened at this instant."""
+    breaker = breaker_of()
+    for _ in range(FAILURES):
+        call(breaker, BAD, now)
+    return breaker
+
+
+# The breaker.
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "state"),
+    [
+        ([], CLOSED),
+        ([BAD] * (FAILURES - 1), CLOSED),
+        ([BAD] * FAILURES, OPEN),
+        ([BAD, BAD, GOOD, BAD, BAD], CLOSED),
+        ([BAD, BAD, GOOD, BAD, BAD, BAD], OPEN),
+        ([BAD, NEUTRAL, BAD, NEUTRAL, BAD], OPEN),
+        ([BAD, BAD, NEUTRAL], CLOSED),
+        ([NEUTRAL] * 100, CLOSED),
+        ([GOOD] * 100, CLOSED),
+        ([BAD, GOOD] * 100, CLOSED),
+    ],
+)
+def test_a_breaker_opens_after_consecutive_failures(
+    verdicts: list[Verdict], state: BreakerState
+) -> None:
+    breaker = breaker_of()
+    for verdict in verdicts:
+        call(breaker, verdict)
+    assert breaker.state is state
+
+
+@pytest.mark.parametrize(
+    ("now", "free"), [(5000, 0), (5000 + PROBE_MS - 1, 0), (5000 + PROBE_MS, 1), (10**9, 1)]
+)
+def test_an_open_breaker_lets_one_call_in_once_its_probe_is_due(now: float, free: int) -> None:
+    assert opened(5000).free(now) == free
+
+
+@pytest.mark.parametrize(
+    ("now", "ms"), [(5000, PROBE_MS), (5400, PROBE_MS - 400), (5000 + PROBE_MS, 0), (10**9, 0)]
+)
+def test_an_open_breaker_tells_when_its_probe_is_due(now: float, ms: float) -> None:
+    assert opened(5000).reopens_in(now) == ms
+
+
+def test_a_closed_breaker_has_no_probe_due() -> None:
+    assert not breaker_of().probe_due(10**9)
+
+
+def test_a_call_that_starts_while_closed_is_no_probe() -> None:
+    assert breaker_of().enter() is False
+
+
+def test_the_first_call_of_an_open_breaker_is_the_probe() -> None:
+    assert opened().enter() is True
+
+
+def test_while_its_probe_is_under_way_a_breaker_lets_nobody_in() -> None:
+    breaker = opened()
+    breaker.enter()
+    assert (breaker.state, breaker.free(10**9)) == (HALF_OPEN, 0)
+
+
+def test_no_second_probe_is_due_while_the_first_is_under_way() -> None:
+    breaker = opened()
+    breaker.enter()
+    assert not breaker.probe_due(10**9)
+
+
+@pytest.mark.parametrize("verdict", [BAD, NEUTRAL])
+def test_a_probe_that_does_not_succeed_reopens_the_breaker(verdict: Verdict) -> None:
+    breaker = opened()
+    call(breaker, verdict, PROBE_MS)
+    assert breaker.state is OPEN
+
+
+@pytest.mark.parametrize("verdict", [BAD, NEUTRAL])
+def test_after_a_probe_that_did_not_succeed_the_next_one_waits_as_long(verdict: Verdict) -> None:
+    breaker = opened()
+    call(breaker, verdict, PROBE_MS + 300)
+    assert breaker.reopens_in(PROBE_MS + 300) == PROBE_MS
+
+
+def test_a_good_probe_closes_the_breaker() -> None:
+    breaker = opened()
+    call(breaker, GOOD, PROBE_MS)
+    assert (breaker.state, breaker.free(PROBE_MS)) == (CLOSED, SLOTS)
+
+
+def test_after_a_good_probe_failures_are_counted_from_none() -> None:
+    breaker = opened()
+    call(breaker, GOOD, PROBE_MS)
+    for _ in range(FAILURES - 1):
+        call(breaker, BAD, PROBE_MS)
+    assert breaker.state is CLOSED
+
+
+@pytest.mark.parametrize("verdict", [BAD, NEUTRAL])
+def test_a_straggler_that_does_not_succeed_leaves_an_open_breaker_as_it_is(
+    verdict: Verdict,
+) -> None:
+    breaker = breaker_of()
+    breaker.enter()
+    for _ in range(FAILURES):
+        call(breaker, BAD, 0)
+    breaker.leave(verdict, probe=False, now=PROBE_MS - 1)
+    assert (breaker.state, breaker.reopens_in(0)) == (OPEN, PROBE_MS)
+
+
+def test_a_good_straggler_closes_an_open_breaker() -> None:
+    breaker = breaker_of()
+    breaker.enter()
+    for _ in range(FAILURES):
+        call(breaker, BAD)
+    breaker.leave(GOOD, probe=False, now=1)
+    assert breaker.state is CLOSED
+
+
+def test_a_probe_that_tells_nothing_leaves_a_closed_breaker_closed() -> None:
+    breaker = breaker_of()
+    breaker.enter()
+    for _ in range(FAILURES):
+        call(breaker, BAD)
+    probe = breaker.enter()
+    breaker.leave(GOOD, probe=False, now=PROBE_MS)
+    breaker.leave(NEUTRAL, probe=probe, now=PROBE_MS)
+    assert breaker.state is CLOSED
+
+
+@pytest.mark.parametrize(("verdict", "at"), [(GOOD, 700.0), (BAD, -1.0), (NEUTRAL, -1.0)])
+def test_only_a_good_call_is_a_success(verdict: Verdict, at: float) -> None:
+    breaker = breaker_of()
+    breaker.last_success = -1.0
+    call(breaker, verdict, 700.0)
+    assert breaker.last_success == at
+
+
+# Slots.
+
+
+def test_a_call_under_way_takes_a_slot() -> None:
+    breaker = breaker_of()
+    breaker.enter()
+    assert breaker.free(0) == SLOTS - 1
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_a_call_that_is_over_gives_its_slot_back(verdict: Verdict) -> None:
+    breaker = breaker_of()
+    call(breaker, verdict)
+    assert breaker.free(0) == SLOTS
+
+
+def test_there_is_no_room_when_every_slot_is_taken() -> None:
+    breaker = breaker_of(slots=2)
+    breaker.enter()
+    breaker.enter()
+    assert breaker.free(0) == 0
+
+
+def test_room_is_never_negative() -> None:
+    breaker = breaker_of(slots=1)
+    breaker.enter()
+    breaker.enter()
+    assert breaker.free(0) == 0
+
+
+class BreakerMachine(RuleBasedStateMachine):
+    """Calls start where there is room, end in any order and way, and time goes on."""
+
+    calls: Bundle[int] = Bundle("calls")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.breaker = breaker_of()
+        self.now = 0.0
+        self.under_way: dict[int, bool] = {}
+        self.failures = 0
+        self.opened_at: float | None = None
+        self.probe: int | None = None
+
+    @rule(ms=st.sampled_from([1, PROBE_MS - 1, PROBE_MS]))
+    def time_goes_on(self, ms: int) -> None:
+        """A while passes."""
+        self.now += ms
+
+    @precondition(lambda self: self.breaker.free(self.now) > 0)
+    @rule(target=calls, number=st.integers())
+    def a_call_starts(self, number: int) -> int:
+        """There is room, so a call starts; it is the probe exactly if the breaker is open."""
+        assume(number not in self.under_way)
+        self.under_way[number] = is_probe = self.breaker.enter()
+        assert is_probe == (self.opened_at is not None)
+        if is_probe:
+            self.probe, self.opened_at = number, None
+        return number
+
+    @rule(number=consumes(calls), verdict=st.sampled_from(Verdict))
+    def a_call_ends(self, number: int, verdict: Verdict) -> None:
+        """A call ends; what that does to the breaker follows from the model alone."""
+        is_probe = self.under_way.pop(number)
+        if is_probe and number != self.probe:
+            verdict = GOOD  # what else a probe does that another success has overtaken is left open
+        self.breaker.leave(verdict, probe=is_probe, now=self.now)
+        if verdict is GOOD:
+            self.failures, self.probe, self.opened_at = 0, None, None
+            assert self.breaker.last_success == self.now
+        elif is_probe:
+            self.probe, self.opened_at = None, self.now
+        elif verdict is BAD and self.probe is None and self.opened_at is None:
+            self.failures += 1
+            if self.failures >= FAILURES:
+                self.opened_at = self.now
+
+    @invariant()
+    def the_state_is_the_models(self) -> None:
+        """Half open while probing, open since an instant, else closed."""
+        expected = OPEN if self.opened_at is not None else CLOSED
+        assert self.breaker.state is (expected if self.probe is None else HALF_OPEN)
+
+    @invariant()
+    def the_calls_under_way_are_counted(self) -> None:
+        """Each that started and isn't over."""
+        assert self.breaker.in_flight == len(self.under_way)
+
+    @invariant()
+    def there_is_room_as_the_state_says(self) -> None:
+        """Slots while closed, one where a probe is due, else none."""
+        if self.probe is not None:
+            room = 0
+        elif self.opened_at is None:
+            room = max(0, SLOTS - len(self.under_way))
+        else:
+            room = int(self.now - self.opened_at >= PROBE_MS)
+        assert self.breaker.free(self.now) == room
+
+
+def test_any_sequence_of_calls_leaves_the_breaker_as_its_model_says() -> None:
+    run_state_machine_as_test(
+        BreakerMachine, settings=settings(deadline=None, max_examples=150, stateful_step_count=40)
+    )
+
+
+# The router.
+
+
+def router_of(**breakers: Breaker) -> Router:
+    """A router over these breakers; those that aren't given are closed."""
+    return Router(
+        {name: breakers.get(name, breaker_of()) for name in ("default", "fallback")},
+        probe_ms=PROBE_MS,
+    )
+
+
+def selecting(router: Router, processor: str, *, healthy: bool = True, now: float = 0) -> Router:
+    """The router once it has seen this selection."""
+    raw = f"{processor} {healthy} {now}".encode()
+    router.see(raw, Selection(processor, healthy, ""), now)
+    return router
+
+
+@pytest.mark.parametrize("processor", ["default", "fallback"])
+def test_the_selected_processor_comes_first(processor: str) -> None:
+    assert selecting(router_of(), processor).choose(1) == processor
+
+
+def test_without_any_selection_default_is_chosen() -> None:
+    router = router_of()
+    assert (router.selection, router.choose(0)) == (UNSELECTED, "default")
+
+
+@pytest.mark.parametrize(("selected", "other"), [("default", "fallback"), ("fallback", "default")])
+def test_the_other_one_steps_in_while_the_selected_ones_breaker_is_open(
+    selected: str, other: str
+) -> None:
+    router = selecting(router_of(**{selected: opened(0)}), selected)
+    assert router.choose(PROBE_MS - 1) == other
+
+
+def test_the_other_one_steps_in_while_the_selected_one_is_being_probed() -> None:
+    breaker = opened(0)
+    breaker.enter()
+    assert selecting(router_of(default=breaker), "default").choose(10**9) == "fallback"
+
+
+def test_the_selected_processor_comes_first_again_when_it_is_due_to_be_probed() -> None:
+    router = selecting(router_of(default=opened(0)), "default")
+    assert router.choose(PROBE_MS) == "default"
+
+
+def test_a_processor_that_is_not_selected_is_not_probed_beside_a_healthy_one() -> None:
+    router = selecting(router_of(fallback=opened(0)), "default")
+    assert router.choose(10**9) == "default"
+
+
+@pytest.mark.parametrize("now", [1, PROBE_MS, 10**9])
+def test_nothing_is_chosen_while_no_breaker_is_closed(now: float) -> None:
+    router = selecting(router_of(default=opened(0), fallback=opened(0)), "default")
+    assert router.choose(now) is None
+
+
+def test_a_full_processor_is_chosen_all_the_same() -> None:
+    breaker = breaker_of(slots=1)
+    breaker.enter()
+    assert selecting(router_of(default=breaker), "default").choose(1) == "default"
+
+
+def test_nothing_is_chosen_when_the_check_found_nothing_healthy() -> None:
+    assert selecting(router_of(), "default", healthy=False).choose(1) is None
+
+
+@pytest.mark.parametrize("succeeding", ["default", "fallback"])
+def test_a_success_since_then_speaks_for_a_processor_that_the_check_found_unhealthy(
+    succeeding: str,
+) -> None:
+    router = selecting(router_of(), "default", healthy=False, now=100)
+    call(router.breakers[succeeding], GOOD, 101)
+    assert router.choose(102) == succeeding
+
+
+@pytest.mark.parametrize("at", [99.0, 100.0])
+def test_a_success_before_the_check_found_nothing_healthy_speaks_for_nobody(at: float) -> None:
+    router = router_of()
+    call(router.breakers["default"], GOOD, at)
+    assert selecting(router, "default", healthy=False, now=100).choose(102) is None
+
+
+def test_seeing_the_same_selection_again_does_not_make_it_newer() -> None:
+    router = router_of()
+    for now in (100, 200):
+        router.see(b"same", Selection("default", False, ""), now)
+        call(router.breakers["default"], GOOD, 150)
+    assert router.choose(201) == "default"
+
+
+def test_seeing_a_newer_selection_asks_for_a_newer_success() -> None:
+    router = selecting(router_of(), "default", healthy=False, now=100)
+    call(router.breakers["default"], GOOD, 150)
+    assert selecting(router, "default", healthy=False, now=200).choose(201) is None
+
+
+def test_a_selection_that_has_expired_is_forgotten() -> None:
+    router = selecting(router_of(), "fallback", healthy=False)
+    router.see(None, UNSELECTED, 1)
+    assert router.choose(2) == "default"
+
+
+# Probing where nothing is healthy.
+
+
+def unhealthy_router() -> Router:
+    return selecting(router_of(), "default", healthy=False)
+
+
+def test_probes_take_turns() -> None:
+    router = unhealthy_router()
+    probes = []
+    for now in range(5 * PROBE_MS, 9 * PROBE_MS, PROBE_MS):
+        name = router.to_probe(now)
+        assert name is not None
+        router.probed(name, now)
+        probes.append(name)
+    assert probes == ["default", "fallback", "default", "fallback"]
+
+
+def test_probes_take_turns_while_both_breakers_are_open() -> None:
+    router = router_of(default=opened(0), fallback=opened(0))
+    probes = []
+    for now in range(5 * PROBE_MS, 9 * PROBE_MS, PROBE_MS):
+        name = router.to_probe(now)
+        assert name is not None
+        router.probed(name, now)
+        call(router.breakers[name], BAD, now)
+        probes.append(name)
+    assert probes == ["default", "fallback", "default", "fallback"]
+
+
+def test_a_processor_that_was_just_probed_is_not_probed_again() -> None:
+    router = unhealthy_router()
+    for name in ("default", "fallback"):
+        router.probed(name, 5000)
+    assert router.to_probe(5000 + PROBE_MS - 1) is None
+
+
+def test_a_processor_is_probed_again_after_a_while() -> None:
+    router = unhealthy_router()
+    router.probed("default", 5001)
+    router.probed("fallback", 5000)
+    assert router.to_probe(5000 + PROBE_MS) == "fallback"
+
+
+@pytest.mark.parametrize(("now", "name"), [(PROBE_MS - 1, None), (PROBE_MS, "default")])
+def test_an_open_breaker_is_probed_when_its_own_probe_is_due(now: float, name: str | None) -> None:
+    router = router_of(default=opened(0), fallback=opened(10**6))
+    assert router.to_probe(now) == name
+
+
+def test_a_processor_whose_probe_is_under_way_is_not_probed() -> None:
+    breaker = opened(0)
+    breaker.enter()
+    assert router_of(default=breaker).to_probe(10**6) == "fallback"

@@ -1,0 +1,270 @@
+"""Settings: read from the environment, every mistake named at once, documented row by row."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from payswitch.settings import Settings, SettingsError, Variable, variables
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
+VARIABLES = variables()
+RANGES = {
+    field: (int(found[1]), int(found[2]))
+    for field, variable in VARIABLES.items()
+    if (found := re.fullmatch(r"a whole number from (\d+) to (\d+)", variable.allowed))
+}
+CHOICES = {
+    field: variable.allowed.removeprefix("one of ").split(", ")
+    for field, variable in VARIABLES.items()
+    if variable.allowed.startswith("one of ")
+}
+URLS = [field for field, variable in VARIABLES.items() if variable.allowed.startswith("a URL")]
+
+
+def errors_of(**environment: str) -> str:
+    """The message that these variables are refused with."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment(environment)
+    return str(caught.value)
+
+
+# Defaults.
+
+
+def test_the_defaults_are_valid() -> None:
+    assert Settings.from_environment({}) == Settings()
+
+
+@pytest.mark.parametrize("field", VARIABLES)
+def test_an_empty_variable_means_its_default(field: str) -> None:
+    assert Settings.from_environment({VARIABLES[field].name: ""}) == Settings()
+
+
+@pytest.mark.parametrize("field", VARIABLES)
+def test_a_default_is_among_the_allowed_values(field: str) -> None:
+    default = getattr(Settings(), field)
+    assert VARIABLES[field].parse(str(default)) == default
+
+
+def test_the_process_environment_is_read_where_none_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PAYSWITCH_WORKER_SLOTS", "7")
+    assert Settings.from_environment().worker_slots == 7
+
+
+def test_other_variables_are_ignored() -> None:
+    assert Settings.from_environment({"PATH": "/bin", "PAYSWITCH_UNKNOWN": "x"}) == Settings()
+
+
+def test_no_two_settings_share_a_variable() -> None:
+    names = [variable.name for variable in VARIABLES.values()]
+    assert len(set(names)) == len(names)
+
+
+# Values.
+
+
+@pytest.mark.parametrize("field", RANGES)
+def test_both_ends_of_a_range_are_allowed(field: str) -> None:
+    low, high = RANGES[field]
+    parse = VARIABLES[field].parse
+    assert (parse(str(low)), parse(str(high))) == (low, high)
+
+
+@pytest.mark.parametrize("field", RANGES)
+@pytest.mark.parametrize("beyond", ["low", "high"])
+def test_a_number_out_of_its_range_is_named(field: str, beyond: str) -> None:
+    low, high = RANGES[field]
+    name = VARIABLES[field].name
+    value = str(low - 1 if beyond == "low" else high + 1)
+    assert f"{name}='{value}': {VARIABLES[field].allowed}" in errors_of(**{name: value})
+
+
+@pytest.mark.parametrize("field", RANGES)
+@pytest.mark.parametrize("value", ["abc", "1.5", "1e3", "0x10", "ten", "--1", "1 000", "NaN"])
+def test_what_is_no_whole_number_is_named(field: str, value: str) -> None:
+    name = VARIABLES[field].name
+    assert f"{name}='{value}'" in errors_of(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in CHOICES.items() for value in values]
+)
+def test_every_choice_is_allowed(field: str, value: str) -> None:
+    assert VARIABLES[field].parse(value) == value
+
+
+@pytest.mark.parametrize("field", CHOICES)
+@pytest.mark.parametrize("value", ["maybe", "OPEN", "Info", " warn", "open,off"])
+def test_a_value_that_is_no_choice_is_named(field: str, value: str) -> None:
+    name = VARIABLES[field].name
+    assert f"{name}='{value}': {VARIABLES[field].allowed}" in errors_of(**{name: value})
+
+
+@pytest.mark.parametrize("field", URLS)
+@pytest.mark.parametrize(
+    "value",
+    ["redis", "127.0.0.1:6379", "ftp://host", "http://", "redis://", "//host", "http://host:99999"],
+)
+def test_what_is_no_url_is_named(field: str, value: str) -> None:
+    name = VARIABLES[field].name
+    assert f"{name}='{value}': {VARIABLES[field].allowed}" in errors_of(**{name: value})
+
+
+@pytest.mark.parametrize("field", ["processor_url_default", "processor_url_fallback"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(
+            "http://:8001",
+        ),
+        "http:///payments",
+        "http://host:port",
+        "http://[::1",
+    ],
+)
+def test_a_processor_url_without_a_good_host_and_port_is_named(field: str, value: str) -> None:
+    name = VARIABLES[field].name
+    assert f"{name}='{value}'" in errors_of(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "redis://127.0.0.1:6379/0",
+        "rediss://user:word@redis.example/3",
+        "redis://[::1]:6379",
+        "unix:///run/redis.sock",
+        "unix:/run/redis.sock",
+    ],
+)
+def test_a_redis_url_is_taken_as_it_is(value: str) -> None:
+    assert Settings.from_environment({"REDIS_URL": value}).redis_url == value
+
+
+def test_a_processor_url_loses_its_last_slash() -> None:
+    chosen = Settings.from_environment({"PAYMENT_PROCESSOR_URL_DEFAULT": "https://pay.example/a/"})
+    assert chosen.processor_url_default == "https://pay.example/a"
+
+
+def test_the_processors_are_named_the_cheaper_one_first() -> None:
+    chosen = Settings(processor_url_default="http://a", processor_url_fallback="http://b")
+    assert list(chosen.processor_urls.items()) == [
+        ("default", "http://a"),
+        ("fallback", "http://b"),
+    ]
+
+
+# Errors.
+
+
+def test_all_errors_are_named_at_once() -> None:
+    message = errors_of(
+        PAYSWITCH_LEASE_MS="soon",
+        REDIS_URL="nowhere",
+        PAYSWITCH_LOG_LEVEL="loud",
+        PAYSWITCH_PURGE="token",
+    )
+    names = re.findall(r"(?:^|; )([A-Z_]+)=", message)
+    assert names == ["REDIS_URL", "PAYSWITCH_LEASE_MS", "PAYSWITCH_LOG_LEVEL", "PAYSWITCH_PURGE"]
+
+
+def test_an_error_names_no_variable_that_is_right() -> None:
+    message = errors_of(PAYSWITCH_LEASE_MS="soon", PAYSWITCH_WORKER_SLOTS="7")
+    assert message == "PAYSWITCH_LEASE_MS='soon': a whole number from 200 to 86400000"
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"PAYSWITCH_PURGE": "token"}, "PAYSWITCH_PURGE_TOKEN go together"),
+        ({"PAYSWITCH_PURGE_TOKEN": "x"}, "PAYSWITCH_PURGE_TOKEN go together"),
+        (
+            {"PAYSWITCH_HEALTH_LIMIT_MS": "4000"},
+            "PAYSWITCH_HEALTH_LIMIT_MS < PAYSWITCH_HEALTH_LOCK_MS",
+        ),
+        (
+            {"PAYSWITCH_HEALTH_LOCK_MS": "5100"},
+            "PAYSWITCH_HEALTH_LOCK_MS < PAYSWITCH_HEALTH_THROTTLE_MS",
+        ),
+        ({"PAYSWITCH_HEALTH_THROTTLE_MS": "3000"}, "PAYSWITCH_HEALTH_THROTTLE_MS must hold"),
+        (
+            {"PAYSWITCH_LEASE_MS": "1000", "PAYSWITCH_LEASE_MARGIN_MS": "1000"},
+            "PAYSWITCH_LEASE_MARGIN_MS must be below PAYSWITCH_LEASE_MS",
+        ),
+        (
+            {
+                "PAYMENT_PROCESSOR_URL_DEFAULT": "http://one:80",
+                "PAYMENT_PROCESSOR_URL_FALLBACK": "http://one:80/",
+            },
+            "PAYMENT_PROCESSOR_URL_DEFAULT and PAYMENT_PROCESSOR_URL_FALLBACK must differ",
+        ),
+    ],
+)
+def test_a_contradiction_is_named(environment: dict[str, str], message: str) -> None:
+    assert message in errors_of(**environment)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PAYSWITCH_PURGE": "token", "PAYSWITCH_PURGE_TOKEN": "a"},
+        {"PAYSWITCH_PURGE": "off"},
+        {"PAYSWITCH_HEALTH_LIMIT_MS": "3999"},
+        {"PAYSWITCH_HEALTH_LOCK_MS": "5099"},
+        {"PAYSWITCH_LEASE_MS": "1000", "PAYSWITCH_LEASE_MARGIN_MS": "999"},
+    ],
+)
+def test_what_is_just_no_contradiction_is_allowed(environment: dict[str, str]) -> None:
+    assert Settings.from_environment(environment) != Settings()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"REDIS_URL": "rdis://user:hunter2@redis:6379/0"},
+        {"REDIS_URL": "redis://:hunter2@redis:99999/0"},
+        {"PAYMENT_PROCESSOR_URL_DEFAULT": "http://user:hunter2@host:port"},
+        {"PAYSWITCH_PURGE_TOKEN": "hunter2", "PAYSWITCH_LEASE_MS": "soon"},
+        {"REDIS_URL": "redis://:hunter2@redis:6379/0", "PAYSWITCH_LEASE_MS": "soon"},
+        {"REDIS_URL": ":hunter2@redis:6379/0"},
+        {"REDIS_URL": "//:hunter2@redis:6379/0"},
+        {"REDIS_URL": "rdis://redis:6379/0?password=hunter2"},
+    ],
+)
+def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
+    assert "hunter2" not in errors_of(**environment)
+
+
+# The document.
+
+
+def row_of(field: str, variable: Variable) -> str:
+    """The row of the document's table that says all about one variable."""
+    default = getattr(Settings(), field)
+    shown = f"`{default}`" if default != "" else "(empty)"
+    return f"| `{variable.name}` | {shown} | {variable.allowed} | {variable.purpose} |"
+
+
+def documented_rows() -> list[str]:
+    lines = DOCUMENT.read_text().splitlines()
+    return [line for line in lines if line.startswith("| `")]
+
+
+@pytest.mark.parametrize("field", VARIABLES)
+def test_every_variable_has_its_row_in_the_document(field: str) -> None:
+    assert row_of(field, VARIABLES[field]) in documented_rows()
+
+
+def test_the_document_has_no_row_of_an_unknown_variable() -> None:
+    known = {variable.name for variable in VARIABLES.values()}
+    assert {row.split("`")[1] for row in documented_rows()} <= known
+
+
+def test_every_field_of_the_settings_is_a_variable() -> None:
+    assert list(VARIABLES) == [entry.name for entry in fields(Settings)]
