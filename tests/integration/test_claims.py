@@ -143,3 +143,10 @@ async def test_out_of_memory_the_backlog_still_drains(b: Bench, redis: ArqRedis)
     states = [(await b.record(payment)).state for payment in payments]
     assert sorted(states) == ["dead", "settled", "settled"]
     assert await b.summary() == {"default": Total(2, 3980), "fallback": Total()}
+
+
+async def test_a_record_of_an_earlier_generation_is_not_claimed(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    await redis.incr("payments:generation")
+    batch = await claims(redis).take(1)
+    assert (batch.taken, batch.strays) == ([], [payment])

@@ -111,28 +111,28 @@ async def test_a_payment_that_is_due_later_is_paid_when_it_is_due(
     assert len(b.default.books) == 1
 
 
+@pytest.mark.parametrize(
+    ("failure", "error"), [(RuntimeError("a bug"), "an internal error"), (Retry(defer=60), None)]
+)
 async def test_an_exception_of_the_job_function_loses_no_payment(
-    b: Bench, redis: ArqRedis, redis_server: RedisServer
+    b: Bench, redis: ArqRedis, redis_server: RedisServer, failure: Exception, error: str | None
 ) -> None:
-    failures = iter([RuntimeError("a bug"), Retry(defer=0.01)])
-
-    async def fails_twice(ctx: dict[Any, Any], correlation_id: str) -> None:
-        for failure in failures:
-            await redis.zadd("arq:queue", {correlation_id: 0}, xx=True)
-            raise failure
-        await ctx["dispatcher"].dispatch(ctx["claim"])
+    async def fails(ctx: dict[Any, Any], correlation_id: str) -> None:
+        raise failure
 
     payment = await b.accept()
-    async with running_worker(b, redis_server.url, job=fails_twice):
+    async with running_worker(b, redis_server.url, job=fails):
 
         async def given_back() -> bool:
-            due = await redis.zscore("arq:queue", payment)
-            if due is not None and (await b.record(payment)).state == "queued":
-                await redis.zadd("arq:queue", {payment: 0}, xx=True)
-                await redis.lpush("payments:wake", "1")  # type: ignore[misc]
-            return (await b.record(payment)).state == "settled"
+            record = await b.record(payment)
+            return record.state == "queued" and await redis.exists(f"arq:retry:{payment}") == 1
 
-        await eventually(given_back, what="the payment is settled")
+        await eventually(given_back, what="the payment is given back")
+    assert (await b.record(payment)).last_error == error
+    async with running_worker(b, redis_server.url):
+        await redis.zadd("arq:queue", {payment: 0}, xx=True)
+        await redis.lpush("payments:wake", "1")  # type: ignore[misc]
+        await all_settled(b, 1)
 
 
 async def test_a_job_of_an_unknown_function_is_left_for_others(
