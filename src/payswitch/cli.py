@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import uvloop
@@ -15,6 +14,8 @@ from payswitch import logs
 from payswitch.redis_client import UntrustworthyRedisError, connect
 from payswitch.resilient_worker import ResilientWorker, run_worker
 from payswitch.settings import Settings, SettingsError
+
+PORT = click.IntRange(1, 65535)
 
 
 def fail(message: str) -> NoReturn:
@@ -37,6 +38,59 @@ def read_settings() -> Settings:
 @click.version_option(package_name="payswitch")
 def main() -> None:
     """Payswitch takes payments over HTTP and pays each exactly once."""
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The endpoint's address.")
+@click.option("--port", default=9999, show_default=True, type=PORT, help="The endpoint's port.")
+@click.option(
+    "--ingress-port",
+    default=9001,
+    show_default=True,
+    type=click.IntRange(1, 65534),
+    help="The first ingress' port; the second has the next.",
+)
+@click.option(
+    "--default-port", default=8001, show_default=True, type=PORT, help="Simulator of `default`."
+)
+@click.option(
+    "--fallback-port", default=8002, show_default=True, type=PORT, help="Simulator of `fallback`."
+)
+@click.option("--redis-port", default=6379, show_default=True, type=PORT)
+@click.option(
+    "--workers",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Payment workers.",
+)
+@click.option(
+    "--state",
+    default=".payswitch",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for what a restart goes on with.",
+)
+@click.option("--fresh", is_flag=True, help="Forget all payments first.")
+@click.option(
+    "--haproxy/--no-haproxy", default=True, help="Without it, or if there is none: Granian alone."
+)
+def up(**options: Any) -> None:
+    """Run the whole system on this machine until Ctrl-C.
+
+    REDIS_URL, PAYMENT_PROCESSOR_URL_DEFAULT and PAYMENT_PROCESSOR_URL_FALLBACK name existing ones
+    that are used instead.
+
+    Example: payswitch up --fresh
+    """
+    from payswitch.local_system import Options, run
+    from payswitch.machine import MachineError
+    from payswitch.supervisor import StartError
+
+    try:
+        run(Options(**options))
+    except (MachineError, SettingsError, StartError) as error:
+        fail(str(error))
 
 
 @main.command()
@@ -96,9 +150,12 @@ def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: S
 @click.option("--name", required=True, help="Its name in log lines.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", required=True, type=click.IntRange(1, 65535))
-@click.option("--fee", default="0.05", show_default=True, help="Fee per payment, a share.")
+@click.option(
+    "--fee", default="0.05", show_default=True, envvar="TRANSACTION_FEE", help="Its share."
+)
 def simulator(name: str, host: str, port: int, fee: str) -> None:
-    """Run a payment processor for development and tests.
+    """Run a payment processor for development and tests. It reads the variables that the
+    challenge's own processor reads: TRANSACTION_FEE, INITIAL_TOKEN, RATE_LIMIT_SECONDS.
 
     Example: payswitch simulator --name default --port 8001 --fee 0.05
     """
@@ -106,12 +163,9 @@ def simulator(name: str, host: str, port: int, fee: str) -> None:
 
     logs.configure("info")
     try:
-        share = Decimal(os.environ.get("TRANSACTION_FEE", fee))
-        rate_limit_s = float(os.environ.get("RATE_LIMIT_SECONDS", "5"))
-    except (InvalidOperation, ValueError):
-        fail("the fee and RATE_LIMIT_SECONDS must be numbers")
-    token = os.environ.get("INITIAL_TOKEN", "123")
-    config = SimulatorConfig(name=name, fee=share, token=token, rate_limit_s=rate_limit_s)
+        config = SimulatorConfig.from_environment(name, {**os.environ, "TRANSACTION_FEE": fee})
+    except ValueError as error:
+        fail(str(error))
     try:
         uvloop.run(serve(config, host, port))
     except OSError as error:
