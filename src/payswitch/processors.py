@@ -213,10 +213,10 @@ class Processor:
             extensions={"timeout": self._pay_limits, "before_write": may_send},
         )
         try:
-            response = await self._exchange(request)
+            response, content = await self._exchange(request)
         except httpx.RequestError as error:
             return classify_error(error)
-        return classify(response.status_code, response.headers.get("retry-after"), response.content)
+        return classify(response.status_code, response.headers.get("retry-after"), content)
 
     async def find(self, correlation_id: str) -> Finding:
         """Ask whether the processor has a payment. Nothing but cancellation is raised."""
@@ -226,10 +226,10 @@ class Processor:
             extensions={"timeout": self._find_limits},
         )
         try:
-            response = await self._exchange(request)
+            response, content = await self._exchange(request)
         except httpx.RequestError as error:
             return Unclear(type(error).__name__)
-        return classify_finding(response.status_code, response.content, correlation_id)
+        return classify_finding(response.status_code, content, correlation_id)
 
     async def health(self, limit_ms: int) -> Report | None:
         """Ask how the processor is; None where it doesn't say so in time."""
@@ -240,15 +240,16 @@ class Processor:
         )
         try:
             async with asyncio.timeout(limit_ms / 1000):
-                response = await self._exchange(request)
+                response, content = await self._exchange(request)
         except (httpx.RequestError, TimeoutError):
             return None
-        return classify_health(response.status_code, response.content)
+        return classify_health(response.status_code, content)
 
-    async def _exchange(self, request: httpx.Request) -> httpx.Response:
+    async def _exchange(self, request: httpx.Request) -> tuple[httpx.Response, bytes]:
+        """The response and its body as it came: decoding could make any size of it."""
         response = await self._transport.handle_async_request(request)
-        await response.aread()
-        return response
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        return response, b"".join([part async for part in response.stream])
 
 
 def _limits(connect_s: float, read_s: float) -> dict[str, Any]:
