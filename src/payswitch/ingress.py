@@ -15,7 +15,7 @@ import orjson
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -185,7 +185,7 @@ def create_app(settings: Settings) -> Starlette:
         ("GET", "/healthz", ingress.alive),
         ("GET", "/readyz", ingress.ready),
     ]
-    return Starlette(
+    app = Starlette(
         routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in routes],
         lifespan=lifespan,
         exception_handlers={
@@ -193,8 +193,12 @@ def create_app(settings: Settings) -> Starlette:
             HTTPException: _answer_http_exception,
             RedisError: _answer_redis_away,
             OSError: _answer_redis_away,
+            ClientDisconnect: _answer_nobody,
+            Exception: _answer_bug,
         },
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def _demand_json(request: Request) -> None:
@@ -257,3 +261,12 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
 
 async def _answer_redis_away(request: Request, error: Exception) -> Response:
     return _try_later("Redis does not answer").response()
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Problem(HTTPStatus.BAD_REQUEST, "the client hung up within its request").response()
+
+
+async def _answer_bug(request: Request, error: Exception) -> Response:
+    detail = "something is wrong in here; the log says what"
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail).response()

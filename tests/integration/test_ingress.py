@@ -161,8 +161,20 @@ async def test_a_wrong_method_is_told_the_right_ones(
     assert set(response.headers["allow"].split(", ")) == allowed
 
 
-async def test_an_unknown_path_is_not_found(client: httpx.AsyncClient) -> None:
-    assert_problem(await client.get("/nothing/here"), 404, says="/nothing/here")
+@pytest.mark.parametrize("path", ["/nothing/here", "/payments/", "/payments-summary/"])
+async def test_an_unknown_path_is_not_found(client: httpx.AsyncClient, path: str) -> None:
+    assert_problem(await client.get(path), 404, says=path)
+
+
+async def test_a_bug_in_here_is_answered_as_a_problem(
+    redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    await redis.hset(f"payment:{ID}", mapping={"generation": "0"})  # type: ignore[misc]
+    app = create_app(Settings(redis_url=redis_server.url))
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://ingress") as client:
+            assert_problem(await client.get(f"/payments/{ID}"), 500)
 
 
 async def test_a_summary_of_nothing_names_both_processors(client: httpx.AsyncClient) -> None:
