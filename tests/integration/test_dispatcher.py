@@ -39,6 +39,13 @@ async def test_settled_leaves_nothing_in_the_queue(b: Bench, redis: ArqRedis) ->
     assert keys == {f"payment:{payment}", "payments:token"}
 
 
+async def test_a_settled_record_expires_after_its_retention(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    assert await redis.pttl(f"payment:{payment}") == -1
+    await b.dispatch_until_done(payment)
+    assert 0 < await redis.pttl(f"payment:{payment}") <= b.settings.retention_ms
+
+
 async def test_a_try_is_open_in_redis_before_the_processor_is_called(b: Bench) -> None:
     payment = await b.accept()
     b.default.script = [NEVER]
