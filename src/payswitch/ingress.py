@@ -75,8 +75,6 @@ class Ingress:
         """Prepare the connections; Redis may be away."""
         settings = self._settings
         self._redis = connect(settings.redis_url, limit_s=settings.accept_limit_ms / 1000)
-        # A purge goes through all that Redis holds, a page per call.
-        self._slow_redis = connect(settings.redis_url, limit_s=10)
         self._queue = AcceptQueue(
             self._redis, limit_ms=settings.accept_limit_ms, max_backlog=settings.max_backlog
         )
@@ -85,13 +83,12 @@ class Ingress:
             processors=list(settings.processor_urls),
             retention_ms=settings.retention_ms,
         )
-        self._purge = Purge(self._slow_redis)
+        self._purge = Purge(self._redis)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._purge.close()
         await self._redis.aclose(close_connection_pool=True)
-        await self._slow_redis.aclose(close_connection_pool=True)
 
     async def pay(self, request: Request) -> Response:
         """`POST /payments`: 202 once Redis holds the payment."""

@@ -7,6 +7,7 @@ import logging
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch import scripts
 
@@ -17,6 +18,8 @@ LEFTOVERS_KEY = "payments:leftovers"
 IN_FLIGHT_KEY = "payments:in-flight"
 
 _CALLS_MAY_TAKE_S = 1.0
+_LATEST_MS = 800
+"""Below the time limit of a Redis call: what the caller has given up is not carried out later."""
 _REMOVAL_IS_AWAITED_S = 0.2
 _PAGE = 1000
 
@@ -46,9 +49,13 @@ class Purge:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             logger.warning("purge: calls under way did not end in time and will not be recorded")
-        generation = int(await self._purge())
+        generation = int(await self._purge(args=[await self._redis_now() + _LATEST_MS]))
+        if generation == 0:
+            raise RedisTimeoutError("Redis took the purge too late, so nothing was purged")
         self._removal = asyncio.create_task(self._remove_in_background())
-        await asyncio.wait([self._removal], timeout=_REMOVAL_IS_AWAITED_S)
+        await asyncio.wait([self._removal], timeout=_LATEST_MS = 800
+"""Below the time limit of a Redis call: what the caller has given up is not carried out later."""
+_REMOVAL_IS_AWAITED_S)
         return generation
 
     async def remove_leftovers(self) -> int:
@@ -82,6 +89,8 @@ class Purge:
             logger.warning("redis is away: the workers will remove what the purge left")
 
     async def _calls_under_way(self) -> int:
+        return int(await self._redis.zcount(IN_FLIGHT_KEY, await self._redis_now(), "+inf"))
+
+    async def _redis_now(self) -> int:
         seconds, microseconds = await self._redis.time()
-        now = seconds * 1000 + microseconds // 1000
-        return int(await self._redis.zcount(IN_FLIGHT_KEY, now, "+inf"))
+        return int(seconds * 1000 + microseconds // 1000)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from arq.connections import ArqRedis
 
+from payswitch import scripts
 from payswitch.ledger import Total
 from payswitch.purge import Purge
 from payswitch.records import read_record
@@ -103,6 +104,13 @@ async def test_a_purge_of_much_answers_before_it_has_removed_all(b: Bench, redis
     keys = [key.decode() async for key in redis.scan_iter("payment:*")]
     assert keys == [f"payment:{new}"]
     await purge.close()
+
+
+async def test_a_purge_that_redis_takes_too_late_does_nothing(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    assert await scripts.load(redis, "purge")(args=[1]) == 0
+    assert (await b.record(payment)).state == "queued"
+    assert not await redis.exists("payments:generation")
 
 
 async def test_other_keys_in_the_same_redis_are_left_alone(b: Bench, redis: ArqRedis) -> None:

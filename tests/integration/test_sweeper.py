@@ -55,7 +55,7 @@ async def test_an_entry_of_an_unknown_payment_is_dropped_from_the_backlog(redis:
 
 async def test_what_a_purge_left_is_removed_by_the_sweep(b: Bench, redis: ArqRedis) -> None:
     payment = await b.accept()
-    await scripts.load(redis, "purge")()
+    await scripts.load(redis, "purge")(args=[10**15])
     assert await redis.exists(f"payment:{payment}", f"arq:job:{payment}") == 2
     sweeping = asyncio.create_task(Sweeper(redis, every_ms=1).run())
 

@@ -3,8 +3,10 @@
 -- forget.lua removes them, and LEFTOVERS says that there are some until it has. Throttle, lock,
 -- selection and token counter stay.
 --
--- Returns: the new generation
+-- ARGV: latest (ms by Redis' clock), after which nothing is done, for the caller has given up
+-- Returns: the new generation, or 0 when it is too late
 
+if now_ms() > tonumber(ARGV[1]) then return 0 end
 redis.call('UNLINK', QUEUE, OPEN, IN_FLIGHT, DEAD, INCIDENTS, WAKE, PURGING)
 local new = redis.call('INCR', GENERATION)
 redis.call('SET', LEFTOVERS, new)
