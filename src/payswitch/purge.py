@@ -53,9 +53,7 @@ class Purge:
         if generation == 0:
             raise RedisTimeoutError("Redis took the purge too late, so nothing was purged")
         self._removal = asyncio.create_task(self._remove_in_background())
-        await asyncio.wait([self._removal], timeout=_LATEST_MS = 800
-"""Below the time limit of a Redis call: what the caller has given up is not carried out later."""
-_REMOVAL_IS_AWAITED_S)
+        await asyncio.wait([self._removal], timeout=_REMOVAL_IS_AWAITED_S)
         return generation
 
     async def remove_leftovers(self) -> int:
