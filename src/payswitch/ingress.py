@@ -83,7 +83,7 @@ class Ingress:
             processors=list(settings.processor_urls),
             retention_ms=settings.retention_ms,
         )
-        self._purge = Purge(self._redis)
+        self._purge = Purge(self._redis, limit_ms=settings.accept_limit_ms)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -18,17 +18,20 @@ LEFTOVERS_KEY = "payments:leftovers"
 IN_FLIGHT_KEY = "payments:in-flight"
 
 _CALLS_MAY_TAKE_S = 1.0
-_LATEST_MS = 800
-"""Below the time limit of a Redis call: what the caller has given up is not carried out later."""
 _REMOVAL_IS_AWAITED_S = 0.2
 _PAGE = 1000
 
 
 class Purge:
-    """Begins a new generation and removes what the old ones left."""
+    """Begins a new generation and removes what the old ones left.
 
-    def __init__(self, redis: Redis) -> None:
+    `limit_ms` is the time limit of the client's calls.
+    """
+
+    def __init__(self, redis: Redis, *, limit_ms: int = 1200) -> None:
         self._redis = redis
+        # Below the time limit of a call: what the caller has given up is not carried out later.
+        self._latest_ms = limit_ms * 2 // 3
         self._purge = scripts.load(redis, "purge")
         self._forget = scripts.load(redis, "forget")
         self._delete_if = scripts.load(redis, "delete_if")
@@ -49,7 +52,7 @@ class Purge:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             logger.warning("purge: calls under way did not end in time and will not be recorded")
-        generation = int(await self._purge(args=[await self._redis_now() + _LATEST_MS]))
+        generation = int(await self._purge(args=[await self._redis_now() + self._latest_ms]))
         if generation == 0:
             raise RedisTimeoutError("Redis took the purge too late, so nothing was purged")
         self._removal = asyncio.create_task(self._remove_in_background())
