@@ -9,7 +9,7 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch import scripts
-from payswitch.ledger import Total
+from payswitch.ledger import Settlement, Total
 from payswitch.purge import Purge
 from payswitch.records import read_record
 from tests.integration.harness import Bench, bench
@@ -48,11 +48,11 @@ async def test_throttle_lock_and_selection_survive_a_purge(b: Bench, redis: ArqR
 async def test_a_purge_waits_for_calls_under_way(b: Bench, redis: ArqRedis) -> None:
     payment = await b.accept()
     claim = await b.claim_when_due(payment)
+    await redis.hset(f"payment:{payment}", "processor", "default")  # type: ignore[misc]
     purge = asyncio.create_task(b.purge())
     while not await redis.exists("payments:purging"):
         await asyncio.sleep(0)
-    await b.dispatcher.dispatch(claim)
-    assert (await b.summary())["default"] == Total(1, 1990)
+    assert await b.ledger.settle(claim, "default", 1) is Settlement.SETTLED
     await purge
     assert await b.summary() == NOTHING
 
