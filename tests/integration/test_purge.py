@@ -52,6 +52,8 @@ async def test_a_purge_waits_for_calls_under_way(b: Bench, redis: ArqRedis) -> N
     purge = asyncio.create_task(b.purge())
     while not await redis.exists("payments:purging"):
         await asyncio.sleep(0)
+    for _ in range(20):
+        await redis.ping()
     assert await b.ledger.settle(claim, "default", 1) is Settlement.SETTLED
     await purge
     assert await b.summary() == NOTHING
