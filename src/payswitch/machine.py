@@ -37,13 +37,13 @@ class Port:
     @property
     def address(self) -> str:
         """As `host:port`."""
-        return f"[{self.host}]:{self.number}" if ":" in self.host else f"{self.host}:{self.number}"
+        return f"{_bracketed(self.host)}:{self.number}"
 
     @property
     def url(self) -> str:
         """As a user of this machine would type it."""
         host = _ANY_ADDRESS.get(self.host, self.host)
-        return f"http://{'localhost' if host == LOCAL else host}:{self.number}"
+        return f"http://{'localhost' if host == LOCAL else _bracketed(host)}:{self.number}"
 
     async def status(self, path: str) -> int | None:
         """The status that it answers to GET; None if nothing speaks HTTP there."""
@@ -65,17 +65,20 @@ class Port:
 
 
 def check_ports(ports: Sequence[Port]) -> None:
-    """Raise `MachineError`, which names them all, if any port can't be listened on now."""
+    """Raise `MachineError`, which names all of them, if there are ports that can't be had now."""
     troubles: list[str] = []
     options: list[str] = []
     seen: dict[int, str] = {}
     for port in ports:
-        twice = f"is asked for twice ({seen.get(port.number)}, {port.part})"
-        trouble = twice if port.number in seen else _trouble(port)
-        seen[port.number] = port.part
-        if trouble is not None:
-            troubles.append(f"port {port.number} {trouble}")
-            options.append(port.option)
+        if port.number in seen:
+            trouble = f"is asked for twice ({seen[port.number]}, {port.part})"
+        elif _is_taken(port):
+            trouble = f"is taken ({port.part})"
+        else:
+            seen[port.number] = port.part
+            continue
+        troubles.append(f"port {port.number} {trouble}")
+        options.append(port.option)
     if troubles:
         others = "another" if len(troubles) == 1 else "others"
         raise MachineError(
@@ -83,7 +86,7 @@ def check_ports(ports: Sequence[Port]) -> None:
         )
 
 
-def _trouble(port: Port) -> str | None:
+def _is_taken(port: Port) -> bool:
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             port.host, port.number, type=socket.SOCK_STREAM
@@ -93,9 +96,9 @@ def _trouble(port: Port) -> str | None:
             probe.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return f"is taken ({port.part})"
-        return f"on {port.host}: {error.strerror} ({port.part})"
-    return None
+            return True
+        raise MachineError(f"{port.address} ({port.part}): {error.strerror}") from None
+    return False
 
 
 def find_redis() -> str:
@@ -148,3 +151,7 @@ def forget_redis(folder: Path) -> None:
         for file in folder.glob(pattern):
             if file.is_file():
                 file.unlink()
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -295,8 +295,11 @@ class Settings:
                 "PAYSWITCH_HEALTH_LIMIT_MS < PAYSWITCH_HEALTH_LOCK_MS < "
                 "PAYSWITCH_HEALTH_THROTTLE_MS must hold"
             )
-        if self.lease_margin_ms >= self.lease_ms:
-            found.append("PAYSWITCH_LEASE_MARGIN_MS must be below PAYSWITCH_LEASE_MS")
+        if self.lease_ms <= self.processor_max_delay_ms + self.lease_margin_ms:
+            found.append(
+                "PAYSWITCH_LEASE_MS must be above PAYSWITCH_PROCESSOR_MAX_DELAY_MS plus "
+                "PAYSWITCH_LEASE_MARGIN_MS"
+            )
         if self.processor_url_default == self.processor_url_fallback:
             found.append(
                 "PAYMENT_PROCESSOR_URL_DEFAULT and PAYMENT_PROCESSOR_URL_FALLBACK must differ"

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 WAKE_KEY = "payments:wake"
 PROBE_LOCK_KEY = "payments:probe"
 
+_MOST_AT_ONCE = 500
+"""Redis serves nobody else during a claim, and Lua takes a few thousand arguments at most."""
 _LONGEST_WAIT_S = 1.0
 _HOLD_S = 0.2
 _UNKNOWN_FUNCTION_S = 60
@@ -148,7 +150,7 @@ class PaymentWorker(ResilientWorker):
         return Pause(wake_within_s=min(_LONGEST_WAIT_S, batch.next_due_ms / 1000))
 
     async def _permit(self) -> Permit:
-        free = self.max_jobs - len(self.tasks)
+        free = min(self.max_jobs - len(self.tasks), _MOST_AT_ONCE)
         if not self.allow_pick_jobs or free <= 0:
             return NO_ROOM
         router = self.dispatcher.router

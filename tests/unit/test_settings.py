@@ -194,8 +194,8 @@ def test_an_error_names_no_variable_that_is_right() -> None:
         ),
         ({"PAYSWITCH_HEALTH_THROTTLE_MS": "3000"}, "PAYSWITCH_HEALTH_THROTTLE_MS must hold"),
         (
-            {"PAYSWITCH_LEASE_MS": "1000", "PAYSWITCH_LEASE_MARGIN_MS": "1000"},
-            "PAYSWITCH_LEASE_MARGIN_MS must be below PAYSWITCH_LEASE_MS",
+            {"PAYSWITCH_LEASE_MS": "10500"},
+            "PAYSWITCH_LEASE_MS must be above PAYSWITCH_PROCESSOR_MAX_DELAY_MS plus",
         ),
         (
             {
@@ -217,7 +217,7 @@ def test_a_contradiction_is_named(environment: dict[str, str], message: str) -> 
         {"PAYSWITCH_PURGE": "off"},
         {"PAYSWITCH_HEALTH_LIMIT_MS": "3999"},
         {"PAYSWITCH_HEALTH_LOCK_MS": "5099"},
-        {"PAYSWITCH_LEASE_MS": "1000", "PAYSWITCH_LEASE_MARGIN_MS": "999"},
+        {"PAYSWITCH_LEASE_MS": "10501"},
     ],
 )
 def test_what_is_just_no_contradiction_is_allowed(environment: dict[str, str]) -> None:
