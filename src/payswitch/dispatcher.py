@@ -84,13 +84,11 @@ class Dispatcher:
         findings = Findings()
         if claim.open_tries and not await self._ask_first(claim, findings):
             return
-        if not self._open_numbers(claim, findings):
-            if claim.overdue:
-                await self._bury(claim, "unpaid at its deadline", findings)
-                return
-            processor = probe or self.router.choose(self._clock())
-        else:
-            processor = claim.processor
+        still_open = self._open_numbers(claim, findings)
+        if claim.overdue:
+            await self._end_overdue(claim, findings, still_open)
+            return
+        processor = claim.processor if still_open else probe or self.router.choose(self._clock())
         breaker = self.router.breakers[processor] if processor is not None else None
         if processor is None or breaker is None or not breaker.free(self._clock()):
             await self._give_back(claim, findings, delay_ms=self._hold(breaker))
@@ -100,6 +98,13 @@ class Dispatcher:
     async def give_back(self, claim: Claim, *, delay_ms: int, error: str = "") -> None:
         """Give back a payment that nothing more was learned of. Raises `RedisError`."""
         await self._give_back(claim, Findings(), delay_ms=delay_ms, error=error)
+
+    async def _end_overdue(self, claim: Claim, findings: Findings, still_open: set[int]) -> None:
+        """Nothing is sent after the deadline; an open try is waited for."""
+        if still_open:
+            await self._retry(claim, findings, "unpaid at its deadline, but a try is open")
+        else:
+            await self._bury(claim, "unpaid at its deadline", findings)
 
     async def _ask_first(self, claim: Claim, findings: Findings) -> bool:
         """With a try open, ask its processor before anything else; True if more can be done now."""

@@ -141,7 +141,7 @@ def redis_folder(state: Path) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise MachineError(f"another `payswitch up` has its state in {state}") from None
+            raise MachineError(f"another `payswitch up` is using {state}") from None
         yield folder
 
 

@@ -348,6 +348,19 @@ async def test_an_overdue_payment_with_an_open_try_is_not_buried_before_the_hori
     assert (await b.record(payment)).state == "queued"
 
 
+async def test_an_overdue_payment_with_an_open_try_is_waited_for_and_not_sent_again(
+    b: Bench,
+) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(hang_up=True)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    async with asyncio.timeout(30):
+        while (await b.record(payment)).state != "dead":
+            await b.dispatcher.dispatch(replace(await b.claim_when_due(payment), overdue=True))
+    assert len(b.default.posts) == 1
+    assert await b.field(payment, "processor") == "default"
+
+
 async def test_a_purged_payment_is_neither_sent_nor_recorded(b: Bench, redis: ArqRedis) -> None:
     payment = await b.accept()
     claim = await b.claim_when_due(payment)
