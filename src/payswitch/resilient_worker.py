@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import signal
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -121,4 +122,8 @@ def run_worker(worker_class: type[ResilientWorker], settings: type[Any], redis: 
     }
     values = {name: value for name, value in vars(settings).items() if name in known}
     values["redis_settings"] = None
+    # uvloop loses a signal that comes after its handler was added and before it runs.
+    stop_signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
+    loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, stop_signals)
     worker_class(**values, redis_pool=redis).run()

@@ -1,0 +1,266 @@
+"""The whole system on this machine (`payswitch up`): which parts, where, in what order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from arq.constants import health_check_key_suffix
+from redis.exceptions import RedisError
+
+from payswitch.banner import Row, banner, commands_to_try
+from payswitch.machine import (
+    LOCAL,
+    MachineError,
+    Port,
+    check_ports,
+    check_redis_reads,
+    find_haproxy,
+    find_redis,
+    forget_redis,
+    redis_folder,
+)
+from payswitch.queue import QUEUE
+from payswitch.redis_client import connect, shown
+from payswitch.screen import Screen
+from payswitch.settings import Settings
+from payswitch.supervisor import Part, Supervisor
+
+HEALTH_QUEUE = "arq:queue:health"
+FEES = {"default": "0.05", "fallback": "0.15"}
+
+_STOP_SLACK_S = 3.0
+
+_Check = Callable[[], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `payswitch up` was asked for."""
+
+    host: str
+    port: int
+    ingress_port: int
+    default_port: int
+    fallback_port: int
+    redis_port: int
+    workers: int
+    state: Path
+    fresh: bool
+    haproxy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A part, the port that it needs, and what the banner says of it."""
+
+    part: Part
+    where: str
+    note: str = ""
+    port: Port | None = None
+
+
+class LocalSystem:
+    """The services for these options; what the environment names is there already.
+
+    Raises `SettingsError` for settings that are not allowed.
+    """
+
+    def __init__(self, options: Options, environment: Mapping[str, str]) -> None:
+        self.options = options
+        self.simulated = {
+            name: Port(name, LOCAL, number, f"--{name}-port")
+            for name, number in (
+                ("default", options.default_port),
+                ("fallback", options.fallback_port),
+            )
+            if not environment.get(_url_variable(name))
+        }
+        self.own_redis = not environment.get("REDIS_URL")
+        self._environment = dict(environment)
+        for name, port in self.simulated.items():
+            self._environment[_url_variable(name)] = f"http://{port.address}"
+        if self.own_redis:
+            self._environment["REDIS_URL"] = f"redis://{LOCAL}:{options.redis_port}/0"
+        self.settings = Settings.from_environment(self._environment)
+        self._port = Port("endpoint", options.host, options.port, "--port")
+        self.haproxy = find_haproxy() if options.haproxy else None
+        self.redis = connect(self.settings.redis_url, limit_s=1)
+
+    def groups(self, redis_folder: Path | None) -> list[list[Service]]:
+        """The services in the order in which they are stopped. Redis is among them if it has a
+        folder. Raises `MachineError` without a Redis server."""
+        workers = [self._worker(f"worker-{n}") for n in range(1, self.options.workers + 1)]
+        return [
+            *self._endpoint(),
+            [*workers, self._health()],
+            [self._simulator(port) for port in self.simulated.values()],
+            [self._redis(redis_folder)] if redis_folder else [],
+        ]
+
+    def rows_of_others(self) -> list[Row]:
+        """What is not started here, for the banner."""
+        urls = {
+            name: (url, _url_variable(name))
+            for name, url in self.settings.processor_urls.items()
+            if name not in self.simulated
+        }
+        if not self.own_redis:
+            urls["redis"] = (self.settings.redis_url, "REDIS_URL")
+        return [
+            Row(name, shown(url), None, f"from {variable}")
+            for name, (url, variable) in urls.items()
+        ]
+
+    def tries(self) -> dict[str, str]:
+        """What the banner proposes to try."""
+        default = self.simulated.get("default")
+        return commands_to_try(self._port.url, default.url if default else None)
+
+    def _endpoint(self) -> list[list[Service]]:
+        """HAProxy before two ingress instances; without it one ingress of two processes."""
+        options = self.options
+        if self.haproxy is None:
+            why = "no HAProxy here" if options.haproxy else "without HAProxy"
+            note = f"the endpoint: {why}, Granian serves it with two processes"
+            return [[self._ingress("ingress", self._port, note, processes=2)]]
+        ports = [
+            Port(f"ingress-{n}", LOCAL, options.ingress_port + n - 1, "--ingress-port")
+            for n in (1, 2)
+        ]
+        bindings = {"PAYSWITCH_BIND": self._port.address}
+        bindings |= {f"INGRESS_{n}": port.address for n, port in enumerate(ports, 1)}
+        part = Part(
+            "haproxy",
+            self.haproxy,
+            self._environment | bindings,
+            _answers(self._port, "/readyz", 200),
+            after=tuple(port.part for port in ports),
+        )
+        return [
+            [Service(part, self._port.url, "the endpoint", self._port)],
+            [self._ingress(port.part, port) for port in ports],
+        ]
+
+    def _ingress(self, name: str, port: Port, note: str = "", *, processes: int = 1) -> Service:
+        command = ["ingress", "--host", port.host, "--port", str(port.number)]
+        if processes > 1:
+            command += ["--workers", str(processes)]
+        part = self._own(name, command, _answers(port, "/readyz", 200))
+        return Service(part, port.url, note, port)
+
+    def _worker(self, name: str) -> Service:
+        return Service(self._own(name, ["worker"], self._takes_jobs_of(QUEUE)), QUEUE)
+
+    def _health(self) -> Service:
+        part = self._own("health", ["health"], self._takes_jobs_of(HEALTH_QUEUE))
+        return Service(part, HEALTH_QUEUE)
+
+    def _simulator(self, port: Port) -> Service:
+        name = port.part
+        command = ["simulator", "--name", name, "--port", str(port.number), "--fee", FEES[name]]
+        # Not its health: it answers one call in five seconds, and that is the health worker's.
+        part = self._own(name, command, _answers(port, "/", 404))
+        return Service(part, port.url, f"simulated processor, fee {float(FEES[name]):.0%}", port)
+
+    def _redis(self, folder: Path) -> Service:
+        port = Port("redis", LOCAL, self.options.redis_port, "--redis-port")
+        settings = {
+            "port": str(port.number),
+            "bind": port.host,
+            "dir": str(folder),
+            "daemonize": "no",
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "loglevel": "warning",
+        }
+        options = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        part = Part("redis", [find_redis(), *options], self._environment, self._redis_answers)
+        note = f"kept in {self.options.state}"
+        if shutil.which("redis-cli"):
+            note += f"; redis-cli -p {port.number} zcard {QUEUE}"
+        return Service(part, self.settings.redis_url, note, port)
+
+    def _own(self, name: str, command: list[str], is_ready: _Check) -> Part:
+        """A part that is a command of this very program."""
+        # -P: a folder called `workers` where the user happens to be is not ours.
+        whole = [sys.executable, "-P", "-m", "payswitch", *command]
+        after = ("redis",) if self.own_redis else ()
+        return Part(name, whole, self._environment, is_ready, after)
+
+    def _takes_jobs_of(self, queue: str) -> _Check:
+        async def check() -> bool:
+            try:
+                return bool(await self.redis.exists(queue + health_check_key_suffix))
+            except (RedisError, OSError):
+                return False
+
+        return check
+
+    async def _redis_answers(self) -> bool:
+        try:
+            return bool(await self.redis.ping())
+        except (RedisError, OSError):
+            return False
+
+
+def run(options: Options) -> None:
+    """Run the system until Ctrl-C or SIGTERM; no process is left when this returns or raises.
+
+    Raises `MachineError`, `SettingsError` or `StartError`, whose messages are one line each.
+    """
+    system = LocalSystem(options, os.environ)
+    if options.fresh and not system.own_redis:
+        raise MachineError("--fresh forgets what its own Redis holds, but REDIS_URL names another")
+    own = redis_folder(options.state) if system.own_redis else contextlib.nullcontext()
+    with own as folder:
+        groups = system.groups(folder)
+        check_ports([each.port for group in groups for each in group if each.port])
+        if folder and options.fresh:
+            forget_redis(folder)
+        if folder:
+            check_redis_reads(find_redis(), folder)
+        asyncio.run(_supervise(system, groups))
+
+
+async def _supervise(system: LocalSystem, groups: list[list[Service]]) -> None:
+    services = [service for group in groups for service in group]
+    screen = Screen(sys.stdout, [service.part.name for service in services])
+    supervisor = Supervisor(
+        [[service.part for service in group] for group in groups],
+        screen,
+        stop_limit_s=system.settings.stop_limit_ms / 1000 + _STOP_SLACK_S,
+    )
+    screen.on_gone = supervisor.stop
+
+    def show_banner() -> None:
+        pids = supervisor.pids
+        rows = [
+            Row(each.part.name, each.where, pids.get(each.part.name), each.note)
+            for each in services
+        ]
+        screen.text(banner([*rows, *system.rows_of_others()], system.tries(), screen.painted))
+
+    try:
+        await supervisor.run(show_banner)
+    finally:
+        await system.redis.aclose(close_connection_pool=True)
+
+
+def _url_variable(processor: str) -> str:
+    return f"PAYMENT_PROCESSOR_URL_{processor.upper()}"
+
+
+def _answers(port: Port, path: str, status: int) -> _Check:
+    async def check() -> bool:
+        return await port.status(path) == status
+
+    return check

