@@ -47,7 +47,6 @@ class RedisServer:
     def __init__(self, folder: Path, *options: str) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.socket = folder / "redis.sock"
         self._folder = folder
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -58,7 +57,6 @@ class RedisServer:
             [
                 *(find_redis(), "--port", str(self.port), "--bind", "127.0.0.1"),
                 *("--dir", str(self._folder), "--appendonly", "yes", "--appendfsync", "always"),
-                *("--unixsocket", str(self.socket)),
                 *("--save", "", "--maxmemory-policy", "noeviction"),
                 *self._options,
             ],

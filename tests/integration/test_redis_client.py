@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
+from pathlib import Path
 
 import pytest
 from arq.connections import ArqRedis
@@ -41,7 +43,11 @@ async def test_what_redis_may_lose_is_said(redis: ArqRedis) -> None:
     assert "everysec" in risk
 
 
-async def test_a_redis_on_a_unix_socket_is_reached(own_redis: RedisServer) -> None:
-    redis = connect(f"unix://{own_redis.socket}", limit_s=5)
-    assert await redis.ping()
-    await redis.aclose(close_connection_pool=True)
+async def test_a_redis_on_a_unix_socket_is_reached(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as short:  # such a path has about 100 characters at most
+        server = RedisServer(tmp_path, "--unixsocket", f"{short}/redis.sock")
+        server.start()
+        redis = connect(f"unix://{short}/redis.sock", limit_s=5)
+        assert await redis.ping()
+        await redis.aclose(close_connection_pool=True)
+        server.kill()
