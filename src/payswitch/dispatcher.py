@@ -34,6 +34,9 @@ from payswitch.tries import Burial, Claim, Findings, QuietWatch, Routed, Tries
 
 logger = logging.getLogger(__name__)
 
+_MOST_QUESTIONS = 64
+"""Payments that wait at once for what one processor says of their open tries: one that is silent
+must not hold every slot."""
 _HELD_MS = 200
 """How long a payment is given back for that nobody can take at the moment."""
 
@@ -72,6 +75,7 @@ class Dispatcher:
         self._ledger = ledger
         self._pauses = pauses
         self._lease_margin_ms = lease_margin_ms
+        self._asking = dict.fromkeys(processors, 0)
         self._watch = QuietWatch()
         self._clock = clock
 
@@ -82,7 +86,7 @@ class Dispatcher:
         `probe` names the processor to use although nothing is healthy.
         """
         findings = Findings()
-        if claim.open_tries and not await self._ask_first(claim, findings):
+        if claim.open_tries and not await self._ask_in_turn(claim, findings):
             return
         still_open = self._open_numbers(claim, findings)
         if claim.overdue:
@@ -105,6 +109,19 @@ class Dispatcher:
             await self._retry(claim, findings, "unpaid at its deadline, but a try is open")
         else:
             await self._bury(claim, "unpaid at its deadline", findings)
+
+    async def _ask_in_turn(self, claim: Claim, findings: Findings) -> bool:
+        """Ask first, unless too many wait for this processor's answers; True if more can be done
+        now."""
+        assert claim.processor is not None
+        if self._asking[claim.processor] >= _MOST_QUESTIONS:
+            await self._give_back(claim, findings, delay_ms=self._hold(None))
+            return False
+        self._asking[claim.processor] += 1
+        try:
+            return await self._ask_first(claim, findings)
+        finally:
+            self._asking[claim.processor] -= 1
 
     async def _ask_first(self, claim: Claim, findings: Findings) -> bool:
         """With a try open, ask its processor before anything else; True if more can be done now."""

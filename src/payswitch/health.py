@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
+from payswitch import scripts
 from payswitch.lock import Lock
 from payswitch.processors import Processor
 from payswitch.selector import Selection, Selector
@@ -36,7 +37,7 @@ class HealthCheck:
         lock_ms: int,
         limit_ms: int,
     ) -> None:
-        self._redis = redis
+        self._take = scripts.load(redis, "take")
         self._processors = processors
         self._selector = selector
         self._throttle_ms = throttle_ms
@@ -49,7 +50,7 @@ class HealthCheck:
 
         Raises `RedisError`.
         """
-        if not await self._redis.set(THROTTLE_KEY, "1", nx=True, px=self._throttle_ms):
+        if not await self._take(keys=[THROTTLE_KEY], args=["1", self._throttle_ms]):
             return None
         token = await self._lock.acquire()
         if token is None:

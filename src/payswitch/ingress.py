@@ -6,13 +6,15 @@ command but `PING`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 
 import orjson
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -37,6 +39,8 @@ MAX_BODY_BYTES = 64 * 1024
 RETRY_AFTER_S = 1
 
 _JSON = "application/json"
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Problem(Exception):  # noqa: N818 - RFC 9457's own name for it
@@ -112,6 +116,11 @@ class Ingress:
                 )
             case Acceptance.BACKLOG_FULL:
                 raise _try_later("the payment was not accepted: too many are waiting")
+            case Acceptance.BROKEN:
+                raise Problem(
+                    HTTPStatus.INTERNAL_SERVER_ERROR,
+                    f"Redis holds something else under the key of {payment.correlation_id}",
+                )
             case Acceptance.NEW | Acceptance.SAME:
                 location = f"/payments/{payment.correlation_id}"
                 return Response(status_code=202, headers={"location": location})
@@ -174,13 +183,14 @@ def create_app(settings: Settings) -> Starlette:
         yield
         await ingress.close()
 
-    routes: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+    within = partial(_within, settings.accept_limit_ms / 1000)
+    routes: list[tuple[str, str, Endpoint]] = [
         ("POST", "/payments", ingress.pay),
-        ("GET", "/payments/{id}", ingress.payment),
-        ("GET", "/payments-summary", ingress.summary),
+        ("GET", "/payments/{id}", within(ingress.payment)),
+        ("GET", "/payments-summary", within(ingress.summary)),
         ("POST", "/purge-payments", ingress.purge),
         ("GET", "/healthz", ingress.alive),
-        ("GET", "/readyz", ingress.ready),
+        ("GET", "/readyz", within(ingress.ready)),
     ]
     app = Starlette(
         routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in routes],
@@ -196,6 +206,17 @@ def create_app(settings: Settings) -> Starlette:
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _within(limit_s: float, endpoint: Endpoint) -> Endpoint:
+    """The endpoint, given up after the limit: while Redis is frozen, connections to it are opened
+    one after another, and each takes its whole time limit."""
+
+    async def bounded(request: Request) -> Response:
+        async with asyncio.timeout(limit_s):
+            return await endpoint(request)
+
+    return bounded
 
 
 def _demand_json(request: Request) -> None:
@@ -257,7 +278,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
 
 
 async def _answer_redis_away(request: Request, error: Exception) -> Response:
-    return _try_later("Redis does not answer").response()
+    refused = isinstance(error, ResponseError)
+    return _try_later("Redis refuses" if refused else "Redis does not answer").response()
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ from payswitch import scripts
 
 
 class Lock:
-    """`SET NX PX` with a random token, released by compare-and-delete.
+    """`SET NX PX` (`take.lua`) with a random token, released by compare-and-delete.
 
     It is advisory: a holder that is frozen for longer than the lock's life has lost it, and finds
     out when it writes under its token.
@@ -18,14 +18,14 @@ class Lock:
 
     def __init__(self, redis: Redis, key: str, *, life_ms: int) -> None:
         self.key = key
-        self._redis = redis
+        self._take = scripts.load(redis, "take")
         self._life_ms = life_ms
         self._delete_if = scripts.load(redis, "delete_if")
 
     async def acquire(self) -> str | None:
         """The token of the lock that was taken, or None where another holds it."""
         token = secrets.token_hex(16)
-        taken = await self._redis.set(self.key, token, nx=True, px=self._life_ms)
+        taken = await self._take(keys=[self.key], args=[token, self._life_ms])
         return token if taken else None
 
     async def release(self, token: str) -> bool:

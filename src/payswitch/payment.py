@@ -60,7 +60,7 @@ def parse_payment(body: bytes) -> Payment:
             raise InvalidPaymentError("amount must be a finite number") from None
         raise MalformedPaymentError(f"the body is not valid JSON: {error}") from None
     if _MANY_DIGITS.search(body):
-        document = json.loads(body, parse_float=Decimal)
+        document = _read_exactly(body)
     if type(document) is not dict:
         raise InvalidPaymentError(f"the body must be a JSON object, not {_kind(document)}")
     return Payment(
@@ -135,6 +135,13 @@ def format_cents(cents: int) -> str:
     sign = "-" if cents < 0 else ""
     whole, rest = divmod(abs(cents), 100)
     return f"{sign}{whole}.{rest:02d}"
+
+
+def _read_exactly(body: bytes) -> Any:
+    try:
+        return json.loads(body, parse_float=Decimal)
+    except (DecimalException, RecursionError, ValueError):
+        raise InvalidPaymentError("the body holds a number or a depth beyond all bounds") from None
 
 
 def _holds_no_number(body: bytes) -> bool:

@@ -13,11 +13,12 @@ from payswitch import scripts
 
 logger = logging.getLogger(__name__)
 
-PURGING_KEY = "payments:purging"
 LEFTOVERS_KEY = "payments:leftovers"
 IN_FLIGHT_KEY = "payments:in-flight"
 
 _CALLS_MAY_TAKE_S = 1.0
+_HOLD_MS = 5000
+"""When a purge dies while it waits, the workers go on after this."""
 _REMOVAL_IS_AWAITED_S = 0.2
 _PAGE = 1000
 
@@ -25,13 +26,15 @@ _PAGE = 1000
 class Purge:
     """Begins a new generation and removes what the old ones left.
 
-    `limit_ms` is the time limit of the client's calls.
+    `limit_ms` bounds each step that waits for Redis.
     """
 
     def __init__(self, redis: Redis, *, limit_ms: int = 1200) -> None:
         self._redis = redis
         # Below the time limit of a call: what the caller has given up is not carried out later.
         self._latest_ms = limit_ms * 2 // 3
+        self._limit_s = limit_ms / 1000
+        self._hold = scripts.load(redis, "hold")
         self._purge = scripts.load(redis, "purge")
         self._forget = scripts.load(redis, "forget")
         self._delete_if = scripts.load(redis, "delete_if")
@@ -43,16 +46,19 @@ class Purge:
 
         From then on nothing of the old one counts, whoever brings it. Its keys are removed page by
         page: a small purge has removed them when this returns, a large one goes on beside other
-        work, and what a crash leaves of it the workers' sweep takes up. Raises `RedisError`.
+        work, and what a crash leaves of it the workers' sweep takes up. Raises `RedisError` or
+        `TimeoutError`.
         """
-        await self._redis.set(PURGING_KEY, "1", px=int(_CALLS_MAY_TAKE_S * 1000) + 4000)
+        async with asyncio.timeout(self._limit_s):
+            await self._hold(args=[await self._redis_now() + self._latest_ms, _HOLD_MS])
         try:
             async with asyncio.timeout(_CALLS_MAY_TAKE_S):
                 while await self._calls_under_way():
                     await asyncio.sleep(0.02)
         except TimeoutError:
             logger.warning("purge: calls under way did not end in time and will not be recorded")
-        generation = int(await self._purge(args=[await self._redis_now() + self._latest_ms]))
+        async with asyncio.timeout(self._limit_s):
+            generation = int(await self._purge(args=[await self._redis_now() + self._latest_ms]))
         if generation == 0:
             raise RedisTimeoutError("Redis took the purge too late, so nothing was purged")
         self._removal = asyncio.create_task(self._remove_in_background())

@@ -41,6 +41,8 @@ class Acceptance(enum.Enum):
     SAME = "same"
     OTHER_AMOUNT = "other"
     BACKLOG_FULL = "full"
+    BROKEN = "broken"
+    """Redis holds something else under the payment's key."""
 
 
 class NotAcceptedError(Exception):

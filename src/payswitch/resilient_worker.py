@@ -12,7 +12,7 @@ from typing import Any
 import arq.worker
 import uvloop
 from arq.connections import ArqRedis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,8 @@ class ResilientWorker(arq.worker.Worker):
     async def _note_redis_away(self, error: Exception) -> None:
         if not self._redis_is_away:
             self._redis_is_away = True
-            logger.warning("redis is away: %s", error)
+            how = "refuses" if isinstance(error, ResponseError) else "is away"
+            logger.warning("redis %s: %s", how, error)
         await asyncio.sleep(_PAUSE_S)
 
     def _redis_is_back(self) -> None:

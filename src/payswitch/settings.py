@@ -64,7 +64,12 @@ def _choice(*values: str) -> tuple[Callable[[str], str], str]:
 
 
 def _text() -> tuple[Callable[[str], str], str]:
-    return str, "any text"
+    def parse(text: str) -> str:
+        if not text.isascii() or not text.isprintable():
+            raise ValueError(text)
+        return text
+
+    return parse, "printable ASCII"
 
 
 _MS = 24 * 3600 * 1000
@@ -154,8 +159,8 @@ class Settings:
         "PAYSWITCH_PROCESSOR_MAX_DELAY_MS",
         10_000,
         _whole(1, _MS),
-        "The longest that a processor takes from receiving a payment to recording it. "
-        "Exactly-once rests on it.",
+        "The longest that a processor takes from receiving a payment to recording it, its own "
+        "queueing included. Exactly-once rests on it.",
     )
     processor_connect_limit_ms: int = _setting(
         "PAYSWITCH_PROCESSOR_CONNECT_LIMIT_MS",

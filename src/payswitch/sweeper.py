@@ -25,7 +25,7 @@ class Sweeper:
     """Sweeps once in `every_ms` in the whole cluster, whoever's turn it is."""
 
     def __init__(self, redis: Redis, *, every_ms: int) -> None:
-        self._redis = redis
+        self._take = scripts.load(redis, "take")
         self._every_ms = every_ms
         self._sweep = scripts.load(redis, "sweep")
         self._purge = Purge(redis)
@@ -35,7 +35,7 @@ class Sweeper:
         while True:
             await asyncio.sleep(self._every_ms / 1000)
             try:
-                if await self._redis.set(THROTTLE_KEY, "1", nx=True, px=self._every_ms):
+                if await self._take(keys=[THROTTLE_KEY], args=["1", self._every_ms]):
                     await self.sweep()
                     await self._purge.remove_leftovers()
             except (RedisError, OSError):

@@ -9,6 +9,7 @@ take a payment off the queue.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, cast
 import arq.worker
 from arq.jobs import DeserializationError, deserialize_job_raw
 from arq.utils import ms_to_datetime
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from payswitch.claims import Claimed, Claims
 from payswitch.clock import boottime_ms
@@ -37,6 +38,7 @@ _MOST_AT_ONCE = 500
 """Redis serves nobody else during a claim, and Lua takes a few thousand arguments at most."""
 _LONGEST_WAIT_S = 1.0
 _HOLD_S = 0.2
+_GIVE_BACK_S = 2.0
 _UNKNOWN_FUNCTION_S = 60
 
 
@@ -113,14 +115,16 @@ class PaymentWorker(ResilientWorker):
             self._sweeping.cancel()
             await asyncio.wait([self._sweeping])
         if self._taking is not None:
-            await asyncio.wait([self._taking])
+            await asyncio.wait([self._taking], timeout=_GIVE_BACK_S)
+            self._taking.cancel()
         await super().close()
 
     async def _turn(self) -> None:
         """Take what there is room for, then wait for a reason to take again."""
         self._taking = asyncio.create_task(self._take(), name="claim")
         await self._wait(await asyncio.shield(self._taking))
-        await self.heart_beat()
+        with contextlib.suppress(ResponseError):  # out of memory, payments go on without it
+            await self.heart_beat()
 
     async def _recover(self) -> None:
         """Nothing: slots are counted by the tasks that there are."""
@@ -171,7 +175,8 @@ class PaymentWorker(ResilientWorker):
 
     async def _end_probe(self, permit: Permit) -> None:
         if permit.lock_token is not None:
-            await self._probe_lock.release(permit.lock_token)
+            with contextlib.suppress(RedisError, OSError):  # then the lock's end releases it
+                await self._probe_lock.release(permit.lock_token)
 
     def _start(self, claimed: Claimed, permit: Permit) -> None:
         correlation_id = claimed.claim.correlation_id
@@ -190,24 +195,32 @@ class PaymentWorker(ResilientWorker):
     async def _run(self, claimed: Claimed, permit: Permit) -> None:
         """Run one job function; whatever it raises, the payment stays on the queue."""
         claim = claimed.claim
+        if claim.open_tries and claim.processor != permit.probe:
+            await self._end_probe(permit)  # it asks another, which may take its time
         try:
             await self._run_function(claimed, permit.probe)
             self.jobs_complete += 1
         except arq.worker.Retry as retry:
             self.jobs_retried += 1
-            await self.dispatcher.give_back(claim, delay_ms=retry.defer_score or 0)
+            await self._give_back(claim, delay_ms=retry.defer_score or 0)
         except asyncio.CancelledError:
             self.jobs_retried += 1
-            await self.dispatcher.give_back(claim, delay_ms=0, error="the worker stopped")
+            await self._give_back(claim, delay_ms=0, error="the worker stopped")
         except (RedisError, OSError):
             self.jobs_failed += 1
             await self._give_back_when_possible(claim)
         except Exception:
             self.jobs_failed += 1
             logger.exception("payment %s: the job failed", claim.correlation_id)
-            await self.dispatcher.give_back(claim, delay_ms=1000, error="an internal error")
+            await self._give_back(claim, delay_ms=1000, error="an internal error")
         finally:
             await self._end_probe(permit)
+
+    async def _give_back(self, claim: Claim, *, delay_ms: int, error: str = "") -> None:
+        """Give back now, or leave it to the lease's end: a stop does not wait for Redis."""
+        with contextlib.suppress(RedisError, OSError):
+            async with asyncio.timeout(_GIVE_BACK_S):
+                await self.dispatcher.give_back(claim, delay_ms=delay_ms, error=error)
 
     async def _give_back_when_possible(self, claim: Claim) -> None:
         """Redis is away: wait for it, at most until the lease's end gives the payment back."""

@@ -235,6 +235,21 @@ async def test_after_the_horizon_a_payment_that_is_not_there_goes_elsewhere(b: B
     assert len(b.default.posts) == 1
 
 
+async def test_questions_to_a_silent_processor_do_not_hold_every_slot(b: Bench) -> None:
+    payments = [await b.accept() for _ in range(70)]
+    b.default.script = [Reply(hang_up=True)] * 70
+    for payment in payments:
+        await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    b.default.finds = [NEVER] * 70
+    claims = [await b.claim_when_due(payment) for payment in payments]
+    asking = [asyncio.create_task(b.dispatcher.dispatch(claim)) for claim in claims]
+    done, waiting = await asyncio.wait(asking, timeout=1)
+    assert (len(done), len(waiting)) == (6, 64)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+
+
 async def test_a_refused_connection_closes_the_try(redis: ArqRedis) -> None:
     async with bench(redis) as b:
         gone = replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import time
@@ -334,6 +335,20 @@ async def test_without_redis_the_answer_is_503_with_retry_after(
     later = connect(own_redis.url, limit_s=10)
     assert await later.keys("*") == []
     await later.aclose(close_connection_pool=True)
+
+
+async def test_many_at_once_without_redis_are_all_answered_within_the_limit(
+    own_redis: RedisServer,
+) -> None:
+    """Not one after another, as connections to a frozen Redis are opened."""
+    settings = replace(Settings(), redis_url=own_redis.url, accept_limit_ms=500)
+    async with serving(settings) as client:
+        await asyncio.gather(*(client.get("/payments-summary") for _ in range(30)))
+        own_redis.signal(signal.SIGSTOP)
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*(client.get("/payments-summary") for _ in range(30)))
+        own_redis.signal(signal.SIGCONT)
+    assert {answer.status_code for answer in answers} == {503}
 
 
 async def test_with_a_full_backlog_the_answer_is_503(redis_server: RedisServer) -> None:

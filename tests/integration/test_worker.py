@@ -191,6 +191,30 @@ async def test_it_goes_on_when_redis_was_killed_and_restarted(own_redis: RedisSe
     await redis.aclose(close_connection_pool=True)
 
 
+async def test_it_stops_while_redis_is_frozen(own_redis: RedisServer) -> None:
+    redis = connect(own_redis.url, limit_s=5)
+    async with bench(redis, FAST) as b:
+        b.default.script = [NEVER] * 20
+        async with running_worker(b, own_redis.url):
+            for _ in range(20):
+                await b.accept()
+
+            async def sent() -> bool:
+                return len(b.default.posts) == 20
+
+            await eventually(sent, what="the payments are sent")
+            own_redis.signal(signal.SIGSTOP)
+        own_redis.signal(signal.SIGCONT)
+        await all_settled_by(b, own_redis, 20)
+    await redis.aclose(close_connection_pool=True)
+
+
+async def all_settled_by(b: Bench, server: RedisServer, count: int) -> None:
+    """Another worker takes over and settles."""
+    async with running_worker(b, server.url):
+        await all_settled(b, count)
+
+
 async def test_it_starts_while_redis_is_away_and_waits_for_it(own_redis: RedisServer) -> None:
     redis = connect(own_redis.url, limit_s=5)
     own_redis.kill()

@@ -74,6 +74,19 @@ def test_an_amount_with_an_exponent_is_taken_to_exactly_these_cents(
 
 
 @pytest.mark.parametrize(
+    "amount",
+    [
+        b"0.00000000000000001e-99999999999999999999",
+        b"1" * 17 + b',"x":' + b"[" * 1000 + b"]" * 1000,
+    ],
+)
+def test_numbers_and_depths_beyond_all_bounds_are_refused(amount: bytes) -> None:
+    body = b'{"correlationId":"4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3","amount":' + amount + b"}"
+    with pytest.raises((InvalidPaymentError, MalformedPaymentError)):
+        parse_payment(body)
+
+
+@pytest.mark.parametrize(
     ("amount", "cents"),
     [
         ("19.90", 1990),

@@ -2,43 +2,56 @@
 -- together or not at all, and never after the instant at which the caller has given up.
 --
 -- ARGV: the largest backlog; then for each payment: id, cents, latest (ms by Redis' clock), job
--- Returns: now (ms), then for each payment 'new', 'same', 'other' (another amount), 'late', 'full'
+-- Returns: now (ms), then for each payment 'new', 'same', 'other' (another amount), 'late', 'full',
+--   'broken' (something else is kept under its key)
 
+demand_queues()
 local now = now_ms()
 local current = generation()
 local room = tonumber(ARGV[1]) - redis.call('ZCARD', OPEN)
 local answer = { now }
 local by_time = {}
+local fresh = {}
+local in_this_call = {}
 
-for i = 2, #ARGV, 4 do
-  local id, cents, latest, job = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
-  local record = 'payment:' .. id
-  local known = redis.call('HMGET', record, 'generation', 'cents')
-  local verdict
-  if now > latest then
-    verdict = 'late'
-  elseif known[1] == current then
-    verdict = known[2] == cents and 'same' or 'other'
-  elseif room <= 0 then
-    verdict = 'full'
-  else
-    if known[1] then
-      redis.call('DEL', record, 'arq:in-progress:' .. id, 'arq:retry:' .. id)
-    end
-    redis.call('HSET', record, 'generation', current, 'cents', cents, 'accepted_at', now,
-      'state', 'queued')
-    redis.call('SET', 'arq:job:' .. id, job)
-    by_time[#by_time + 1] = now
-    by_time[#by_time + 1] = id
-    room = room - 1
-    verdict = 'new'
-  end
-  answer[#answer + 1] = verdict
+local function queue(id)
+  by_time[#by_time + 1] = now
+  by_time[#by_time + 1] = id
 end
+
+local function judge(i)
+  local id, cents, latest = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+  if now > latest then return 'late' end
+  local known = in_this_call[id]
+    or redis.pcall('HMGET', 'payment:' .. id, 'generation', 'cents', 'state')
+  if known.err then return 'broken' end
+  if known[1] == current then
+    if known[2] ~= cents then return 'other' end
+    -- Acknowledged is what will be paid: a record that fell out of the backlog goes back.
+    local unpaid = known[3] == 'queued' or known[3] == 'processing'
+    if unpaid and not in_this_call[id] and not redis.call('ZSCORE', OPEN, id) then queue(id) end
+    return 'same'
+  end
+  if room <= 0 then return 'full' end
+  room = room - 1
+  queue(id)
+  fresh[#fresh + 1] = i
+  in_this_call[id] = { current, cents, 'queued' }
+  return 'new'
+end
+
+for i = 2, #ARGV, 4 do answer[#answer + 1] = judge(i) end
 
 if #by_time > 0 then
   redis.call('ZADD', OPEN, unpack(by_time))
   redis.call('ZADD', QUEUE, unpack(by_time))
   wake_a_worker()
+end
+for _, i in ipairs(fresh) do
+  local id = ARGV[i]
+  redis.call('DEL', 'payment:' .. id, 'arq:in-progress:' .. id, 'arq:retry:' .. id)
+  redis.call('HSET', 'payment:' .. id, 'generation', current, 'cents', ARGV[i + 1],
+    'accepted_at', now, 'state', 'queued')
+  redis.call('SET', 'arq:job:' .. id, ARGV[i + 3])
 end
 return answer

@@ -6,6 +6,7 @@
 --   ids of strays; then for each payment: id, job (or nil), score, job_try, cents, accepted_at,
 --   processor, requested_at, open tries, horizon, number of tries, quiet time
 
+demand_queues()
 local limit, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
 local now = now_ms()
 local current = generation()
@@ -24,7 +25,8 @@ if #due > 0 then
 end
 
 -- Not ours to pay: another application's job on this queue (left for whom it is for, tried again
--- later), or an entry without a job (nothing to keep).
+-- later), or an entry without a job (nothing to keep). What is settled or dead isn't paid again,
+-- whoever queued it.
 local function put_aside(id)
   strays[#strays + 1] = id
   if redis.call('EXISTS', 'arq:job:' .. id) == 1 then
@@ -39,17 +41,22 @@ local leases = {}
 for i = 1, #due, 2 do
   local id = due[i]
   local record = 'payment:' .. id
-  local known = redis.call('HMGET', record, 'generation', 'cents', 'accepted_at', 'processor',
-    'requested_at', 'open', 'horizon', 'tries', 'quiet')
-  if known[1] ~= current then
+  local known = redis.pcall('HMGET', record, 'generation', 'cents', 'accepted_at', 'processor',
+    'requested_at', 'open', 'horizon', 'tries', 'quiet', 'state')
+  if known.err or known[1] ~= current then
     put_aside(id)
+  elseif known[10] == 'settled' or known[10] == 'dead' then
+    strays[#strays + 1] = id
+    redis.call('ZREM', QUEUE, id)
   else
     leases[#leases + 1] = ends
     leases[#leases + 1] = id
     redis.call('HSET', record, 'state', 'processing', 'token', answer[5], 'lease_until', ends)
     redis.call('SET', 'arq:in-progress:' .. id, answer[5], 'PX', lease)
-    local job_try = redis.call('INCR', 'arq:retry:' .. id)
-    local job = redis.call('GET', 'arq:job:' .. id)
+    local job_try = redis.pcall('INCR', 'arq:retry:' .. id)
+    local job = redis.pcall('GET', 'arq:job:' .. id)
+    if type(job_try) == 'table' then job_try = 1 end
+    if type(job) == 'table' then job = false end
     answer[#answer + 1] = { id, job, due[i + 1], job_try, known[2], known[3], known[4], known[5],
       known[6], known[7], known[8], known[9] }
   end

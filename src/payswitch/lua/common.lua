@@ -28,6 +28,22 @@ local function write_even_out_of_memory()
   redis.call('DEL', 'payments:none')
 end
 
+-- A script that fails halfway has done half. So each that writes first looks whether the keys are
+-- what they should be, for anyone may have put something else there.
+local function demand(kind, ...)
+  for _, key in ipairs({ ... }) do
+    local found = redis.call('TYPE', key).ok
+    if found ~= kind and found ~= 'none' then
+      error(key .. ' holds a ' .. found .. ', not a ' .. kind)
+    end
+  end
+end
+
+local function demand_queues()
+  demand('zset', QUEUE, OPEN, IN_FLIGHT, DEAD)
+  demand('list', INCIDENTS, WAKE)
+end
+
 local function wake_a_worker()
   if redis.call('EXISTS', WAKE) == 0 then redis.call('LPUSH', WAKE, '1') end
 end

@@ -11,8 +11,8 @@ local old = {}
 
 for _, key in ipairs(page[2]) do
   if string.sub(key, 1, 8) == 'payment:' then
-    local known = redis.call('HMGET', key, 'generation', 'state')
-    if known[1] ~= current then
+    local known = redis.pcall('HMGET', key, 'generation', 'state')
+    if not known.err and known[1] and known[1] ~= current then
       old[#old + 1] = key
       if known[2] ~= 'settled' then
         local id = string.sub(key, 9)

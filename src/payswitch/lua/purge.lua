@@ -7,6 +7,7 @@
 -- Returns: the new generation, or 0 when it is too late
 
 if now_ms() > tonumber(ARGV[1]) then return 0 end
+write_even_out_of_memory()
 redis.call('UNLINK', QUEUE, OPEN, IN_FLIGHT, DEAD, INCIDENTS, WAKE, PURGING)
 local new = redis.call('INCR', GENERATION)
 redis.call('SET', LEFTOVERS, new)

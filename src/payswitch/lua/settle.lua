@@ -6,6 +6,7 @@
 -- Returns for each payment: 'settled', 'known' (it was settled before), 'gone' (purged or
 --   expired), 'incident'
 
+demand_queues()
 write_even_out_of_memory()
 local now = now_ms()
 local retention = ARGV[1]
@@ -49,35 +50,40 @@ local function incident(id, state, pin, processor, requested_at)
     requestedAt = requested_at, what = 'proof of payment that matches no pin' }))
 end
 
-for i = 2, #ARGV, 4 do
+-- What is to be settled, each id once.
+local to_settle = {}
+
+local function judge(i)
   local id, of, processor, requested_at = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-  local record = 'payment:' .. id
-  local known = redis.call('HMGET', record, 'generation', 'state', 'processor', 'cents')
-  local verdict
-  if known[1] ~= current or of ~= current then
-    verdict = 'gone'
-  elseif known[3] ~= processor then
+  if of ~= current then return 'gone' end
+  if to_settle[id] then return 'known' end
+  local known = redis.pcall('HMGET', 'payment:' .. id, 'generation', 'state', 'processor', 'cents')
+  if known.err or known[1] ~= current then return 'gone' end
+  if known[3] ~= processor then
     incident(id, known[2], known[3], processor, requested_at)
-    verdict = 'incident'
-  elseif known[2] == 'settled' then
-    verdict = 'known'
-  else
-    enter(processor, tonumber(requested_at), tonumber(known[4]))
-    leave_queue(id)
-    if known[2] == 'dead' then redis.call('ZREM', DEAD, id) end
-    redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'reason',
-      'dead_at')
-    redis.call('HSET', record, 'state', 'settled', 'requested_at', requested_at,
-      'settled_at', now)
-    redis.call('PEXPIRE', record, retention)
-    verdict = 'settled'
+    return 'incident'
   end
-  answer[#answer + 1] = verdict
+  if known[2] == 'settled' then return 'known' end
+  enter(processor, tonumber(requested_at), tonumber(known[4]))
+  to_settle[id] = { requested_at = requested_at, was = known[2] }
+  return 'settled'
 end
 
+for i = 2, #ARGV, 4 do answer[#answer + 1] = judge(i) end
+
+for key in pairs(sums) do demand('hash', key) end
 for key, node in pairs(sums) do
   for field, value in pairs(node) do
     redis.call('HINCRBY', key, field, string.format('%.0f', value))
   end
+end
+for id, settled in pairs(to_settle) do
+  local record = 'payment:' .. id
+  leave_queue(id)
+  if settled.was == 'dead' then redis.call('ZREM', DEAD, id) end
+  redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'reason', 'dead_at')
+  redis.call('HSET', record, 'state', 'settled', 'requested_at', settled.requested_at,
+    'settled_at', now)
+  redis.call('PEXPIRE', record, retention)
 end
 return answer

@@ -1,0 +1,8 @@
+-- Hold: workers stop claiming, because a purge waits for calls under way.
+--
+-- ARGV: latest (ms by Redis' clock), after which nothing is done; for how long (ms)
+
+if now_ms() > tonumber(ARGV[1]) then return 0 end
+write_even_out_of_memory()
+redis.call('SET', PURGING, '1', 'PX', ARGV[2])
+return 1

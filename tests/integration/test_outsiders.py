@@ -1,0 +1,143 @@
+"""What others put into Redis: it must not lose, double or stop anybody's payment."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from arq.connections import ArqRedis
+from redis.exceptions import ResponseError
+
+from payswitch.claims import Claims
+from payswitch.ledger import Settlement, Total
+from payswitch.lock import Lock
+from payswitch.payment import Payment
+from payswitch.processors import Report
+from payswitch.purge import Purge
+from payswitch.queue import Acceptance, AcceptQueue
+from payswitch.selector import Limits, Selector
+from tests.integration.harness import Bench, bench
+from tests.support import Reply
+
+ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
+
+
+@pytest.fixture
+async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
+    async with bench(redis) as made:
+        yield made
+
+
+@pytest.fixture
+async def full(redis: ArqRedis) -> AsyncIterator[ArqRedis]:
+    """A Redis that has no memory left."""
+    await redis.config_set("maxmemory", 1)
+    yield redis
+    await redis.config_set("maxmemory", 0)
+
+
+def accept_queue(redis: ArqRedis) -> AcceptQueue:
+    return AcceptQueue(redis, limit_ms=5000, max_backlog=10**6)
+
+
+async def test_a_foreign_key_in_a_payments_place_is_said_and_left(
+    b: Bench, redis: ArqRedis
+) -> None:
+    await redis.set(f"payment:{ID}", "foreign")
+    assert await accept_queue(redis).accept(Payment(ID, 1)) is Acceptance.BROKEN
+    assert await redis.get(f"payment:{ID}") == b"foreign"
+    assert await redis.zcard("arq:queue") == 0
+
+
+@pytest.mark.parametrize("key", ["arq:queue", "payments:open"])
+async def test_a_foreign_key_in_the_queues_place_accepts_nothing_halfway(
+    redis: ArqRedis, key: str
+) -> None:
+    await redis.set(key, "foreign")
+    with pytest.raises(Exception, match=f"{key} holds a string"):
+        await accept_queue(redis).accept(Payment(ID, 1))
+    assert await redis.keys("*") == [key.encode()]
+
+
+async def test_an_acknowledged_payment_that_fell_out_goes_back_when_it_is_sent_again(
+    b: Bench, redis: ArqRedis
+) -> None:
+    payment = await b.accept(cents=5)
+    await redis.delete("arq:queue", "payments:open")
+    assert await accept_queue(redis).accept(Payment(payment, 5)) is Acceptance.SAME
+    assert (await b.dispatch_until_done(payment)).state == "settled"
+
+
+async def test_the_same_payment_twice_in_one_call_is_queued_once(redis: ArqRedis) -> None:
+    queue = accept_queue(redis)
+    entries = [Payment(ID, 1), Payment(ID, 1), Payment(ID, 2)]
+    answers = [await queue.accept(entry) for entry in entries]
+    assert answers == [Acceptance.NEW, Acceptance.SAME, Acceptance.OTHER_AMOUNT]
+
+
+@pytest.mark.parametrize("key", ["ledger:default:0:top", "payments:dead", "payments:incidents"])
+async def test_settling_does_all_or_nothing(b: Bench, redis: ArqRedis, key: str) -> None:
+    payment = await b.accept()
+    claim = await b.claim_when_due(payment)
+    await redis.hset(f"payment:{payment}", "processor", "default")  # type: ignore[misc]
+    await redis.set(key, "foreign")
+    with pytest.raises(ResponseError, match=f"{key} holds a string"):
+        await b.ledger.settle(claim, "default", 1)
+    await redis.delete(key)
+    assert await b.summary() == {"default": Total(), "fallback": Total()}
+    assert await b.ledger.settle(claim, "default", 1) is Settlement.SETTLED
+    assert await b.summary() == {"default": Total(1, 1990), "fallback": Total()}
+
+
+@pytest.mark.parametrize("reply", [Reply(record=True), Reply(422)], ids=["settled", "dead"])
+async def test_what_is_settled_or_dead_is_not_paid_because_somebody_queues_it(
+    b: Bench, redis: ArqRedis, reply: Reply
+) -> None:
+    payment = await b.accept()
+    b.default.script = [reply]
+    state = (await b.dispatch_until_done(payment)).state
+    await redis.zadd("arq:queue", {payment: 0})
+    assert await b.claim() == []
+    assert await redis.zcard("arq:queue") == 0
+    assert (await b.record(payment)).state == state
+    assert len(b.default.posts) == 1
+
+
+async def test_a_foreign_key_on_the_queue_stops_nobody(b: Bench, redis: ArqRedis) -> None:
+    await redis.set("payment:foreign", "x")
+    await redis.set("arq:job:foreign", "x")
+    await redis.zadd("arq:queue", {"foreign": 0})
+    payment = await b.accept()
+    batch = await Claims(redis, lease_ms=5000, deadline_ms=60_000).take(10)
+    assert [claimed.claim.correlation_id for claimed in batch.taken] == [payment]
+    assert batch.strays == ["foreign"]
+
+
+async def test_a_foreign_key_stops_no_purge(b: Bench, redis: ArqRedis) -> None:
+    await redis.set("payment:foreign", "x")
+    payment = await b.accept()
+    await b.purge()
+    assert not await redis.exists(f"payment:{payment}", "payments:leftovers")
+    assert await redis.get("payment:foreign") == b"x"
+
+
+async def test_out_of_memory_locks_are_taken_and_selections_written(full: ArqRedis) -> None:
+    lock = Lock(full, "a:lock", life_ms=5000)
+    token = await lock.acquire()
+    assert token is not None
+    selector = Selector(full, Limits())
+    reports = {"default": Report(False, 0), "fallback": None}
+    assert await selector.select(reports, lock_key="a:lock", token=token, at_ms=0)
+    assert await lock.acquire() is None
+
+
+async def test_out_of_memory_a_purge_frees_it(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    await redis.config_set("maxmemory", 1)
+    purge = Purge(redis)
+    try:
+        assert await purge.run() == 1
+        await purge.remove_leftovers()
+    finally:
+        await redis.config_set("maxmemory", 0)
+    assert not await redis.exists(f"payment:{payment}")
