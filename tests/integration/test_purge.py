@@ -103,8 +103,7 @@ async def test_a_purge_of_much_answers_before_it_has_removed_all(b: Bench, redis
     assert await b.summary() == NOTHING
     new = await b.accept()
     await purge.remove_leftovers()
-    keys = [key.decode() async for key in redis.scan_iter("payment:*")]
-    assert keys == [f"payment:{new}"]
+    assert await redis.keys("payment:*") == [f"payment:{new}".encode()]
     await purge.close()
 
 
