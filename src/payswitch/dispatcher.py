@@ -29,7 +29,7 @@ from payswitch.processors import (
     Unclear,
     Unknown,
 )
-from payswitch.routing import Breaker, Router, Verdict
+from payswitch.routing import Breaker, BreakerState, Router, Verdict
 from payswitch.tries import Burial, Claim, Findings, QuietWatch, Routed, Tries
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,9 @@ class Dispatcher:
             outcome = await self._send(claim, routed)
             verdict = _verdict(outcome)
         finally:
+            was = breaker.state
             breaker.leave(verdict, probe=is_probe, now=self._clock())
+            _log_change(processor, was, breaker.state)
         await self._conclude(claim, routed, outcome, findings)
 
     async def _send(self, claim: Claim, routed: Routed) -> Outcome:
@@ -299,6 +301,13 @@ class Dispatcher:
     def _open_numbers(claim: Claim, findings: Findings) -> set[int]:
         """The tries that were open when the payment was claimed and still are."""
         return {open_try.number for open_try in claim.open_tries} - findings.closed
+
+
+def _log_change(processor: str, was: BreakerState, now: BreakerState) -> None:
+    if was is BreakerState.CLOSED and now is BreakerState.OPEN:
+        logger.warning("%s keeps failing: its circuit breaker opens", processor)
+    elif was is not BreakerState.CLOSED and now is BreakerState.CLOSED:
+        logger.info("%s works again: its circuit breaker closes", processor)
 
 
 def _verdict(outcome: Outcome) -> Verdict:
