@@ -195,9 +195,9 @@ class PaymentWorker(ResilientWorker):
     async def _run(self, claimed: Claimed, permit: Permit) -> None:
         """Run one job function; whatever it raises, the payment stays on the queue."""
         claim = claimed.claim
-        if claim.open_tries and claim.processor != permit.probe:
-            await self._end_probe(permit)  # it asks another, which may take its time
         try:
+            if claim.open_tries and claim.processor != permit.probe:
+                await self._end_probe(permit)  # it asks another, which may take its time
             await self._run_function(claimed, permit.probe)
             self.jobs_complete += 1
         except arq.worker.Retry as retry:

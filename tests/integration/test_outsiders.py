@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from uuid import uuid4
 
 import pytest
 from arq.connections import ArqRedis
@@ -70,8 +72,12 @@ async def test_an_acknowledged_payment_that_fell_out_goes_back_when_it_is_sent_a
 
 async def test_the_same_payment_twice_in_one_call_is_queued_once(redis: ArqRedis) -> None:
     queue = accept_queue(redis)
+    await queue.accept(Payment(str(uuid4()), 1))
+    calls = (await redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
     entries = [Payment(ID, 1), Payment(ID, 1), Payment(ID, 2)]
-    answers = [await queue.accept(entry) for entry in entries]
+    answers = await asyncio.gather(*(queue.accept(entry) for entry in entries))
+    assert (await redis.info("commandstats"))["cmdstat_evalsha"]["calls"] == calls + 1
+    assert await redis.zcard("arq:queue") == 2
     assert answers == [Acceptance.NEW, Acceptance.SAME, Acceptance.OTHER_AMOUNT]
 
 
