@@ -1,7 +1,8 @@
 """A payment processor for development and tests: it behaves as the challenge's real processor does.
 
 Statuses, headers and quirks are the real one's, slots and windows included; payments are kept in
-memory. `Book` and `HealthWindows` decide without I/O; `Simulator` serves them over HTTP.
+memory. `Book` and `HealthWindows` decide without I/O; `Simulator` serves them over HTTP, with such
+faults as it is told to have (`simulator_faults`).
 """
 
 from __future__ import annotations
@@ -30,16 +31,25 @@ from payswitch.simulator_book import (
     parse_entry,
     parse_instant,
 )
-from payswitch.simulator_http import Connection, Exchange, Reply, message, reply
+from payswitch.simulator_faults import (
+    MAX_MS,
+    Faults,
+    HealthFault,
+    HealthLots,
+    Misfortune,
+    PaymentFault,
+    PaymentLots,
+    broken_answer,
+    parse_faults,
+)
+from payswitch.simulator_http import Exchange, Listener, Reply, Stream, message, reply
+from payswitch.simulator_journal import Journal, Kind
 
 RUNNING_SLOTS = 800
 WAITING_SLOTS = 500
 HEALTH_CALLS_WAITING = 2
 
-_BACKLOG = 4096
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_MAX_DELAY_MS = 2**31 - 1
-_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 _PROCESSED = message(HTTPStatus.OK, "payment processed successfully")
 _FAILING = message(HTTPStatus.INTERNAL_SERVER_ERROR, "the payment processor is failing")
@@ -48,6 +58,8 @@ _NOT_FOUND = reply(HTTPStatus.NOT_FOUND)
 _UNAUTHORIZED = reply(HTTPStatus.UNAUTHORIZED)
 _NO_CONTENT = reply(HTTPStatus.NO_CONTENT)
 _PURGED = message(HTTPStatus.OK, "All payments purged.")
+
+_LINES = b"application/x-ndjson"
 
 _Methods = dict[bytes, Callable[[Exchange], None]]
 
@@ -97,20 +109,25 @@ def _number(environment: Mapping[str, str], variable: str, default: str) -> str:
 class Simulator:
     """A payment processor on the running loop.
 
-    A payment is decided in `_settle` and a health report in `_report_health`, and nowhere else.
-    One that was closed may be started again: the book and the settings are kept.
+    A payment is decided in `_settle` and a health report in `_report_health`, and nowhere else;
+    faults leave the ordinary path there, and `close` in `_begin`. One that was closed may be
+    started again: the book and the settings are kept.
     """
 
     def __init__(self, config: SimulatorConfig) -> None:
         self.config = config
         self.book = Book()
+        self.journal = Journal()
+        self._faults = Faults()
+        self._payment_lots: PaymentLots | None = None
+        self._health_lots: HealthLots | None = None
         self._windows = HealthWindows(config.rate_limit_s)
         self._health_calls: deque[Exchange] = deque()
         self._health_timer: asyncio.TimerHandle | None = None
         self._running: dict[Exchange, asyncio.TimerHandle] = {}
+        self._late: set[asyncio.TimerHandle] = set()
         self._waiting: deque[Exchange] = deque()
-        self._connections: set[Connection] = set()
-        self._server: asyncio.Server | None = None
+        self._listener = Listener(self._route)
         self._payment_by_id: _Methods = {b"GET": self._take_slot}
         self._routes: dict[bytes, _Methods] = {
             b"/payments": {b"POST": self._take_slot},
@@ -119,6 +136,9 @@ class Simulator:
             b"/admin/configurations/token": {b"PUT": self._guarded(self._set_token)},
             b"/admin/configurations/delay": {b"PUT": self._guarded(self._set_delay)},
             b"/admin/configurations/failure": {b"PUT": self._guarded(self._set_failure)},
+            b"/admin/configurations/faults": {b"PUT": self._guarded(self._set_faults)},
+            b"/admin/payments": {b"GET": self._guarded(self._list_payments)},
+            b"/admin/journal": {b"GET": self._guarded(self._list_events)},
             b"/admin/purge-payments": {b"POST": self._guarded(self._purge)},
         }
 
@@ -133,30 +153,22 @@ class Simulator:
         Raises:
             OSError: the address is taken or not this machine's.
         """
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self._route, self._connections), host, port, backlog=_BACKLOG
-        )
-        bound: int = self._server.sockets[0].getsockname()[1]
+        bound = await self._listener.start(host, port)
         _logger.info("processor %s listens on %s:%d", self.config.name, host, bound)
         return bound
 
     async def close(self) -> None:
         """Stop at once, as a killed process would: payments under way are not recorded."""
-        for timer in self._running.values():
+        for timer in (*self._running.values(), *self._late):
             timer.cancel()
         self._running.clear()
+        self._late.clear()
         self._waiting.clear()
         self._health_calls.clear()
         if self._health_timer is not None:
             self._health_timer.cancel()
             self._health_timer = None
-        if self._server is not None:
-            self._server.close()
-            for connection in tuple(self._connections):
-                connection.abort()
-            await self._server.wait_closed()
-            self._server = None
+        await self._listener.close()
 
     def _route(self, exchange: Exchange) -> None:
         methods = self._routes.get(exchange.path)
@@ -190,28 +202,99 @@ class Simulator:
         except ValueError as error:
             exchange.answer(message(HTTPStatus.BAD_REQUEST, str(error)))
             return
-        if self.config.delay_ms:
+        lot = self._payment_lots.draw() if self._payment_lots is not None else None
+        if self.journal.on:
+            self.journal.note("arrived", entry, lot.mode if lot is not None else None)
+        if lot is not None and lot.mode is PaymentFault.CLOSE:
+            self._hang_up(exchange, entry, lot.mode)
+        elif self.config.delay_ms:
             loop = asyncio.get_running_loop()
             delay_s = self.config.delay_ms / 1000
-            self._running[exchange] = loop.call_later(delay_s, self._end, exchange, entry)
+            self._running[exchange] = loop.call_later(delay_s, self._end, exchange, entry, lot)
         else:
-            self._settle(exchange, entry)
+            self._settle(exchange, entry, lot)
 
-    def _end(self, exchange: Exchange, entry: Entry) -> None:
+    def _end(self, exchange: Exchange, entry: Entry, lot: Misfortune | None) -> None:
         del self._running[exchange]
-        self._settle(exchange, entry)
+        self._settle(exchange, entry, lot)
         while self._waiting and len(self._running) < RUNNING_SLOTS:
             self._begin(self._waiting.popleft())
 
-    def _settle(self, exchange: Exchange, entry: Entry) -> None:
+    def _settle(self, exchange: Exchange, entry: Entry, lot: Misfortune | None) -> None:
         """Decide what becomes of a payment, and tell the client, who may be gone."""
+        if lot is not None and lot.mode in self._faults.payments:
+            self._misbehave(exchange, entry, lot)
+            return
+        outcome = self._commit(entry)
+        if self.journal.on:
+            self._note_answer(exchange, entry, outcome.status)
+        exchange.answer(outcome)
+
+    def _commit(self, entry: Entry, fault: PaymentFault | None = None) -> Reply:
+        """Enter a payment in the book if that can be, and tell what is to be answered."""
+        event: Kind
         if self.config.failing:
-            exchange.answer(_FAILING)
+            event, outcome = "failed", _FAILING
         elif self.book.record(entry):
-            exchange.answer(_PROCESSED)
+            event, outcome = "committed", _PROCESSED
         else:
-            text = f"CorrelationId already exists: {entry.correlation_id}"
-            exchange.answer(message(HTTPStatus.UNPROCESSABLE_ENTITY, text))
+            event, outcome = "known", _known(entry)
+        if self.journal.on:
+            self.journal.note(event, entry, fault)
+        return outcome
+
+    def _misbehave(self, exchange: Exchange, entry: Entry, lot: Misfortune) -> None:
+        """Do what a fault does; the payment has waited out its delay."""
+        fault = lot.mode
+        if fault is PaymentFault.CLOSE_COMMIT:
+            self._hang_up(exchange, entry, fault)
+            self._later(lot.later_ms, lambda: self._commit(entry, fault))
+            return
+        truth = self._commit(entry, fault) if lot.commits else _PROCESSED
+        match fault:
+            case PaymentFault.COMMIT_CLOSE:
+                self._hang_up(exchange, entry, fault)
+            case PaymentFault.COMMIT_LATE:
+                late_ms = self._faults.late_ms
+                self._later(late_ms, lambda: self._answer(exchange, entry, truth, fault))
+            case PaymentFault.UNKNOWN_422:
+                self._answer(exchange, entry, _known(entry), fault)
+            case _:
+                broken = broken_answer(fault, _PROCESSED, exchange.separator)
+                self._answer(exchange, entry, broken, fault)
+
+    def _answer(
+        self, exchange: Exchange, entry: Entry, outcome: Reply | Stream, fault: PaymentFault
+    ) -> None:
+        self._note_answer(exchange, entry, outcome.status, fault)
+        if isinstance(outcome, Stream):
+            exchange.stream(outcome)
+        else:
+            exchange.answer(outcome)
+
+    def _note_answer(
+        self,
+        exchange: Exchange,
+        entry: Entry,
+        status: int | None,
+        fault: PaymentFault | None = None,
+    ) -> None:
+        if exchange.abandoned:
+            self.journal.note("hung-up", entry, fault)
+        else:
+            self.journal.note("answered", entry, fault, status)
+
+    def _hang_up(self, exchange: Exchange, entry: Entry, fault: PaymentFault) -> None:
+        self.journal.note("hung-up", entry, fault)
+        exchange.hang_up()
+
+    def _later(self, after_ms: float, act: Callable[[], object]) -> None:
+        def run() -> None:
+            self._late.discard(timer)
+            act()
+
+        timer = asyncio.get_running_loop().call_later(after_ms / 1000, run)
+        self._late.add(timer)
 
     def _find(self, exchange: Exchange) -> Reply:
         entry = self.book.find(exchange.path.removeprefix(b"/payments/").decode("latin-1"))
@@ -233,9 +316,7 @@ class Simulator:
             self._health_calls.append(exchange)
             self._await_window()
         else:
-            retry_after = b"Retry-After: %d" % ceil(self.config.rate_limit_s)
-            text = "too many calls, try again later"
-            exchange.answer(message(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after))
+            exchange.answer(self._too_many_calls())
 
     def _await_window(self) -> None:
         if self._health_timer is None and self._health_calls:
@@ -255,8 +336,23 @@ class Simulator:
 
     def _report_health(self, exchange: Exchange) -> None:
         """Decide how the processor says that it is, and tell the client."""
+        lots = self._health_lots
+        fault = lots.draw() if lots is not None else None
         health = {"failing": self.config.failing, "minResponseTime": self.config.delay_ms}
-        exchange.answer(reply(HTTPStatus.OK, orjson.dumps(health)))
+        if lots is None or fault is None:
+            exchange.answer(reply(HTTPStatus.OK, orjson.dumps(health)))
+        elif fault is HealthFault.LIE:
+            lie = {"failing": not self.config.failing, "minResponseTime": lots.slowness_ms()}
+            exchange.answer(reply(HTTPStatus.OK, orjson.dumps(lie)))
+        elif fault is HealthFault.WRONG_TYPES:
+            exchange.answer(reply(HTTPStatus.OK, lots.wrong_report()))
+        elif fault is HealthFault.TOO_MANY:
+            exchange.answer(self._too_many_calls())
+
+    def _too_many_calls(self) -> Reply:
+        retry_after = b"Retry-After: %d" % ceil(self.config.rate_limit_s)
+        text = "too many calls, try again later"
+        return message(HTTPStatus.TOO_MANY_REQUESTS, text, retry_after)
 
     # Administration.
 
@@ -296,7 +392,7 @@ class Simulator:
 
     def _set_delay(self, exchange: Exchange) -> Reply:
         delay = json_object(exchange.body).get("delay")
-        if type(delay) is not int or not 0 <= delay <= _MAX_DELAY_MS:
+        if type(delay) is not int or not 0 <= delay <= MAX_MS:
             raise ValueError("delay is not a whole number of milliseconds")
         was, self.config.delay_ms = self.config.delay_ms, delay
         return _changed("delay", was, delay)
@@ -308,8 +404,31 @@ class Simulator:
         was, self.config.failing = self.config.failing, failure
         return _changed("failure", was, failure)
 
+    def _set_faults(self, exchange: Exchange) -> Reply:
+        faults, gone_ms = parse_faults(exchange.body)
+        was, self._faults = self._faults, faults
+        self._payment_lots = PaymentLots(faults) if faults.payments else None
+        self._health_lots = HealthLots(faults) if faults.health else None
+        self.journal.on = faults.journal
+        if gone_ms is not None:
+            self._listener.leave(exchange, gone_ms / 1000)
+        return _changed("faults", was.document(), faults.document())
+
+    def _list_payments(self, exchange: Exchange) -> Reply:
+        lines = "".join(
+            f'{{"correlationId":"{entry.correlation_id}","cents":{entry.cents},'
+            f'"requestedAtUs":{entry.requested_at_us},"committedAtUs":{committed_at_us}}}\n'
+            for entry, committed_at_us in self.book.commits()
+        )
+        return reply(HTTPStatus.OK, lines.encode(), content_type=_LINES)
+
+    def _list_events(self, exchange: Exchange) -> Reply:
+        ids = parse_qs(exchange.query.decode("latin-1")).get("id", [None])
+        return reply(HTTPStatus.OK, self.journal.lines(ids[0]), content_type=_LINES)
+
     def _purge(self, exchange: Exchange) -> Reply:
         self.book.purge()
+        self.journal.clear()
         return _PURGED
 
 
@@ -317,7 +436,12 @@ def _decimal(cents: int) -> Decimal:
     return Decimal(cents).scaleb(-2)
 
 
-def _changed(setting: str, was: int, now: int) -> Reply:
+def _known(entry: Entry) -> Reply:
+    text = f"CorrelationId already exists: {entry.correlation_id}"
+    return message(HTTPStatus.UNPROCESSABLE_ENTITY, text)
+
+
+def _changed(setting: str, was: object, now: object) -> Reply:
     body = {"config": setting, "was": was, "is": now}
     return reply(HTTPStatus.OK, orjson.dumps(body))
 

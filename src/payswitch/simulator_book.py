@@ -7,7 +7,7 @@ import json
 import re
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from itertools import accumulate
@@ -104,9 +104,13 @@ class Book:
 
     Payments arrive almost in the order of their instants. So recording only appends, and the next
     `totals` merges what came since into running sums: it works on the few that overlap.
+
+    Args:
+        clock: wall clock, nanoseconds since 1970.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
+        self._clock = clock
         self.purge()
 
     def __len__(self) -> int:
@@ -115,6 +119,7 @@ class Book:
     def purge(self) -> None:
         """Forget every payment."""
         self._payments: dict[str, tuple[int, int]] = {}
+        self._committed_ns: list[int] = []  # in the order of _payments
         self._cents = 0
         self._unmerged: list[tuple[int, int]] = []
         self._instants: list[int] = []
@@ -126,6 +131,7 @@ class Book:
             return False
         payment = (entry.requested_at_us, entry.cents)
         self._payments[entry.correlation_id] = payment
+        self._committed_ns.append(self._clock())
         self._unmerged.append(payment)
         self._cents += entry.cents
         return True
@@ -138,6 +144,13 @@ class Book:
             return None
         requested_at_us, cents = payment
         return Entry(correlation_id, cents, requested_at_us)
+
+    def commits(self) -> Iterator[tuple[Entry, int]]:
+        """Every payment with the instant of its commit, in µs since 1970, in order of commit."""
+        for (correlation_id, (requested_at_us, cents)), committed_ns in zip(
+            self._payments.items(), self._committed_ns, strict=True
+        ):
+            yield Entry(correlation_id, cents, requested_at_us), committed_ns // 1000
 
     def totals(self, first_us: int | None = None, last_us: int | None = None) -> Totals:
         """Sum up the payments requested from `first_us` to `last_us`, both included.

@@ -7,8 +7,10 @@ never what a measurement measures, and so that a reply can be held back or broke
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from enum import Enum
 from http import HTTPStatus
 from typing import NamedTuple, cast
 
@@ -18,10 +20,16 @@ import orjson
 MAX_BODY_BYTES = 64 * 1024
 LINGER_S = 5.0
 
+_BACKLOG = 4096
+_RELISTEN_S = 0.1
+
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STAY = b"\r\n"
 _STAY_OLD = b"Connection: keep-alive\r\n\r\n"
 _CLOSE = b"Connection: close\r\n\r\n"
+
+
+_logger = logging.getLogger(__name__)
 
 
 class Reply(NamedTuple):
@@ -30,12 +38,42 @@ class Reply(NamedTuple):
     head: bytes
     body: bytes
 
+    @property
+    def status(self) -> int:
+        """The status code, as in the head."""
+        return int(self.head[9:12])
 
-def reply(status: HTTPStatus, body: bytes = b"", *headers: bytes) -> Reply:
-    """Make a reply of a status, a JSON body (or none) and further header lines."""
+
+class Ending(Enum):
+    """What becomes of a connection after a `Stream`."""
+
+    GO_ON = "go on"
+    CLOSE = "close"
+    SILENCE = "silence"
+
+
+class Stream(NamedTuple):
+    """An answer in pieces, raw, one every `interval_s` seconds as long as the client takes them.
+
+    Nothing is added to them: they may break HTTP. `status` is what the client can read of it.
+    """
+
+    pieces: Iterator[bytes]
+    status: int | None = HTTPStatus.OK.value
+    interval_s: float = 0.0
+    ending: Ending = Ending.GO_ON
+
+
+def reply(
+    status: HTTPStatus,
+    body: bytes = b"",
+    *headers: bytes,
+    content_type: bytes = b"application/json; charset=utf-8",
+) -> Reply:
+    """Make a reply of a status, a body (JSON or as `content_type` says) and more header lines."""
     lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode(), *headers]
     if body:
-        lines.append(b"Content-Type: application/json; charset=utf-8")
+        lines.append(b"Content-Type: " + content_type)
     if status is not HTTPStatus.NO_CONTENT:
         lines.append(b"Content-Length: %d" % len(body))
     return Reply(b"\r\n".join([*lines, b""]), body)
@@ -67,6 +105,7 @@ class Exchange:
         "method",
         "outcome",
         "path",
+        "pieces",
         "query",
         "separator",
     )
@@ -79,6 +118,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = {}
         self.body = bytearray()
         self.outcome: Reply | None = None
+        self.pieces: Stream | None = None
         self.awaits_continue = False
         self.keeps_alive = True
         self.separator = _STAY
@@ -93,10 +133,20 @@ class Exchange:
         self.outcome = outcome
         self._connection.flush()
 
-    def close_after(self) -> None:
-        """Make the answer to this request the last on its connection."""
+    def stream(self, outcome: Stream) -> None:
+        """Begin to send the pieces as soon as it is this request's turn."""
+        self.pieces = outcome
+        self._connection.flush()
+
+    def hang_up(self) -> None:
+        """End the connection at once, with all that is under way on it."""
+        self._connection.abort()
+
+    def close_after(self, afterwards: Callable[[], None] | None = None) -> None:
+        """Make the answer to this request the last on its connection; then call `afterwards`."""
         self.keeps_alive = False
         self.separator = _CLOSE
+        self._connection.afterwards = afterwards
 
 
 class Connection(asyncio.Protocol):
@@ -104,6 +154,7 @@ class Connection(asyncio.Protocol):
 
     `connections` is where it keeps itself while it is open. A request that can't be read is
     answered here: 400 if it is malformed, 413 if its body is too large; then the connection ends.
+    `afterwards` is called once when its last answer is sent.
     """
 
     def __init__(self, handle: Callable[[Exchange], None], connections: set[Connection]) -> None:
@@ -116,24 +167,40 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._incoming: Exchange | None = None
         self._deaf = False
+        self._mute = False  # flush sends nothing: a stream has the word, or nobody ever will
+        self._leaving = False
+        self._stream: Stream | None = None
+        self._next_piece: asyncio.TimerHandle | None = None
+        self._full = False
+        self.afterwards: Callable[[], None] | None = None
 
     @property
     def closing(self) -> bool:
         """Whether nothing more can be sent."""
         return self._transport.is_closing()
 
+    @property
+    def leaving(self) -> bool:
+        """Whether its last answer is sent and it is about to end."""
+        return self._leaving
+
     def abort(self) -> None:
         """End the connection at once, whatever is under way on it."""
+        self._deaf = True
         self._transport.abort()
 
     def flush(self) -> None:
         """Send the replies that are ready and whose turn it is."""
-        if self.closing:
+        if self._mute or self.closing:
             return
         while self._pipeline:
             exchange = self._pipeline[0]
             if exchange.outcome is None:
-                if exchange.awaits_continue:
+                if exchange.pieces is not None:
+                    self._mute = True
+                    self._stream = exchange.pieces
+                    self._send_piece()
+                elif exchange.awaits_continue:
                     exchange.awaits_continue = False
                     self._transport.write(_CONTINUE)
                 return
@@ -142,12 +209,39 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join((head, exchange.separator, body)))
             if not exchange.keeps_alive:
                 self._hang_up()
+                return
+
+    def _send_piece(self) -> None:
+        self._next_piece = None
+        if self._stream is None or self.closing or self._full:
+            return
+        piece = next(self._stream.pieces, None)
+        if piece is None:
+            self._end_stream(self._stream.ending)
+            return
+        self._transport.write(piece)
+        # One piece a round of the loop: uvloop says that its buffer is full only at a round's end.
+        self._next_piece = asyncio.get_running_loop().call_later(
+            self._stream.interval_s, self._send_piece
+        )
+
+    def _end_stream(self, ending: Ending) -> None:
+        self._stream = None
+        exchange = self._pipeline.popleft()
+        if ending is Ending.CLOSE or (ending is Ending.GO_ON and not exchange.keeps_alive):
+            self._hang_up()
+        elif ending is Ending.GO_ON:
+            self._mute = False
+            self.flush()
 
     def _hang_up(self) -> None:
+        self._deaf = self._mute = self._leaving = True
         # Closing a socket that holds unread bytes resets it, and the client could lose the reply:
         # so only this half is closed, and what still comes in is thrown away for a while.
         self._transport.write_eof()
         asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
+        if self.afterwards is not None:
+            self.afterwards()
 
     def _refuse(self, outcome: Reply) -> None:
         self._deaf = True
@@ -166,13 +260,21 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
+        self._stream = None
+        if self._next_piece is not None:
+            self._next_piece.cancel()
 
     def pause_writing(self) -> None:
+        self._full = True
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if not self.closing:
-            self._transport.resume_reading()
+        self._full = False
+        if self.closing:
+            return
+        self._transport.resume_reading()
+        if self._stream is not None and self._next_piece is None:
+            self._send_piece()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -234,3 +336,73 @@ class Connection(asyncio.Protocol):
         self._incoming = None
         self._deaf = not exchange.keeps_alive
         self._handle(exchange)
+
+
+class Listener:
+    """Takes connections at one address, and can be gone for a while. Requests go to `handle`."""
+
+    def __init__(self, handle: Callable[[Exchange], None]) -> None:
+        self._handle = handle
+        self._connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+        self._absence: asyncio.Task[None] | None = None
+        self._host = ""
+        self._port = 0
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port: a free one if `port` is 0.
+
+        Raises:
+            OSError: the address is taken or not this machine's.
+        """
+        self._server = await self._listen(host, port)
+        self._host, self._port = host, self._server.sockets[0].getsockname()[1]
+        return self._port
+
+    async def _listen(self, host: str, port: int) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(
+            lambda: Connection(self._handle, self._connections), host, port, backlog=_BACKLOG
+        )
+
+    async def close(self) -> None:
+        """Stop listening and end every connection at once, as if the process were killed."""
+        if self._server is None:
+            return
+        self._server.close()
+        for connection in tuple(self._connections):
+            connection.abort()
+        if self._absence is not None:
+            self._absence.cancel()
+            await asyncio.wait([self._absence])
+            self._absence = None
+        await self._server.wait_closed()
+        self._server = None
+
+    def leave(self, exchange: Exchange, for_s: float) -> None:
+        """Refuse connections from now on, for `for_s` seconds; the open ones are aborted.
+
+        That happens when `exchange`, which has asked for it, has its answer; it is the last on its
+        connection.
+        """
+        if self._server is not None:
+            self._server.close()
+        if self._absence is not None:
+            self._absence.cancel()
+        self._absence = asyncio.get_running_loop().create_task(self._return(for_s))
+        exchange.close_after(self._abort_others)
+
+    async def _return(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        while True:
+            try:
+                self._server = await self._listen(self._host, self._port)
+            except OSError as error:  # somebody's outgoing connection may have got the port
+                _logger.warning("can't listen on %s:%d yet: %s", self._host, self._port, error)
+                await asyncio.sleep(_RELISTEN_S)
+            else:
+                return
+
+    def _abort_others(self) -> None:
+        for connection in tuple(self._connections):
+            if not connection.leaving:
+                connection.abort()
