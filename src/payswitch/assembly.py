@@ -19,9 +19,16 @@ _BEYOND_THE_DELAY_MS = 500
 
 
 def transport(settings: Settings) -> Transport:
-    """The process' one pool of connections, to both processors."""
+    """The process' one pool of connections, to both processors.
+
+    A payment leaves before the lease's margin begins, and what isn't acknowledged within the margin
+    is dropped: so none reaches its processor after the lease.
+    """
     # Questions (GET) go beside the payments.
-    return Transport(max_connections_per_host=2 * settings.processor_slots)
+    return Transport(
+        max_connections_per_host=2 * settings.processor_slots,
+        acknowledge_timeout=settings.lease_margin_ms / 1000,
+    )
 
 
 def processors(settings: Settings, transport: httpx.AsyncBaseTransport) -> dict[str, Processor]:

@@ -24,6 +24,8 @@ _HEAD = re.compile(rb"%b [\x21-\x7e]+ HTTP/1\.1\r\n(?:%b: %b\r\n)*" % (_TOKEN, _
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding"})
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
+_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 
 
 class Message(NamedTuple):
@@ -226,7 +228,9 @@ class Connection(asyncio.Protocol):
     """One connection, which carries one exchange at a time.
 
     `released` is called when a response is complete and the connection can serve another request,
-    `lost` as soon as it no longer can, possibly more than once.
+    `lost` as soon as it no longer can, possibly more than once. Bytes that the peer's kernel has
+    not acknowledged after `acknowledge_timeout` seconds end the connection and are never sent again
+    (RFC 5482; Linux only).
     """
 
     _transport: asyncio.Transport
@@ -237,8 +241,10 @@ class Connection(asyncio.Protocol):
         max_response_bytes: int,
         released: Callable[[Connection], None],
         lost: Callable[[Connection], None],
+        acknowledge_timeout: float | None = None,
     ) -> None:
         self.idle_since = 0.0
+        self._acknowledge_timeout = acknowledge_timeout
         self._loop = loop
         self._reader = ResponseReader(max_response_bytes)
         self._released = released
@@ -286,6 +292,8 @@ class Connection(asyncio.Protocol):
         if self._exchange is not None:
             self._fail(httpx.ReadError("the transport was closed"))
         else:
+            if not self._transport.is_closing():
+                self._linger(_CLOSE_IN_ORDER)
             self._transport.close()
             self._lost(self)
 
@@ -293,6 +301,14 @@ class Connection(asyncio.Protocol):
         """Called by the loop."""
         self._transport = cast(asyncio.Transport, transport)
         self.idle_since = self._loop.time()
+        # What has not left when this process is killed never must: without this the kernel would go
+        # on delivering it for minutes, when another worker has long taken the payment over.
+        self._linger(_RESET_ON_CLOSE)
+        if self._acknowledge_timeout is not None and _USER_TIMEOUT is not None:
+            sock = transport.get_extra_info("socket")
+            sock.setsockopt(
+                socket.IPPROTO_TCP, _USER_TIMEOUT, int(self._acknowledge_timeout * 1000)
+            )
         if transport.get_extra_info("ssl_object") is None:
             # What the kernel doesn't take at once counts as stuck. Besides, up to this mark older
             # versions of uvloop put a write off to the end of the loop's round.
@@ -316,6 +332,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> None:
         """Called by the loop, which closes the connection after it."""
         if self._exchange is None:
+            self.close()
             return
         try:
             self._reader.end()
@@ -379,9 +396,9 @@ class Connection(asyncio.Protocol):
         return exchange
 
     def _reset(self) -> None:
-        if not self._transport.is_closing():
-            # Otherwise the kernel goes on delivering what it has buffered, for minutes if need be.
-            sock = self._transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._transport.abort()
         self._lost(self)
+
+    def _linger(self, how: bytes) -> None:
+        sock = self._transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)

@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
+from functools import partial
 
 import httpx
 
@@ -57,7 +58,8 @@ class Transport(httpx.AsyncBaseTransport):
     raises, nothing is written, the connection stays in the pool and `NotSent` is raised.
 
     A call that is cancelled or runs out of time resets its connection, so that whatever of the
-    request hasn't reached the peer never will.
+    request hasn't reached the peer never will; so does the end of the process, however it comes.
+    What the peer's kernel has not acknowledged after `acknowledge_timeout` is not sent again.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Transport(httpx.AsyncBaseTransport):
         read_timeout: float | None = 5.0,
         write_timeout: float | None = 5.0,
         pool_timeout: float | None = 5.0,
+        acknowledge_timeout: float | None = None,
         max_response_bytes: int = 64 * 1024,
         keepalive_expiry: float = 4.0,
         ssl_context: ssl.SSLContext | None = None,
@@ -79,6 +82,7 @@ class Transport(httpx.AsyncBaseTransport):
             "pool": pool_timeout,
         }
         self._max_connections = max_connections_per_host
+        self._acknowledge_timeout = acknowledge_timeout
         self._max_response_bytes = max_response_bytes
         self._keepalive_expiry = keepalive_expiry
         self._ssl_context = ssl_context
@@ -128,6 +132,7 @@ class Transport(httpx.AsyncBaseTransport):
                 max_connections=self._max_connections,
                 keepalive_expiry=self._keepalive_expiry,
                 max_response_bytes=self._max_response_bytes,
+                acknowledge_timeout=self._acknowledge_timeout,
             )
         return pool
 
@@ -163,6 +168,7 @@ class Pool:
         max_connections: int,
         keepalive_expiry: float,
         max_response_bytes: int,
+        acknowledge_timeout: float | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._host = url.raw_host.decode("ascii")
@@ -170,7 +176,14 @@ class Pool:
         self._ssl_context = ssl_context
         self._max_connections = max_connections
         self._keepalive_expiry = keepalive_expiry
-        self._max_response_bytes = max_response_bytes
+        self._new_connection = partial(
+            Connection,
+            self._loop,
+            max_response_bytes,
+            self.put,
+            self._lost,
+            acknowledge_timeout,
+        )
         self._idle: deque[Connection] = deque()
         self._open: set[Connection] = set()
         self._reserved = 0
@@ -292,7 +305,7 @@ class Pool:
         try:
             async with asyncio.timeout(limit):
                 _, connection = await self._loop.create_connection(
-                    lambda: Connection(self._loop, self._max_response_bytes, self.put, self._lost),
+                    self._new_connection,
                     self._host,
                     self._port,
                     ssl=self._ssl_context,
