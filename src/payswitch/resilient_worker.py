@@ -1,4 +1,5 @@
-"""What both kinds of arq worker need: to outlive Redis' faults and a clock that is set."""
+"""What both kinds of arq worker need: to outlive Redis' faults, one that is full among them, and a
+clock that is set."""
 
 from __future__ import annotations
 
@@ -12,7 +13,11 @@ from typing import Any
 import arq.worker
 import uvloop
 from arq.connections import ArqRedis
+from arq.cron import CronJob
 from redis.exceptions import RedisError, ResponseError
+
+from payswitch import scripts
+from payswitch.memory import says_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +27,11 @@ _CLOCK_STEP = timedelta(seconds=5)
 
 class ResilientWorker(arq.worker.Worker):
     """An `arq.Worker` whose main loop survives Redis' absence, whose cron survives a step of the
-    clock, and which leaves the health key to the other workers when it closes."""
+    clock and a Redis that is full, and which leaves the health key to the other workers when it
+    closes."""
 
     _redis_is_away = False
+    _redis_is_full = False
 
     async def main(self) -> None:
         """Run until cancelled; Redis may come and go meanwhile."""
@@ -58,11 +65,54 @@ class ResilientWorker(arq.worker.Worker):
         self.sem = asyncio.BoundedSemaphore(self.max_jobs + 1)
 
     async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:
-        """Fire what is due; a job whose next run a set clock has put out of reach runs now."""
+        """Fire what is due; a job whose next run a set clock has put out of reach runs now.
+
+        What a full Redis refuses to queue runs here and now, without the queue.
+        """
         for job in self.cron_jobs:
             if job.next_run is not None and abs(job.next_run - n) > _CLOCK_STEP:
                 job.next_run = None
-        await super().run_cron(n, delay, num_windows)
+        planned = {job.name: n if job.run_at_startup else None for job in self.cron_jobs}
+        planned |= {job.name: job.next_run for job in self.cron_jobs if job.next_run}
+        is_full = False
+        try:
+            await super().run_cron(n, delay, num_windows)
+        except ResponseError as error:
+            if not says_out_of_memory(error):
+                raise
+            is_full = True
+        # arq has gone on to the next run of each job that was due.
+        due = [job for job in self.cron_jobs if planned[job.name] not in (None, job.next_run)]
+        if due:
+            self._note_redis_full(is_full)
+        if is_full:
+            for job in due:
+                self._run_unqueued(job)
+
+    def _run_unqueued(self, job: CronJob) -> None:
+        """Run a cron job's function, unless its last such run goes on still."""
+        if job.name not in self.tasks:
+            self.tasks[job.name] = self.loop.create_task(self._run_cron_function(job))
+
+    async def _run_cron_function(self, job: CronJob) -> None:
+        try:
+            async with asyncio.timeout(job.timeout_s or self.job_timeout_s):
+                await job.coroutine({**self.ctx, "job_id": job.name, "job_try": 1})
+        except Exception:
+            logger.exception("cron job %s failed", job.name)
+
+    async def record_health(self) -> None:
+        """Write the health key, in other words if Redis is full."""
+        try:
+            await super().record_health()
+        except ResponseError as error:
+            if not says_out_of_memory(error):
+                raise
+            life_ms = int((self.health_check_interval + 1) * 1000)
+            await self.pool.delete(self.health_check_key)
+            await scripts.load(self.pool, "take")(
+                keys=[self.health_check_key], args=["alive, but redis is full", life_ms]
+            )
 
     async def finish_job(
         self,
@@ -103,6 +153,13 @@ class ResilientWorker(arq.worker.Worker):
             how = "refuses" if isinstance(error, ResponseError) else "is away"
             logger.warning("redis %s: %s", how, error)
         await asyncio.sleep(_PAUSE_S)
+
+    def _note_redis_full(self, is_full: bool) -> None:
+        if is_full and not self._redis_is_full:
+            logger.warning("redis is full: cron jobs of %s run without it", self.queue_name)
+        elif self._redis_is_full and not is_full:
+            logger.info("redis has memory again")
+        self._redis_is_full = is_full
 
     def _redis_is_back(self) -> None:
         if self._redis_is_away:

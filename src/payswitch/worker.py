@@ -282,5 +282,6 @@ class PaymentWorker(ResilientWorker):
             except TimeoutError:
                 return
         elif pause.wake_within_s:
-            seconds = cast(int, max(pause.wake_within_s, 0.001))  # redis-py's types know no floats
+            # Redis 6 blocks for ever at 1 ms; redis-py's types know no floats.
+            seconds = cast(int, max(pause.wake_within_s, 0.002))
             await cast(Awaitable[Any], self.pool.blpop([WAKE_KEY], timeout=seconds))

@@ -8,7 +8,7 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,6 +17,7 @@ import orjson
 import pytest
 from arq.connections import ArqRedis
 from arq.cron import cron
+from arq.typing import WorkerCoroutine
 
 from payswitch import assembly
 from payswitch.health import LOCK_KEY, THROTTLE_KEY, HealthCheck
@@ -142,15 +143,25 @@ async def running_health_worker(b: Bench, url: str) -> AsyncIterator[ResilientWo
     async def check_health(ctx: dict[Any, Any]) -> None:
         await checker(b).check()
 
+    async with running_cron(url, check_health) as worker:
+        yield worker
+
+
+@contextlib.asynccontextmanager
+async def running_cron(
+    url: str, function: WorkerCoroutine, *, timeout: float | None = None
+) -> AsyncIterator[ResilientWorker]:
+    """A worker with this cron function, due every second."""
     worker = ResilientWorker(
         cron_jobs=[
             cron(
-                check_health,
+                function,
                 name="check_health",
                 second=set(range(60)),
                 microsecond=0,
                 run_at_startup=True,
                 unique=False,
+                timeout=timeout,
                 keep_result=0,
             )
         ],
@@ -232,6 +243,96 @@ async def test_checking_leaves_no_keys_behind(redis: ArqRedis, redis_server: Red
         await eventually(asked_twice, what="two checks")
     assert not [key async for key in redis.scan_iter("arq:in-progress:*")]
     assert not [key async for key in redis.scan_iter("arq:result:*")]
+
+
+# A full Redis takes no job, so the cron function runs without the queue.
+
+
+@pytest.fixture
+async def full(redis: ArqRedis) -> AsyncIterator[ArqRedis]:
+    """A Redis that has no memory left."""
+    await redis.config_set("maxmemory", 1)
+    yield redis
+    await redis.config_set("maxmemory", 0)
+
+
+async def test_the_worker_follows_the_processors_health_while_redis_is_full(
+    full: ArqRedis, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bench(full, NO_THROTTLE) as b, running_health_worker(b, redis_server.url):
+        await selected(full, b, "default")
+        b.default.health = FAILING
+        await selected(full, b, "fallback")
+        assert await full.exists("arq:queue:health:health-check")
+        await full.config_set("maxmemory", 0)
+        b.default.health = healthy(0)
+        await selected(full, b, "default")
+    assert caplog.text.count("redis is full") == 1
+
+
+async def has_grown(calls: Sequence[object], by: int) -> None:
+    """Wait for so many more calls."""
+    enough = len(calls) + by
+
+    async def grown() -> bool:
+        return len(calls) >= enough
+
+    await eventually(grown, what=f"{by} more calls")
+
+
+async def test_while_redis_is_full_each_due_time_calls_once(
+    full: ArqRedis, redis_server: RedisServer
+) -> None:
+    next_runs: list[datetime] = []
+
+    async def note(ctx: dict[Any, Any]) -> None:
+        [job] = worker.cron_jobs
+        assert job.next_run is not None
+        next_runs.append(job.next_run)
+
+    async with running_cron(redis_server.url, note) as worker:
+        await has_grown(next_runs, 4)
+    steps = {later - earlier for earlier, later in itertools.pairwise(next_runs)}
+    assert steps == {timedelta(seconds=1)}
+
+
+@pytest.mark.parametrize("failure", ["an exception", "a time-out"])
+async def test_while_redis_is_full_a_failed_run_stops_nothing(
+    full: ArqRedis, redis_server: RedisServer, failure: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[None] = []
+
+    async def fail(ctx: dict[Any, Any]) -> None:
+        calls.append(None)
+        if failure == "an exception":
+            raise RuntimeError("a bug")
+        await asyncio.Event().wait()
+
+    async with running_cron(redis_server.url, fail, timeout=0.05):
+        await has_grown(calls, 3)
+    assert "cron job check_health failed" in caplog.text
+
+
+async def test_while_redis_is_full_a_run_that_goes_on_is_not_begun_again(
+    full: ArqRedis, redis_server: RedisServer
+) -> None:
+    calls: list[None] = []
+
+    async def go_on(ctx: dict[Any, Any]) -> None:
+        calls.append(None)
+        await asyncio.Event().wait()
+
+    async with running_cron(redis_server.url, go_on, timeout=60) as worker:
+        await has_grown(calls, 1)
+        [job] = worker.cron_jobs
+        assert job.next_run is not None
+        later = job.next_run + timedelta(seconds=2)
+
+        async def were_due() -> bool:
+            return job.next_run is not None and job.next_run >= later
+
+        await eventually(were_due, what="two more runs were due")
+        assert len(calls) == 1
 
 
 @pytest.mark.long

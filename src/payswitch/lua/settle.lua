@@ -44,10 +44,13 @@ local function enter(processor, requested_at, cents)
   add(root .. 'total', 'count', 1)
 end
 
+-- The newest are kept: a processor that answers for payments that were never pinned to it must not
+-- fill the memory.
 local function incident(id, state, pin, processor, requested_at)
   redis.call('RPUSH', INCIDENTS, cjson.encode({
     correlationId = id, at = now, state = state, pinned = pin or '', paidBy = processor,
     requestedAt = requested_at, what = 'proof of payment that matches no pin' }))
+  redis.call('LTRIM', INCIDENTS, -10000, -1)
 end
 
 -- What is to be settled, each id once.

@@ -1,0 +1,84 @@
+"""Redis' memory: when it counts as short, and how a full Redis is recognised."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ExecAbortError, OutOfMemoryError, ResponseError
+
+from payswitch.memory import is_short, says_out_of_memory
+from payswitch.queue import NotAcceptedError
+
+BYTES = st.integers(min_value=0, max_value=2**50)
+PERCENT = st.integers(min_value=1, max_value=100)
+
+
+def memory(used: int, limit: int, not_counted: int = 0) -> dict[str, object]:
+    return {"used_memory": used, "maxmemory": limit, "mem_not_counted_for_evict": not_counted}
+
+
+@pytest.mark.parametrize(
+    ("used", "was_short", "short"),
+    [
+        (850, False, False),
+        (851, False, True),
+        (851, True, True),
+        (850, True, True),
+        (808, True, True),
+        (807, True, False),
+        (0, True, False),
+    ],
+)
+def test_it_is_short_above_the_mark_until_it_is_clearly_below(
+    used: int, was_short: bool, short: bool
+) -> None:
+    assert is_short(memory(used, 1000), max_percent=85, was_short=was_short) is short
+
+
+@given(BYTES, PERCENT, st.booleans())
+def test_without_a_limit_it_is_never_short(used: int, percent: int, was_short: bool) -> None:
+    assert not is_short(memory(used, 0), max_percent=percent, was_short=was_short)
+
+
+@given(BYTES, BYTES, PERCENT)
+def test_what_is_short_stays_short_at_the_same_level(used: int, limit: int, percent: int) -> None:
+    reading = memory(used, limit)
+    if is_short(reading, max_percent=percent, was_short=False):
+        assert is_short(reading, max_percent=percent, was_short=True)
+
+
+@given(BYTES, BYTES, PERCENT, st.booleans(), BYTES)
+def test_more_in_use_is_never_less_short(
+    used: int, limit: int, percent: int, was_short: bool, more: int
+) -> None:
+    if is_short(memory(used, limit), max_percent=percent, was_short=was_short):
+        assert is_short(memory(used + more, limit), max_percent=percent, was_short=was_short)
+
+
+def test_redis_buffers_do_not_count() -> None:
+    assert not is_short(memory(950, 1000, 100), max_percent=85, was_short=False)
+
+
+@pytest.mark.parametrize("answer", [{}, {"maxmemory": 1000}, {"maxmemory": "?", "used_memory": 1}])
+def test_an_answer_without_the_numbers_is_not_short(answer: dict[str, object]) -> None:
+    assert not is_short(answer, max_percent=85, was_short=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), True),
+        (ResponseError("Error running script: -OOM … when used memory > 'maxmemory'."), True),
+        (
+            ExecAbortError("Transaction discarded because of: OOM … used memory > 'maxmemory'."),
+            True,
+        ),
+        (ResponseError("payments:open holds a string, not a zset"), False),
+        (NotAcceptedError("Redis refused: OOM … when used memory > 'maxmemory'."), True),
+        (RedisConnectionError("Connection refused"), False),
+    ],
+)
+def test_a_full_redis_is_told_from_other_troubles(error: Exception, full: bool) -> None:
+    assert says_out_of_memory(error) is full
