@@ -6,6 +6,7 @@ Run it with `payswitch health`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import orjson
@@ -60,7 +61,8 @@ class WorkerSettings:
     redis_settings = RedisSettings.from_dsn(settings.redis_url)
     on_startup = startup
     on_shutdown = shutdown
-    job_serializer = orjson.dumps
+    # arq serializes the exception of a job whose key has expired, too.
+    job_serializer = partial(orjson.dumps, default=repr)
     job_deserializer = orjson.loads
     keep_result = 0
     max_tries = 1

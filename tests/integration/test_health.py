@@ -18,6 +18,7 @@ import pytest
 from arq.connections import ArqRedis
 from arq.cron import cron
 from arq.typing import WorkerCoroutine
+from arq.worker import JobExecutionFailed
 
 from payswitch import assembly
 from payswitch.health import LOCK_KEY, THROTTLE_KEY, HealthCheck
@@ -26,6 +27,7 @@ from payswitch.resilient_worker import ResilientWorker
 from payswitch.selector import SELECTION_KEY
 from tests.integration.harness import FAST, Bench, bench
 from tests.support import RedisServer, Reply, eventually
+from workers.health import WorkerSettings
 
 SLOW_THROTTLE = replace(FAST, health_limit_ms=300, health_lock_ms=20_000, health_throttle_ms=60_000)
 NO_THROTTLE = replace(FAST, health_limit_ms=300, health_lock_ms=500, health_throttle_ms=501)
@@ -199,6 +201,11 @@ async def test_the_worker_follows_the_processors_health(
         await selected(redis, b, "fallback")
         b.default.health = healthy(0)
         await selected(redis, b, "default")
+
+
+def test_a_job_that_expired_can_be_reported() -> None:
+    """As arq does when its key is gone, after a step of Redis' clock for example."""
+    assert b"job expired" in WorkerSettings.job_serializer({"r": JobExecutionFailed("job expired")})
 
 
 async def test_the_worker_goes_on_after_redis_was_restarted(own_redis: RedisServer) -> None:
