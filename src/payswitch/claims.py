@@ -75,7 +75,7 @@ class Claims:
         self, entry: list[Any], now: int, generation: str, token: int, expires_at: float
     ) -> Claimed:
         key, job, score, job_try, cents, accepted, processor, requested, tries = entry[:9]
-        horizon, number, quiet = entry[9:]
+        horizon, number, quiet, replayed = entry[9:]
         accepted_at = int(accepted)
         claim = Claim(
             correlation_id=key.decode(),
@@ -90,6 +90,6 @@ class Claims:
             horizon_passed=int(horizon or 0) <= now,
             quiet_ms=int(quiet or 0),
             job_try=int(job_try),
-            overdue=now - accepted_at > self._deadline_ms,
+            overdue=now - int(replayed or accepted) > self._deadline_ms,
         )
         return Claimed(claim, job, int(float(score)), accepted_at)

@@ -1,7 +1,9 @@
-"""The command line: the whole system (`up`) or one part in the foreground."""
+"""The command line: the whole system (`up`), one part in the foreground, or an operator's command
+(`payswitch.commands`)."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import click
 import uvloop
 
 from payswitch import logs
+from payswitch.open_files import allow_many_open_files
 from payswitch.redis_client import UntrustworthyRedisError, connect
 from payswitch.resilient_worker import ResilientWorker, run_worker
 from payswitch.settings import Settings, SettingsError
@@ -34,10 +37,28 @@ def read_settings() -> Settings:
     return settings
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands of this module, and those that are loaded only when they are called: what they
+    import would cost every container its memory."""
+
+    _elsewhere = ("chaos", "dead", "reconcile")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self._elsewhere])
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self._elsewhere:
+            return super().get_command(ctx, name)
+        module = importlib.import_module(f"payswitch.commands.{name}")
+        command: click.Command = getattr(module, name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="payswitch")
 def main() -> None:
     """Payswitch takes payments over HTTP and pays each exactly once."""
+    allow_many_open_files()
 
 
 @main.command()

@@ -34,6 +34,13 @@ _REPLY_SHARE = 0.2
 ingress gives up, never after."""
 
 
+def job_bytes(correlation_id: str, enqueued_at_ms: int) -> bytes:
+    """A payment's job in arq's own wire format, its id the only argument."""
+    return serialize_job(
+        JOB_FUNCTION, (correlation_id,), {}, None, enqueued_at_ms, serializer=orjson.dumps
+    )
+
+
 class Acceptance(enum.Enum):
     """What became of a payment that was handed to `AcceptQueue.accept`."""
 
@@ -115,14 +122,7 @@ class AcceptQueue:
                 correlation_id,
                 entry.payment.cents,
                 int(entry.gives_up_at + ahead),
-                serialize_job(
-                    JOB_FUNCTION,
-                    (correlation_id,),
-                    {},
-                    None,
-                    enqueued_at,
-                    serializer=orjson.dumps,
-                ),
+                job_bytes(correlation_id, enqueued_at),
             )
         return args
 

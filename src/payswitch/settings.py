@@ -97,6 +97,12 @@ class Settings:
         _url("http", "https"),
         "Base URL of the processor `fallback`.",
     )
+    processor_admin_token: str = _setting(
+        "PAYSWITCH_PROCESSOR_ADMIN_TOKEN",
+        "123",
+        _text(),
+        "The `X-Rinha-Token` that `payswitch reconcile` shows to the processors' admin calls.",
+    )
     accept_limit_ms: int = _setting(
         "PAYSWITCH_ACCEPT_LIMIT_MS",
         1200,
@@ -109,6 +115,12 @@ class Settings:
         5_000_000,
         _whole(1, 1_000_000_000),
         "With this many payments unpaid, new ones are answered 503.",
+    )
+    max_memory_percent: int = _setting(
+        "PAYSWITCH_MAX_MEMORY_PERCENT",
+        85,
+        _whole(1, 100),
+        "With more than this share of Redis' `maxmemory` in use, new payments are answered 503.",
     )
     purge: str = _setting(
         "PAYSWITCH_PURGE",

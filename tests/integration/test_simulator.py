@@ -511,9 +511,7 @@ async def test_a_summary_with_a_bad_bound_is_refused(processor: Processor) -> No
 # HTTP.
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/payment", "/admin", "/admin/books", "/payments-summary"]
-)
+@pytest.mark.parametrize("path", ["/", "/payment", "/admin", "/admin/books", "/payments-summary"])
 async def test_an_unknown_path_is_not_found(processor: Processor, path: str) -> None:
     assert (await processor.http.get(path)).status_code == 404
 

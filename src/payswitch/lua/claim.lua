@@ -4,7 +4,7 @@
 -- ARGV: how many at most, the lease (ms)
 -- Returns: now (ms), generation, selection (or nil), when the next is due (ms, or nil), token,
 --   ids of strays; then for each payment: id, job (or nil), score, job_try, cents, accepted_at,
---   processor, requested_at, open tries, horizon, number of tries, quiet time
+--   processor, requested_at, open tries, horizon, number of tries, quiet time, replayed_at
 
 demand_queues()
 local limit, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -42,7 +42,7 @@ for i = 1, #due, 2 do
   local id = due[i]
   local record = 'payment:' .. id
   local known = redis.pcall('HMGET', record, 'generation', 'cents', 'accepted_at', 'processor',
-    'requested_at', 'open', 'horizon', 'tries', 'quiet', 'state')
+    'requested_at', 'open', 'horizon', 'tries', 'quiet', 'state', 'replayed_at')
   if known.err or known[1] ~= current then
     put_aside(id)
   elseif known[10] == 'settled' or known[10] == 'dead' then
@@ -58,7 +58,7 @@ for i = 1, #due, 2 do
     if type(job_try) == 'table' then job_try = 1 end
     if type(job) == 'table' then job = false end
     answer[#answer + 1] = { id, job, due[i + 1], job_try, known[2], known[3], known[4], known[5],
-      known[6], known[7], known[8], known[9] }
+      known[6], known[7], known[8], known[9], known[11] }
   end
 end
 if #leases > 0 then

@@ -1,0 +1,1 @@
+"""The operator's commands, one module each: loaded only when they are run."""

@@ -1,0 +1,215 @@
+"""`payswitch dead`: list dead letters, look into one, put them back into the backlog."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import click
+import orjson
+from redis.exceptions import RedisError
+
+from payswitch.cli import fail, read_settings
+from payswitch.commands.output import print_json, print_table, progress, redis_of, run
+from payswitch.dead_letters import DeadLetters, Replay
+from payswitch.full_records import FullRecord
+from payswitch.instants import format_instant
+from payswitch.payment import InvalidPaymentError, format_cents, parse_correlation_id
+from payswitch.settings import Settings
+
+_WHY_NOT = {
+    Replay.QUEUED: "no dead letter: it waits to be paid",
+    Replay.PROCESSING: "no dead letter: it is being paid",
+    Replay.SETTLED: "no dead letter: it is paid",
+    Replay.UNKNOWN: "no such payment",
+    Replay.BROKEN: "Redis holds something else under its key",
+}
+
+
+@click.group()
+def dead() -> None:
+    """Payments that could not be paid: list them, look into one, put them back.
+
+    Example: payswitch dead list
+    """
+
+
+@dead.command("list")
+@click.option(
+    "--limit", default=100, show_default=True, type=click.IntRange(1), help="Show at most so many."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_command(limit: int, as_json: bool) -> None:
+    """List dead letters, the newest first, and how many there are.
+
+    Example: payswitch dead list --limit 20
+    """
+    settings = read_settings()
+    sys.exit(run(_list(settings, limit, as_json=as_json), settings))
+
+
+@dead.command()
+@click.argument("correlation_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(correlation_id: str, as_json: bool) -> None:
+    """Show all that is known of a payment, also of one that was replayed.
+
+    Example: payswitch dead show 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3
+    """
+    settings = read_settings()
+    sys.exit(run(_show(settings, _parse_id(correlation_id), as_json=as_json), settings))
+
+
+@dead.command()
+@click.argument("correlation_ids", metavar="[ID]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that are dead letters now.")
+def replay(correlation_ids: tuple[str, ...], everything: bool) -> None:
+    """Put dead letters back into the backlog, to be paid now. Their processors are asked first, so
+    what was paid after all isn't paid again.
+
+    Exit code 1 where an ID is no dead letter; the others are replayed.
+
+    Example: payswitch dead replay --all
+    """
+    if everything == bool(correlation_ids):
+        raise click.UsageError("name payments by their IDs, or say --all")
+    ids = [_parse_id(correlation_id) for correlation_id in correlation_ids]
+    settings = read_settings()
+    sys.exit(run(_replay(settings, ids), settings))
+
+
+def _parse_id(text: str) -> str:
+    try:
+        return parse_correlation_id(text)
+    except InvalidPaymentError:
+        fail(f"{text!r} is no UUID")
+
+
+async def _list(settings: Settings, limit: int, *, as_json: bool) -> int:
+    async with redis_of(settings) as redis:
+        letters = DeadLetters(redis)
+        total = await letters.count()
+        found = await letters.newest(limit)
+    if as_json:
+        print_json({"total": total, "deadLetters": [_as_json(letter) for letter in found]})
+        return 0
+    if not found:
+        click.echo("There are no dead letters.")
+        return 0
+    print_table(
+        f"{len(found)} of {total} dead letters, the newest first",
+        ("payment", "amount", "died at", "processor", "tries", "reason"),
+        map(_row, found),
+        numbers=("amount", "tries"),
+    )
+    return 0
+
+
+def _row(letter: FullRecord) -> tuple[str, ...]:
+    return (
+        letter.correlation_id,
+        format_cents(letter.cents),
+        _instant(letter.dead_at),
+        letter.processor or "none",
+        str(letter.tries),
+        letter.reason or "",
+    )
+
+
+async def _show(settings: Settings, correlation_id: str, *, as_json: bool) -> int:
+    async with redis_of(settings) as redis:
+        record = await DeadLetters(redis).find(correlation_id)
+    if record is None:
+        fail(f"{correlation_id}: no such payment")
+    if as_json:
+        print_json(_as_json(record))
+        return 0
+    lines = _in_words(record)
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        click.echo(f"{name:<{width}}  {value}")
+    return 0
+
+
+async def _replay(settings: Settings, ids: list[str]) -> int:
+    """Replay these payments, or all dead letters where there are none."""
+    counts: Counter[Replay] = Counter()
+    try:
+        async with redis_of(settings) as redis:
+            letters = DeadLetters(redis)
+            pages = letters.replay(ids) if ids else letters.replay_all()
+            with progress("replaying", len(ids) or await letters.count()) as advance:
+                async for verdicts in pages:
+                    _explain(verdicts)
+                    counts.update(verdicts.values())
+                    advance(len(verdicts))
+    except (RedisError, OSError):
+        if counts:
+            click.echo(f"{counts[Replay.REPLAYED]} replayed before it failed")
+        raise
+    click.echo(f"{counts[Replay.REPLAYED]} replayed")
+    return 0 if counts.total() == counts[Replay.REPLAYED] else 1
+
+
+def _explain(verdicts: Mapping[str, Replay]) -> None:
+    for correlation_id, verdict in verdicts.items():
+        if verdict is not Replay.REPLAYED:
+            click.echo(f"payswitch: {correlation_id}: {_WHY_NOT[verdict]}", err=True)
+
+
+def _instant(ms: int | None) -> str:
+    return "never" if ms is None else format_instant(ms)
+
+
+def _in_words(record: FullRecord) -> dict[str, str]:
+    tries = ", ".join(
+        f"{each.number} ({'ended, maybe recorded' if each.ended else 'may still be recorded'})"
+        for each in record.open_tries
+    )
+    lines: dict[str, str | None] = {
+        "payment": record.correlation_id,
+        "state": record.state,
+        "reason": record.reason,
+        "last error": record.last_error,
+        "amount": format_cents(record.cents),
+        "processor": record.processor or "none: it was never sent",
+        "requestedAt": _instant(record.requested_at),
+        "tries": str(record.tries),
+        "open tries": tries or "none",
+        "horizon": None
+        if record.horizon is None
+        else f"{_instant(record.horizon)} (no open try is recorded later)",
+        "quiet time": None if record.quiet_ms is None else f"{record.quiet_ms} ms",
+        "lease until": None if record.lease_until is None else _instant(record.lease_until),
+        "accepted at": _instant(record.accepted_at),
+        "died at": None if record.dead_at is None else _instant(record.dead_at),
+        "replayed at": _instant(record.replayed_at),
+        "settled at": _instant(record.settled_at),
+    }
+    return {name: value for name, value in lines.items() if value is not None}
+
+
+def _as_json(record: FullRecord) -> dict[str, Any]:
+    def instant(ms: int | None) -> str | None:
+        return None if ms is None else format_instant(ms)
+
+    return {
+        "correlationId": record.correlation_id,
+        "state": record.state,
+        "reason": record.reason,
+        "lastError": record.last_error,
+        "amount": orjson.Fragment(format_cents(record.cents)),
+        "processor": record.processor,
+        "requestedAt": instant(record.requested_at),
+        "tries": record.tries,
+        "openTries": [{"number": each.number, "ended": each.ended} for each in record.open_tries],
+        "horizon": instant(record.horizon),
+        "quietMs": record.quiet_ms,
+        "leaseUntil": instant(record.lease_until),
+        "acceptedAt": instant(record.accepted_at),
+        "deadAt": instant(record.dead_at),
+        "replayedAt": instant(record.replayed_at),
+        "settledAt": instant(record.settled_at),
+    }

@@ -1,0 +1,96 @@
+"""What the operators' commands have in common: Redis, tables, progress, one line for what fails.
+
+rich is loaded only where something is drawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import Any
+
+import click
+import orjson
+from arq.connections import ArqRedis
+from redis.exceptions import OutOfMemoryError, RedisError
+
+from payswitch.redis_client import connect, shown
+from payswitch.settings import Settings
+
+_REDIS_LIMIT_S = 10
+_WIDE = 10_000
+"""In a file or a pipe no line is folded."""
+
+Advance = Callable[[int], None]
+"""Tells a progress bar how many more are done."""
+
+
+@contextlib.asynccontextmanager
+async def redis_of(settings: Settings) -> AsyncIterator[ArqRedis]:
+    """A client that is closed with the context."""
+    client = connect(settings.redis_url, limit_s=_REDIS_LIMIT_S)
+    try:
+        yield client
+    finally:
+        await client.aclose(close_connection_pool=True)
+
+
+def run(task: Coroutine[Any, Any, int], settings: Settings, *, failed: int = 1) -> int:
+    """Run a command to its exit code; where Redis can't be asked, say so and return `failed`."""
+    try:
+        return asyncio.run(task)
+    except OutOfMemoryError:
+        problem = "it has no memory left"
+    except BrokenPipeError:  # nobody reads what is printed; click ends quietly
+        raise
+    except (RedisError, OSError) as error:
+        problem = (str(error) or type(error).__name__).splitlines()[0]
+    click.echo(f"payswitch: Redis at {shown(settings.redis_url)}: {problem}", err=True)
+    return failed
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document, indented."""
+    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str]
+) -> None:
+    """Print a table, each cell as it is; columns in `numbers` are right-aligned. In a terminal that
+    is too narrow all but the first column are folded: who it is can be copied."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, title_style="bold")
+    for column in columns:
+        table.add_column(
+            column,
+            justify="right" if column in numbers else "left",
+            no_wrap=column == columns[0],
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    is_terminal = sys.stdout.isatty()
+    console = Console() if is_terminal else Console(width=_WIDE, color_system=None)
+    console.print(table)
+
+
+@contextlib.contextmanager
+def progress(doing: str, total: int | None) -> Iterator[Advance]:
+    """A bar on standard error while the context is open; nothing where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=total)
+        yield lambda done: bar.advance(task, done)

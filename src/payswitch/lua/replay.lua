@@ -1,0 +1,57 @@
+-- Replay: a dead letter goes back to the backlog and is due now, as safely as when it was new. Its
+-- pin and its tries stay. Where none of them is open, the last one counts as ended but maybe
+-- recorded, so that its processor is asked before anything is sent. The deadline counts anew.
+--
+-- It brings work back, so like accept it is refused out of memory, before anything is written: the
+-- first write is one that may grow.
+--
+-- ARGV, for each payment: id, job
+-- Returns for each payment: 'replayed'; why it can't be: its state, 'unknown' (or purged), 'broken'
+--   (something else is kept under its key)
+
+demand_queues()
+local now = now_ms()
+local current = generation()
+local answer = {}
+local by_acceptance, by_time = {}, {}
+local dead = {}
+local replayed = {}
+
+local function judge(i)
+  local id = ARGV[i]
+  if dead[id] then return 'queued' end
+  local known = redis.pcall('HMGET', 'payment:' .. id, 'generation', 'state', 'accepted_at',
+    'processor', 'open', 'tries')
+  if known.err then return 'broken' end
+  if known[1] ~= current then return 'unknown' end
+  if known[2] == 'queued' or known[2] == 'processing' or known[2] == 'settled' then
+    return known[2]
+  end
+  if known[2] ~= 'dead' or not tonumber(known[3]) then return 'broken' end
+  local open = known[5] or ''
+  if known[4] and open == '' then open = (known[6] or '0') .. 'e' end
+  dead[id] = { open = open, job = ARGV[i + 1] }
+  replayed[#replayed + 1] = id
+  by_acceptance[#by_acceptance + 1] = known[3]
+  by_acceptance[#by_acceptance + 1] = id
+  by_time[#by_time + 1] = now
+  by_time[#by_time + 1] = id
+  return 'replayed'
+end
+
+for i = 1, #ARGV, 2 do answer[#answer + 1] = judge(i) end
+
+if #replayed > 0 then
+  redis.call('ZADD', OPEN, unpack(by_acceptance))
+  redis.call('ZADD', QUEUE, unpack(by_time))
+  redis.call('ZREM', DEAD, unpack(replayed))
+  wake_a_worker()
+end
+for _, id in ipairs(replayed) do
+  local record = 'payment:' .. id
+  redis.call('DEL', 'arq:in-progress:' .. id, 'arq:retry:' .. id)
+  redis.call('HDEL', record, 'reason', 'dead_at')
+  redis.call('HSET', record, 'state', 'queued', 'replayed_at', now, 'open', dead[id].open)
+  redis.call('SET', 'arq:job:' .. id, dead[id].job)
+end
+return answer

@@ -1,0 +1,83 @@
+"""A processor's books, as its admin call for any window shows them."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+
+import httpx
+
+from payswitch.instants import format_instant
+from payswitch.ledger import Total
+from payswitch.payment import exact_cents
+
+EARLIEST_MS = -62_135_596_800_000
+"""The first instant that can be written: the year 1."""
+LATEST_MS = 253_402_300_799_999
+"""The last one: the end of the year 9999."""
+
+
+class CannotAskError(Exception):
+    """A processor does not say what it has; the message says which and why."""
+
+
+class ProcessorBooks:
+    """What one processor has recorded in any window."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        transport: httpx.AsyncBaseTransport,
+        *,
+        token: str,
+        connect_limit_ms: int,
+        limit_ms: int,
+    ) -> None:
+        self._name = name
+        self._url = f"{url}/admin/payments-summary"
+        self._transport = transport
+        self._token = token
+        connect_s, limit_s = connect_limit_ms / 1000, limit_ms / 1000
+        self._limits = {"connect": connect_s, "pool": limit_s, "read": limit_s, "write": limit_s}
+
+    async def total(self, first_ms: int, last_ms: int) -> Total:
+        """Count and cents of what was requested in a window, both milliseconds included whole.
+
+        Raises `CannotAskError`.
+        """
+        # Both bounds always: where one is missing, the processor takes it for no window at all.
+        # A processor may keep microseconds, the ledger doesn't.
+        last = format_instant(last_ms).replace("Z", "999Z")
+        request = httpx.Request(
+            "GET",
+            f"{self._url}?from={format_instant(first_ms)}&to={last}",
+            headers={"X-Rinha-Token": self._token},
+            extensions={"timeout": self._limits},
+        )
+        try:
+            response = await self._transport.handle_async_request(request)
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            content = b"".join([part async for part in response.stream])
+        except httpx.RequestError as error:
+            raise CannotAskError(f"{self._name}: {type(error).__name__}") from None
+        if response.status_code == 401:
+            raise CannotAskError(f"{self._name} refuses PAYSWITCH_PROCESSOR_ADMIN_TOKEN")
+        if response.status_code != 200:
+            raise CannotAskError(f"{self._name}: status {response.status_code} for its summary")
+        total = parse_total(content)
+        if total is None:
+            raise CannotAskError(f"{self._name}: a summary that is none")
+        return total
+
+
+def parse_total(content: bytes) -> Total | None:
+    """Read a processor's summary, its amount exactly; None where it is none."""
+    try:
+        document = json.loads(content, parse_float=Decimal)
+        count, cents = document["totalRequests"], exact_cents(str(document["totalAmount"]))
+    except (ValueError, KeyError, TypeError, RecursionError, ArithmeticError):
+        return None
+    if type(count) is not int or count < 0 or cents is None:
+        return None
+    return Total(count, cents)

@@ -1,0 +1,306 @@
+"""Reconciliation: our ledger against the processors' books, total by total, and where totals
+differ, payment by payment.
+
+A running system changes while it is compared. So what is compared ends when the comparison begins,
+and what differs counts only if it still does after a pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from redis.asyncio import Redis
+
+from payswitch.comparison import (
+    Difference,
+    Differing,
+    Unexplained,
+    Window,
+    compared_windows,
+    judge,
+    may_differ,
+    unexplained,
+)
+from payswitch.full_records import FullRecord, read_records
+from payswitch.ledger import Ledger, Total
+from payswitch.processor_books import EARLIEST_MS, LATEST_MS, CannotAskError, ProcessorBooks
+from payswitch.processors import Finding, Found, Missing, Processor, Unclear
+
+T = TypeVar("T")
+
+INCIDENTS_KEY = "payments:incidents"
+
+_UNPAID_KEYS = ("payments:open", "payments:dead")
+_RECORD_PREFIX = b"payment:"
+_PAGE = 1000
+_FIND_AT_ONCE = 50
+_SUMMARIES_AT_ONCE = 8
+_FIND_ATTEMPTS = 4
+_FIND_PAUSE_S = 0.25
+_MOST_WINDOWS = 64
+"""Where more windows differ than this, they are not narrowed down any further."""
+_LOOKS = 5
+"""How often totals are compared anew while they change."""
+_LATER_MS = 60_000
+"""From here on after now, nothing of ours can have been requested, however long we compare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """A proof of payment that matched no pin. Instants are ms since the epoch."""
+
+    correlation_id: str
+    """Or the text of an entry that is no such proof, the other fields being None."""
+    paid_by: str | None = None
+    pinned: str | None = None
+    requested_at: int | None = None
+    at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a comparison has shown."""
+
+    windows: Sequence[Window]
+    ours: Mapping[str, Total]
+    theirs: Mapping[str, Total]
+    payments: Sequence[Differing]
+    unexplained: Sequence[Unexplained]
+    incidents: Sequence[Incident]
+
+    @property
+    def equal(self) -> bool:
+        """Whether there is nothing to report."""
+        return self.ours == self.theirs and not (
+            self.payments or self.unexplained or self.incidents
+        )
+
+
+class Reconciliation:
+    """Compares one ledger with its processors' books."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        ledger: Ledger,
+        books: Mapping[str, ProcessorBooks],
+        processors: Mapping[str, Processor],
+        *,
+        pause_s: float = 1.5,
+        on_looked_up: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._redis = redis
+        self._ledger = ledger
+        self._books = books
+        self._processors = processors
+        self._pause_s = pause_s
+        self._on_looked_up = on_looked_up
+        self._summaries = asyncio.Semaphore(_SUMMARIES_AT_ONCE)
+        self._finds = asyncio.Semaphore(_FIND_AT_ONCE)
+
+    async def run(
+        self, first_ms: int | None, last_ms: int | None, *, thorough: bool = False
+    ) -> Report:
+        """Compare everything requested from `first_ms` to `last_ms`, both inclusive; None is no
+        bound. `thorough` looks every payment up, also where totals agree: errors may cancel out.
+
+        Raises `CannotAskError`, `RedisError` or `OSError`: then nothing is known.
+        """
+        seconds, microseconds = await self._redis.time()
+        now = int(seconds * 1000 + microseconds // 1000)
+        windows = compared_windows(
+            first_ms, last_ms, now, ends=Window(EARLIEST_MS, LATEST_MS), gap_ms=_LATER_MS
+        )
+        totals, differences = await self._compare_totals(windows)
+        payments = await self._compare_payments(
+            windows, windows if thorough else [each.window for each in differences]
+        )
+        return Report(
+            windows=windows,
+            ours={
+                name: _sum(each.ours for each in totals if each.processor == name)
+                for name in self._books
+            },
+            theirs={
+                name: _sum(each.theirs for each in totals if each.processor == name)
+                for name in self._books
+            },
+            payments=payments,
+            unexplained=unexplained(totals, differences, payments),
+            incidents=[
+                incident
+                for incident in await self._incidents()
+                if incident.requested_at is None
+                or any(window.holds(incident.requested_at) for window in windows)
+            ],
+        )
+
+    async def _compare_totals(
+        self, windows: Sequence[Window]
+    ) -> tuple[list[Difference], list[Difference]]:
+        """The totals of every processor and window, and the narrow windows that differ."""
+        whole = [(name, window) for name in self._books for window in windows]
+        totals = await self._measure(whole)
+        for _ in range(_LOOKS):
+            if not _differing(totals):
+                return totals, []
+            narrow = await self._narrow(_differing(totals))
+            await asyncio.sleep(self._pause_s)
+            totals = await self._measure(whole)
+            narrow = _differing(
+                await self._measure([(each.processor, each.window) for each in narrow])
+            )
+            if _missing_here(totals) == _missing_here(narrow):
+                return totals, narrow
+        return totals, _differing(totals)
+
+    async def _narrow(self, wide: Iterable[Difference]) -> list[Difference]:
+        """Bisect windows that differ, down to milliseconds if they aren't too many."""
+        found: list[Difference] = []
+        level = list(wide)
+        while level and len(found) + len(level) <= _MOST_WINDOWS:
+            found += [each for each in level if each.window.first == each.window.last]
+            halves = [
+                (each.processor, half)
+                for each in level
+                if each.window.first < each.window.last
+                for half in each.window.halves()
+            ]
+            level = _differing(await self._measure(halves))
+        return found + level
+
+    async def _measure(self, asked: Sequence[tuple[str, Window]]) -> list[Difference]:
+        return await _all(self._measure_one(*each) for each in asked)
+
+    async def _measure_one(self, name: str, window: Window) -> Difference:
+        async with self._summaries:
+            ours = await self._ledger.summary(window.first, window.last)
+            theirs = await self._books[name].total(window.first, window.last)
+        return Difference(name, window, ours[name], theirs)
+
+    async def _compare_payments(
+        self, windows: Sequence[Window], differing: Sequence[Window]
+    ) -> list[Differing]:
+        """The payments that differ, now and after a pause."""
+        found_once: dict[str, None] = {}  # a scan may show a key twice
+        async for ids in self._all_ids() if differing else self._unpaid_ids():
+            records = [
+                record
+                for record in await read_records(self._redis, ids)
+                if record is not None and may_differ(record, differing, windows)
+            ]
+            found = await self._look_up(records)
+            found_once |= dict.fromkeys(each.record.correlation_id for each in found)
+            self._on_looked_up(len(ids))
+        if not found_once:
+            return []
+        suspects = list(found_once)
+        await asyncio.sleep(self._pause_s)
+        confirmed: list[Differing] = []
+        for first in range(0, len(suspects), _PAGE):
+            again = await read_records(self._redis, suspects[first : first + _PAGE])
+            confirmed += await self._look_up([record for record in again if record is not None])
+        return [each for each in confirmed if each.lies_in(windows)]
+
+    async def _look_up(self, records: Sequence[FullRecord]) -> list[Differing]:
+        found = await _all(self._look_at(record) for record in records)
+        return [each for each in found if each is not None]
+
+    async def _look_at(self, record: FullRecord) -> Differing | None:
+        theirs = {name: await self._find(name, record.correlation_id) for name in self._processors}
+        kind = judge(record, theirs)
+        return None if kind is None else Differing(kind, record, theirs)
+
+    async def _find(self, name: str, correlation_id: str) -> Found | None:
+        """What a processor has of a payment; it is asked again where it can't tell."""
+        async with self._finds:
+            for attempt in range(_FIND_ATTEMPTS):
+                await asyncio.sleep(attempt * _FIND_PAUSE_S)
+                finding: Finding = await self._processors[name].find(correlation_id)
+                match finding:
+                    case Found():
+                        return finding
+                    case Missing():
+                        return None
+                    case Unclear():
+                        reason = finding.reason
+        raise CannotAskError(f"{name}: asked for payment {correlation_id}: {reason}")
+
+    async def _all_ids(self) -> AsyncIterator[list[str]]:
+        """Every payment that Redis has a record of, in pages."""
+        cursor = 0
+        while True:
+            cursor, keys = await self._redis.scan(
+                cursor, match=_RECORD_PREFIX + b"*", count=_PAGE, _type="hash"
+            )
+            yield [key.removeprefix(_RECORD_PREFIX).decode(errors="replace") for key in keys]
+            if cursor == 0:
+                return
+
+    async def _unpaid_ids(self) -> AsyncIterator[list[str]]:
+        """Every payment of the backlog and every dead letter, in pages."""
+        for key in _UNPAID_KEYS:
+            cursor = 0
+            while True:
+                cursor, entries = await self._redis.zscan(key, cursor, count=_PAGE)
+                yield [member.decode(errors="replace") for member, _ in entries]
+                if cursor == 0:
+                    break
+
+    async def _incidents(self) -> list[Incident]:
+        found: list[Incident] = []
+        first = 0
+        while page := await self._redis.lrange(INCIDENTS_KEY, first, first + _PAGE - 1):  # type: ignore[misc]
+            found += map(parse_incident, page)
+            first += len(page)
+        return found
+
+
+def parse_incident(raw: bytes) -> Incident:
+    """Read an incident as `settle.lua` writes it."""
+    try:
+        document = orjson.loads(raw)
+        return Incident(
+            correlation_id=str(document["correlationId"]),
+            paid_by=str(document["paidBy"]),
+            pinned=str(document["pinned"]),
+            requested_at=int(document["requestedAt"]),
+            at=int(document["at"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return Incident(raw.decode(errors="replace"))
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of calls made at the same time; the first that fails ends the others."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _differing(measured: Iterable[Difference]) -> list[Difference]:
+    return [each for each in measured if each.ours != each.theirs]
+
+
+def _missing_here(measured: Iterable[Difference]) -> dict[str, Total]:
+    names = {each.processor for each in _differing(measured)}
+    return {
+        name: _sum(each.missing_here for each in measured if each.processor == name)
+        for name in names
+    }
+
+
+def _sum(totals: Iterable[Total]) -> Total:
+    count = cents = 0
+    for total in totals:
+        count, cents = count + total.count, cents + total.cents
+    return Total(count, cents)
