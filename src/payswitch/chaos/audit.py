@@ -1,0 +1,199 @@
+"""The audit: what the promise says, held against every single payment. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import quantiles
+
+from payswitch.chaos.books import Booked, Books
+from payswitch.chaos.clients import Sent
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """The promise is broken: how, and for which payment, if it is about one."""
+
+    what: str
+    detail: str
+    correlation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A distribution in ms."""
+
+    p50: float
+    p99: float
+    worst: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread | None:
+        """Of these values; None where there are fewer than two."""
+        if len(values) < 2:
+            return None
+        cuts = quantiles(values, n=100, method="inclusive")
+        return cls(round(cuts[49], 1), round(cuts[98], 1), round(max(values), 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a run came to."""
+
+    sent: int
+    accepted: int
+    unacknowledged_paid: int
+    """Paid although no client heard of it: Redis had it, the answer got lost."""
+    settled: dict[str, int]
+    dead: int
+    lost: int
+    double: int
+    difference_cents: int
+    """Ledger against books, the processors' differences added up without signs."""
+    settle_gap: Spread | None
+    """From the processor's commit to our settling; None where clocks were set."""
+    violations: list[Violation] = field(default_factory=list)
+    dead_by_reason: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the promise was kept."""
+        return not self.violations
+
+
+def audit(
+    sent: Mapping[str, Sent],
+    books: Books,
+    *,
+    wrong_answers: Sequence[tuple[str, str]] = (),
+    clocks_were_set: bool = False,
+) -> Verdict:
+    """Judge a run that has come to rest."""
+    violations = [
+        *_lost(sent, books),
+        *_double(books),
+        *_wrongly_settled(books),
+        *_wrongly_paid(sent, books),
+        *_dead_without_cause(books),
+        *_unequal_books(books),
+        *(Violation("incident", incident) for incident in books.incidents),
+        *(Violation("wrong answer", answer, payment) for payment, answer in wrong_answers),
+    ]
+    if books.queued:
+        violations.append(Violation("left over", f"{books.queued} entries are still queued"))
+    settled = {
+        name: sum(
+            _pin(record) == name for record in books.records.values() if _is(record, "settled")
+        )
+        for name in books.booked
+    }
+    dead = [record for record in books.records.values() if _is(record, "dead")]
+    reasons = [record.get("reason", "") for record in dead]
+    return Verdict(
+        sent=len(sent),
+        accepted=sum(each.acknowledged for each in sent.values()),
+        unacknowledged_paid=sum(
+            not each.acknowledged and _is(books.records.get(payment, {}), "settled")
+            for payment, each in sent.items()
+        ),
+        settled=settled,
+        dead=len(dead),
+        lost=sum(each.what == "lost" for each in violations),
+        double=sum(each.what == "paid twice" for each in violations),
+        difference_cents=sum(
+            abs(books.ours[name].cents - books.theirs[name].cents) for name in books.ours
+        ),
+        settle_gap=None if clocks_were_set else Spread.of(_gaps_ms(books)),
+        violations=violations,
+        dead_by_reason={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+    )
+
+
+def _is(record: Mapping[str, str], state: str) -> bool:
+    return record.get("state") == state
+
+
+def _pin(record: Mapping[str, str]) -> str | None:
+    return record.get("processor")
+
+
+def _lost(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]:
+    """Acknowledged means that it is paid, or a dead letter."""
+    for payment, each in sent.items():
+        record = books.records.get(payment, {})
+        if each.acknowledged and not (_is(record, "settled") or _is(record, "dead")):
+            state = record.get("state", "unknown")
+            yield Violation("lost", f"acknowledged, and in the end it is {state}", payment)
+
+
+def _double(books: Books) -> Iterator[Violation]:
+    seen: dict[str, str] = {}
+    for name, book in books.booked.items():
+        for payment in book:
+            if payment in seen:
+                yield Violation("paid twice", f"by {seen[payment]} and by {name}", payment)
+            seen[payment] = name
+
+
+def _wrongly_settled(books: Books) -> Iterator[Violation]:
+    """A settled payment is in its processor's book as it is in ours."""
+    for payment, record in books.records.items():
+        if not _is(record, "settled"):
+            continue
+        pin = _pin(record)
+        entry = books.booked.get(pin or "", {}).get(payment)
+        if entry is None:
+            yield Violation("not paid", f"settled, but {pin} doesn't have it", payment)
+        elif not _agree(record, entry):
+            ours = f"{record.get('cents')} cents at {record.get('requested_at')}"
+            theirs = f"{entry.cents} cents at {entry.requested_at_us / 1000:.0f}"
+            yield Violation("differs", f"ours: {ours}; {pin}: {theirs}", payment)
+
+
+def _agree(record: Mapping[str, str], entry: Booked) -> bool:
+    return (
+        int(record["cents"]) == entry.cents
+        and int(record["requested_at"]) == entry.requested_at_us // 1000
+    )
+
+
+def _wrongly_paid(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]:
+    """What a processor has was sent by a client, with this amount, and is settled by us."""
+    for name, book in books.booked.items():
+        for payment, entry in book.items():
+            client = sent.get(payment)
+            state = books.records.get(payment, {}).get("state", "unknown")
+            if client is None:
+                yield Violation("never sent", f"{name} has it, and no client sent it", payment)
+            elif client.cents != entry.cents:
+                detail = f"{name} has {entry.cents} cents, the client sent {client.cents}"
+                yield Violation("differs", detail, payment)
+            if state != "settled":
+                yield Violation("not settled", f"{name} has it, and here it is {state}", payment)
+
+
+def _dead_without_cause(books: Books) -> Iterator[Violation]:
+    for payment, record in books.records.items():
+        if _is(record, "dead") and not record.get("reason"):
+            yield Violation("no reason", "a dead letter without a reason", payment)
+
+
+def _unequal_books(books: Books) -> Iterator[Violation]:
+    for name, total in books.ours.items():
+        if total != books.theirs[name]:
+            yield Violation("books differ", f"{name}: ours {total}, theirs {books.theirs[name]}")
+    for window in books.windows:
+        for name, total in window.ours.items():
+            if total != window.theirs[name]:
+                bounds = f"from {window.first_ms} to {window.last_ms}"
+                detail = f"{name} {bounds}: ours {total}, theirs {window.theirs[name]}"
+                yield Violation("window differs", detail)
+
+
+def _gaps_ms(books: Books) -> list[float]:
+    return [
+        int(record["settled_at"]) - entry.committed_at_us / 1000
+        for payment, record in books.records.items()
+        if _is(record, "settled")
+        and (entry := books.booked.get(_pin(record) or "", {}).get(payment)) is not None
+    ]

@@ -1,0 +1,185 @@
+"""What the system and the processors say, asked over HTTP and Redis for the audit."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import orjson
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from payswitch.chaos.system import ChaosSystem
+from payswitch.instants import format_instant
+from payswitch.ledger import Total
+from payswitch.redis_client import connect
+
+_PAGE = 1000
+_PATIENCE_S = 0.5
+
+Totals = dict[str, Total]
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """A payment in a processor's book. Instants are µs since the epoch."""
+
+    cents: int
+    requested_at_us: int
+    committed_at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The summary and the books of one window (ms since the epoch)."""
+
+    first_ms: int
+    last_ms: int
+    ours: Totals
+    theirs: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """All that the audit compares."""
+
+    records: dict[str, dict[str, str]]
+    """Each payment's record as Redis has it."""
+    booked: dict[str, dict[str, Booked]]
+    """By processor, by correlation id."""
+    ours: Totals
+    theirs: Totals
+    windows: list[Window]
+    incidents: list[str]
+    queued: int = 0
+    """What is left on the queue."""
+    journals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By processor; every event that it saw."""
+
+
+class Auditor:
+    """Asks the endpoint for its summary, Redis for its records and the processors for theirs."""
+
+    def __init__(self, system: ChaosSystem) -> None:
+        self._system = system
+        self._http = httpx.AsyncClient(headers={"X-Rinha-Token": system.token}, timeout=30)
+        self._redis: Redis = connect(system.settings.redis_url, limit_s=10)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+        await self._redis.aclose(close_connection_pool=True)
+
+    async def backlog(self) -> int | None:
+        """How many payments are unpaid; None while Redis doesn't say."""
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                return int(await self._redis.zcard("payments:open"))
+        except (RedisError, OSError, TimeoutError):
+            return None
+
+    async def ours(self, first_ms: int | None = None, last_ms: int | None = None) -> Totals:
+        """The endpoint's summary. Raises `httpx.HTTPError`."""
+        url = f"{self._system.endpoint}/payments-summary"
+        document = await self._get(url, _bounds(first_ms, last_ms))
+        return {name: _total(document[name]) for name in self._system.processors}
+
+    async def theirs(self, first_ms: int | None = None, last_ms: int | None = None) -> Totals:
+        """The processors' own summaries. Raises `httpx.HTTPError`."""
+        bounds = _bounds(first_ms, last_ms)
+        totals = {}
+        for name, url in self._system.processors.items():
+            totals[name] = _total(await self._get(f"{url}/admin/payments-summary", bounds))
+        return totals
+
+    async def window(self, first_ms: int, last_ms: int) -> Window:
+        """Summary and books of one window."""
+        return Window(
+            first_ms,
+            last_ms,
+            await self.ours(first_ms, last_ms),
+            await self.theirs(first_ms, last_ms),
+        )
+
+    async def collect(self, *, windows: int, seed: int) -> Books:
+        """Everything, once nothing moves any more; with so many windows chosen by the seed."""
+        booked = {}
+        journals = {}
+        for name, url in self._system.processors.items():
+            booked[name] = {
+                line["correlationId"]: Booked(
+                    line["cents"], line["requestedAtUs"], line["committedAtUs"]
+                )
+                for line in await self._lines(f"{url}/admin/payments")
+            }
+            journals[name] = await self._lines(f"{url}/admin/journal")
+        return Books(
+            records=await self._records(),
+            booked=booked,
+            ours=await self.ours(),
+            theirs=await self.theirs(),
+            windows=[
+                await self.window(*bounds)
+                for bounds in _windows(booked.values(), windows, random.Random(f"{seed}:windows"))
+            ],
+            incidents=[
+                incident.decode()
+                for incident in await self._redis.lrange("payments:incidents", 0, -1)  # type: ignore[misc]
+            ],
+            queued=int(await self._redis.zcard("arq:queue")),
+            journals=journals,
+        )
+
+    async def _records(self) -> dict[str, dict[str, str]]:
+        records = {}
+        cursor = 0
+        while True:
+            cursor, keys = await self._redis.scan(cursor, match="payment:*", count=_PAGE)
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key in keys:
+                    pipe.hgetall(key)
+                found = await pipe.execute()
+            for key, fields in zip(keys, found, strict=True):
+                records[key.decode().removeprefix("payment:")] = {
+                    name.decode(): value.decode() for name, value in fields.items()
+                }
+            if cursor == 0:
+                return records
+
+    async def _get(self, url: str, params: Mapping[str, str] | None = None) -> Any:
+        response = await self._http.get(url, params=params)
+        response.raise_for_status()
+        return orjson.loads(response.content)
+
+    async def _lines(self, url: str) -> list[dict[str, Any]]:
+        response = await self._http.get(url)
+        response.raise_for_status()
+        return [orjson.loads(line) for line in response.content.splitlines() if line]
+
+
+def _bounds(first_ms: int | None, last_ms: int | None) -> dict[str, str]:
+    if first_ms is None or last_ms is None:
+        return {}
+    return {"from": format_instant(first_ms), "to": format_instant(last_ms)}
+
+
+def _total(document: Mapping[str, Any]) -> Total:
+    cents = int(Decimal(str(document["totalAmount"])).scaleb(2))
+    return Total(document["totalRequests"], cents)
+
+
+def _windows(
+    booked: Iterable[dict[str, Booked]], count: int, choose: random.Random
+) -> list[tuple[int, int]]:
+    """Windows of all sizes over the time in which anything was requested."""
+    instants = [each.requested_at_us // 1000 for book in booked for each in book.values()]
+    if not instants:
+        return []
+    first, last = min(instants) - 1000, max(instants) + 1000
+    chosen = (sorted(choose.randint(first, last) for _ in range(2)) for _ in range(count))
+    return [(low, high) for low, high in chosen]

@@ -1,0 +1,204 @@
+"""Carries out a plan's faults on the running system, and takes them back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+import httpx
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from payswitch.chaos.plan import PROCESSORS, Event
+from payswitch.chaos.system import ChaosSystem
+from payswitch.redis_client import connect
+
+logger = logging.getLogger(__name__)
+
+_Way = Callable[[Event], Coroutine[Any, Any, None]]
+
+_RETRY_S = 0.05
+_LATE_ANSWER_S = 1.0
+"""How long after the client's limit a late answer comes."""
+_SOONEST_MS, _SURVIVES_SHARE = 200, 0.6
+"""When a payment is recorded whose client has hung up: this much of a processor's longest delay
+after the delay that it has anyway (at most 0.2 of it); the rest is for its queue."""
+
+
+class Injector:
+    """Breaks what the plan says, when it says so. Processors get the sum of what overlaps."""
+
+    def __init__(self, system: ChaosSystem, plan: Sequence[Event], *, seed: int) -> None:
+        self._system = system
+        self._plan = plan
+        self._seed = seed
+        self._under_way: dict[str, list[Event]] = {name: [] for name in PROCESSORS}
+        self._changes = 0
+        self._calls = {name: asyncio.Lock() for name in PROCESSORS}
+        self._redis = connect(system.settings.redis_url, limit_s=2)
+        self._http = httpx.AsyncClient(headers={"X-Rinha-Token": system.token}, timeout=5)
+        self._ways: dict[str, _Way] = {
+            "gone": self._make_gone,
+            "kill": self._kill,
+            "stop": self._stop,
+            "freeze": self._freeze,
+            "reload": self._reload,
+            "redis-kill": self._kill,
+            "redis-pause": self._freeze,
+            "redis-cut": self._on_redis(lambda redis: redis.client_kill_filter(_type="normal")),
+            "redis-flush": self._on_redis(lambda redis: redis.script_flush()),
+            "redis-memory": self._fill_memory,
+            "clock": self._set_clock,
+        }
+
+    async def prepare(self) -> None:
+        """Set the processors up: no faults yet, their journals on."""
+        for name in PROCESSORS:
+            await self._configure(name)
+
+    async def run(self) -> None:
+        """Carry out the whole plan; when this returns, everything is whole again."""
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for event in self._plan:
+                await asyncio.sleep(began + event.at_s - time.monotonic())
+                logger.info(
+                    "%s: %s for %.1f s %s", event.target, event.kind, event.lasts_s, event.details
+                )
+                group.create_task(self._ways.get(event.kind, self._disturb)(event))
+        await self._heal()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+        await self._redis.aclose(close_connection_pool=True)
+
+    # Processors.
+
+    async def _disturb(self, event: Event) -> None:
+        """Anything that a processor's settings can say."""
+        self._under_way[event.target].append(event)
+        await self._configure(event.target)
+        await asyncio.sleep(event.lasts_s)
+        self._under_way[event.target].remove(event)
+        await self._configure(event.target)
+
+    async def _make_gone(self, event: Event) -> None:
+        await self._configure(event.target, gone_ms=int(event.lasts_s * 1000))
+        await asyncio.sleep(event.lasts_s)
+
+    async def _configure(self, name: str, *, gone_ms: int = 0) -> None:
+        async with self._calls[name]:
+            events = self._under_way[name]
+            self._changes += 1
+            failing = any(event.kind == "failing" for event in events)
+            delays = [int(str(event.details.get("delay_ms", 0))) for event in events]
+            await self._put(name, "failure", {"failure": failing})
+            await self._put(name, "delay", {"delay": max(delays, default=0)})
+            await self._put(name, "faults", self._faults(events, gone_ms))
+
+    def _faults(self, events: Sequence[Event], gone_ms: int) -> dict[str, Any]:
+        limit_ms = self._system.settings.processor_max_delay_ms
+        faults: dict[str, Any] = {
+            "seed": self._seed * 1000 + self._changes,
+            "payments": _sum_of([event for event in events if event.kind != "health"]),
+            "health": _sum_of([event for event in events if event.kind == "health"]),
+            "lateMs": int(limit_ms + _LATE_ANSWER_S * 1000),
+            "laterMs": [_SOONEST_MS, int(limit_ms * _SURVIVES_SHARE)],
+            "journal": True,
+        }
+        if gone_ms:
+            faults["goneMs"] = gone_ms
+        return faults
+
+    async def _put(self, name: str, setting: str, document: dict[str, Any]) -> None:
+        """Configure a processor, which may be gone just now: then again and again."""
+        url = f"{self._system.processors[name]}/admin/configurations/{setting}"
+        while True:
+            try:
+                response = await self._http.put(url, json=document)
+                response.raise_for_status()
+                return
+            except httpx.TransportError:
+                await asyncio.sleep(_RETRY_S)
+
+    # Processes.
+
+    async def _kill(self, event: Event) -> None:
+        self._signal(event.target, signal.SIGKILL)
+
+    async def _stop(self, event: Event) -> None:
+        self._signal(event.target, signal.SIGTERM)
+
+    async def _reload(self, event: Event) -> None:
+        self._signal(event.target, signal.SIGUSR2)
+
+    async def _freeze(self, event: Event) -> None:
+        pid = self._signal(event.target, signal.SIGSTOP)
+        await asyncio.sleep(event.lasts_s)
+        if pid is not None:
+            self._system.signal(pid, signal.SIGCONT)
+
+    def _signal(self, part: str, number: signal.Signals) -> int | None:
+        pid = self._system.pid(part)
+        if pid is not None:
+            self._system.signal(pid, number)
+        return pid
+
+    async def _set_clock(self, event: Event) -> None:
+        clocks = self._system.clocks
+        if clocks is not None:
+            clocks.set(event.target, float(str(event.details["offset_s"])))
+            if clocks.is_set_at_start(event.target):
+                self._signal(event.target, signal.SIGTERM)
+
+    # Redis.
+
+    def _on_redis(self, command: Callable[[Redis], Awaitable[object]]) -> _Way:
+        async def send(event: Event) -> None:
+            with contextlib.suppress(RedisError, OSError):  # it is broken already
+                await command(self._redis)
+
+        return send
+
+    async def _fill_memory(self, event: Event) -> None:
+        """Let `maxmemory` be just below what Redis holds."""
+        with contextlib.suppress(RedisError, OSError):
+            used = (await self._redis.info("memory"))["used_memory"]
+            await self._redis.config_set("maxmemory", used * 9 // 10)
+        await asyncio.sleep(event.lasts_s)
+        await self._give_memory()
+
+    async def _give_memory(self) -> None:
+        while True:
+            try:
+                await self._redis.config_set("maxmemory", 0)
+                return
+            except (RedisError, OSError):
+                await asyncio.sleep(_RETRY_S)
+
+    async def _heal(self) -> None:
+        for name in PROCESSORS:
+            self._under_way[name].clear()
+            await self._configure(name)
+        if self._system.clocks is not None:
+            for part in self._system.supervisor.pids:
+                self._system.clocks.set(part, 0)
+        await self._give_memory()
+
+
+def _sum_of(events: Sequence[Event]) -> dict[str, float]:
+    """The probabilities of what overlaps, added up and at most 0.9 in all."""
+    total: dict[str, float] = {}
+    for event in events:
+        modes = event.details.get("modes", {})
+        assert isinstance(modes, dict)
+        for mode, probability in modes.items():
+            total[mode] = total.get(mode, 0.0) + probability
+    excess = max(1.0, sum(total.values()) / 0.9)
+    return {mode: round(probability / excess, 5) for mode, probability in total.items()}

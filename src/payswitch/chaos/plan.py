@@ -1,0 +1,198 @@
+"""What breaks when: a schedule of faults, made from a seed alone, so that a run can be repeated."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from payswitch.settings import Settings
+
+WARM_UP_S = 2.0
+PROCESSORS = ("default", "fallback")
+
+CLEAN_MODES = ("429", "429-retry-after")
+"""What the simulated processors do to a payment that leaves no doubt: nothing is recorded."""
+UNCLEAR_MODES = (
+    "commit-close",
+    "commit-500",
+    "commit-late",
+    "close-commit",
+    "close",
+    "500",
+    "not-json",
+    "truncated",
+    "huge",
+    "half-header",
+    "drip",
+)
+REFUSING_MODE = "422-unknown"
+"""It makes dead letters by right: the processor says that it will not take the payment."""
+HEALTH_MODES = ("lie", "hang", "429", "wrong-types")
+
+_Choose = Callable[[random.Random, "Scale"], dict[str, object]]
+_Lasts = Callable[[random.Random, "Scale"], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The lengths of time that faults are measured by, in seconds."""
+
+    lease_s: float
+    max_delay_s: float
+    workers: int
+
+    @classmethod
+    def of(cls, settings: Settings, workers: int) -> Scale:
+        """Those of a system with these settings."""
+        return cls(settings.lease_ms / 1000, settings.processor_max_delay_ms / 1000, workers)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One fault: what, on which part, from when, for how long (0: it is over at once)."""
+
+    at_s: float
+    kind: str
+    target: str
+    lasts_s: float = 0.0
+    details: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def ends_s(self) -> float:
+        """When it is over, seconds from the start of the load."""
+        return self.at_s + self.lasts_s
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of fault: how often it comes, whom it meets, how long it lasts."""
+
+    group: str
+    every_s: float
+    targets: Callable[[Scale], Iterable[str]]
+    lasts: _Lasts = lambda choose, scale: 0.0
+    details: _Choose = lambda choose, scale: {}
+
+
+def _either_processor(scale: Scale) -> Iterable[str]:
+    return PROCESSORS
+
+
+def _a_worker(scale: Scale) -> Iterable[str]:
+    return [f"worker-{number}" for number in range(1, scale.workers + 1)]
+
+
+def _any_process(scale: Scale) -> Iterable[str]:
+    return [*_a_worker(scale), "ingress-1", "ingress-2", "health"]
+
+
+def _one(name: str) -> Callable[[Scale], Iterable[str]]:
+    return lambda scale: (name,)
+
+
+def _between(low: float, high: float) -> _Lasts:
+    return lambda choose, scale: choose.uniform(low, high)
+
+
+def _mix(*modes: str, most: int) -> _Choose:
+    def details(choose: random.Random, scale: Scale) -> dict[str, object]:
+        chosen = choose.sample(modes, min(len(modes), choose.randint(2, most)))
+        return {"modes": {mode: round(choose.uniform(0.01, 0.08), 3) for mode in chosen}}
+
+    return details
+
+
+def _health_mix(choose: random.Random, scale: Scale) -> dict[str, object]:
+    chosen = choose.sample(HEALTH_MODES, choose.randint(1, 3))
+    return {"modes": {mode: round(choose.uniform(0.2, 0.33), 3) for mode in chosen}}
+
+
+def _refusals(choose: random.Random, scale: Scale) -> dict[str, object]:
+    return {"modes": {REFUSING_MODE: round(choose.uniform(0.002, 0.01), 4)}}
+
+
+def _delay(choose: random.Random, scale: Scale) -> dict[str, object]:
+    return {"delay_ms": choose.choice((20, 100, 500, 1000, int(200 * scale.max_delay_s)))}
+
+
+def _offset(choose: random.Random, scale: Scale) -> dict[str, object]:
+    return {"offset_s": round(choose.uniform(-8, 8), 1)}
+
+
+KINDS: dict[str, Kind] = {
+    "delay": Kind("clean", 15, _either_processor, _between(3, 8), _delay),
+    "failing": Kind("clean", 20, _either_processor, _between(2, 8)),
+    "busy": Kind("clean", 15, _either_processor, _between(2, 6), _mix(*CLEAN_MODES, most=2)),
+    "gone": Kind("processor", 25, _either_processor, _between(1, 5)),
+    "answers": Kind(
+        "processor", 6, _either_processor, _between(3, 9), _mix(*UNCLEAR_MODES, most=6)
+    ),
+    "refusals": Kind("processor", 30, _either_processor, _between(2, 5), _refusals),
+    "health": Kind("processor", 15, _either_processor, _between(5, 12), _health_mix),
+    "kill": Kind("process", 12, _any_process),
+    "stop": Kind("process", 25, _any_process),
+    "freeze": Kind(
+        "process", 40, _a_worker, lambda choose, scale: scale.lease_s * choose.uniform(1.1, 1.3)
+    ),
+    "reload": Kind("process", 20, _one("haproxy")),
+    "redis-kill": Kind("redis", 30, _one("redis")),
+    "redis-pause": Kind("redis", 45, _one("redis"), lambda choose, scale: 5.0),
+    "redis-cut": Kind("redis", 15, _one("redis")),
+    "redis-flush": Kind("redis", 20, _one("redis")),
+    "redis-memory": Kind("redis", 45, _one("redis"), _between(2, 5)),
+    "clock": Kind("clock", 10, lambda scale: [*_any_process(scale), "redis"], details=_offset),
+    "duplicates": Kind("client", 0, _one("clients")),
+    "retries": Kind("client", 0, _one("clients")),
+    "drops": Kind("client", 0, _one("clients")),
+}
+GROUPS = ("clean", "processor", "process", "redis", "client", "clock")
+
+
+def kinds_of(text: str) -> frozenset[str]:
+    """The kinds that a list such as `processor,redis-kill` names: kinds, groups, or `all`. The
+    group `processor` holds `clean`.
+
+    Raises `ValueError` for a name that is none.
+    """
+    chosen: set[str] = set()
+    for name in (part.strip() for part in text.split(",")):
+        if name == "all":
+            chosen.update(KINDS)
+        elif name in KINDS:
+            chosen.add(name)
+        elif name in GROUPS:
+            groups = {name, "clean"} if name == "processor" else {name}
+            chosen.update(kind for kind, each in KINDS.items() if each.group in groups)
+        else:
+            known = ", ".join(("all", *GROUPS, *KINDS))
+            raise ValueError(f"{name!r} is no fault; there are {known}")
+    return frozenset(chosen)
+
+
+def is_clean(kinds: frozenset[str]) -> bool:
+    """Whether these faults leave no payment in doubt, so that the summary must equal the books
+    while they go on, too."""
+    return all(KINDS[kind].group in ("clean", "client") for kind in kinds)
+
+
+def plan(seed: int, seconds: float, kinds: frozenset[str], scale: Scale) -> list[Event]:
+    """The faults of a run, in order. Each kind that fits comes once at least; all are over when
+    `seconds` are."""
+    events: list[Event] = []
+    for name, kind in KINDS.items():
+        if name not in kinds or not kind.every_s:
+            continue
+        choose = random.Random(f"{seed}:{name}")
+        at_s = WARM_UP_S + choose.uniform(0, min(kind.every_s, seconds / 2))
+        while at_s < seconds:
+            lasts_s = kind.lasts(choose, scale)
+            if at_s + lasts_s > seconds:
+                if any(event.kind == name for event in events):
+                    break
+                at_s = max(WARM_UP_S, seconds - lasts_s)
+                lasts_s = min(lasts_s, max(0.0, seconds - at_s))
+            target = choose.choice(list(kind.targets(scale)))
+            events.append(Event(at_s, name, target, lasts_s, kind.details(choose, scale)))
+            at_s += kind.every_s * choose.uniform(0.5, 1.5)
+    return sorted(events, key=lambda event: (event.at_s, event.kind))

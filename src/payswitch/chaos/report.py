@@ -1,0 +1,130 @@
+"""A run's verdict as a table, as JSON, and the full history of each payment that it is about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from payswitch.chaos.audit import Spread
+from payswitch.chaos.run import Outcome
+
+_MOST_HISTORIES = 20
+_MOST_LINES = 40
+
+
+def show(outcomes: Sequence[Outcome], console: Console) -> None:
+    """The verdict table, a row a run, and what was violated."""
+    table = Table(title="chaos", title_justify="left")
+    heads = ["seed", "sent", "accepted", "default", "fallback", "dead", "lost", "double"]
+    heads += ["cents off", "settled after", "verdict"]
+    for head in heads:
+        table.add_column(head, justify="left" if head == "verdict" else "right")
+    for outcome in outcomes:
+        table.add_row(*_row(outcome))
+    console.print(table)
+    for outcome in outcomes:
+        for line in _remarks(outcome):
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+def _row(outcome: Outcome) -> list[str]:
+    verdict = outcome.verdict
+    numbers = [outcome.order.seed, verdict.sent, verdict.accepted, *verdict.settled.values()]
+    numbers += [verdict.dead, verdict.lost, verdict.double, verdict.difference_cents]
+    after = "never" if outcome.settled_after_s is None else f"{outcome.settled_after_s:.1f} s"
+    word = "[green]holds[/]" if verdict.holds else "[bold red]BROKEN[/]"
+    return [*(f"{number:,}" for number in numbers), after, word]
+
+
+def _remarks(outcome: Outcome) -> Iterable[str]:
+    verdict = outcome.verdict
+    seed = f"seed {outcome.order.seed}:"
+    if outcome.answers_ms:
+        yield f"{seed} 202 after {_spread(outcome.answers_ms)}"
+    if verdict.settle_gap:
+        yield f"{seed} from a processor's commit to our settling {_spread(verdict.settle_gap)}"
+    if outcome.audits:
+        waits = [each.agreed_after_ms or 0 for each in outcome.audits]
+        unequal = sum(wait > 0 for wait in waits)
+        yield (
+            f"{seed} {len(waits)} windows audited under load, {unequal} of them unequal at first, "
+            f"for at most {max(waits):.0f} ms"
+        )
+    for reason, count in verdict.dead_by_reason.items():
+        yield f"{seed} {count:,} dead: {reason}"
+    for violation in verdict.violations[:_MOST_LINES]:
+        about = f"{violation.correlation_id}: " if violation.correlation_id else ""
+        yield f"{seed} VIOLATION: {violation.what}: {about}{violation.detail}"
+    if len(verdict.violations) > _MOST_LINES:
+        yield f"{seed} and {len(verdict.violations) - _MOST_LINES:,} violations more"
+
+
+def _spread(spread: Spread) -> str:
+    return f"p50 {spread.p50} ms, p99 {spread.p99} ms, worst {spread.worst} ms"
+
+
+def write(outcome: Outcome) -> Path:
+    """Write `verdict.json` into the run's folder, with the plan and the histories."""
+    path = outcome.order.folder / "verdict.json"
+    path.write_bytes(orjson.dumps(as_document(outcome), option=orjson.OPT_INDENT_2))
+    return path
+
+
+def as_document(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as JSON has it."""
+    order, verdict = outcome.order, outcome.verdict
+    return {
+        "seed": order.seed,
+        "minutes": order.minutes,
+        "rate": order.rate,
+        "workers": order.workers,
+        "faults": sorted(order.kinds),
+        "holds": verdict.holds,
+        "sent": verdict.sent,
+        "accepted": verdict.accepted,
+        "unacknowledgedPaid": verdict.unacknowledged_paid,
+        "settled": verdict.settled,
+        "dead": verdict.dead,
+        "deadByReason": verdict.dead_by_reason,
+        "lost": verdict.lost,
+        "double": verdict.double,
+        "differenceCents": verdict.difference_cents,
+        "settledAfterS": outcome.settled_after_s,
+        "answersMs": outcome.answers_ms,
+        "settleGapMs": verdict.settle_gap,
+        "windowsUnderLoad": [
+            {"atS": each.at_s, "agreedAfterMs": each.agreed_after_ms} for each in outcome.audits
+        ],
+        "violations": verdict.violations,
+        "plan": outcome.plan,
+        "histories": [history(outcome, payment) for payment in _offending(outcome)],
+    }
+
+
+def _offending(outcome: Outcome) -> list[str]:
+    ids = [each.correlation_id for each in outcome.verdict.violations if each.correlation_id]
+    return list(dict.fromkeys(ids))[:_MOST_HISTORIES]
+
+
+def history(outcome: Outcome, correlation_id: str) -> dict[str, Any]:
+    """All that anyone knows of a payment: its client, Redis, both processors, the log."""
+    books = outcome.books
+    log = outcome.order.folder / "system.log"
+    wanted = re.compile(re.escape(correlation_id))
+    return {
+        "correlationId": correlation_id,
+        "client": outcome.sent.get(correlation_id),
+        "record": books.records.get(correlation_id),
+        "books": {name: book.get(correlation_id) for name, book in books.booked.items()},
+        "journals": {
+            name: [event for event in journal if event["correlationId"] == correlation_id]
+            for name, journal in books.journals.items()
+        },
+        "log": [line for line in log.read_text().splitlines() if wanted.search(line)],
+    }

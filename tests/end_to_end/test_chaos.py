@@ -1,0 +1,153 @@
+"""The chaos run from the command line: the promise holds, and a broken promise is found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from payswitch.chaos.system import find_libfaketime
+from tests.end_to_end.harness import clean_environment
+
+ROOT = Path(__file__).parents[2]
+EVERYTHING = "all" if find_libfaketime() is not None else "processor,process,redis,client"
+QUICK = {
+    "PAYSWITCH_LEASE_MS": "4000",
+    "PAYSWITCH_LEASE_MARGIN_MS": "300",
+    "PAYSWITCH_PROCESSOR_MAX_DELAY_MS": "2500",
+    "PAYSWITCH_PROCESSOR_FIND_LIMIT_MS": "1500",
+    "PAYSWITCH_RETRY_CAP_MS": "2000",
+}
+"""Settings under which recoveries fit into half a minute."""
+
+
+def chaos(
+    folder: Path, *options: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "payswitch", "chaos", f"--out={folder}", *options],
+        env=clean_environment(environment or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def verdict(folder: Path, seed: int) -> dict[str, Any]:
+    document: dict[str, Any] = orjson.loads((folder / f"seed-{seed}" / "verdict.json").read_bytes())
+    return document
+
+
+def assert_holds(run: subprocess.CompletedProcess[str], folder: Path, seed: int) -> dict[str, Any]:
+    """No violation, and enough went on for that to mean something."""
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = verdict(folder, seed)
+    assert found["holds"], found
+    assert (found["lost"], found["double"], found["differenceCents"]) == (0, 0, 0)
+    assert found["accepted"] > 500, found
+    assert (folder / f"seed-{seed}" / "timeline.png").read_bytes().startswith(b"\x89PNG")
+    return found
+
+
+@pytest.mark.timeout(240)
+def test_half_a_minute_of_everything_breaks_no_promise(tmp_path: Path) -> None:
+    run = chaos(
+        tmp_path,
+        *("--seed=11", "--minutes=0.5", "--rate=150", f"--faults={EVERYTHING}"),
+        environment=QUICK,
+    )
+    found = assert_holds(run, tmp_path, 11)
+    assert {event["kind"] for event in found["plan"]} > {"freeze", "kill", "redis-kill", "answers"}
+    assert "holds" in run.stdout
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("seed", [21, 22])
+def test_two_minutes_of_everything_with_the_settings_that_users_have(
+    tmp_path: Path, seed: int
+) -> None:
+    run = chaos(tmp_path, f"--seed={seed}", "--minutes=2", f"--faults={EVERYTHING}")
+    found = assert_holds(run, tmp_path, seed)
+    assert found["settledAfterS"] < 60
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_redis_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
+    run = chaos(
+        tmp_path, "--seed=31", "--minutes=1", "--faults=redis-kill,redis-cut,answers", "--rate=200"
+    )
+    assert_holds(run, tmp_path, 31)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_under_clean_faults_the_summary_equals_the_books_all_along(tmp_path: Path) -> None:
+    run = chaos(tmp_path, "--seed=41", "--minutes=1", "--faults=clean,client")
+    found = assert_holds(run, tmp_path, 41)
+    assert len(found["windowsUnderLoad"]) > 15
+    assert found["settleGapMs"]["worst"] < 30_000
+
+
+@pytest.mark.timeout(240)
+def test_a_dispatcher_that_unpins_on_a_lost_answer_is_found_out(tmp_path: Path) -> None:
+    for part in ("src", "workers", "haproxy.cfg"):
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, tmp_path / part)
+    dispatcher = tmp_path / "src" / "payswitch" / "dispatcher.py"
+    right = "            case Unknown():\n"
+    source = dispatcher.read_text()
+    assert right in source
+    dispatcher.write_text(
+        source.replace(right, f"{right}                findings.closed.add(number)\n")
+    )
+    out = tmp_path / "out"
+    variables = {
+        # Between a lost answer and the next try the choice of a processor has time to change.
+        "PAYSWITCH_RETRY_BASE_MS": "2000",
+        "PYTHONPATH": os.pathsep.join((str(tmp_path / "src"), str(tmp_path))),
+    }
+    run = chaos(
+        out,
+        *("--seed=5", "--minutes=0.4", "--rate=150", "--faults=answers,failing,gone"),
+        environment=QUICK | variables,
+    )
+    assert run.returncode == 1, run.stdout + run.stderr
+    found = verdict(out, 5)
+    assert found["double"] > 0
+    story = found["histories"][0]
+    assert all(story["books"].values())
+    assert {event["event"] for journal in story["journals"].values() for event in journal}
+    assert "paid twice" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--faults=everything",), "redis-kill"),
+        (("--minutes=0",), "minutes"),
+        (("--seed=-1",), "seed"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_words(
+    tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    run = chaos(tmp_path, *options)
+    assert run.returncode == 2
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_wrong_setting_is_refused_in_one_line(tmp_path: Path) -> None:
+    run = chaos(tmp_path, "--minutes=0.1", environment={"PAYSWITCH_LEASE_MS": "soon"})
+    assert run.returncode == 1
+    assert run.stderr.count("PAYSWITCH_LEASE_MS") == 1
+    assert "Traceback" not in run.stderr

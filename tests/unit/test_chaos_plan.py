@@ -1,0 +1,71 @@
+"""The schedule of faults: from the seed alone, and over when the time is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payswitch.chaos.plan import GROUPS, KINDS, WARM_UP_S, Scale, is_clean, kinds_of, plan
+
+SCALE = Scale(lease_s=15, max_delay_s=10, workers=3)
+SEEDS = st.integers(0, 2**32)
+KIND_SETS = st.sets(st.sampled_from(sorted(KINDS)), min_size=1).map(frozenset)
+
+
+@given(SEEDS, KIND_SETS, st.floats(30, 150))
+def test_the_same_seed_breaks_the_same_things_at_the_same_instants(
+    seed: int, kinds: frozenset[str], seconds: float
+) -> None:
+    assert plan(seed, seconds, kinds, SCALE) == plan(seed, seconds, kinds, SCALE)
+
+
+@given(SEEDS, KIND_SETS, st.floats(30, 150))
+def test_every_kind_that_was_asked_for_comes_and_no_other(
+    seed: int, kinds: frozenset[str], seconds: float
+) -> None:
+    events = plan(seed, seconds, kinds, SCALE)
+    assert {event.kind for event in events} == {kind for kind in kinds if KINDS[kind].every_s}
+
+
+@given(SEEDS, st.floats(6, 150))
+def test_everything_is_over_when_the_time_is(seed: int, seconds: float) -> None:
+    for event in plan(seed, seconds, frozenset(KINDS), SCALE):
+        assert event.at_s >= WARM_UP_S
+        assert event.ends_s <= seconds + 1e-9
+
+
+@given(SEEDS)
+def test_a_frozen_worker_outlasts_its_lease(seed: int) -> None:
+    freezes = plan(seed, 120, frozenset({"freeze"}), SCALE)
+    assert all(event.lasts_s > SCALE.lease_s for event in freezes)
+
+
+def test_other_seeds_break_other_things() -> None:
+    assert plan(1, 120, frozenset(KINDS), SCALE) != plan(2, 120, frozenset(KINDS), SCALE)
+
+
+def test_a_kind_comes_at_the_same_instants_whatever_else_is_asked_for() -> None:
+    alone = plan(5, 120, frozenset({"kill"}), SCALE)
+    among = plan(5, 120, frozenset(KINDS), SCALE)
+    assert alone == [event for event in among if event.kind == "kill"]
+
+
+def test_faults_are_named_by_group_by_kind_or_all() -> None:
+    assert kinds_of("all") == frozenset(KINDS)
+    assert kinds_of("clock") == {"clock"}
+    assert kinds_of("redis-kill, kill") == {"redis-kill", "kill"}
+    assert kinds_of("processor") > kinds_of("clean")
+    assert frozenset().union(*map(kinds_of, GROUPS)) == frozenset(KINDS)
+
+
+@pytest.mark.parametrize("text", ["", "redis,", "Kill", "everything"])
+def test_an_unknown_fault_is_refused_with_the_names_that_there_are(text: str) -> None:
+    with pytest.raises(ValueError, match="redis-kill"):
+        kinds_of(text)
+
+
+def test_only_faults_without_doubt_are_clean() -> None:
+    assert is_clean(kinds_of("clean,client"))
+    assert not is_clean(kinds_of("clean,kill"))
+    assert not is_clean(kinds_of("answers"))
