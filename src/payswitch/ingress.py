@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from payswitch.instants import parse_instant_us
 from payswitch.ledger import Ledger, summary_json
+from payswitch.memory import MemoryWatch, says_out_of_memory
 from payswitch.payment import (
     InvalidPaymentError,
     MalformedPaymentError,
@@ -36,9 +37,13 @@ from payswitch.redis_client import connect
 from payswitch.settings import Settings
 
 MAX_BODY_BYTES = 64 * 1024
+BODY_LIMIT_S = 5.0
 RETRY_AFTER_S = 1
 
 _JSON = "application/json"
+_CLOSE = {"connection": "close"}
+_SMALL_BODY_BYTES = 4 * 1024
+_MAX_HELD_BYTES = 16 * 1024 * 1024
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -74,6 +79,7 @@ class Ingress:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._bodies = _Bodies()
 
     async def open(self) -> None:
         """Prepare the connections; Redis may be away."""
@@ -88,26 +94,32 @@ class Ingress:
             retention_ms=settings.retention_ms,
         )
         self._purge = Purge(self._redis, limit_ms=settings.accept_limit_ms)
+        self._memory = MemoryWatch(self._redis, max_percent=settings.max_memory_percent)
+        self._memory.start()
 
     async def close(self) -> None:
         """Close the connections."""
+        await self._memory.close()
         await self._purge.close()
         await self._redis.aclose(close_connection_pool=True)
 
     async def pay(self, request: Request) -> Response:
         """`POST /payments`: 202 once Redis holds the payment."""
         _demand_json(request)
-        body = await _read_body(request)
+        body = await self._bodies.read(request)
         try:
             payment = parse_payment(body)
         except MalformedPaymentError as error:
             raise Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
         except InvalidPaymentError as error:
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+        if self._memory.is_short:
+            raise _try_later("the payment was not accepted: Redis is short of memory")
         try:
             acceptance = await self._queue.accept(payment)
         except NotAcceptedError as error:
-            raise _try_later(f"the payment was not accepted: {error}") from None
+            reason = "Redis is full" if says_out_of_memory(error) else error
+            raise _try_later(f"the payment was not accepted: {reason}") from None
         match acceptance:
             case Acceptance.OTHER_AMOUNT:
                 raise Problem(
@@ -232,17 +244,36 @@ def _demand_json(request: Request) -> None:
         )
 
 
-async def _read_body(request: Request) -> bytes:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise Problem(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the body must be at most {MAX_BODY_BYTES} bytes",
-                {"connection": "close"},
-            )
-    return body
+class _Bodies:
+    """Reads bodies, each within its size and time, and all those under way within their sum."""
+
+    def __init__(self) -> None:
+        self._held_bytes = 0
+
+    async def read(self, request: Request) -> bytes:
+        """The whole body. Raises `Problem`; the connection is closed then, as the rest of the body
+        would be taken for a request."""
+        body = b""
+        self._check(int(request.headers.get("content-length", 0)))
+        try:
+            async with asyncio.timeout(BODY_LIMIT_S):
+                async for chunk in request.stream():
+                    body += chunk
+                    self._held_bytes += len(chunk)
+                    self._check(len(body))
+        except TimeoutError:
+            detail = f"the body must come within {BODY_LIMIT_S:g} s"
+            raise Problem(HTTPStatus.REQUEST_TIMEOUT, detail, _CLOSE) from None
+        finally:
+            self._held_bytes -= len(body)
+        return body
+
+    def _check(self, size: int) -> None:
+        if size > MAX_BODY_BYTES:
+            detail = f"the body must be at most {MAX_BODY_BYTES} bytes"
+            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, _CLOSE)
+        if self._held_bytes > _MAX_HELD_BYTES and size > _SMALL_BODY_BYTES:
+            raise _try_later("too many large bodies are under way", _CLOSE)
 
 
 def _instant(request: Request, name: str) -> int | None:
@@ -258,8 +289,9 @@ def _instant(request: Request, name: str) -> int | None:
         ) from None
 
 
-def _try_later(detail: str) -> Problem:
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, {"retry-after": str(RETRY_AFTER_S)})
+def _try_later(detail: str, headers: Mapping[str, str] | None = None) -> Problem:
+    headers = {"retry-after": str(RETRY_AFTER_S), **(headers or {})}
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers)
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:

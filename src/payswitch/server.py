@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import resource
 import signal
 import socket
 from pathlib import Path
@@ -28,7 +29,12 @@ from payswitch.settings import Settings
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 4096
-_HTTP = HTTP1Settings(header_read_timeout=10_000)
+_MAX_CONNECTIONS = 16_384
+_OTHER_FILES = 256
+_HTTP = HTTP1Settings(
+    header_read_timeout=10_000,  # ms; also how long a connection may be idle
+    max_buffer_size=16 * 1024,  # the most that the head of a request may have
+)
 
 
 def serve(settings: Settings, *, host: str, port: int, uds: Path | None, workers: int) -> None:
@@ -66,7 +72,7 @@ async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | 
         http=HTTPModes.http1,
         websockets=False,
         backlog=_BACKLOG,
-        backpressure=_BACKLOG,
+        backpressure=_max_connections(),
         http1_settings=_HTTP,
         log_level=LogLevels.error,
     )
@@ -89,12 +95,21 @@ def _serve_processes(host: str, port: int, uds: Path | None, workers: int) -> No
         http=HTTPModes.http1,
         websockets=False,
         backlog=_BACKLOG,
-        backpressure=_BACKLOG,
+        backpressure=_max_connections(),
         http1_settings=_HTTP,
         log_level=LogLevels.error,
         respawn_failed_workers=True,
         respawn_interval=0.5,
     ).serve()
+
+
+def _max_connections() -> int:
+    """How many one process serves; more wait until one of them closes. It must not run out of files
+    before, as Redis' connections are files, too."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return _MAX_CONNECTIONS
+    return max(min(_MAX_CONNECTIONS, files - _OTHER_FILES), files // 2)
 
 
 async def _check_redis(settings: Settings) -> None:
