@@ -74,6 +74,30 @@ async def configure(url: str, setting: str, value: int | bool) -> None:
         assert response.status_code == 200, response.text
 
 
+async def keep_a_journal(system: System) -> None:
+    """Let both simulated processors journal what they see from now on."""
+    for url in (system.default_url, system.fallback_url):
+        async with httpx.AsyncClient(base_url=url, headers=TOKEN) as http:
+            path = "/admin/configurations/faults"
+            (await http.put(path, json={"journal": True})).raise_for_status()
+
+
+async def arrivals(system: System) -> list[str]:
+    """The id of every payment that arrived at a processor since then, as often as it did, in order
+    of time."""
+    found: list[tuple[int, str]] = []
+    for url in (system.default_url, system.fallback_url):
+        async with httpx.AsyncClient(base_url=url, headers=TOKEN) as http:
+            lines = (await http.get("/admin/journal")).content.splitlines()
+        events = map(orjson.loads, lines)
+        found += [
+            (event["atUs"], event["correlationId"])
+            for event in events
+            if event["event"] == "arrived"
+        ]
+    return [payment for _, payment in sorted(found)]
+
+
 async def ours(system: System, window: dict[str, str] | None = None) -> dict[str, tuple[int, int]]:
     """The summary: number and cents by processor."""
     async with httpx.AsyncClient(base_url=system.endpoint) as http:

@@ -4,6 +4,8 @@ equals the processors' books."""
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections import Counter
 from uuid import uuid4
 
@@ -17,9 +19,11 @@ from tests.end_to_end.harness import System
 from tests.end_to_end.load import (
     Load,
     all_settled,
+    arrivals,
     assert_books_are_equal,
     configure,
     drive,
+    keep_a_journal,
     ours,
     theirs,
 )
@@ -32,6 +36,16 @@ async def assert_paid_once(system: System, load: Load) -> None:
     assert sum(count for count, _ in books.values()) == len(load.accepted)
     assert sum(cents for _, cents in books.values()) == sum(load.accepted.values())
     await assert_books_are_equal(system)
+
+
+async def wait_for_in_flight(system: System, least: int) -> None:
+    redis = connect(system.redis_url, limit_s=5)
+
+    async def enough() -> bool:
+        return int(await redis.zcard("payments:in-flight")) > least
+
+    await eventually(enough, what=f"over {least} payments are leased at once")
+    await redis.aclose(close_connection_pool=True)
 
 
 async def selection_is(redis: ArqRedis, processor: str) -> None:
@@ -116,6 +130,34 @@ async def test_a_part_killed_under_load_loses_nothing_and_doubles_nothing(
     await assert_paid_once(system, load)
 
 
+async def test_a_worker_frozen_beyond_its_leases_sends_nothing_when_it_goes_on(
+    start_system: StartSystem,
+) -> None:
+    system = start_system(
+        "--workers=2", PAYSWITCH_LEASE_MS="3000", PAYSWITCH_PROCESSOR_MAX_DELAY_MS="1500"
+    )
+    await configure(system.default_url, "delay", 300)
+    await keep_a_journal(system)
+    driving = asyncio.create_task(drive(system, rate=400, count=1200, again=True))
+    await wait_for_in_flight(system, 100)
+    # Frozen while Redis is, so that it finds leases and opened tries when it wakes.
+    system.kill("redis", signal.SIGSTOP)
+    frozen = system.kill("worker-1", signal.SIGSTOP)
+    system.kill("redis", signal.SIGCONT)
+    load = await driving
+    await all_settled(system, load)
+    sent_before = len(await arrivals(system))
+    awake = system.kill("worker-2", signal.SIGSTOP)
+    os.kill(frozen, signal.SIGCONT)
+    # It settles this one alone, so it has long woken to what it held.
+    last = await system.pay(100)
+    await system.settled(last)
+    os.kill(awake, signal.SIGCONT)
+    assert set((await arrivals(system))[sent_before:]) == {last}
+    load.accepted[last] = 100
+    await assert_paid_once(system, load)
+
+
 async def test_a_purge_under_load_starts_the_summary_anew(start_system: StartSystem) -> None:
     system = start_system()
     await configure(system.default_url, "delay", 100)
@@ -166,14 +208,7 @@ async def test_a_killed_workers_payments_are_paid_after_its_lease(
     await configure(system.default_url, "delay", 1000)
     await configure(system.fallback_url, "delay", 1000)
     driving = asyncio.create_task(drive(system, rate=200, count=1000))
-
-    async def sent() -> bool:
-        redis = connect(system.redis_url, limit_s=5)
-        in_flight = await redis.zcard("payments:in-flight")
-        await redis.aclose(close_connection_pool=True)
-        return int(in_flight) > 100
-
-    await eventually(sent, what="the worker has payments in flight")
+    await wait_for_in_flight(system, 100)
     system.kill("worker-1")
     load = await driving
     async with asyncio.timeout(25):
