@@ -75,13 +75,20 @@ class Auditor:
         await self._http.aclose()
         await self._redis.aclose(close_connection_pool=True)
 
-    async def backlog(self) -> int | None:
-        """How many payments are unpaid; None while Redis doesn't say."""
+    async def backlog(self, accepted_until_ms: int | None = None) -> int | None:
+        """How many payments are unpaid, of all or of those that were accepted until an instant of
+        Redis' clock; None while Redis doesn't say."""
+        latest = "+inf" if accepted_until_ms is None else accepted_until_ms
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                return int(await self._redis.zcard("payments:open"))
+                return int(await self._redis.zcount("payments:open", "-inf", latest))
         except (RedisError, OSError, TimeoutError):
             return None
+
+    async def redis_now_ms(self) -> int:
+        """Redis' wall clock. Raises `RedisError`."""
+        seconds, microseconds = await self._redis.time()
+        return int(seconds * 1000 + microseconds // 1000)
 
     async def ours(self, first_ms: int | None = None, last_ms: int | None = None) -> Totals:
         """The endpoint's summary. Raises `httpx.HTTPError`."""

