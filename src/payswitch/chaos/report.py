@@ -69,15 +69,15 @@ def _spread(spread: Spread) -> str:
     return f"p50 {spread.p50} ms, p99 {spread.p99} ms, worst {spread.worst} ms"
 
 
-def write(outcome: Outcome) -> Path:
-    """Write `verdict.json` into the run's folder, with the plan and the histories."""
-    path = outcome.order.folder / "verdict.json"
-    path.write_bytes(orjson.dumps(as_document(outcome), option=orjson.OPT_INDENT_2))
+def write(document: dict[str, Any], folder: Path) -> Path:
+    """Write `verdict.json`."""
+    path = folder / "verdict.json"
+    path.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
     return path
 
 
 def as_document(outcome: Outcome) -> dict[str, Any]:
-    """The outcome as JSON has it."""
+    """The outcome as JSON has it, with the plan and the histories of offending payments."""
     order, verdict = outcome.order, outcome.verdict
     return {
         "seed": order.seed,

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import orjson
@@ -94,12 +95,17 @@ def chaos(
         Order(number, minutes, kinds, rate, workers, out / f"seed-{number}")
         for number in range(seed, seed + runs)
     ]
-    outcomes = _run_all(orders)
-    _show(outcomes, as_json=as_json)
+    outcomes, documents = zip(*_run_all(orders), strict=True)
+    if as_json:
+        click.echo(orjson.dumps(documents))
+    else:
+        console = Console()
+        console.width = max(console.width, _TABLE_WIDTH)
+        report.show(outcomes, console)
     sys.exit(0 if all(outcome.verdict.holds for outcome in outcomes) else 1)
 
 
-def _run_all(orders: list[Order]) -> list[Outcome]:
+def _run_all(orders: list[Order]) -> list[tuple[Outcome, dict[str, Any]]]:
     columns = (TextColumn("seed {task.fields[seed]}"), BarColumn(), TimeElapsedColumn())
     with Progress(
         *columns, TextColumn("{task.description}"), console=Console(stderr=True)
@@ -112,29 +118,18 @@ def _run_all(orders: list[Order]) -> list[Outcome]:
             fail("stopped before the end")
 
 
-def _run_one(order: Order, progress: Progress) -> Outcome:
+def _run_one(order: Order, progress: Progress) -> tuple[Outcome, dict[str, Any]]:
     bar = progress.add_task("", total=order.seconds, seed=order.seed)
 
     def advance(elapsed_s: float, doing: str) -> None:
         progress.update(bar, completed=elapsed_s, description=doing)
 
     outcome = asyncio.run(run(order, os.environ, advance))
-    progress.update(bar, completed=order.seconds, description="done")
-    report.write(outcome)
-    return outcome
-
-
-def _show(outcomes: list[Outcome], *, as_json: bool) -> None:
-    if as_json:
-        click.echo(orjson.dumps([report.as_document(outcome) for outcome in outcomes]))
-    else:
-        console = Console()
-        console.width = max(console.width, _TABLE_WIDTH)
-        report.show(outcomes, console)
-    for outcome in outcomes:
-        try:
-            path = draw(outcome)
-        except ImportError:
-            click.echo("no timeline.png: it needs `pip install payswitch[pictures]`", err=True)
-            return
-        click.echo(f"{path}, {outcome.order.folder / 'verdict.json'}", err=True)
+    document = report.as_document(outcome)
+    written = [report.write(document, order.folder)]
+    try:
+        written.append(draw(outcome))
+    except ImportError:
+        progress.console.print("no timeline.png: it needs `pip install payswitch[pictures]`")
+    progress.update(bar, completed=order.seconds, description=", ".join(map(str, written)))
+    return outcome.without_payments(), document
