@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from redis.asyncio import Redis
 from payswitch import scripts
 from payswitch.clock import boottime_ms
 from payswitch.tries import Claim, parse_open_tries
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +65,23 @@ class Claims:
             args=[limit, self._lease_ms]
         )
         return Batch(
-            taken=[
-                self._read(entry, int(now), generation.decode(), int(token), expires_at)
-                for entry in entries
-            ],
+            taken=list(
+                self._readable(entries, int(now), generation.decode(), int(token), expires_at)
+            ),
             selection=selection,
             next_due_ms=None if next_due is None else max(0.0, float(next_due) - int(now)),
             strays=[stray.decode() for stray in strays],
         )
+
+    def _readable(
+        self, entries: list[Any], now: int, generation: str, token: int, expires_at: float
+    ) -> Iterator[Claimed]:
+        """A record that somebody spoilt stops no other payment; it comes back with its lease."""
+        for entry in entries:
+            try:
+                yield self._read(entry, now, generation, token, expires_at)
+            except (ValueError, OverflowError):
+                logger.error("the record of payment %s can't be read", entry[0].decode())
 
     def _read(
         self, entry: list[Any], now: int, generation: str, token: int, expires_at: float
@@ -91,5 +103,6 @@ class Claims:
             quiet_ms=int(quiet or 0),
             job_try=int(job_try),
             overdue=now - int(replayed or accepted) > self._deadline_ms,
+            accepted_at=accepted_at,
         )
         return Claimed(claim, job, int(float(score)), accepted_at)

@@ -205,7 +205,8 @@ class Dispatcher:
                 findings.closed.add(number)
                 await self._give_back(claim, findings, delay_ms=0, error="lease ran out unsent")
             case Unknown():
-                self._watch.saw(claim.correlation_id, number, self._clock())
+                last_try = claim.life_of_try(number)
+                self._watch.saw(claim.correlation_id, last_try, self._clock())
                 await self._retry(claim, findings, f"{who}: {outcome.reason}")
 
     async def _after_end(

@@ -119,7 +119,11 @@ class Ingress:
             acceptance = await self._queue.accept(payment)
         except NotAcceptedError as error:
             reason = "Redis is full" if says_out_of_memory(error) else error
-            raise _try_later(f"the payment was not accepted: {reason}") from None
+            if error.refused:
+                raise _try_later(f"the payment was not accepted: {reason}") from None
+            raise _try_later(
+                f"it is not known whether the payment was accepted, so send it again: {reason}"
+            ) from None
         match acceptance:
             case Acceptance.OTHER_AMOUNT:
                 raise Problem(

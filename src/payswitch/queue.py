@@ -17,7 +17,7 @@ from arq.constants import default_queue_name
 from arq.jobs import serialize_job
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch import scripts
@@ -53,7 +53,15 @@ class Acceptance(enum.Enum):
 
 
 class NotAcceptedError(Exception):
-    """Redis did not take the payment in time, and will not take it later."""
+    """Redis has not said that it took the payment.
+
+    It may have taken it, if it was cut off between writing and answering; later it will not.
+    `refused` when it has said no: then nothing of the payment is held.
+    """
+
+    def __init__(self, reason: str, *, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
 
 
 @dataclass(slots=True)
@@ -79,7 +87,7 @@ class AcceptQueue:
 
         Raises `NotAcceptedError` when Redis has not answered within the limit. Each call carries
         the instant, by Redis' clock, after which the script refuses it, so that a call that was
-        answered 503 is not carried out when Redis comes back.
+        given up is not begun when Redis comes back.
         """
         entry = _Entry(payment, boottime_ms() + self._limit_ms)
         try:
@@ -90,8 +98,10 @@ class AcceptQueue:
                     verdict = await self._commits.submit(entry)
         except TimeoutError:
             raise NotAcceptedError("Redis did not answer in time") from None
+        except ResponseError as error:
+            raise NotAcceptedError(f"Redis refused: {error}", refused=True) from None
         except RedisError as error:
-            raise NotAcceptedError(f"Redis refused: {error}") from None
+            raise NotAcceptedError(f"Redis can't be reached: {error}") from None
         except OSError as error:
             raise NotAcceptedError(f"Redis can't be reached: {error}") from None
         return Acceptance(verdict)

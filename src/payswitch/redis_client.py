@@ -18,6 +18,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 logger = logging.getLogger(__name__)
 
+_ASK_AGAIN_S = 0.5
+
 
 class UntrustworthyRedisError(RuntimeError):
     """Redis may lose what it has acknowledged, and the settings demand that it doesn't."""
@@ -94,7 +96,7 @@ async def risks(redis: Redis) -> list[str]:
     """
     try:
         config: dict[str, Any] = {}
-        for pattern in ("maxmemory*", "append*"):
+        for pattern in ("maxmemory*", "append*", "no-appendfsync-on-rewrite"):
             config.update(await redis.config_get(pattern))
     except RedisError as error:
         if "CONFIG" not in str(error).upper() and "NOPERM" not in str(error).upper():
@@ -121,19 +123,31 @@ def judge(config: dict[str, Any]) -> list[str]:
             f"appendfsync is {config.get('appendfsync')}: a crash loses acknowledged payments "
             "and pins of the last seconds (set appendfsync always)"
         )
+    elif config.get("no-appendfsync-on-rewrite", "no") != "no":
+        found.append(
+            "no-appendfsync-on-rewrite is on: a crash during a rewrite of the append-only file "
+            "loses acknowledged payments and pins (set it to no)"
+        )
     return found
 
 
 async def check_trust(redis: Redis, *, demand: bool) -> None:
     """Log what Redis may lose; with `demand`, raise `UntrustworthyRedisError` instead.
 
-    A Redis that is away is not judged.
+    A Redis that is away is not judged, but with `demand` it is waited for.
     """
-    try:
-        found = await risks(redis)
-    except (RedisError, OSError) as error:
-        logger.warning("redis is away, so it is not checked what it may lose: %s", error)
-        return
+    is_waiting = False
+    while True:
+        try:
+            found = await risks(redis)
+            break
+        except (RedisError, OSError) as error:
+            if not is_waiting:
+                logger.warning("redis is away, so it is not checked what it may lose: %s", error)
+            if not demand:
+                return
+        is_waiting = True
+        await asyncio.sleep(_ASK_AGAIN_S)
     if found and demand:
         raise UntrustworthyRedisError("; ".join(found))
     for risk in found:

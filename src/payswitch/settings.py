@@ -107,8 +107,8 @@ class Settings:
         "PAYSWITCH_ACCEPT_LIMIT_MS",
         1200,
         _whole(100, 60_000),
-        "A payment that Redis has not taken after this long is answered 503. "
-        "It is not executed later.",
+        "A payment that Redis has not acknowledged after this long is answered 503. "
+        "Redis does not begin with it later.",
     )
     max_backlog: int = _setting(
         "PAYSWITCH_MAX_BACKLOG",
@@ -316,6 +316,11 @@ class Settings:
             found.append(
                 "PAYSWITCH_LEASE_MS must be above PAYSWITCH_PROCESSOR_MAX_DELAY_MS plus "
                 "PAYSWITCH_LEASE_MARGIN_MS"
+            )
+        if self.retention_ms <= self.lease_ms + self.processor_max_delay_ms:
+            found.append(
+                "PAYSWITCH_RETENTION_MS must be above PAYSWITCH_LEASE_MS plus "
+                "PAYSWITCH_PROCESSOR_MAX_DELAY_MS"
             )
         if self.processor_url_default == self.processor_url_fallback:
             found.append(

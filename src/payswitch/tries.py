@@ -22,6 +22,10 @@ from payswitch.group_commit import GroupCommit
 _TRY = re.compile(r"(\d+)(e?)")
 
 
+LifeOfTry = tuple[str, int, int]
+"""Generation, instant of acceptance and number of a try."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenTry:
     """A try whose outcome is not known: `ended` when the processor has answered it, so that it
@@ -53,6 +57,13 @@ class Claim:
     job_try: int = 1
     overdue: bool = False
     """The deadline for paying it has passed."""
+    accepted_at: int = 0
+    """ms by Redis' clock."""
+
+    def life_of_try(self, number: int) -> LifeOfTry:
+        """What no other try has in common with this one, though an id may come again after a purge
+        or after its record has expired, and its tries are counted anew then."""
+        return self.generation, self.accepted_at, number
 
 
 @dataclass(slots=True)
@@ -163,20 +174,21 @@ class QuietWatch:
     """
 
     def __init__(self, *, remembered: int = 100_000) -> None:
-        self._seen: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._seen: OrderedDict[str, tuple[LifeOfTry, float]] = OrderedDict()
         self._remembered = remembered
 
     def passed(self, claim: Claim, now_ms: float) -> bool:
         """Whether the quiet time has passed here since the claim's last try was first seen."""
-        tries, since = self._seen.get(claim.correlation_id, (-1, now_ms))
-        if tries != claim.tries:
-            self.saw(claim.correlation_id, claim.tries, now_ms)
+        last_try = claim.life_of_try(claim.tries)
+        seen, since = self._seen.get(claim.correlation_id, (None, now_ms))
+        if seen != last_try:
+            self.saw(claim.correlation_id, last_try, now_ms)
             return False
         return now_ms - since >= claim.quiet_ms
 
-    def saw(self, correlation_id: str, tries: int, now_ms: float) -> None:
+    def saw(self, correlation_id: str, last_try: LifeOfTry, now_ms: float) -> None:
         """Remember that the payment's last try was this one at this instant."""
-        self._seen[correlation_id] = (tries, now_ms)
+        self._seen[correlation_id] = (last_try, now_ms)
         self._seen.move_to_end(correlation_id)
         if len(self._seen) > self._remembered:
             self._seen.popitem(last=False)

@@ -11,9 +11,11 @@ import orjson
 import pytest
 from arq.connections import ArqRedis
 
+from payswitch.clock import boottime_ms
 from payswitch.ledger import Total
+from payswitch.tries import Findings, Tries
 from tests.integration.harness import FAST, Bench, bench
-from tests.support import LOST_REPLY, NEVER, PAID, Reply, free_port
+from tests.support import LOST_REPLY, NEVER, PAID, Reply, eventually, free_port
 
 pytestmark = pytest.mark.usefixtures("redis")
 
@@ -400,3 +402,25 @@ async def test_while_the_processor_has_no_free_slot_the_payment_is_given_back(
     assert (await b.record(second)).state == "queued"
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_after_a_purge_the_same_id_is_watched_anew_by_both_clocks(b: Bench) -> None:
+    """Its tries are counted from one again; Redis' clock alone, set forth, must not unpin it."""
+    payment = await b.accept()
+    b.default.script.append(NEVER)
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    await b.purge()
+    quiet_ms = b.settings.lease_ms + b.settings.processor_max_delay_ms
+    began = boottime_ms()
+
+    async def quiet_time_is_over() -> bool:
+        return boottime_ms() > began + quiet_ms
+
+    await eventually(quiet_time_is_over, what="the first life's quiet time is over")
+    await b.accept(correlation_id=payment)
+    other = Tries(b.redis, max_delay_ms=300, lease_ms=b.settings.lease_ms)
+    await other.open(await b.claim_when_due(payment), "default", Findings())
+    await b.redis.hset(f"payment:{payment}", "horizon", "1")  # type: ignore[misc]
+    b.choose("fallback")
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert b.fallback.posts == []

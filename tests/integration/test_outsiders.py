@@ -11,6 +11,7 @@ from arq.connections import ArqRedis
 from redis.exceptions import ResponseError
 
 from payswitch.claims import Claims
+from payswitch.dead_letters import DeadLetters, Replay
 from payswitch.ledger import Settlement, Total
 from payswitch.lock import Lock
 from payswitch.payment import Payment
@@ -147,3 +148,26 @@ async def test_out_of_memory_a_purge_frees_it(b: Bench, redis: ArqRedis) -> None
     finally:
         await redis.config_set("maxmemory", 0)
     assert not await redis.exists(f"payment:{payment}")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("cents", "many"), ("accepted_at", ""), ("horizon", "x"), ("tries", "1.5")]
+)
+async def test_a_record_that_somebody_spoilt_stops_no_other_payment(
+    b: Bench, redis: ArqRedis, field: str, value: str
+) -> None:
+    spoilt, good = await b.accept(), await b.accept()
+    await redis.hset(f"payment:{spoilt}", field, value)  # type: ignore[misc]
+    assert [claim.correlation_id for claim in await b.claim()] == [good]
+    assert await redis.hget(f"payment:{spoilt}", field) == value.encode()  # type: ignore[misc]
+
+
+async def test_a_spoilt_dead_letter_is_not_put_back(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    b.choose("default")
+    b.default.script.append(Reply(422))
+    await b.dispatch_until_done(payment)
+    await redis.hset(f"payment:{payment}", "cents", "many")  # type: ignore[misc]
+    [verdicts] = [page async for page in DeadLetters(redis).replay([payment])]
+    assert verdicts == {payment: Replay.BROKEN}
+    assert await redis.zcard("arq:queue") == 0

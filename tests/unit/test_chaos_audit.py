@@ -119,7 +119,35 @@ def find_an_incident(books: Books) -> Books:
 
 
 def leave_an_entry(books: Books) -> Books:
-    return replace(books, queued=1)
+    return replace(books, left={"arq:queue": 0, "payments:open": 1})
+
+
+def die(books: Books) -> Books:
+    """The third becomes a dead letter, as it should."""
+    books.records["c"] = {"state": "dead", "reason": "refused", "cents": "5"}
+    del books.booked["default"]["c"]
+    books.ours["default"] = books.theirs["default"] = Total(1, 100)
+    refusal = {"correlationId": "c", "event": "answered", "fault": "422-unknown", "status": 422}
+    return replace(books, dead=frozenset({"c"}), journals={"default": [refusal], "fallback": []})
+
+
+def die_unrefused(books: Books) -> Books:
+    return replace(die(books), journals={})
+
+
+def die_unlisted(books: Books) -> Books:
+    return replace(die(books), dead=frozenset())
+
+
+def die_with_another_amount(books: Books) -> Books:
+    books = die(books)
+    books.records["c"]["cents"] = "6"
+    return books
+
+
+def request_before_acceptance(books: Books) -> Books:
+    books.records["a"]["accepted_at"] = str(REQUESTED_MS + 1)
+    return books
 
 
 def test_what_is_right_passes() -> None:
@@ -147,6 +175,10 @@ def test_what_is_right_passes() -> None:
         (miss_a_cent_in_a_window, "window differs"),
         (find_an_incident, "incident"),
         (leave_an_entry, "left over"),
+        (die_unrefused, "no cause"),
+        (die_unlisted, "dead letters differ"),
+        (die_with_another_amount, "differs"),
+        (request_before_acceptance, "out of order"),
     ],
 )
 def test_every_wrong_is_found(spoil: Callable[[Books], Books], what: str) -> None:
@@ -166,14 +198,21 @@ def test_a_difference_counts_in_cents_whatever_its_sign() -> None:
     assert audit(sent(), books).difference_cents == 5
 
 
-def test_a_dead_letter_with_a_reason_is_no_violation() -> None:
-    books = right()
-    books.records["c"] = {"state": "dead", "reason": "refused", "cents": "5"}
-    del books.booked["default"]["c"]
-    books.ours["default"] = books.theirs["default"] = Total(1, 100)
-    verdict = audit(sent(), books)
+def test_a_dead_letter_that_a_processor_refused_is_no_violation() -> None:
+    verdict = audit(sent(), die(right()))
     assert verdict.holds
     assert verdict.dead_by_reason == {"refused": 1}
+    assert verdict.faults_met == {"422-unknown": 1}
+
+
+def test_where_nothing_is_accepted_nothing_is_proved() -> None:
+    nobody = {name: replace(each, acknowledged=False) for name, each in sent().items()}
+    assert [each.what for each in audit(nobody, right()).violations] == ["refused"]
+
+
+def test_where_all_should_pass_a_refused_payment_is_a_violation() -> None:
+    verdict = audit(sent(), right(), all_should_pass=True)
+    assert [each.what for each in verdict.violations] == ["refused"]
 
 
 def test_a_client_that_was_answered_something_else_is_a_violation() -> None:

@@ -211,7 +211,7 @@ async def test_an_incident_is_kept_with_all_that_is_known(redis: Redis) -> None:
         "pinned": "default",
         "paidBy": "fallback",
         "requestedAt": str(AT_MS),
-        "what": "proof of payment that matches no pin",
+        "what": "proof of payment that matches no pin or no record",
     }
 
 
@@ -244,11 +244,25 @@ async def test_an_incident_disturbs_no_other_proof_of_its_flush(redis: Redis) ->
         ledger.settle(claim_of("missing"), "default", AT_MS),
         ledger.settle(claim_of("b"), "default", AT_MS),
     )
-    assert list(outcomes) == [Settlement.INCIDENT, Settlement.GONE, Settlement.SETTLED]
+    assert list(outcomes) == [Settlement.INCIDENT, Settlement.INCIDENT, Settlement.SETTLED]
 
 
-async def test_a_proof_without_a_record_is_gone(redis: Redis) -> None:
-    assert await ledger_on(redis).settle(claim_of(), "default", AT_MS) is Settlement.GONE
+async def test_a_proof_without_a_record_is_an_incident(redis: Redis) -> None:
+    """After a Redis that forgot, it is the only trace of the payment."""
+    assert await ledger_on(redis).settle(claim_of(), "default", AT_MS) is Settlement.INCIDENT
+    assert await redis.llen("payments:incidents") == 1  # type: ignore[misc]
+
+
+async def test_a_spoilt_record_is_an_incident_and_hinders_no_other(redis: Redis) -> None:
+    ledger = ledger_on(redis)
+    await pin(redis, "a")
+    await pin(redis, "b")
+    await redis.hset("payment:a", "cents", "many")  # type: ignore[misc]
+    outcomes = await asyncio.gather(
+        ledger.settle(claim_of("a"), "default", AT_MS),
+        ledger.settle(claim_of("b"), "default", AT_MS),
+    )
+    assert list(outcomes) == [Settlement.INCIDENT, Settlement.SETTLED]
 
 
 async def test_a_proof_of_a_purged_generation_is_gone(redis: Redis) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -160,17 +161,31 @@ async def test_a_lossy_redis_is_warned_of_where_trust_is_not_demanded(
     assert caplog.messages == [f"redis: {risk}" for risk in judge(LOSSY)]
 
 
+def test_an_fsync_that_a_rewrite_suspends_is_a_risk() -> None:
+    [risk] = judge(TRUSTED | {"no-appendfsync-on-rewrite": "yes"})
+    assert "no-appendfsync-on-rewrite" in risk
+
+
 async def test_a_trusted_redis_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     await check_trust(configured(TRUSTED), demand=False)
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("demand", [False, True])
 async def test_a_redis_that_is_away_is_not_judged(
-    away: Redis, demand: bool, caplog: pytest.LogCaptureFixture
+    away: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await check_trust(away, demand=demand)
+    await check_trust(away, demand=False)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+async def test_where_trust_is_demanded_a_redis_that_is_away_is_waited_for(
+    away: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting = asyncio.create_task(check_trust(away, demand=True))
+    done, _ = await asyncio.wait([waiting], timeout=1.2)
+    assert not done
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    waiting.cancel()
 
 
 # URLs.

@@ -198,6 +198,10 @@ def test_an_error_names_no_variable_that_is_right() -> None:
             "PAYSWITCH_LEASE_MS must be above PAYSWITCH_PROCESSOR_MAX_DELAY_MS plus",
         ),
         (
+            {"PAYSWITCH_RETENTION_MS": "25000"},
+            "PAYSWITCH_RETENTION_MS must be above PAYSWITCH_LEASE_MS plus",
+        ),
+        (
             {
                 "PAYMENT_PROCESSOR_URL_DEFAULT": "http://one:80",
                 "PAYMENT_PROCESSOR_URL_FALLBACK": "http://one:80/",

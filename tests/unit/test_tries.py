@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,8 +116,18 @@ def test_a_newer_try_that_is_first_seen_late_has_not_passed() -> None:
 
 def test_a_try_that_was_sent_here_counts_from_its_sending() -> None:
     watch = QuietWatch()
-    watch.saw(ID, 3, 1000)
+    watch.saw(ID, claim_of(3).life_of_try(3), 1000)
     assert watch.passed(claim_of(3), 1000 + QUIET_MS)
+
+
+@pytest.mark.parametrize("other", [{"generation": "1"}, {"accepted_at": 5}])
+def test_a_try_of_the_same_number_in_another_life_of_the_id_is_another(
+    other: dict[str, Any],
+) -> None:
+    watch = QuietWatch()
+    watch.passed(claim_of(3), 0)
+    again = replace(claim_of(3), **other)
+    assert not watch.passed(again, 10 * QUIET_MS)
 
 
 def test_a_longer_quiet_time_is_waited_for() -> None:
@@ -143,7 +156,7 @@ def test_an_unknown_payment_may_be_forgotten() -> None:
 def test_beyond_what_is_remembered_the_oldest_sight_starts_anew() -> None:
     watch = QuietWatch(remembered=2)
     for number in (1, 2, 3):
-        watch.saw(str(number), 1, 0)
+        watch.saw(str(number), claim_of(1).life_of_try(1), 0)
     assert [watch.passed(claim_of(1, str(number)), QUIET_MS) for number in (3, 2, 1)] == [
         True,
         True,
@@ -153,8 +166,8 @@ def test_beyond_what_is_remembered_the_oldest_sight_starts_anew() -> None:
 
 def test_a_payment_that_was_seen_again_is_not_the_oldest() -> None:
     watch = QuietWatch(remembered=2)
-    watch.saw("1", 1, 0)
-    watch.saw("2", 1, 0)
-    watch.saw("1", 2, 0)
-    watch.saw("3", 1, 0)
+    watch.saw("1", claim_of(1).life_of_try(1), 0)
+    watch.saw("2", claim_of(1).life_of_try(1), 0)
+    watch.saw("1", claim_of(2).life_of_try(2), 0)
+    watch.saw("3", claim_of(1).life_of_try(1), 0)
     assert watch.passed(claim_of(2, "1"), QUIET_MS)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import quantiles
 
 from payswitch.chaos.books import Booked, Books
 from payswitch.chaos.clients import Sent
+from payswitch.chaos.plan import REFUSING_MODE
+
+_NEARLY_ALL = 0.99
+"""Of the payments of a run in which nothing but processors is disturbed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,8 @@ class Verdict:
     """From the processor's commit to our settling; None where clocks were set."""
     violations: list[Violation] = field(default_factory=list)
     dead_by_reason: dict[str, int] = field(default_factory=dict)
+    faults_met: dict[str, int] = field(default_factory=dict)
+    """By fault, how many calls at the processors met it."""
 
     @property
     def holds(self) -> bool:
@@ -67,20 +74,27 @@ def audit(
     *,
     wrong_answers: Sequence[tuple[str, str]] = (),
     clocks_were_set: bool = False,
+    all_should_pass: bool = False,
 ) -> Verdict:
-    """Judge a run that has come to rest."""
+    """Judge a run that has come to rest. With `all_should_pass` nothing stood between the clients
+    and Redis, so that what was not accepted was refused without need."""
     violations = [
+        *_refused(sent, least_share=_NEARLY_ALL if all_should_pass else 0.0),
         *_lost(sent, books),
         *_double(books),
         *_wrongly_settled(books),
         *_wrongly_paid(sent, books),
-        *_dead_without_cause(books),
+        *_wrongly_dead(sent, books),
         *_unequal_books(books),
         *(Violation("incident", incident) for incident in books.incidents),
         *(Violation("wrong answer", answer, payment) for payment, answer in wrong_answers),
+        *(
+            Violation("left over", f"{count} in {key}")
+            for key, count in books.left.items()
+            if count
+        ),
+        *([] if clocks_were_set else _out_of_order(books)),
     ]
-    if books.queued:
-        violations.append(Violation("left over", f"{books.queued} entries are still queued"))
     settled = {
         name: sum(
             _pin(record) == name for record in books.records.values() if _is(record, "settled")
@@ -106,6 +120,7 @@ def audit(
         settle_gap=None if clocks_were_set else Spread.of(_gaps_ms(books)),
         violations=violations,
         dead_by_reason={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        faults_met=_faults_met(books),
     )
 
 
@@ -172,10 +187,43 @@ def _wrongly_paid(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]
                 yield Violation("not settled", f"{name} has it, and here it is {state}", payment)
 
 
-def _dead_without_cause(books: Books) -> Iterator[Violation]:
-    for payment, record in books.records.items():
-        if _is(record, "dead") and not record.get("reason"):
+def _refused(sent: Mapping[str, Sent], *, least_share: float) -> Iterator[Violation]:
+    accepted = sum(each.acknowledged for each in sent.values())
+    if not accepted or accepted < least_share * len(sent):
+        yield Violation("refused", f"only {accepted} of {len(sent)} payments were accepted")
+
+
+def _wrongly_dead(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]:
+    """A dead letter has a reason, is listed, is what the client sent, and a processor has refused
+    it: nothing else in a run makes one."""
+    refused = {
+        event["correlationId"]
+        for journal in books.journals.values()
+        for event in journal
+        if event["fault"] == REFUSING_MODE
+    }
+    dead = {payment for payment, record in books.records.items() if _is(record, "dead")}
+    for payment in dead:
+        record, client = books.records[payment], sent.get(payment)
+        if not record.get("reason"):
             yield Violation("no reason", "a dead letter without a reason", payment)
+        if payment not in refused:
+            yield Violation("no cause", f"dead, and nobody refused it: {record}", payment)
+        if client is None or record.get("cents") != str(client.cents):
+            yield Violation("differs", f"a dead letter that no client sent so: {record}", payment)
+    for payment in dead ^ books.dead:
+        where = "listed and not dead" if payment in books.dead else "dead and not listed"
+        yield Violation("dead letters differ", where, payment)
+
+
+def _out_of_order(books: Books) -> Iterator[Violation]:
+    """Accepted, then requested, then recorded."""
+    for book in books.booked.values():
+        for payment, entry in book.items():
+            accepted_at = int(books.records.get(payment, {}).get("accepted_at", 0))
+            if not accepted_at * 1000 <= entry.requested_at_us <= entry.committed_at_us:
+                detail = f"accepted at {accepted_at}, booked as {entry}"
+                yield Violation("out of order", detail, payment)
 
 
 def _unequal_books(books: Books) -> Iterator[Violation]:
@@ -188,6 +236,16 @@ def _unequal_books(books: Books) -> Iterator[Violation]:
                 bounds = f"from {window.first_ms} to {window.last_ms}"
                 detail = f"{name} {bounds}: ours {total}, theirs {window.theirs[name]}"
                 yield Violation("window differs", detail)
+
+
+def _faults_met(books: Books) -> dict[str, int]:
+    met = Counter(
+        event["fault"]
+        for journal in books.journals.values()
+        for event in journal
+        if event["fault"] is not None and event["event"] in ("answered", "hung-up")
+    )
+    return dict(sorted(met.items()))
 
 
 def _gaps_ms(books: Books) -> list[float]:

@@ -20,6 +20,8 @@ from payswitch.ledger import Total
 from payswitch.redis_client import connect
 
 _PAGE = 1000
+_EARLIEST_MS, _LATEST_MS = 0, 4_000_000_000_000
+_EMPTY_AT_REST = ("arq:queue", "payments:open", "payments:in-flight")
 _PATIENCE_S = 0.5
 
 Totals = dict[str, Total]
@@ -36,10 +38,10 @@ class Booked:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The summary and the books of one window (ms since the epoch)."""
+    """The summary and the books of one window (ms since the epoch, None: open on that side)."""
 
-    first_ms: int
-    last_ms: int
+    first_ms: int | None
+    last_ms: int | None
     ours: Totals
     theirs: Totals
 
@@ -56,8 +58,10 @@ class Books:
     theirs: Totals
     windows: list[Window]
     incidents: list[str]
-    queued: int = 0
-    """What is left on the queue."""
+    dead: frozenset[str] = frozenset()
+    """What is listed as dead letters."""
+    left: Mapping[str, int] = field(default_factory=dict)
+    """By key, how many entries are left of what must be empty at rest."""
     journals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """By processor; every event that it saw."""
 
@@ -104,13 +108,16 @@ class Auditor:
             totals[name] = _total(await self._get(f"{url}/admin/payments-summary", bounds))
         return totals
 
-    async def window(self, first_ms: int, last_ms: int) -> Window:
-        """Summary and books of one window."""
+    async def window(self, first_ms: int | None, last_ms: int | None) -> Window:
+        """Summary and books of one window. Processors, asked with one bound, tell everything, so
+        they get a bound that lies beyond all payments."""
+        earliest = _EARLIEST_MS if first_ms is None else first_ms
+        latest = _LATEST_MS if last_ms is None else last_ms
         return Window(
             first_ms,
             last_ms,
             await self.ours(first_ms, last_ms),
-            await self.theirs(first_ms, last_ms),
+            await self.theirs(earliest, latest),
         )
 
     async def collect(self, *, windows: int, seed: int) -> Books:
@@ -138,7 +145,10 @@ class Auditor:
                 incident.decode()
                 for incident in await self._redis.lrange("payments:incidents", 0, -1)  # type: ignore[misc]
             ],
-            queued=int(await self._redis.zcard("arq:queue")),
+            dead=frozenset(
+                payment.decode() for payment in await self._redis.zrange("payments:dead", 0, -1)
+            ),
+            left={key: int(await self._redis.zcard(key)) for key in _EMPTY_AT_REST},
             journals=journals,
         )
 
@@ -170,9 +180,8 @@ class Auditor:
 
 
 def _bounds(first_ms: int | None, last_ms: int | None) -> dict[str, str]:
-    if first_ms is None or last_ms is None:
-        return {}
-    return {"from": format_instant(first_ms), "to": format_instant(last_ms)}
+    bounds = {"from": first_ms, "to": last_ms}
+    return {name: format_instant(bound) for name, bound in bounds.items() if bound is not None}
 
 
 def _total(document: Mapping[str, Any]) -> Total:
@@ -182,11 +191,16 @@ def _total(document: Mapping[str, Any]) -> Total:
 
 def _windows(
     booked: Iterable[dict[str, Booked]], count: int, choose: random.Random
-) -> list[tuple[int, int]]:
-    """Windows of all sizes over the time in which anything was requested."""
+) -> list[tuple[int | None, int | None]]:
+    """Windows of all sizes over the time in which anything was requested, some open on a side."""
     instants = [each.requested_at_us // 1000 for book in booked for each in book.values()]
     if not instants:
         return []
     first, last = min(instants) - 1000, max(instants) + 1000
     chosen = (sorted(choose.randint(first, last) for _ in range(2)) for _ in range(count))
-    return [(low, high) for low, high in chosen]
+    both = [(low, high) for low, high in chosen]
+    return [
+        *both,
+        *((low, None) for low, _ in both[::10]),
+        *((None, high) for _, high in both[::10]),
+    ]

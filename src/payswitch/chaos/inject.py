@@ -14,7 +14,7 @@ import httpx
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from payswitch.chaos.plan import PROCESSORS, Event
+from payswitch.chaos.plan import BOTH, PROCESSORS, Event
 from payswitch.chaos.system import ChaosSystem
 from payswitch.redis_client import connect
 
@@ -82,14 +82,19 @@ class Injector:
 
     async def _disturb(self, event: Event) -> None:
         """Anything that a processor's settings can say."""
-        self._under_way[event.target].append(event)
-        await self._configure(event.target)
+        names = _processors_of(event)
+        for name in names:
+            self._under_way[name].append(event)
+        await asyncio.gather(*map(self._configure, names))
         await asyncio.sleep(event.lasts_s)
-        self._under_way[event.target].remove(event)
-        await self._configure(event.target)
+        for name in names:
+            self._under_way[name].remove(event)
+        await asyncio.gather(*map(self._configure, names))
 
     async def _make_gone(self, event: Event) -> None:
-        await self._configure(event.target, gone_ms=int(event.lasts_s * 1000))
+        gone_ms = int(event.lasts_s * 1000)
+        names = _processors_of(event)
+        await asyncio.gather(*(self._configure(name, gone_ms=gone_ms) for name in names))
         await asyncio.sleep(event.lasts_s)
 
     async def _configure(self, name: str, *, gone_ms: int = 0) -> None:
@@ -189,6 +194,10 @@ class Injector:
         if self._system.clocks is not None:
             self._system.clocks.set_all_right()
         await self._give_memory()
+
+
+def _processors_of(event: Event) -> Sequence[str]:
+    return PROCESSORS if event.target == BOTH else (event.target,)
 
 
 def _sum_of(events: Sequence[Event]) -> dict[str, float]:

@@ -10,6 +10,8 @@ from payswitch.settings import Settings
 
 WARM_UP_S = 2.0
 PROCESSORS = ("default", "fallback")
+BOTH = "both"
+"""A target: one of them alone may have no traffic just then."""
 
 CLEAN_MODES = ("429", "429-retry-after")
 """What the simulated processors do to a payment that leaves no doubt: nothing is recorded."""
@@ -76,7 +78,7 @@ class Kind:
 
 
 def _either_processor(scale: Scale) -> Iterable[str]:
-    return PROCESSORS
+    return (*PROCESSORS, BOTH)
 
 
 def _a_worker(scale: Scale) -> Iterable[str]:

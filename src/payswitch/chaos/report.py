@@ -56,6 +56,9 @@ def _remarks(outcome: Outcome) -> Iterable[str]:
             f"{seed} {len(waits)} windows audited under load, {unequal} of them unequal at first, "
             f"for at most {max(waits):.0f} ms"
         )
+    if verdict.faults_met:
+        met = ", ".join(f"{fault} {count:,}" for fault, count in verdict.faults_met.items())
+        yield f"{seed} calls that met a fault: {met}"
     for reason, count in verdict.dead_by_reason.items():
         yield f"{seed} {count:,} dead: {reason}"
     for violation in verdict.violations[:_MOST_LINES]:
@@ -92,6 +95,7 @@ def as_document(outcome: Outcome) -> dict[str, Any]:
         "settled": verdict.settled,
         "dead": verdict.dead,
         "deadByReason": verdict.dead_by_reason,
+        "faultsMet": verdict.faults_met,
         "lost": verdict.lost,
         "double": verdict.double,
         "differenceCents": verdict.difference_cents,

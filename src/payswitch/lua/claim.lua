@@ -25,7 +25,7 @@ if #due > 0 then
 end
 
 -- Not ours to pay: another application's job on this queue (left for whom it is for, tried again
--- later), or an entry without a job (nothing to keep). What is settled or dead isn't paid again,
+-- later), an entry without a job (nothing to keep), or a record that somebody spoilt. What is settled or dead isn't paid again,
 -- whoever queued it.
 local function put_aside(id)
   strays[#strays + 1] = id
@@ -43,7 +43,7 @@ for i = 1, #due, 2 do
   local record = 'payment:' .. id
   local known = redis.pcall('HMGET', record, 'generation', 'cents', 'accepted_at', 'processor',
     'requested_at', 'open', 'horizon', 'tries', 'quiet', 'state', 'replayed_at')
-  if known.err or known[1] ~= current then
+  if known.err or known[1] ~= current or not (tonumber(known[2]) and tonumber(known[3])) then
     put_aside(id)
   elseif known[10] == 'settled' or known[10] == 'dead' then
     strays[#strays + 1] = id

@@ -21,13 +21,15 @@ local function judge(i)
   local id = ARGV[i]
   if dead[id] then return 'queued' end
   local known = redis.pcall('HMGET', 'payment:' .. id, 'generation', 'state', 'accepted_at',
-    'processor', 'open', 'tries')
+    'processor', 'open', 'tries', 'cents')
   if known.err then return 'broken' end
   if known[1] ~= current then return 'unknown' end
   if known[2] == 'queued' or known[2] == 'processing' or known[2] == 'settled' then
     return known[2]
   end
-  if known[2] ~= 'dead' or not tonumber(known[3]) then return 'broken' end
+  if known[2] ~= 'dead' or not tonumber(known[3]) or not tonumber(known[7]) then
+    return 'broken'
+  end
   local open = known[5] or ''
   if known[4] and open == '' then open = (known[6] or '0') .. 'e' end
   dead[id] = { open = open, job = ARGV[i + 1] }

@@ -3,8 +3,8 @@
 -- brings it, lease or not. Proof that matches no pin is kept as an incident.
 --
 -- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms)
--- Returns for each payment: 'settled', 'known' (it was settled before), 'gone' (purged or
---   expired), 'incident'
+-- Returns for each payment: 'settled', 'known' (it was settled before), 'gone' (purged), 'incident'
+--   (it matches no pin, or nothing is known of the payment)
 
 demand_queues()
 write_even_out_of_memory()
@@ -48,8 +48,8 @@ end
 -- fill the memory.
 local function incident(id, state, pin, processor, requested_at)
   redis.call('RPUSH', INCIDENTS, cjson.encode({
-    correlationId = id, at = now, state = state, pinned = pin or '', paidBy = processor,
-    requestedAt = requested_at, what = 'proof of payment that matches no pin' }))
+    correlationId = id, at = now, state = state or '', pinned = pin or '', paidBy = processor,
+    requestedAt = requested_at, what = 'proof of payment that matches no pin or no record' }))
   redis.call('LTRIM', INCIDENTS, -10000, -1)
 end
 
@@ -61,8 +61,9 @@ local function judge(i)
   if of ~= current then return 'gone' end
   if to_settle[id] then return 'known' end
   local known = redis.pcall('HMGET', 'payment:' .. id, 'generation', 'state', 'processor', 'cents')
-  if known.err or known[1] ~= current then return 'gone' end
-  if known[3] ~= processor then
+  if not known.err and known[1] and known[1] ~= current then return 'gone' end
+  local is_known = not known.err and tonumber(known[4])
+  if not is_known or known[3] ~= processor then
     incident(id, known[2], known[3], processor, requested_at)
     return 'incident'
   end
