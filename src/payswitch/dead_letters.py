@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from redis.asyncio import Redis
 
 from payswitch import scripts
-from payswitch.full_records import FullRecord, read_records
+from payswitch.full_records import FullRecord, Unreadable, read_records
 from payswitch.queue import job_bytes
 
 DEAD_KEY = "payments:dead"
@@ -43,21 +43,26 @@ class DeadLetters:
         """How many there are."""
         return int(await self._redis.zcard(DEAD_KEY))
 
-    async def newest(self, limit: int) -> list[FullRecord]:
+    async def newest(self, limit: int) -> list[FullRecord | Unreadable]:
         """Up to `limit` dead letters, the one that died last first."""
-        found: list[FullRecord] = []
+        found: list[FullRecord | Unreadable] = []
         for first in range(0, limit, _PAGE):
             last = min(first + _PAGE, limit) - 1
-            ids = [key.decode() for key in await self._redis.zrevrange(DEAD_KEY, first, last)]
+            ids = await self._redis.zrevrange(DEAD_KEY, first, last)
             if not ids:
                 break
             records = await read_records(self._redis, ids)
-            found += [record for record in records if record is not None]
+            found += [
+                record or _without_record(key) for key, record in zip(ids, records, strict=True)
+            ]
         return found
 
-    async def find(self, correlation_id: str) -> FullRecord | None:
+    async def find(self, correlation_id: str) -> FullRecord | Unreadable | None:
         """What is known of a payment, whatever its state; None where it is unknown."""
-        [record] = await read_records(self._redis, [correlation_id])
+        key = correlation_id.encode()
+        [record] = await read_records(self._redis, [key])
+        if record is None and await self._redis.zscore(DEAD_KEY, key) is not None:
+            return _without_record(key)
         return record
 
     async def replay(self, correlation_ids: Sequence[str]) -> AsyncIterator[dict[str, Replay]]:
@@ -78,16 +83,40 @@ class DeadLetters:
         One that dies again meanwhile is the last of all, and not replayed again.
         """
         to_see = await self.count()
-        left = 0  # what can't be replayed stays, before all others
+        stayed: list[tuple[bytes, float]] = []  # what can't be replayed stays, before all others
         while to_see > 0:
-            last = left + min(_PAGE, to_see) - 1
-            page = await self._redis.zrange(DEAD_KEY, left, last)
+            page = await self._after(stayed, min(_PAGE, to_see))
             if not page:
                 return
-            verdicts = await self._replay_page([key.decode() for key in page])
-            left += sum(verdict is not Replay.REPLAYED for verdict in verdicts.values())
+            verdicts = await self._replay_page([_text(key) for key, _ in page])
+            stayed += [entry for entry in page if verdicts[_text(entry[0])] is not Replay.REPLAYED]
             to_see -= len(page)
             yield verdicts
+
+    async def _after(
+        self, stayed: list[tuple[bytes, float]], limit: int
+    ) -> list[tuple[bytes, float]]:
+        """Up to `limit` dead letters, with their instants, after those that were seen and stayed.
+        Any of these may leave meanwhile; the last one that is still there tells where to go on."""
+        while stayed:
+            rank = await self._redis.zrank(DEAD_KEY, stayed[-1][0])
+            if rank is None:
+                stayed.pop()
+                continue
+            page = await self._page(rank, limit + 1)
+            if page and page[0] == stayed[-1]:
+                return page[1:]
+            if page and page[0][0] == stayed[-1][0]:  # it has died anew
+                stayed.pop()
+        return await self._page(0, limit)
+
+    async def _page(self, first: int, limit: int) -> list[tuple[bytes, float]]:
+        return [
+            (key, score)
+            for key, score in await self._redis.zrange(
+                DEAD_KEY, first, first + limit - 1, withscores=True
+            )
+        ]
 
     async def _replay_page(self, ids: Sequence[str]) -> dict[str, Replay]:
         enqueued_at = time.time_ns() // 1_000_000
@@ -96,3 +125,11 @@ class DeadLetters:
             args += (correlation_id, job_bytes(correlation_id, enqueued_at))
         verdicts = [Replay(verdict.decode()) for verdict in await self._replay(args=args)]
         return dict(zip(ids, verdicts, strict=True))
+
+
+def _text(key: bytes) -> str:
+    return key.decode(errors="backslashreplace")
+
+
+def _without_record(key: bytes) -> Unreadable:
+    return Unreadable(_text(key), "it has no record")

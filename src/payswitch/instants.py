@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 
+EARLIEST_MS = -62_135_596_800_000
+"""The first instant that can be written: the year 1."""
+LATEST_MS = 253_402_300_799_999
+"""The last one: the end of the year 9999."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _DATE_AND_TIME = re.compile(

@@ -29,6 +29,8 @@ _EXACT = Context(prec=70_000)
 """Holds every digit that a body may have."""
 _MANY_DIGITS = re.compile(rb"[0-9.]{17}")
 """More digits than a double holds: such a number is read exactly."""
+_LONGEST_AMOUNT = 400
+"""Any double fits, also written out in full; what is longer or larger could cost minutes."""
 
 
 class MalformedPaymentError(ValueError):
@@ -121,13 +123,16 @@ def parse_amount(value: Any) -> int:
 
 def exact_cents(text: str) -> int | None:
     """The cents of a decimal number in text, or None where it is not a whole number of cents."""
+    if len(text) > _LONGEST_AMOUNT:
+        return None
     try:
-        cents = _EXACT.scaleb(Decimal(text), Decimal(2))
+        amount = Decimal(text)
     except DecimalException:
         return None
-    if not cents.is_finite() or cents != cents.to_integral_value():
+    if not amount.is_finite() or abs(amount.adjusted()) > _LONGEST_AMOUNT:
         return None
-    return int(cents)
+    cents = _EXACT.scaleb(amount, Decimal(2))
+    return int(cents) if cents == cents.to_integral_value() else None
 
 
 def format_cents(cents: int) -> str:

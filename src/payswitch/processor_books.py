@@ -11,10 +11,7 @@ from payswitch.instants import format_instant
 from payswitch.ledger import Total
 from payswitch.payment import exact_cents
 
-EARLIEST_MS = -62_135_596_800_000
-"""The first instant that can be written: the year 1."""
-LATEST_MS = 253_402_300_799_999
-"""The last one: the end of the year 9999."""
+_MOST_PAYMENTS = 10**15
 
 
 class CannotAskError(Exception):
@@ -78,6 +75,6 @@ def parse_total(content: bytes) -> Total | None:
         count, cents = document["totalRequests"], exact_cents(str(document["totalAmount"]))
     except (ValueError, KeyError, TypeError, RecursionError, ArithmeticError):
         return None
-    if type(count) is not int or count < 0 or cents is None:
+    if type(count) is not int or not 0 <= count <= _MOST_PAYMENTS or cents is None:
         return None
     return Total(count, cents)

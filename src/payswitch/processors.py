@@ -138,12 +138,12 @@ def classify_finding(status: int, content: bytes, correlation_id: str) -> Findin
         return Unclear(f"status {status}")
     try:
         document = orjson.loads(content)
-        cents = exact_cents(repr(document["amount"]))
+        found_id, amount = document["correlationId"], document["amount"]
         requested_at = parse_instant_ms(document["requestedAt"])
-        same_id = str(document["correlationId"]).lower() == correlation_id
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError):
         return Unclear("a body that is no payment")
-    if cents is None or not same_id:
+    cents = exact_cents(repr(amount)) if type(amount) in (int, float) else None
+    if cents is None or type(found_id) is not str or found_id.lower() != correlation_id:
         return Unclear("a body that is another payment")
     if not 0 <= requested_at < _LEDGER_ENDS_MS:
         return Unclear("an absurd instant")

@@ -25,16 +25,17 @@ from payswitch.comparison import (
     may_differ,
     unexplained,
 )
-from payswitch.full_records import FullRecord, read_records
+from payswitch.full_records import FullRecord, Unreadable, read_records
+from payswitch.instants import EARLIEST_MS, LATEST_MS
 from payswitch.ledger import Ledger, Total
-from payswitch.processor_books import EARLIEST_MS, LATEST_MS, CannotAskError, ProcessorBooks
+from payswitch.processor_books import CannotAskError, ProcessorBooks
 from payswitch.processors import Finding, Found, Missing, Processor, Unclear
 
 T = TypeVar("T")
 
 INCIDENTS_KEY = "payments:incidents"
 
-_UNPAID_KEYS = ("payments:open", "payments:dead")
+_UNPAID = {"payments:open": "in the backlog", "payments:dead": "among the dead letters"}
 _RECORD_PREFIX = b"payment:"
 _PAGE = 1000
 _FIND_AT_ONCE = 50
@@ -71,12 +72,14 @@ class Report:
     payments: Sequence[Differing]
     unexplained: Sequence[Unexplained]
     incidents: Sequence[Incident]
+    unreadable: Sequence[Unreadable]
+    """Of whichever window: their instants aren't known."""
 
     @property
     def equal(self) -> bool:
         """Whether there is nothing to report."""
         return self.ours == self.theirs and not (
-            self.payments or self.unexplained or self.incidents
+            self.payments or self.unexplained or self.incidents or self.unreadable
         )
 
 
@@ -116,7 +119,7 @@ class Reconciliation:
             first_ms, last_ms, now, ends=Window(EARLIEST_MS, LATEST_MS), gap_ms=_LATER_MS
         )
         totals, differences = await self._compare_totals(windows)
-        payments = await self._compare_payments(
+        payments, unreadable = await self._compare_payments(
             windows, windows if thorough else [each.window for each in differences]
         )
         return Report(
@@ -137,6 +140,7 @@ class Reconciliation:
                 if incident.requested_at is None
                 or any(window.holds(incident.requested_at) for window in windows)
             ],
+            unreadable=unreadable,
         )
 
     async def _compare_totals(
@@ -184,29 +188,65 @@ class Reconciliation:
 
     async def _compare_payments(
         self, windows: Sequence[Window], differing: Sequence[Window]
-    ) -> list[Differing]:
-        """The payments that differ, now and after a pause."""
-        found_once: dict[str, None] = {}  # a scan may show a key twice
-        async for ids in self._all_ids() if differing else self._unpaid_ids():
-            records = [
-                record
-                for record in await read_records(self._redis, ids)
-                if record is not None and may_differ(record, differing, windows)
-            ]
-            found = await self._look_up(records)
-            found_once |= dict.fromkeys(each.record.correlation_id for each in found)
-            self._on_looked_up(len(ids))
-        if not found_once:
-            return []
-        suspects = list(found_once)
+    ) -> tuple[list[Differing], list[Unreadable]]:
+        """The payments that differ, and those whose record is gone or spoilt, now and after a
+        pause."""
+        suspects = list(await self._suspects(windows, differing))
+        if not suspects:
+            return [], []
         await asyncio.sleep(self._pause_s)
-        confirmed: list[Differing] = []
+        payments: list[Differing] = []
+        unreadable: list[Unreadable] = []
         for first in range(0, len(suspects), _PAGE):
-            again = await read_records(self._redis, suspects[first : first + _PAGE])
-            confirmed += await self._look_up([record for record in again if record is not None])
-        return [each for each in confirmed if each.lies_in(windows)]
+            ids = suspects[first : first + _PAGE]
+            records = await read_records(self._redis, ids)
+            payments += await self._look_up(
+                record for record in records if isinstance(record, FullRecord)
+            )
+            unreadable += [record for record in records if isinstance(record, Unreadable)]
+            unreadable += await self._without_record(
+                [each for each, record in zip(ids, records, strict=True) if record is None]
+            )
+        return [each for each in payments if each.lies_in(windows)], unreadable
 
-    async def _look_up(self, records: Sequence[FullRecord]) -> list[Differing]:
+    async def _suspects(
+        self, windows: Sequence[Window], differing: Sequence[Window]
+    ) -> dict[bytes, None]:
+        """The ids, each once, though a scan may show a key twice."""
+        found: dict[bytes, None] = {}
+        async for ids, are_unpaid in self._pages(everything=bool(differing)):
+            records = await read_records(self._redis, ids)
+            differ = await self._look_up(
+                record
+                for record in records
+                if isinstance(record, FullRecord)
+                and not (differing and are_unpaid)  # they come again, among all records
+                and may_differ(record, differing, windows)
+            )
+            found |= dict.fromkeys(each.record.correlation_id.encode() for each in differ)
+            found |= dict.fromkeys(
+                each
+                for each, record in zip(ids, records, strict=True)
+                if isinstance(record, Unreadable) or (are_unpaid and record is None)
+            )
+            self._on_looked_up(len(ids))
+        return found
+
+    async def _without_record(self, ids: Sequence[bytes]) -> list[Unreadable]:
+        """Which of them are in the backlog or among the dead letters nevertheless."""
+        if not ids:
+            return []
+        found: list[Unreadable] = []
+        for key, place in _UNPAID.items():
+            scores = await self._redis.zmscore(key, list(ids))  # type: ignore[arg-type]
+            found += [
+                Unreadable(each.decode(errors="backslashreplace"), f"no record, though {place}")
+                for each, score in zip(ids, scores, strict=True)
+                if score is not None
+            ]
+        return found
+
+    async def _look_up(self, records: Iterable[FullRecord]) -> list[Differing]:
         found = await _all(self._look_at(record) for record in records)
         return [each for each in found if each is not None]
 
@@ -230,24 +270,32 @@ class Reconciliation:
                         reason = finding.reason
         raise CannotAskError(f"{name}: asked for payment {correlation_id}: {reason}")
 
-    async def _all_ids(self) -> AsyncIterator[list[str]]:
+    async def _pages(self, *, everything: bool) -> AsyncIterator[tuple[list[bytes], bool]]:
+        """Ids in pages, and whether they are those of unpaid payments, which come first."""
+        async for ids in self._unpaid_ids():
+            yield ids, True
+        if everything:
+            async for ids in self._all_ids():
+                yield ids, False
+
+    async def _all_ids(self) -> AsyncIterator[list[bytes]]:
         """Every payment that Redis has a record of, in pages."""
         cursor = 0
         while True:
             cursor, keys = await self._redis.scan(
                 cursor, match=_RECORD_PREFIX + b"*", count=_PAGE, _type="hash"
             )
-            yield [key.removeprefix(_RECORD_PREFIX).decode(errors="replace") for key in keys]
+            yield [key.removeprefix(_RECORD_PREFIX) for key in keys]
             if cursor == 0:
                 return
 
-    async def _unpaid_ids(self) -> AsyncIterator[list[str]]:
+    async def _unpaid_ids(self) -> AsyncIterator[list[bytes]]:
         """Every payment of the backlog and every dead letter, in pages."""
-        for key in _UNPAID_KEYS:
+        for key in _UNPAID:
             cursor = 0
             while True:
                 cursor, entries = await self._redis.zscan(key, cursor, count=_PAGE)
-                yield [member.decode(errors="replace") for member, _ in entries]
+                yield [member for member, _ in entries]
                 if cursor == 0:
                     break
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import cycle
 from typing import TextIO
 
+from payswitch.printable import printable
+
 LONGEST_LINE = 16 * 1024
 
 _OWN = "payswitch"
@@ -129,9 +131,5 @@ def _cut(line: bytes) -> list[bytes]:
 
 
 def _printable(line: bytes) -> str:
-    text = line.removesuffix(b"\r").decode(errors="backslashreplace").replace("\t", "    ")
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+    text = line.removesuffix(b"\r").decode(errors="backslashreplace")
+    return printable(text.replace("\t", "    "))

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from payswitch import scripts
+from payswitch.printable import printable
 from payswitch.purge import Purge
 
 logger = logging.getLogger(__name__)
@@ -46,10 +47,24 @@ class Sweeper:
         first = 0
         repaired = 0
         while True:
-            seen, requeued, dropped = await self._sweep(args=[first, _PAGE])
+            seen, requeued, dropped, states = await self._sweep(args=[first, _PAGE])
             for correlation_id in requeued:
-                logger.warning("payment %s had left the queue unpaid", correlation_id.decode())
+                logger.warning("payment %s had left the queue unpaid", _shown(correlation_id))
+            for correlation_id, state in zip(dropped, states, strict=True):
+                if state:
+                    logger.warning(
+                        "payment %s was still in the backlog, its state being %s",
+                        *(_shown(correlation_id), _shown(state)),
+                    )
+                else:
+                    logger.error(
+                        "acknowledged payment %s has no record any more", _shown(correlation_id)
+                    )
             repaired += len(requeued)
             first += int(seen) - len(dropped)
             if seen < _PAGE:
                 return repaired
+
+
+def _shown(value: bytes) -> str:
+    return printable(value.decode(errors="backslashreplace"))

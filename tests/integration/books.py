@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
@@ -144,6 +144,7 @@ class Books:
         *,
         thorough: bool = False,
         pause_s: float = 0.05,
+        on_looked_up: Callable[[int], None] = lambda _: None,
     ) -> Report:
         """Compare; nothing changes meanwhile, so the pauses are short."""
         books, processors = {}, assembly.processors(self.settings, self.transport)
@@ -160,7 +161,12 @@ class Books:
             processors[name].__class__ = CountingProcessor
             processors[name].calls = self.calls  # type: ignore[attr-defined]
         return await Reconciliation(
-            self.redis, self.ledger, books, processors, pause_s=pause_s
+            self.redis,
+            self.ledger,
+            books,
+            processors,
+            pause_s=pause_s,
+            on_looked_up=on_looked_up,
         ).run(first, last, thorough=thorough)
 
     async def _generation(self) -> str:

@@ -182,3 +182,60 @@ async def test_out_of_memory_is_one_line_and_nothing_is_replayed(
     assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
     assert "no memory left" in ended.err
     assert await redis.zcard("payments:dead") == 1
+
+
+async def test_unreadable_dead_letters_are_counted_and_named(
+    b: Bench, redis: ArqRedis, payswitch: Payswitch
+) -> None:
+    good, spoilt = await refused(b), await refused(b)
+    await redis.hset(f"payment:{spoilt}", "dead_at", "9" * 18)  # type: ignore[misc]
+    await redis.zadd("payments:dead", {b"\xff\xfe": 1})
+    ended = await payswitch("dead", "list")
+    lines = [" ".join(line.split()) for line in ended.out.splitlines()]
+    assert (ended.code, ended.err) == (0, "")
+    assert "3 of 3 dead letters, the newest first" in lines
+    assert f"{spoilt} unreadable: dead_at is '{'9' * 18}'" in lines
+    assert r"\xff\xfe unreadable: it has no record" in lines
+    assert lines[-1].startswith("2 of them unreadable")
+    document = (await payswitch("dead", "list", "--json")).json()
+    assert [each["correlationId"] for each in document["deadLetters"]] == [good]
+    assert document["unreadable"] == [
+        {"correlationId": spoilt, "problem": f"dead_at is '{'9' * 18}'"},
+        {"correlationId": r"\xff\xfe", "problem": "it has no record"},
+    ]
+
+
+async def test_showing_an_unreadable_record_says_what_is_wrong(
+    b: Bench, redis: ArqRedis, payswitch: Payswitch
+) -> None:
+    payment = await refused(b)
+    await redis.hset(f"payment:{payment}", "tries", "9" * 20)  # type: ignore[misc]
+    ended = await payswitch("dead", "show", payment, "--json")
+    assert ended == Ended(1, "", f"payswitch: {payment}: unreadable: tries is '{'9' * 20}'\n")
+
+
+async def test_a_replay_of_all_names_what_has_no_record(
+    b: Bench, redis: ArqRedis, payswitch: Payswitch
+) -> None:
+    await refused(b)
+    await redis.zadd("payments:dead", {b"\xff\x1b": 1})
+    ended = await payswitch("dead", "replay", "--all")
+    assert ended == Ended(
+        1, "1 replayed\n", "payswitch: \\xff\\x1b: a dead letter without a record\n"
+    )
+
+
+@pytest.mark.parametrize("field", ["reason", "last_error"])
+async def test_no_escape_sequence_reaches_the_terminal(
+    b: Bench, redis: ArqRedis, payswitch: Payswitch, field: str
+) -> None:
+    payment = await refused(b)
+    await redis.hset(  # type: ignore[misc]
+        f"payment:{payment}", mapping={field: "bad \x1b[2J\x1b]0;owned\x07\npayment  x"}
+    )
+    shown = (await payswitch("dead", "show", payment)).out
+    listed = (await payswitch("dead", "list")).out
+    spelled_out = r"bad \x1b[2J\x1b]0;owned\x07\npayment  x"
+    assert spelled_out in shown
+    assert (spelled_out in listed) is (field == "reason")
+    assert "\x1b" not in shown + listed

@@ -4,7 +4,7 @@ try."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from payswitch.dead_letters import DeadLetters, Replay
+from payswitch.full_records import FullRecord, Unreadable
 from payswitch.ledger import Settlement, Total
 from tests.integration.harness import FAST, Bench, bench
 from tests.support import LOST_REPLY, PAID, Reply
@@ -384,6 +385,45 @@ async def test_what_can_not_be_replayed_does_not_hold_up_the_others(
     assert (verdicts.count(Replay.REPLAYED), verdicts.count(Replay.UNKNOWN)) == (501, 600)
 
 
+async def test_what_is_settled_during_a_replay_of_all_keeps_no_other_from_it(
+    b: Bench, redis: ArqRedis
+) -> None:
+    payments = await make_many(b, 1100)
+    stuck = [f"ghost-{n}" for n in range(3)]
+    for at, payment in enumerate([*stuck, *payments]):
+        await redis.zadd("payments:dead", {payment: at})
+    seen: list[str] = []
+    async for verdicts in DeadLetters(redis).replay_all():
+        seen += verdicts
+        await redis.zrem("payments:dead", *stuck[1:], payments[900])
+    assert seen == [*stuck, *payments[:900], *payments[901:]]
+
+
+@pytest.mark.parametrize("leaves", ["settled", "dead anew"])
+async def test_what_leaves_between_reading_a_page_and_replaying_it_keeps_no_other_from_it(
+    b: Bench, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch, leaves: str
+) -> None:
+    """A proof or another operator comes between the two calls."""
+    payments = await make_many(b, 502)
+    for at, payment in enumerate(payments):
+        await redis.zadd("payments:dead", {payment: at})
+    letters = DeadLetters(redis)
+    replay_page = letters._replay_page
+
+    async def meanwhile(ids: Sequence[str]) -> dict[str, Replay]:
+        if payments[499] in ids:
+            await redis.hset(f"payment:{payments[499]}", "state", "settled")  # type: ignore[misc]
+            await redis.zrem("payments:dead", payments[499])
+        verdicts = await replay_page(ids)
+        if payments[499] in ids and leaves == "dead anew":
+            await redis.zadd("payments:dead", {payments[499]: 10**6})
+        return verdicts
+
+    monkeypatch.setattr(letters, "_replay_page", meanwhile)
+    seen = [payment async for verdicts in letters.replay_all() for payment in verdicts]
+    assert seen == payments
+
+
 async def test_out_of_memory_a_replay_is_refused_and_changes_nothing(
     b: Bench, redis: ArqRedis
 ) -> None:
@@ -435,10 +475,58 @@ async def test_everything_known_of_a_dead_letter_is_found(b: Bench, die: Die) ->
     payment = await die(b)
     found = await DeadLetters(b.redis).find(payment)
     record = await b.record(payment)
-    assert found is not None
+    assert isinstance(found, FullRecord)
     assert (found.state, found.reason, found.cents) == ("dead", record.last_error, 1990)
     assert (found.processor, found.requested_at) == (record.processor, record.requested_at)
     assert found.dead_at is not None
     assert found.dead_at > found.accepted_at
     assert found.replayed_at is None
     assert bool(found.open_tries) is (die in (other_amount, cannot_tell))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("cents", "x1990", "cents is 'x1990'"),
+        ("cents", "-1", "cents is '-1'"),
+        ("state", "lost", "state is 'lost'"),
+        ("dead_at", "9" * 18, f"dead_at is '{'9' * 18}'"),
+        ("accepted_at", "9" * 5000, f"accepted_at is '{'9' * 64}'"),
+        ("tries", "9" * 20, f"tries is '{'9' * 20}'"),
+        ("open", f"{'9' * 20}e", f"open is '{'9' * 20}e'"),
+        ("open", "nonsense", "open is 'nonsense'"),
+    ],
+)
+async def test_a_spoilt_record_is_listed_as_such(
+    b: Bench, redis: ArqRedis, field: str, value: str, problem: str
+) -> None:
+    other, spoilt = await refused(b), await refused(b)
+    await redis.hset(f"payment:{spoilt}", field, value)  # type: ignore[misc]
+    letters = DeadLetters(redis)
+    listed = await letters.newest(10)
+    assert listed[0] == await letters.find(spoilt) == Unreadable(spoilt, problem)
+    assert listed[1].correlation_id == other
+
+
+@pytest.mark.parametrize("field", ["state", "cents", "accepted_at", "generation"])
+async def test_a_record_without_a_field_that_it_must_have_is_listed_as_spoilt(
+    b: Bench, redis: ArqRedis, field: str
+) -> None:
+    payment = await refused(b)
+    await redis.hdel(f"payment:{payment}", field)  # type: ignore[misc]
+    assert await DeadLetters(redis).newest(10) == [Unreadable(payment, f"{field} missing")]
+
+
+async def test_a_dead_letter_without_a_record_is_listed_as_such(redis: ArqRedis) -> None:
+    await redis.zadd("payments:dead", {UNKNOWN_ID: 1})
+    letters = DeadLetters(redis)
+    lost = Unreadable(UNKNOWN_ID, "it has no record")
+    assert (await letters.newest(10), await letters.find(UNKNOWN_ID)) == ([lost], lost)
+
+
+async def test_a_foreign_value_in_a_dead_letters_place_is_listed_as_such(redis: ArqRedis) -> None:
+    await redis.zadd("payments:dead", {UNKNOWN_ID: 1})
+    await redis.set(f"payment:{UNKNOWN_ID}", "x")
+    assert await DeadLetters(redis).newest(10) == [
+        Unreadable(UNKNOWN_ID, "Redis holds something else under its key")
+    ]

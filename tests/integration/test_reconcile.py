@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from payswitch import assembly
 from payswitch.claims import Claims
 from payswitch.comparison import Kind, Unexplained, Window
+from payswitch.full_records import Unreadable
 from payswitch.ledger import Total
 from payswitch.payment import Payment
 from payswitch.processor_books import CannotAskError
@@ -38,6 +39,10 @@ async def b(redis: ArqRedis) -> AsyncIterator[Books]:
 
 def kinds(report: Report) -> dict[str, Kind]:
     return {each.record.correlation_id: each.kind for each in report.payments}
+
+
+def broken(report: Report) -> dict[str, str]:
+    return {each.correlation_id: each.problem for each in report.unreadable}
 
 
 # What is equal.
@@ -236,6 +241,57 @@ async def test_incidents_are_differences(b: Books, redis: ArqRedis) -> None:
         Incident("nonsense"),
     ]
     assert not report.equal
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [("payments:open", "in the backlog"), ("payments:dead", "among the dead letters")],
+)
+@pytest.mark.parametrize("differs", [False, True])
+async def test_an_unpaid_payment_without_a_record_is_a_difference(
+    b: Books, redis: ArqRedis, key: str, place: str, thorough: bool, differs: bool
+) -> None:
+    lost = str(uuid4())
+    await redis.zadd(key, {lost.encode(): 1, b"\xff": 2})
+    other = [await b.settle_here(at=AT + 7)] if differs else []
+    report = await b.reconcile(thorough=thorough)
+    problem = f"no record, though {place}"
+    assert not report.equal
+    assert report.unreadable == [Unreadable(lost, problem), Unreadable("\\xff", problem)]
+    assert list(kinds(report)) == other
+
+
+async def test_a_record_that_can_not_be_read_is_a_difference(b: Books, redis: ArqRedis) -> None:
+    settled = await b.pay(at=AT + 7)
+    dead, foreign = await b.leave_unpaid("dead"), await b.leave_unpaid("queued")
+    await redis.delete(f"payment:{foreign}")
+    await redis.set(f"payment:{foreign}", "x")
+    for payment in (settled, dead):
+        await redis.hset(f"payment:{payment}", "cents", "x")  # type: ignore[misc]
+    unpaid = {
+        dead: "cents is 'x'",
+        foreign: "Redis holds something else under its key",
+    }
+    assert broken(await b.reconcile()) == unpaid
+    assert broken(await b.reconcile(thorough=True)) == {**unpaid, settled: "cents is 'x'"}
+
+
+async def test_a_key_of_somebody_elses_is_no_difference(b: Books, redis: ArqRedis) -> None:
+    await redis.hset("payment:method:1", "kind", "card")  # type: ignore[misc]
+    assert (await b.reconcile(thorough=True)).equal
+
+
+async def test_a_payment_that_was_purged_while_we_compared_is_no_difference(
+    b: Books, redis: ArqRedis
+) -> None:
+    payment = await b.leave_unpaid("queued")
+    await redis.delete(f"payment:{payment}")
+    looked_at = asyncio.Event()
+    comparing = asyncio.create_task(b.reconcile(pause_s=2, on_looked_up=lambda _: looked_at.set()))
+    await looked_at.wait()
+    await redis.zrem("payments:open", payment)
+    assert (await comparing).equal
 
 
 CASES = ["paid", "unknown", "amount", "elsewhere", "unpaid", "dead", "recorded", "twice", "foreign"]

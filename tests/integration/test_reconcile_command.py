@@ -102,9 +102,26 @@ async def test_json_holds_it_all_and_nothing_else_is_printed(
                 },
             }
         ],
+        "unreadable": [],
         "unexplained": [],
         "incidents": [],
     }
+
+
+async def test_a_payment_whose_record_is_gone_ends_with_1_and_is_named(
+    redis: ArqRedis, payswitch: Payswitch
+) -> None:
+    await redis.zadd("payments:dead", {"gone\x1b[2J": 1})
+    ended = await payswitch("reconcile")
+    lines = [" ".join(line.split()) for line in ended.out.splitlines()]
+    assert (ended.code, ended.err) == (1, "")
+    assert r"gone\x1b[2J no record, though among the dead letters" in lines
+    assert lines[-1] == "There are differences."
+    ended = await payswitch("reconcile", "--json")
+    assert (ended.code, ended.json()["equal"]) == (1, False)
+    assert ended.json()["unreadable"] == [
+        {"correlationId": "gone\x1b[2J", "problem": "no record, though among the dead letters"}
+    ]
 
 
 async def test_a_replay_settles_what_reconciliation_found(b: Books, payswitch: Payswitch) -> None:

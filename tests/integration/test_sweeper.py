@@ -53,6 +53,24 @@ async def test_an_entry_of_an_unknown_payment_is_dropped_from_the_backlog(redis:
     assert await redis.zcard("payments:open") == 0
 
 
+async def test_an_acknowledged_payment_whose_record_is_gone_is_an_error_in_the_log(
+    b: Bench, redis: ArqRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost, overwritten, queued, paid = [await b.accept() for _ in range(4)]
+    await redis.delete("arq:queue", f"payment:{lost}", f"payment:{overwritten}")
+    await redis.set(f"payment:{overwritten}", "x")
+    await redis.hset(f"payment:{paid}", "state", "settled")  # type: ignore[misc]
+    assert await Sweeper(redis, every_ms=1000).sweep() == 1
+    said = {(record.levelname, record.getMessage()) for record in caplog.records}
+    assert said == {
+        ("ERROR", f"acknowledged payment {lost} has no record any more"),
+        ("ERROR", f"acknowledged payment {overwritten} has no record any more"),
+        ("WARNING", f"payment {queued} had left the queue unpaid"),
+        ("WARNING", f"payment {paid} was still in the backlog, its state being settled"),
+    }
+    assert await redis.zrange("payments:open", 0, -1) == [queued.encode()]
+
+
 async def test_what_a_purge_left_is_removed_by_the_sweep(b: Bench, redis: ArqRedis) -> None:
     payment = await b.accept()
     await scripts.load(redis, "purge")(args=[10**15])

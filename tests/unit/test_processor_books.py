@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from payswitch.instants import EARLIEST_MS, LATEST_MS
 from payswitch.ledger import Total
 from payswitch.payment import format_cents
 from payswitch.processor_books import (
-    EARLIEST_MS,
-    LATEST_MS,
     CannotAskError,
     ProcessorBooks,
     parse_total,
@@ -50,6 +49,14 @@ def test_any_spelling_of_a_number_is_read(amount: str) -> None:
         '{"totalRequests":1,"totalAmount":null}',
         '{"totalRequests":1,"totalAmount":NaN}',
         '{"totalRequests":1,"totalAmount":[]}',
+        '{"totalRequests":1,"totalAmount":1e400000}',
+        '{"totalRequests":1,"totalAmount":1e999990}',
+        '{"totalRequests":1,"totalAmount":-1e999990}',
+        '{"totalRequests":1,"totalAmount":1e-999990}',
+        '{"totalRequests":1,"totalAmount":1e99999999999999999999}',
+        f'{{"totalRequests":1,"totalAmount":1{"0" * 1000}}}',
+        f'{{"totalRequests":1,"totalAmount":1.{"0" * 100_000}}}',
+        f'{{"totalRequests":1{"0" * 20},"totalAmount":1}}',
     ],
 )
 def test_what_is_no_summary_is_none(body: str) -> None:
@@ -68,10 +75,11 @@ def test_any_bytes_are_judged(body: bytes) -> None:
         (Reply(500), "status 500 for its summary"),
         (Reply(302, headers=(("location", "http://elsewhere/"),)), "status 302 for its summary"),
         (Reply(200, b"{}"), "a summary that is none"),
+        (Reply(200, b'{"totalRequests":1,"totalAmount":1e999990}'), "a summary that is none"),
         (Reply(hang_up=True), "RemoteProtocolError|ReadError"),
         (Reply(silent=True), "ReadTimeout"),
     ],
-    ids=["401", "500", "302", "nonsense", "reset", "silence"],
+    ids=["401", "500", "302", "nonsense", "absurd", "reset", "silence"],
 )
 async def test_whoever_gives_no_summary_can_not_be_asked(reply: Reply, message: str) -> None:
     transport = Transport(max_connections_per_host=1)

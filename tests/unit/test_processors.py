@@ -36,6 +36,8 @@ from payswitch.transport import NotSent
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 AT_MS = 1_795_363_500_123
 URL = "http://processor:8001"
+DEEP = b"[" * 1000 + b"]" * 1000
+"""As deep as JSON is read at all; Python's `repr` is not."""
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(),
@@ -260,6 +262,7 @@ def test_an_answer_that_is_neither_200_nor_404_tells_nothing(status: int) -> Non
         payment_json(requestedAt=""),
         payment_json(requestedAt="2026-11-22"),
         payment_json(requestedAt="yesterday"),
+        payment_json(requestedAt=orjson.Fragment(DEEP)),
     ],
 )
 def test_a_200_that_is_no_payment_tells_nothing(content: bytes) -> None:
@@ -280,6 +283,8 @@ def test_a_200_that_is_no_payment_tells_nothing(content: bytes) -> None:
         {"amount": True},
         {"amount": [19.9]},
         {"amount": {"value": 19.9}},
+        {"amount": orjson.Fragment(DEEP)},
+        {"correlationId": orjson.Fragment(DEEP)},
     ],
 )
 def test_a_200_that_is_another_payment_tells_nothing(changes: dict[str, object]) -> None:

@@ -14,9 +14,10 @@ from redis.exceptions import RedisError
 from payswitch.cli import fail, read_settings
 from payswitch.commands.output import print_json, print_table, progress, redis_of, run
 from payswitch.dead_letters import DeadLetters, Replay
-from payswitch.full_records import FullRecord
+from payswitch.full_records import FullRecord, Unreadable
 from payswitch.instants import format_instant
 from payswitch.payment import InvalidPaymentError, format_cents, parse_correlation_id
+from payswitch.printable import printable
 from payswitch.settings import Settings
 
 _WHY_NOT = {
@@ -24,8 +25,9 @@ _WHY_NOT = {
     Replay.PROCESSING: "no dead letter: it is being paid",
     Replay.SETTLED: "no dead letter: it is paid",
     Replay.UNKNOWN: "no such payment",
-    Replay.BROKEN: "Redis holds something else under its key",
+    Replay.BROKEN: "its record can't be read",
 }
+_WHY_NOT_OF_ALL = {**_WHY_NOT, Replay.UNKNOWN: "a dead letter without a record"}
 
 
 @click.group()
@@ -92,8 +94,18 @@ async def _list(settings: Settings, limit: int, *, as_json: bool) -> int:
         letters = DeadLetters(redis)
         total = await letters.count()
         found = await letters.newest(limit)
+    unreadable = [letter for letter in found if isinstance(letter, Unreadable)]
     if as_json:
-        print_json({"total": total, "deadLetters": [_as_json(letter) for letter in found]})
+        print_json(
+            {
+                "total": total,
+                "deadLetters": [_as_json(each) for each in found if isinstance(each, FullRecord)],
+                "unreadable": [
+                    {"correlationId": each.correlation_id, "problem": each.problem}
+                    for each in unreadable
+                ],
+            }
+        )
         return 0
     if not found:
         click.echo("There are no dead letters.")
@@ -104,10 +116,14 @@ async def _list(settings: Settings, limit: int, *, as_json: bool) -> int:
         map(_row, found),
         numbers=("amount", "tries"),
     )
+    if unreadable:
+        click.echo(f"{len(unreadable)} of them unreadable: see docs/dead-letters.md")
     return 0
 
 
-def _row(letter: FullRecord) -> tuple[str, ...]:
+def _row(letter: FullRecord | Unreadable) -> tuple[str, ...]:
+    if isinstance(letter, Unreadable):
+        return letter.correlation_id, "", "", "", "", f"unreadable: {letter.problem}"
     return (
         letter.correlation_id,
         format_cents(letter.cents),
@@ -123,13 +139,15 @@ async def _show(settings: Settings, correlation_id: str, *, as_json: bool) -> in
         record = await DeadLetters(redis).find(correlation_id)
     if record is None:
         fail(f"{correlation_id}: no such payment")
+    if isinstance(record, Unreadable):
+        fail(f"{correlation_id}: unreadable: {printable(record.problem)}")
     if as_json:
         print_json(_as_json(record))
         return 0
     lines = _in_words(record)
     width = max(map(len, lines))
     for name, value in lines.items():
-        click.echo(f"{name:<{width}}  {value}")
+        click.echo(f"{name:<{width}}  {printable(value)}")
     return 0
 
 
@@ -142,7 +160,7 @@ async def _replay(settings: Settings, ids: list[str]) -> int:
             pages = letters.replay(ids) if ids else letters.replay_all()
             with progress("replaying", len(ids) or await letters.count()) as advance:
                 async for verdicts in pages:
-                    _explain(verdicts)
+                    _explain(verdicts, _WHY_NOT if ids else _WHY_NOT_OF_ALL)
                     counts.update(verdicts.values())
                     advance(len(verdicts))
     except (RedisError, OSError):
@@ -153,10 +171,10 @@ async def _replay(settings: Settings, ids: list[str]) -> int:
     return 0 if counts.total() == counts[Replay.REPLAYED] else 1
 
 
-def _explain(verdicts: Mapping[str, Replay]) -> None:
+def _explain(verdicts: Mapping[str, Replay], why_not: Mapping[Replay, str]) -> None:
     for correlation_id, verdict in verdicts.items():
         if verdict is not Replay.REPLAYED:
-            click.echo(f"payswitch: {correlation_id}: {_WHY_NOT[verdict]}", err=True)
+            click.echo(f"payswitch: {printable(correlation_id)}: {why_not[verdict]}", err=True)
 
 
 def _instant(ms: int | None) -> str:

@@ -16,6 +16,7 @@ import orjson
 from arq.connections import ArqRedis
 from redis.exceptions import OutOfMemoryError, RedisError
 
+from payswitch.printable import printable
 from payswitch.redis_client import connect, shown
 from payswitch.settings import Settings
 
@@ -59,8 +60,9 @@ def print_json(document: Any) -> None:
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str]
 ) -> None:
-    """Print a table, each cell as it is; columns in `numbers` are right-aligned. In a terminal that
-    is too narrow all but the first column are folded: who it is can be copied."""
+    """Print a table, each cell as it is, what isn't printable being spelled out; columns in
+    `numbers` are right-aligned. In a terminal that is too narrow all but the first column are
+    folded: who it is can be copied."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -75,7 +77,7 @@ def print_table(
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     is_terminal = sys.stdout.isatty()
     console = Console() if is_terminal else Console(width=_WIDE, color_system=None)
     console.print(table)

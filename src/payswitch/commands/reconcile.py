@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -13,10 +13,12 @@ from payswitch import assembly
 from payswitch.cli import read_settings
 from payswitch.commands.output import print_json, print_table, progress, redis_of, run
 from payswitch.comparison import Differing
-from payswitch.instants import format_instant, parse_instant_ms
+from payswitch.full_records import Unreadable
+from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant, parse_instant_ms
 from payswitch.ledger import Ledger, Total
 from payswitch.payment import format_cents
-from payswitch.processor_books import EARLIEST_MS, LATEST_MS, CannotAskError, ProcessorBooks
+from payswitch.printable import printable
+from payswitch.processor_books import CannotAskError, ProcessorBooks
 from payswitch.processors import Found
 from payswitch.reconcile import Incident, Reconciliation, Report
 from payswitch.settings import Settings
@@ -85,7 +87,7 @@ async def _reconcile(
                     on_looked_up=advance,
                 ).run(first, last, thorough=thorough)
     except CannotAskError as error:
-        click.echo(f"payswitch: {error}", err=True)
+        click.echo(f"payswitch: {printable(str(error))}", err=True)
         return _UNKNOWN
     finally:
         await transport.aclose()
@@ -99,6 +101,7 @@ async def _reconcile(
 def _print(report: Report) -> None:
     _print_totals(report)
     _print_payments(report)
+    _print_unreadable(report.unreadable)
     if report.unexplained:
         print_table(
             "Payments that we have no record of: expired, purged, or never ours",
@@ -155,6 +158,18 @@ def _print_payments(report: Report) -> None:
             )
             for each in shown
         ),
+        numbers=(),
+    )
+
+
+def _print_unreadable(unreadable: Sequence[Unreadable]) -> None:
+    if not unreadable:
+        return
+    shown = unreadable[:_MOST_ROWS]
+    print_table(
+        f"{len(shown)} of {len(unreadable)} payments whose record is gone or spoilt",
+        ("payment", "what is wrong"),
+        ((each.correlation_id, each.problem) for each in shown),
         numbers=(),
     )
 
@@ -246,6 +261,10 @@ def _as_json(report: Report) -> dict[str, Any]:
         ],
         "totals": totals,
         "payments": [_payment(each) for each in report.payments],
+        "unreadable": [
+            {"correlationId": each.correlation_id, "problem": each.problem}
+            for each in report.unreadable
+        ],
         "unexplained": [
             {
                 "processor": each.processor,
