@@ -1,0 +1,210 @@
+"""Processors of the model: their books, the requests that are on the wire to them, and the client
+that workers call instead of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+from payswitch.processors import (
+    Ended,
+    Finding,
+    Found,
+    Missing,
+    NotPaid,
+    NotSentInTime,
+    Outcome,
+    Paid,
+    Refused,
+    Report,
+    Unclear,
+    Unknown,
+)
+from payswitch.tries import Claim
+from tests.model.stepped import Process
+
+UNCLEAR = Unclear("status 503")
+REFUSED_CONNECTION = NotPaid("ConnectError", healthy=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A payment in a processor's book."""
+
+    cents: int
+    requested_at: int
+
+
+@dataclass(eq=False)
+class Wire:
+    """A request that has left: the processor may record it until its longest delay is over."""
+
+    processor: str
+    claim: Claim
+    entry: Entry
+    written_at: int
+    """True time, ms."""
+    reply: asyncio.Future[Outcome]
+    recorded: bool = False
+    """By this very request."""
+    ended: bool = False
+    """The processor is done with it."""
+
+    @property
+    def payment(self) -> str:
+        """Its correlation id."""
+        return self.claim.correlation_id
+
+
+@dataclass
+class Books:
+    """What the processors of the model do with the requests on the wire.
+
+    Their assumptions are the design's: idempotent by id, truthful to questions, and nothing is
+    recorded later than `max_delay_ms` after it was written, nor after its end was answered.
+    """
+
+    max_delay_ms: int
+    books: dict[str, dict[str, Entry]]
+    counts: Counter[str]
+    true_ms: int = 0
+    wires: list[Wire] = field(default_factory=list)
+    proofs: list[Wire] = field(default_factory=list)
+    """Every request that was ever recorded."""
+
+    def may_record(self, wire: Wire) -> bool:
+        """Whether it may be recorded now or later."""
+        in_time = self.true_ms <= wire.written_at + self.max_delay_ms
+        return in_time and not wire.recorded and not wire.ended
+
+    def waits(self, wire: Wire) -> bool:
+        """Whether its sender still waits for an answer."""
+        return not wire.reply.done()
+
+    def forget_finished(self) -> None:
+        """Drop the requests of which nothing can come any more."""
+        self.wires[:] = [wire for wire in self.wires if self.waits(wire) or self.may_record(wire)]
+
+    def record(self, wire: Wire) -> None:
+        """The processor records the payment, or finds that it has it."""
+        book = self.books[wire.processor]
+        if wire.claim.correlation_id in book:
+            self.counts["the processor knew it already"] += 1
+            wire.ended = True
+        else:
+            book[wire.claim.correlation_id] = wire.entry
+            wire.recorded = True
+            self.proofs.append(wire)
+            if not self.waits(wire):
+                self.counts["recorded after the sender had given up"] += 1
+
+    def find(self, processor: str, correlation_id: str) -> Finding:
+        """The truth of this instant."""
+        entry = self.books[processor].get(correlation_id)
+        if entry is None:
+            self.counts["find: missing"] += 1
+            return Missing()
+        self.counts["find: found"] += 1
+        return Found(entry.cents, entry.requested_at)
+
+    def answer(self, wire: Wire, outcome: Outcome) -> None:
+        """Answer the sender."""
+        self.counts[f"outcome: {type(outcome).__name__}"] += 1
+        wire.reply.set_result(outcome)
+
+    def pay(self, wire: Wire) -> None:
+        """Record it, unless that is done, and answer: 200, or 422 where it was there before."""
+        if not wire.recorded and not wire.ended:
+            self.record(wire)
+        self.answer(wire, Paid() if wire.recorded else Refused(422))
+        wire.ended = True
+
+    def end(self, wire: Wire, outcome: Outcome) -> None:
+        """Answer that it is over; it is not recorded later than now."""
+        wire.ended = True
+        self.answer(wire, outcome)
+
+    def leave_unknown(self, wire: Wire) -> None:
+        """The sender gives up or is cut off; what was sent lives on."""
+        self.answer(wire, Unknown("ReadTimeout"))
+
+    def answers(self, wire: Wire) -> dict[str, tuple[int, Callable[[], None]]]:
+        """What may happen to this request now: a weight and what to do, by name."""
+        found: dict[str, tuple[int, Callable[[], None]]] = {}
+        if self.may_record(wire):
+            found["records it"] = (4, lambda: self.record(wire))
+            found["loses it"] = (1, lambda: setattr(wire, "ended", True))
+        if not self.waits(wire):
+            return found
+        found["stays silent"] = (5, lambda: self.leave_unknown(wire))
+        if self.may_record(wire) or wire.recorded:
+            found["pays it"] = (5, lambda: self.pay(wire))
+        if self.may_record(wire):
+            found["records it and says 500"] = (1, lambda: self._record_and_end(wire))
+        if not wire.recorded:
+            found["refuses with 422"] = (1, lambda: self.end(wire, Refused(422)))
+            found["answers 429"] = (1, lambda: self.end(wire, NotPaid("status 429", 5000)))
+            found["answers 401"] = (1, lambda: self.end(wire, NotPaid("401", healthy=False)))
+        found["says 500"] = (3, lambda: self.end(wire, Ended(500)))
+        return found
+
+    def _record_and_end(self, wire: Wire) -> None:
+        self.record(wire)
+        self.end(wire, Ended(500))
+
+
+class Wires(Protocol):
+    """What a client of the model's processors lives in."""
+
+    books: Books
+    free: bool
+
+    def claim_in_hand(self) -> Claim:
+        """The claim that the running task works on."""
+
+
+class ProcessorClient:
+    """Stands where `payswitch.processors.Processor` does, in one worker."""
+
+    def __init__(self, name: str, process: Process, around: Wires) -> None:
+        self.name = name
+        self._process = process
+        self._around = around
+
+    async def pay(
+        self, correlation_id: str, cents: int, requested_at: int, may_send: Callable[[], bool]
+    ) -> Outcome:
+        """As the real one: nothing happens between the question `may_send` and the write."""
+        claim = self._around.claim_in_hand()
+        books = self._around.books
+        reply: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def write() -> Outcome | None:
+            if not may_send():
+                books.counts["outcome: NotSentInTime"] += 1
+                return NotSentInTime()
+            wire = Wire(self.name, claim, Entry(cents, requested_at), books.true_ms, reply)
+            books.wires.append(wire)
+            if self._around.free:
+                books.pay(wire)
+            return None
+
+        label = f"write {correlation_id} to {self.name}"
+        unsent = await self._process.pass_gate("write", label, write)
+        return await reply if unsent is None else cast(Outcome, unsent)
+
+    async def find(self, correlation_id: str) -> Finding:
+        """As the real one; the answer may be on its way for a while."""
+        finding = await self._process.pass_gate(
+            "find",
+            f"ask {self.name} for {correlation_id}",
+            lambda: self._around.books.find(self.name, correlation_id),
+        )
+        return cast(Finding, finding)
+
+    async def health(self, limit_ms: int) -> Report | None:
+        """Not asked here."""
+        raise NotImplementedError

@@ -1,0 +1,252 @@
+"""The promise, as something that can be checked: after every step, and when all faults are over."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
+
+from redis.asyncio import Redis
+
+from payswitch.ledger import Ledger, Total
+from payswitch.selector import PROCESSORS
+from payswitch.tries import parse_open_tries
+from tests.model.processors import Entry
+from tests.model.stepped import Process, SteppedRedis
+from tests.model.world import LEASE_MS, QUIET_MS, World
+
+
+class BrokenPromiseError(AssertionError):
+    """A payment was lost or paid twice, or the books differ."""
+
+
+def demand(holds: bool, what: str) -> None:
+    """Raises `BrokenPromiseError` unless it holds."""
+    if not holds:
+        raise BrokenPromiseError(what)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What Redis holds at one instant."""
+
+    records: dict[str, dict[str, str]]
+    """Of the payments that were accepted since the last purge."""
+    queue: dict[str, float]
+    """When each is due."""
+    open: frozenset[str]
+    dead: frozenset[str]
+    incidents: int
+    totals: dict[str, Total]
+
+
+_READ = """
+local generation = redis.call('GET', 'payments:generation') or '0'
+local totals, records = {}, {}
+for i, name in ipairs(KEYS) do
+  totals[i] = redis.call('HMGET', 'ledger:' .. name .. ':' .. generation .. ':total',
+    'count', 'cents')
+end
+for i, id in ipairs(ARGV) do records[i] = redis.call('HGETALL', 'payment:' .. id) end
+return { redis.call('ZRANGE', 'arq:queue', 0, -1, 'WITHSCORES'),
+  redis.call('ZRANGE', 'payments:open', 0, -1), redis.call('ZRANGE', 'payments:dead', 0, -1),
+  redis.call('LLEN', 'payments:incidents'), totals, records }
+"""
+
+
+def read(world: World) -> Snapshot:
+    """Read what the promise is about."""
+    ids = sorted(world.present)
+    queue, open_, dead, incidents, totals, records = world.store.run(_READ, PROCESSORS, ids)
+    return Snapshot(
+        records={
+            correlation_id: _texts(record)
+            for correlation_id, record in zip(ids, records, strict=True)
+        },
+        queue={key: float(score) for key, score in _texts(queue).items()},
+        open=frozenset(key.decode() for key in open_),
+        dead=frozenset(key.decode() for key in dead),
+        incidents=incidents,
+        totals={
+            name: Total(int(count or 0), int(cents or 0))
+            for name, (count, cents) in zip(PROCESSORS, totals, strict=True)
+        },
+    )
+
+
+def _texts(flat: list[bytes]) -> dict[str, str]:
+    """What Redis tells as name, value, name, value."""
+    values = [each.decode() for each in flat]
+    return dict(zip(values[0::2], values[1::2], strict=True))
+
+
+def check(world: World, seen: Snapshot) -> None:
+    """What holds after every single step."""
+    demand(not world.failures, f"something failed inside: {world.failures}")
+    demand(seen.incidents == 0, "a proof of payment matches no pin")
+    for correlation_id, cents in world.acknowledged.items():
+        record = seen.records.get(correlation_id, {})
+        demand(record.get("cents") == str(cents), f"{correlation_id} is not kept as acknowledged")
+    for correlation_id, record in seen.records.items():
+        _check_payment(world, seen, correlation_id, record)
+    for name, total in seen.totals.items():
+        settled = [
+            int(record["cents"])
+            for record in seen.records.values()
+            if record["state"] == "settled" and record["processor"] == name
+        ]
+        demand(
+            total == Total(len(settled), sum(settled)), f"{name}'s ledger {total}, not {settled}"
+        )
+
+
+def _check_payment(
+    world: World, seen: Snapshot, correlation_id: str, record: dict[str, str]
+) -> None:
+    books = world.books.books
+    holders = [name for name in PROCESSORS if correlation_id in books[name]]
+    demand(len(holders) < 2, f"{correlation_id} is paid twice")
+    _check_pin(world, correlation_id, record, holders)
+    state = record["state"]
+    if state == "settled":
+        entry = books[record["processor"]].get(correlation_id)
+        told = Entry(int(record["cents"]), int(record["requested_at"]))
+        demand(entry == told, f"{correlation_id} is settled as {told}; the book has {entry}")
+    elif state == "dead":
+        reason = record.get("reason", "")
+        demand(bool(reason) and correlation_id in seen.dead, f"{correlation_id} died untold")
+        if "can't tell" not in reason:
+            coming = any(
+                wire.claim.correlation_id == correlation_id and world.books.may_record(wire)
+                for wire in world.books.wires
+            )
+            demand(not holders and not coming, f"{correlation_id} is dead, but it is paid")
+    else:
+        waits = correlation_id in seen.queue and correlation_id in seen.open
+        demand(waits, f"{correlation_id} is {state}, but not queued")
+
+
+def _check_pin(
+    world: World, correlation_id: str, record: dict[str, str], holders: list[str]
+) -> None:
+    """Only the processor that a payment is pinned to has it or may yet record it: where that does
+    not hold, the payment is lost or paid twice as soon as the processors go on."""
+    coming = [
+        wire.processor
+        for wire in world.books.wires
+        if wire.payment == correlation_id
+        and wire.claim.generation == str(world.generation)
+        and world.books.may_record(wire)
+    ]
+    for name in {*holders, *coming}:
+        pin = record.get("processor")
+        demand(pin == name, f"{name} pays {correlation_id}, which is pinned to {pin}")
+
+
+def count_depth(world: World, seen: Snapshot) -> None:
+    """Count how deep the model has come."""
+    for record in seen.records.values():
+        tries = parse_open_tries(record.get("open", ""))
+        if len(tries) > 1:
+            world.counts["several tries open"] += 1
+        if any(each.ended for each in tries):
+            world.counts["an ended try open"] += 1
+
+
+def heal(world: World) -> None:
+    """All faults end: processors answer truthfully and at once, Redis and the workers run freely.
+    Within bounded time everything must be settled or a dead letter, and all books agree."""
+    world.free = True
+    for worker in world.workers:
+        worker.prefer("default")
+    for ghost in world.ghosts:
+        ghost.perform()
+    _let_all_pass(world)
+    seen = read(world)
+    longest_pause = _behind(world, seen) + LEASE_MS + QUIET_MS
+    ends_at = world.books.true_ms + 4 * longest_pause
+    pause = 1
+    while not _all_are_done(seen):
+        demand(world.books.true_ms <= ends_at, "after all faults it still isn't paid")
+        for worker in world.workers:
+            worker.claim(10)
+        _let_all_pass(world)
+        seen = read(world)
+        check(world, seen)
+        pause = min(2 * pause, longest_pause)
+        if not _all_are_done(seen):
+            world.wait(max(pause, _until_next(world, seen)))
+    check(world, seen)
+    _check_windows(world)
+
+
+def _behind(world: World, seen: Snapshot) -> int:
+    """By how much Redis' clock is behind what was written under it: a clock that was set back
+    delays what waits for an instant."""
+    instants = [world.redis_now(), world.held_until or 0]
+    instants += [int(score) for key, score in seen.queue.items() if key in world.present]
+    instants += [int(record.get("horizon", 0)) for record in seen.records.values()]
+    return max(instants) - world.redis_now()
+
+
+def _let_all_pass(world: World) -> None:
+    world.settle_down()
+    while world.gates or world.books.wires:
+        for gate in list(world.gates):
+            gate.pass_on()
+        for wire in list(world.books.wires):
+            if not world.books.waits(wire):
+                world.books.record(wire)
+            elif wire.recorded or world.books.may_record(wire):
+                world.books.pay(wire)
+            else:
+                world.books.leave_unknown(wire)
+        world.settle_down()
+
+
+def _all_are_done(seen: Snapshot) -> bool:
+    return all(record["state"] in ("settled", "dead") for record in seen.records.values())
+
+
+def _until_next(world: World, seen: Snapshot) -> int:
+    """How long until something can happen: the next payment is due, or a purge's hold is over."""
+    now = world.redis_now()
+    if world.held_until is not None:
+        return world.held_until - now
+    return max(1, int(min(seen.queue.values(), default=now)) - now)
+
+
+def _check_windows(world: World) -> None:
+    """The summary equals the books over every window between the instants there are."""
+    entries = {
+        name: [entry for key, entry in book.items() if key in world.present]
+        for name, book in world.books.books.items()
+    }
+    instants = sorted({each.requested_at for book in entries.values() for each in book})
+    windows: list[tuple[int | None, int | None]] = [(None, None)]
+    windows += [(instant, instant) for instant in instants[:3]]
+    windows += [(first + 1, last) for first, last in pairwise(instants[:3])]
+    windows += [(None, instant) for instant in instants[-1:]]
+    ledger = Ledger(
+        cast(Redis, SteppedRedis(Process(world, "reader"), world)),
+        processors=PROCESSORS,
+        retention_ms=1,
+    )
+    for first, last in windows:
+        summary = world.loop.run_until_complete(_summary(ledger, first, last))
+        for name, book in entries.items():
+            within = [
+                entry.cents
+                for entry in book
+                if (first is None or entry.requested_at >= first)
+                and (last is None or entry.requested_at <= last)
+            ]
+            demand(
+                summary[name] == Total(len(within), sum(within)),
+                f"{name} over {first}..{last}: summary {summary[name]}, books {within}",
+            )
+
+
+async def _summary(ledger: Ledger, first: int | None, last: int | None) -> dict[str, Total]:
+    return await asyncio.wait_for(ledger.summary(first, last), None)

@@ -1,0 +1,86 @@
+"""The promise under hypothesis: whatever happens in whatever order, every acknowledged payment is
+paid once and the books agree; and the model notices when the protocol is broken."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, Phase
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.model.machine import PaymentsMachine
+from tests.model.promise import BrokenPromiseError
+from tests.model.stepped import Store
+from tests.model.variants import VARIANTS, Protocol
+
+pytestmark = pytest.mark.timeout(600)
+
+SETTINGS = hypothesis.settings(
+    max_examples=200,
+    stateful_step_count=60,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+LONG = hypothesis.settings(
+    SETTINGS,
+    max_examples=2000,
+    stateful_step_count=100,
+    phases=[Phase.generate, Phase.shrink],
+)
+HUNT = hypothesis.settings(SETTINGS, max_examples=600)
+"""It ends with the first violation, mostly among the first hundred."""
+
+DEPTHS = (
+    *("outcome: Paid", "outcome: Refused", "outcome: NotPaid", "outcome: Ended"),
+    *("outcome: Unknown", "outcome: NotSentInTime", "find: found", "find: missing"),
+    *("settle: settled", "settle: known", "settle: gone", "release: noted", "release: gone"),
+    *("bury: buried", "bury: lost", "replay: replayed", "route: fenced"),
+    *("accept: same", "accept: other", "purge", "a worker dies", "a worker stops"),
+    *("several tries open", "an ended try open", "pinned anew", "pinned to the other one"),
+    *("taken over from one that lives", "done for the dead", "the processor knew it already"),
+    "recorded after the sender had given up",
+    *("Redis' clock steps forward", "Redis' clock steps back"),
+)
+"""What every run of normal length must have come across."""
+
+
+def run(store: Store, protocol: Protocol, settings: hypothesis.settings, seed: int) -> Counter[str]:
+    """Run the model; returns what it came across. Raises `BrokenPromiseError`."""
+    counts: Counter[str] = Counter()
+
+    @hypothesis.seed(seed)
+    def machine() -> PaymentsMachine:
+        return PaymentsMachine(store, protocol, counts)
+
+    run_state_machine_as_test(machine, settings=settings)  # type: ignore[arg-type]
+    return counts
+
+
+def test_the_promise_holds_whatever_happens(store: Store) -> None:
+    counts = run(store, Protocol(), SETTINGS, seed=1)
+    print("\n".join(f"{counts[name]:6} {name}" for name in sorted(counts)))
+    assert [name for name in DEPTHS if counts[name] == 0] == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_promise_holds_over_a_long_random_run(store: Store) -> None:
+    seed = int.from_bytes(os.urandom(4))
+    print(f"seed {seed}")
+    run(store, Protocol(), LONG, seed)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [variant for variant in VARIANTS if not variant.rare],
+    ids=lambda variant: variant.name,
+)
+def test_the_model_catches(store: Store, variant: Protocol) -> None:
+    with pytest.raises(BrokenPromiseError) as caught:
+        run(store, variant, HUNT, seed=1)
+    assert "failed inside" not in str(caught.value)

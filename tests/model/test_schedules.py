@@ -1,0 +1,128 @@
+"""The deep cases, written out: each schedule leaves the promise whole, and breaks it once the code
+that guards against it is taken away. They run through the same world as the model check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from tests.model.actions import accept, possible
+from tests.model.promise import BrokenPromiseError, check, heal, read
+from tests.model.stepped import Store
+from tests.model.variants import VARIANTS, Protocol
+from tests.model.world import Temper, World
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What happens, step by step, in the words of `possible`."""
+
+    guards: str
+    """The variant that it breaks."""
+    steps: tuple[str, ...]
+
+
+def play(store: Store, protocol: Protocol, schedule: Schedule) -> int:
+    """Let it happen to pay-1 as far as it can, then heal; returns how many steps could not happen.
+    Raises `BrokenPromiseError`."""
+    impossible = 0
+    world = World(store, protocol, Temper())
+    try:
+        accept(world, world.ingresses[0], "pay-1", 1000)
+        for step in schedule.steps:
+            seen = read(world)
+            check(world, seen)
+            labels = {action.label: action for action in possible(world, seen)}
+            if step in labels:
+                labels[step].happen()
+                world.settle_down()
+            else:
+                impossible += 1
+        heal(world)
+    finally:
+        world.close()
+    return impossible
+
+
+SCHEDULES = [
+    Schedule(
+        "unpin on the 500 of a second try",
+        (
+            *("worker 1 claims and sends", "fallback stays silent: pay-1", "worker 1 runs"),
+            "time passes until something is due",
+            *("worker 1 claims and sends", "fallback says 500: pay-1", "worker 1 runs"),
+            "time passes until something is due",
+            *("worker 2 claims and sends", "default pays it: pay-1", "worker 2 runs"),
+            "fallback records it: pay-1",
+        ),
+    ),
+    Schedule(
+        "horizon counted from the pin",
+        (
+            *("worker 1 claims and sends", "fallback stays silent: pay-1", "worker 1 runs"),
+            "time passes until something is due",
+            *("worker 2 claims", "worker 2: ask fallback for pay-1: unclear", "worker 2 runs"),
+            *("10000 ms pass", "14500 ms pass", "worker 1 claims and sends"),
+            *("fallback stays silent: pay-1", "worker 1 runs", "5000 ms pass"),
+            *("worker 2 claims and sends", "default pays it: pay-1", "worker 2 runs"),
+            "fallback records it: pay-1",
+        ),
+    ),
+    Schedule(
+        "bury not fenced",
+        (
+            *("worker 1 claims and sends", "fallback refuses with 422: pay-1"),
+            *("worker 1: ask fallback for pay-1", "15000 ms pass"),
+            *("worker 2 claims and sends", "fallback pays it: pay-1", "worker 2 runs"),
+            "worker 1: bury pay-1",
+        ),
+    ),
+    Schedule(
+        "the lease not checked before the write",
+        (
+            *("worker 1 claims", "worker 1: route pay-1", "15000 ms pass"),
+            *("worker 2 claims", "worker 2: ask fallback for pay-1: unclear", "worker 2 runs"),
+            *("25000 ms pass", "worker 2 claims and sends", "default pays it: pay-1"),
+            *("worker 2 runs", "worker 1: write pay-1 to fallback"),
+        ),
+    ),
+    Schedule(
+        "the lease counted from the claim's answer, the horizon by Redis' clock alone",
+        (
+            *("worker 1 begins to claim", "worker 1: claim, answered later", "15000 ms pass"),
+            *("worker 1 runs", "10000 ms pass", "worker 2 claims and sends"),
+            *("default pays it: pay-1", "worker 2 runs", "worker 1: write pay-1 to fallback"),
+        ),
+    ),
+    Schedule(
+        "the horizon by Redis' clock alone",
+        (
+            *("worker 1 claims and sends", "Redis' clock steps 3600000 ms"),
+            *("worker 2 claims and sends", "default pays it: pay-1", "worker 2 runs"),
+            "fallback records it: pay-1",
+        ),
+    ),
+    Schedule(
+        "a worker's memory outlives a purge",
+        (
+            *("worker 1 claims and sends", "fallback stays silent: pay-1", "worker 1 runs"),
+            *("purge at once", "25000 ms pass", "accept pay-1, which was purged"),
+            *("worker 2 claims and sends", "Redis' clock steps 3600000 ms"),
+            *("worker 1 claims and sends", "fallback pays it: pay-1", "worker 1 runs"),
+            "default records it: pay-1",
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.guards)
+def test_the_promise_holds_through_it(store: Store, schedule: Schedule) -> None:
+    assert play(store, Protocol(), schedule) < len(schedule.steps) / 2
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.guards)
+def test_it_breaks_the_promise_once_the_guard_is_gone(store: Store, schedule: Schedule) -> None:
+    [broken] = [variant for variant in VARIANTS if variant.name == schedule.guards]
+    with pytest.raises(BrokenPromiseError):
+        play(store, broken, schedule)

@@ -1,0 +1,260 @@
+"""Protocols that are broken on purpose: what the model must catch, or it proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from payswitch.claims import Batch, Claims
+from payswitch.dispatcher import Dispatcher
+from payswitch.processors import Ended, Outcome, Unknown
+from payswitch.tries import Claim, Findings, LifeOfTry, QuietWatch, Routed, Tries
+from tests.model.stepped import Replacements
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The code that the model drives. Without arguments: the real one."""
+
+    name: str = "as it is"
+    scripts: Replacements = field(default_factory=dict)
+    dispatcher: type[Dispatcher] = Dispatcher
+    tries: type[Tries] = Tries
+    claims: type[Claims] = Claims
+    watch: Callable[[], QuietWatch] = QuietWatch
+    temper: Mapping[str, object] = field(default_factory=dict)
+    """What is given of the world's temper, because the fault shows nowhere else."""
+    rare: bool = False
+    """It takes so many steps in the right order that random search finds it once in thousands of
+    runs; `test_schedules.py` has them written out."""
+    steer: Mapping[str, float] = field(default_factory=dict)
+    """How much more often what is called so is tried: the way to where the fault shows."""
+
+
+class _RecordsTheTryAfterTheSend(Tries):
+    """Says to whom to send and writes the try down when the answer has come."""
+
+    async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
+        still_open = {each.number for each in claim.open_tries} - findings.closed
+        if still_open and claim.processor is not None and claim.requested_at is not None:
+            return Routed(claim.processor, claim.requested_at, claim.tries + 1)
+        return Routed(processor, claim.token * 1000, claim.tries + 1)
+
+    async def record(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
+        """What `open` should have done."""
+        return await super().open(claim, processor, findings)
+
+
+class _OpensLate(Dispatcher):
+    async def _conclude(
+        self, claim: Claim, routed: Routed, outcome: Outcome, findings: Findings
+    ) -> None:
+        tries = cast(_RecordsTheTryAfterTheSend, self._tries)
+        recorded = await tries.record(claim, routed.processor, findings)
+        if recorded is not None:
+            routed = replace(routed, number=recorded.number)
+            await super()._conclude(claim, routed, outcome, findings)
+
+
+class _UnpinsOnATimeout(Dispatcher):
+    async def _conclude(
+        self, claim: Claim, routed: Routed, outcome: Outcome, findings: Findings
+    ) -> None:
+        if isinstance(outcome, Unknown):
+            findings.closed.add(routed.number)
+        await super()._conclude(claim, routed, outcome, findings)
+
+
+class _UnpinsOnThe500OfASecondTry(Dispatcher):
+    async def _after_end(
+        self, claim: Claim, routed: Routed, outcome: Ended, findings: Findings
+    ) -> None:
+        await super()._after_end(claim, routed, outcome, _ClosesAllWithOne(claim, findings))
+
+
+class _ClosesAllWithOne(Findings):
+    """Findings whose every closed try closes those before it, too."""
+
+    def __init__(self, claim: Claim, findings: Findings) -> None:
+        super().__init__(findings.closed, findings.ended)
+        self._before = {each.number for each in claim.open_tries}
+
+    def arguments(self) -> tuple[str, str]:
+        closed = self.closed | self._before if self.closed else self.closed
+        return Findings(closed, self.ended).arguments()
+
+
+class _SendsWithoutALease(Dispatcher):
+    async def _send(self, claim: Claim, routed: Routed) -> Outcome:
+        return await super()._send(replace(claim, expires_at=float("inf")), routed)
+
+
+class _CountsFromTheFirstSight(QuietWatch):
+    """Counts from when it first saw the payment, though newer tries were sent since."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first: dict[str, float] = {}
+
+    def passed(self, claim: Claim, now_ms: float) -> bool:
+        first = self._first.setdefault(claim.correlation_id, now_ms)
+        return now_ms - first >= claim.quiet_ms
+
+
+class _RemembersWhatWasPurged(QuietWatch):
+    """Takes a try for that of the same number in an earlier life of the id."""
+
+    def saw(self, correlation_id: str, last_try: LifeOfTry, now_ms: float) -> None:
+        super().saw(correlation_id, ("", 0, last_try[2]), now_ms)
+
+    def passed(self, claim: Claim, now_ms: float) -> bool:
+        return super().passed(replace(claim, generation="", accepted_at=0), now_ms)
+
+
+class _TrustsRedisClockAlone(QuietWatch):
+    def passed(self, claim: Claim, now_ms: float) -> bool:
+        return True
+
+
+class _CountsTheLeaseFromTheAnswer(Claims):
+    async def take(self, limit: int) -> Batch:
+        batch = await super().take(limit)
+        ends = self._clock() + self._lease_ms
+        return replace(
+            batch,
+            taken=[
+                replace(each, claim=replace(each.claim, expires_at=ends)) for each in batch.taken
+            ],
+        )
+
+
+_ONE_PAYMENT: Mapping[str, object] = {
+    "payments": 1,
+    "workers": 2,
+    "redis_faults": False,
+    "crashes": False,
+    "purges": False,
+    "clock_steps": False,
+    "breaker_failures": 1000,
+    "deadline_ms": 24 * 3_600_000,
+    "slow_claims": False,
+    "unwilling": False,
+    "sluggish": False,
+    "hasty": True,
+}
+"""Nothing but two workers and a processor that is hard to understand."""
+
+_NOT_FENCED = [
+    ("of ~= current or known[2] ~= token then", "of ~= current then"),
+    ("tonumber(known[7])", "tonumber(known[7] or now)"),
+]
+
+VARIANTS = [
+    Protocol(
+        "the try is recorded after the send",
+        dispatcher=_OpensLate,
+        tries=_RecordsTheTryAfterTheSend,
+    ),
+    Protocol(
+        "settle without the ledger's guard",
+        scripts={"settle": [("if known[2] == 'settled' then return 'known' end", "")]},
+    ),
+    Protocol("unpin on a timeout", dispatcher=_UnpinsOnATimeout, temper=_ONE_PAYMENT),
+    Protocol(
+        "unpin on the 500 of a second try",
+        dispatcher=_UnpinsOnThe500OfASecondTry,
+        temper=_ONE_PAYMENT,
+        steer={"says 500": 4, "stays silent": 3, "records": 0, "loses": 0, "refuses": 0},
+    ),
+    Protocol(
+        "unpin not fenced",
+        scripts={"route": _NOT_FENCED},
+        temper={**_ONE_PAYMENT, "sluggish": True},
+    ),
+    Protocol(
+        "horizon counted from the pin",
+        scripts={
+            "route": [
+                (
+                    "math.max(tonumber(known[8] or '0'), tonumber(known[7]) + max_delay)",
+                    "tonumber(requested_at) + quiet",
+                )
+            ]
+        },
+        watch=_CountsFromTheFirstSight,
+        temper=_ONE_PAYMENT,
+        steer={
+            "stays silent": 3,
+            "5000 ms": 4,
+            "10000 ms": 3,
+            **dict.fromkeys(("records", "loses", "refuses", "answers", "says 500"), 0),
+            **dict.fromkeys(("proves", "25000 ms", "sweep", "changed"), 0),
+        },
+    ),
+    Protocol(
+        "purge without a generation",
+        scripts={"purge": [("redis.call('INCR', GENERATION)", "redis.call('INCR', 'none')")]},
+    ),
+    Protocol(
+        "settle without a look at the generation",
+        scripts={
+            "settle": [
+                ("if of ~= current then return 'gone' end", ""),
+                ("if not known.err and known[1] and known[1] ~= current then", "if false then"),
+            ]
+        },
+        temper={"purges": True},
+    ),
+    Protocol(
+        "bury not fenced",
+        scripts={"bury": [("elseif known[2] ~= token then", "elseif false then")]},
+        temper={**_ONE_PAYMENT, "payments": 2, "sluggish": True, "hasty": False},
+        steer={
+            "worker 1 claims": 3,
+            "worker 1: ask": 3,
+            "worker 1: route": 3,
+            "refuses with 422": 4,
+            "pays it": 3,
+            **dict.fromkeys(("unclear", "proves", "says 500", "answers", "loses", "prefers"), 0),
+            **dict.fromkeys(("stays silent", "changed", "sweep", "10000 ms", "14500 ms"), 0),
+        },
+    ),
+    Protocol(
+        "release not fenced",
+        scripts={"release": [("if known[2] == token then", "if true then")]},
+    ),
+    Protocol(
+        "the lease not checked before the write",
+        dispatcher=_SendsWithoutALease,
+        temper={**_ONE_PAYMENT, "sluggish": True, "hasty": False},
+        steer={
+            "worker 1 claims": 3,
+            "worker 1: route": 3,
+            "worker 1: write": 0.1,
+            "unclear": 3,
+            "15000 ms": 2,
+            "25000 ms": 4,
+            **dict.fromkeys(("proves", "sweep", "changed", "refuses", "loses", "prefers"), 0),
+        },
+    ),
+    Protocol(
+        "the lease counted from the claim's answer, the horizon by Redis' clock alone",
+        claims=_CountsTheLeaseFromTheAnswer,
+        watch=_TrustsRedisClockAlone,
+        temper={**_ONE_PAYMENT, "slow_claims": True},
+        rare=True,
+    ),
+    Protocol(
+        "the horizon by Redis' clock alone",
+        watch=_TrustsRedisClockAlone,
+        temper={**_ONE_PAYMENT, "clock_steps": True},
+        steer={"clock steps": 2},
+    ),
+    Protocol(
+        "a worker's memory outlives a purge",
+        watch=_RemembersWhatWasPurged,
+        temper={**_ONE_PAYMENT, "purges": True, "clock_steps": True},
+        rare=True,
+    ),
+]

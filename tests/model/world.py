@@ -1,0 +1,433 @@
+"""The system of the model: ingress and workers made of the real code, over a real Redis and the
+model's processors, on clocks that only the model moves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, cast
+from unittest import mock
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from payswitch import queue
+from payswitch.dead_letters import DeadLetters
+from payswitch.dispatcher import Pauses
+from payswitch.ledger import Ledger
+from payswitch.payment import Payment
+from payswitch.processors import Processor
+from payswitch.purge import Purge
+from payswitch.queue import Acceptance, AcceptQueue, NotAcceptedError
+from payswitch.routing import Breaker, Router
+from payswitch.selector import PROCESSORS, Selection
+from payswitch.sweeper import Sweeper
+from payswitch.tries import Claim
+from tests.model.processors import Books, Entry, ProcessorClient, Wire
+from tests.model.stepped import (
+    Gate,
+    Process,
+    SteppedLoop,
+    SteppedRedis,
+    Store,
+    model_scripts,
+)
+from tests.model.variants import Protocol
+
+LEASE_MS = 15_000
+MARGIN_MS = 500
+MAX_DELAY_MS = 10_000
+QUIET_MS = LEASE_MS + MAX_DELAY_MS
+_START_MS = 1_750_000_000_000
+_HOLD_MS = 5000
+_CLAIM: ContextVar[Claim] = ContextVar("the claim in hand")
+
+
+@dataclass(frozen=True)
+class Temper:
+    """What differs from run to run: which faults there are, and the settings that matter."""
+
+    workers: int = 2
+    payments: int = 3
+    breaker_failures: int = 1000
+    deadline_ms: int = 24 * 3600 * 1000
+    redis_faults: bool = True
+    crashes: bool = True
+    clock_steps: bool = True
+    purges: bool = True
+    hasty: bool = False
+    """Whether long times pass seldom."""
+    sluggish: bool = False
+    """Whether the first worker is mostly frozen, so that others take over from it."""
+    unwilling: bool = False
+    """Whether processors mostly stay silent or say 500."""
+    slow_claims: bool = False
+    """Whether a claim's answer is often long on its way."""
+
+
+class World:
+    """All processes of the model, what is between them, and what they have promised."""
+
+    def __init__(self, store: Store, protocol: Protocol, temper: Temper) -> None:
+        self.store = store
+        self.protocol = protocol
+        self.temper = temper
+        self.counts: Counter[str] = Counter()
+        self.gates: list[Gate] = []
+        self.ghosts: list[Gate] = []
+        self.free = False
+        self.changed = True
+        self.failures: list[str] = []
+        self.books = Books(MAX_DELAY_MS, {name: {} for name in PROCESSORS}, self.counts)
+        self.redis_ahead = _START_MS
+        self.held_until: int | None = None
+        self.generation = 0
+        self.present: set[str] = set()
+        """The payments that Redis took since the last purge."""
+        self.acknowledged: dict[str, int] = {}
+        """Of those, what a client was told: cents by id."""
+        self.amounts: dict[str, int] = {}
+        """What was first asked for under an id."""
+        self._pins: dict[tuple[str, int], tuple[bytes, bytes]] = {}
+        self.loop = SteppedLoop()
+        self._texts = model_scripts(protocol.scripts)
+        self._boot = mock.patch.object(queue, "boottime_ms", self._boottime_ms)
+        self._boot.start()
+        store.client.flushdb()
+        self.ingresses = [Ingress(self, f"ingress {number}") for number in (1, 2)]
+        self.workers = [Worker(self, number) for number in range(1, temper.workers + 1)]
+        self.everyone: list[Process] = [*self.ingresses, *self.workers]
+
+    def _boottime_ms(self) -> float:
+        return self.books.true_ms
+
+    def close(self) -> None:
+        """End the world."""
+        self._boot.stop()
+        for process in self.everyone:
+            process.die()
+        self.loop.close()
+
+    # What the processes live in.
+
+    def run_script(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
+        """One atomic step of Redis."""
+        self.changed = True
+        try:
+            answer = self.store.run(self._texts[name], [*keys, self.redis_now()], args)
+        except ResponseError as error:
+            self.failures.append(f"{name}: {error}")
+            raise
+        self._note(name, args, answer)
+        return answer
+
+    def redis_now(self) -> int:
+        """Redis' clock, ms."""
+        return self.books.true_ms + self.redis_ahead
+
+    def claim_in_hand(self) -> Claim:
+        """The claim that the running task works on."""
+        return _CLAIM.get()
+
+    def start(self, work: Any, claim: Claim | None = None) -> asyncio.Task[None]:
+        """Start a task; what it raises breaks the promise."""
+        if claim is not None:
+            _CLAIM.set(claim)
+        task: asyncio.Task[None] = self.loop.create_task(work)
+        task.add_done_callback(self._is_done)
+        return task
+
+    # What the model does to them.
+
+    def wait(self, ms: int) -> None:
+        """Time passes for all."""
+        self.books.true_ms += ms
+        self.loop.now_s = self.books.true_ms / 1000
+        self._end_hold()
+        self.settle_down()
+
+    def set_redis_clock(self, by_ms: int) -> None:
+        """Somebody sets Redis' clock."""
+        self.redis_ahead += by_ms
+        self.counts[f"Redis' clock steps {'forward' if by_ms > 0 else 'back'}"] += 1
+        self._end_hold()
+
+    def settle_down(self) -> None:
+        """Let every task run to its next gate."""
+        self.loop.drain()
+        self.books.forget_finished()
+
+    def replace_worker(self, worker: Worker) -> None:
+        """Start a new process in its place, which remembers nothing."""
+        self.workers[self.workers.index(worker)] = fresh = Worker(self, worker.number)
+        self.everyone.append(fresh)
+
+    def crash(self, worker: Worker) -> None:
+        """SIGKILL a worker and start another; what it sent lives on."""
+        self.counts["a worker dies"] += 1
+        worker.die()
+        for task in list(worker.tasks):
+            task.cancel()
+        self.replace_worker(worker)
+        self.settle_down()
+
+    def stop(self, worker: Worker) -> None:
+        """A worker whose time to finish is over gives back what it has, and another starts."""
+        self.counts["a worker stops"] += 1
+        worker.stopping = True
+        for task in list(worker.tasks):
+            task.cancel()
+        self.replace_worker(worker)
+        self.settle_down()
+
+    def idle_ids(self) -> list[str]:
+        """Purged payments of which nothing is left anywhere but, maybe, in memories: these ids may
+        be used again."""
+        in_hand = {claim.correlation_id for claim in self.claims_in_hand()}
+        on_wire = {wire.claim.correlation_id for wire in self.books.wires}
+        in_books = {key for book in self.books.books.values() for key in book}
+        if self.ghosts or self.gates:
+            return []
+        return sorted(set(self.amounts) - self.present - in_hand - on_wire - in_books)
+
+    def claims_in_hand(self) -> list[Claim]:
+        """Every claim that a living process works on."""
+        return [
+            claim
+            for process in self.everyone
+            if isinstance(process, Worker) and not process.dead
+            for task, claim in process.tasks.items()
+            if claim is not None and not task.done()
+        ]
+
+    def _end_hold(self) -> None:
+        """Keys end by Redis' clock, too."""
+        if self.held_until is not None and self.redis_now() >= self.held_until:
+            self.store.client.delete("payments:purging")
+            self.held_until = None
+
+    def _is_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failures.append(repr(error))
+
+    def _note(self, name: str, args: Sequence[Any], answer: Any) -> None:
+        if name == "accept":
+            for correlation_id, verdict in zip(args[1::4], answer[1:], strict=True):
+                self.counts[f"accept: {verdict.decode()}"] += 1
+                if verdict in (b"new", b"same"):
+                    self.present.add(correlation_id)
+        elif name in ("settle", "release", "bury", "replay"):
+            for verdict in answer:
+                self.counts[f"{name}: {verdict.decode()}"] += 1
+        elif name == "route":
+            for correlation_id, routed in zip(args[2::6], answer, strict=True):
+                self._note_route(correlation_id, routed)
+        elif name == "hold" and answer:
+            self.held_until = self.redis_now() + _HOLD_MS
+        elif name == "purge" and answer:
+            self._note_purge()
+
+    def _note_route(self, correlation_id: str, routed: list[bytes] | None) -> None:
+        if routed is None:
+            self.counts["route: fenced"] += 1
+            return
+        pin = (routed[0], routed[1])
+        before = self._pins.get((correlation_id, self.generation))
+        self._pins[correlation_id, self.generation] = pin
+        if before is not None and before != pin:
+            self.counts["pinned anew"] += 1
+            if before[0] != pin[0]:
+                self.counts["pinned to the other one"] += 1
+
+    def _note_purge(self) -> None:
+        """The processors are purged at the instant at which we are."""
+        self.counts["purge"] += 1
+        self.held_until = None
+        self.generation += 1
+        self.present.clear()
+        self.acknowledged.clear()
+        for book in self.books.books.values():
+            book.clear()
+
+
+class Ingress(Process):
+    """Accepts and purges."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        self._world = world
+        redis = cast(Redis, SteppedRedis(self, world))
+        self._queue = AcceptQueue(redis, limit_ms=5000, max_backlog=1000)
+        self._purge = Purge(redis)
+        self._sweeper = Sweeper(redis, every_ms=30_000)
+        self._dead_letters = DeadLetters(redis)
+        self.tasks: list[asyncio.Task[None]] = []
+        self.is_purging = False
+
+    def _start(self, work: Any) -> None:
+        self.tasks = [task for task in self.tasks if not task.done()]
+        self.tasks.append(self._world.start(work))
+        self._world.settle_down()
+
+    def call_accept(self, correlation_id: str, cents: int) -> None:
+        """A client asks for a payment."""
+        self._world.amounts.setdefault(correlation_id, cents)
+        self._start(self._accept(correlation_id, cents))
+
+    def call_purge(self) -> None:
+        """A client purges."""
+        self._start(self._run_purge())
+
+    def call_sweep(self) -> None:
+        """The sweep, which a worker would do."""
+        self._start(self._sweep())
+
+    def call_replay(self, correlation_id: str) -> None:
+        """An operator replays a dead letter."""
+        self._start(self._replay(correlation_id))
+
+    async def _accept(self, correlation_id: str, cents: int) -> None:
+        world = self._world
+        before = world.generation
+        try:
+            verdict = await self._queue.accept(Payment(correlation_id, cents))
+        except NotAcceptedError:
+            world.counts["accept: 503"] += 1
+            return
+        if verdict in (Acceptance.NEW, Acceptance.SAME) and before == world.generation:
+            world.acknowledged[correlation_id] = cents
+
+    async def _run_purge(self) -> None:
+        self.is_purging = True
+        try:
+            await self._purge.run()
+        except (RedisError, TimeoutError):
+            self._world.counts["purge: failed"] += 1
+        finally:
+            self.is_purging = False
+
+    async def _sweep(self) -> None:
+        try:
+            requeued = await self._sweeper.sweep()
+            self._world.counts["sweep: queued again"] += requeued
+            await self._purge.remove_leftovers()
+        except RedisError:
+            pass
+
+    async def _replay(self, correlation_id: str) -> None:
+        try:
+            async for _ in self._dead_letters.replay([correlation_id]):
+                pass
+        except RedisError:
+            pass
+
+
+class Worker(Process):
+    """A payments worker without its main loop: the model claims for it."""
+
+    def __init__(self, world: World, number: int) -> None:
+        super().__init__(world, f"worker {number}")
+        self.number = number
+        self.stopping = False
+        self.tasks: dict[asyncio.Task[None], Claim | None] = {}
+        self._world = world
+        self._ahead = 100_000_000 * number
+        redis = cast(Redis, SteppedRedis(self, world))
+        protocol, temper = world.protocol, world.temper
+        self._claims = protocol.claims(
+            redis, lease_ms=LEASE_MS, deadline_ms=temper.deadline_ms, clock=self.clock
+        )
+        self.ledger = Ledger(redis, processors=PROCESSORS, retention_ms=10**9)
+        breakers = {
+            name: Breaker(slots=8, failures=temper.breaker_failures, probe_ms=1000)
+            for name in PROCESSORS
+        }
+        self.dispatcher = protocol.dispatcher(
+            processors={
+                name: cast(Processor, ProcessorClient(name, self, world)) for name in PROCESSORS
+            },
+            tries=protocol.tries(redis, max_delay_ms=MAX_DELAY_MS, lease_ms=LEASE_MS),
+            ledger=self.ledger,
+            router=Router(breakers, probe_ms=1000),
+            pauses=Pauses(2, 50),
+            lease_margin_ms=MARGIN_MS,
+            clock=self.clock,
+        )
+        self.dispatcher._watch = protocol.watch()
+        self.prefer(PROCESSORS[number % 2])
+
+    @property
+    def sluggish(self) -> bool:
+        """Whether it is mostly frozen."""
+        return self.number == 1 and self._world.temper.sluggish
+
+    def clock(self) -> float:
+        """Its boot-time clock, ms: another than others', and nobody sets it."""
+        return float(self._world.books.true_ms + self._ahead)
+
+    def prefer(self, processor: str, *, healthy: bool = True) -> None:
+        """The selection as this worker has read it."""
+        selection = Selection(processor, healthy, "the model's")
+        self.dispatcher.router.see(f"{selection}".encode(), selection, self.clock())
+
+    def claim(self, limit: int) -> None:
+        """Take what is due, up to so many, and begin with it; where nothing is healthy, one to
+        probe with, as `PaymentWorker` does (that one probe goes out in the whole cluster is not
+        what exactly-once rests on)."""
+        router, now = self.dispatcher.router, self.clock()
+        probe = None
+        if router.choose(now) is None:
+            probe = router.to_probe(now)
+            if probe is None:
+                return
+            router.probed(probe, now)
+            limit = 1
+        self._keep(self._world.start(self._take(limit, probe)), None)
+
+    def bring(self, proof: Wire) -> None:
+        """Bring a proof of payment again."""
+        work = self._settle(proof.claim, proof.processor, proof.entry)
+        self._keep(self._world.start(work), None)
+
+    def _keep(self, task: asyncio.Task[None], claim: Claim | None) -> None:
+        self.tasks[task] = claim
+        task.add_done_callback(self.tasks.pop)
+
+    async def _take(self, limit: int, probe: str | None) -> None:
+        try:
+            batch = await self._claims.take(limit)
+        except RedisError:
+            return
+        for claimed in batch.taken:
+            claim = claimed.claim
+            if any(other.correlation_id == claim.correlation_id for other in self._others()):
+                self._world.counts["taken over from one that lives"] += 1
+            self._keep(self._world.start(self._work(claim, probe), claim), claim)
+
+    def _others(self) -> list[Claim]:
+        return self._world.claims_in_hand()
+
+    async def _work(self, claim: Claim, probe: str | None) -> None:
+        """As `PaymentWorker._run`: what goes wrong gives the payment back, or leaves it to the
+        lease's end."""
+        try:
+            await self.dispatcher.dispatch(claim, probe=probe)
+        except asyncio.CancelledError:
+            if not self.stopping or self.dead:
+                raise
+            await self._give_back(claim)
+        except RedisError:
+            if self.clock() < claim.expires_at:
+                await self._give_back(claim)
+
+    async def _give_back(self, claim: Claim) -> None:
+        with contextlib.suppress(RedisError):
+            await self.dispatcher.give_back(claim, delay_ms=0, error="redis was away")
+
+    async def _settle(self, claim: Claim, processor: str, entry: Entry) -> None:
+        with contextlib.suppress(RedisError):
+            await self.ledger.settle(claim, processor, entry.requested_at)
