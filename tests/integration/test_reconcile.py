@@ -80,12 +80,13 @@ async def test_a_running_system_is_equal(redis: ArqRedis) -> None:
                     await dispatcher.dispatch(claimed.claim)
 
         payers = [asyncio.create_task(pay_for_ever()) for _ in range(10)]
-        reports = [await b.reconcile(pause_s=1.5) for _ in range(4)]
+        reports: list[Report] = []
+        while len(reports) < 4 or reports[-1].ours["default"].count < 50:
+            reports.append(await b.reconcile(pause_s=1.5))
         for payer in payers:
             payer.cancel()
         await asyncio.gather(*payers, return_exceptions=True)
         assert [report for report in reports if not report.equal] == []
-        assert reports[-1].ours["default"].count > 10
 
 
 # What differs.
