@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from payswitch.chaos.audit import Spread, audit
 from payswitch.chaos.books import Booked, Books, Window
-from payswitch.chaos.clients import Sent
+from payswitch.chaos.clients import HUNG_UP, Sent
 from payswitch.ledger import Total
 
 REQUESTED_MS = 1_795_000_000_000
@@ -185,6 +185,12 @@ def test_every_wrong_is_found(spoil: Callable[[Books], Books], what: str) -> Non
     verdict = audit(sent(), spoil(right()))
     assert not verdict.holds
     assert what in {violation.what for violation in verdict.violations}
+
+
+def test_a_client_that_hung_up_is_owed_no_answer() -> None:
+    payments = sent()
+    payments["c"].attempts.append((0.1, HUNG_UP))
+    assert audit(payments, right(), all_should_pass=True).holds
 
 
 def test_a_lost_and_a_doubled_payment_are_counted() -> None:

@@ -188,9 +188,10 @@ def _wrongly_paid(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]
 
 
 def _refused(sent: Mapping[str, Sent], *, least_share: float) -> Iterator[Violation]:
-    accepted = sum(each.acknowledged for each in sent.values())
-    if not accepted or accepted < least_share * len(sent):
-        yield Violation("refused", f"only {accepted} of {len(sent)} payments were accepted")
+    waited = [each for each in sent.values() if each.waited]
+    accepted = sum(each.acknowledged for each in waited)
+    if not accepted or accepted < least_share * len(waited):
+        yield Violation("refused", f"only {accepted} of {len(waited)} payments were accepted")
 
 
 def _wrongly_dead(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]:

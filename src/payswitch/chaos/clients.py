@@ -19,6 +19,7 @@ from payswitch.transport import Transport
 _LIMIT_S = 1.5
 """The challenge's clients give up after this."""
 _DUPLICATED, _DROPPED, _GIVEN_UP = 0.06, 0.04, 0.25
+HUNG_UP = "hung up after sending"
 _LAST_ATTEMPTS = 2
 """How often a payment is sent again once no new ones come."""
 _MOST_AT_ONCE = 1500
@@ -35,6 +36,11 @@ class Sent:
     acknowledged: bool = False
     attempts: list[tuple[float, str]] = field(default_factory=list)
     """When (s since the load began) and what came back, in words."""
+
+    @property
+    def waited(self) -> bool:
+        """Whether its client waited for an answer at least once."""
+        return not self.attempts or any(what != HUNG_UP for _, what in self.attempts)
 
 
 class Clients:
@@ -144,7 +150,7 @@ class Clients:
         except (OSError, TimeoutError) as error:
             self._note(sent, type(error).__name__)
             return
-        self._note(sent, "hung up after sending")
+        self._note(sent, HUNG_UP)
 
     def _note(self, sent: Sent, what: str) -> None:
         sent.attempts.append((round(time.monotonic() - self._began, 3), what))
