@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.bench-installed
 
-.PHONY: up test test-long chaos lint format lock clean
+.PHONY: up test test-long chaos rinha bench-queue bench-processor bench-pipeline bench-summary lint format lock clean
 
 up: $(STAMP)
 	@exec $(BIN)/payswitch up $(ARGS)
@@ -19,6 +20,16 @@ test-long: $(STAMP)
 # Breaks the system on purpose and audits every payment: make chaos ARGS='--seed 7 --minutes 2'
 chaos: $(STAMP)
 	@$(BIN)/payswitch chaos $(ARGS)
+
+# Each writes bench/results/NAME.json and NAME.png: make bench-queue ARGS='--rounds 1'
+bench-queue bench-processor bench-pipeline bench-summary: $(BENCH_STAMP)
+	@$(BIN)/python -m bench.$(@:bench-%=%) $(ARGS)
+
+SCENARIO ?= preview
+
+# A scored run of the challenge: make rinha SCENARIO=final ARGS='--target processes'
+rinha: $(STAMP)
+	@$(BIN)/python -m bench.rinha $(SCENARIO) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -36,7 +47,14 @@ lock:
 	    --no-emit-index-url --python-version 3.11 pyproject.toml -o requirements.lock
 	$(VENV)-lock/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
 	    --no-emit-index-url --python-version 3.11 --extra dev pyproject.toml -o requirements-dev.lock
+	$(VENV)-lock/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url --python-version 3.11 --extra dev --extra bench pyproject.toml -o bench/requirements.lock
 	rm -rf $(VENV)-lock
+
+# What the benches compare with comes on top.
+$(BENCH_STAMP): bench/requirements.lock $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements.lock
+	@touch $(BENCH_STAMP)
 
 $(STAMP): requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "payswitch needs Python 3.11 or newer, this is " + sys.version.split()[0])'

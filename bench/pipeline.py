@@ -1,0 +1,204 @@
+"""`python -m bench.pipeline`: payments from POST to settled, here and in the stock configuration.
+
+One ingress process, one worker process, Redis, two simulated processors without delay, and one
+client, all on this machine. The client posts as fast as the ingress answers; the clock stops when
+the last payment is settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import click
+import httpx
+import redis
+
+from bench.common import ROUNDS, Measure, Result, Values, publish, take_turns
+from bench.local import (
+    DURABLE,
+    BenchError,
+    read_answer,
+    redis_cpu_s,
+    running,
+    running_redis,
+    tree_cpu_s,
+)
+from bench.stock import SETTLED
+from payswitch.local_system import FEES
+from payswitch.machine import LOCAL, Port
+from payswitch.queue import QUEUE
+from tests.support import free_port
+
+MEASURES = (
+    Measure("accepted_per_s", "accepted/s", more_is_better=True),
+    Measure("settled_per_s", "settled/s", more_is_better=True),
+    Measure("refused", "answered 503"),
+    Measure("ingress_us", "ingress (µs CPU)"),
+    Measure("worker_us", "worker (µs CPU)"),
+    Measure("redis_us", "Redis (µs CPU)"),
+    Measure("simulators_us", "simulators (µs CPU)"),
+    Measure("client_us", "client (µs CPU)"),
+    Measure("ours_us", "ingress + worker + Redis (µs CPU)"),
+)
+NOTES = (
+    f"Redis: {DURABLE}. One ingress process, one worker process, no HAProxy; two simulators without"
+    " delay; all of it and the client on this machine's cores.",
+    "settled/s: all payments by the time from the first POST to the last payment settled. CPU is "
+    "per payment.",
+    "stock: bench/stock.py: Starlette on Granian, a stock enqueue_job per request, the arq "
+    "command, httpx.AsyncClient; 20 slots, polled every 10 ms.",
+)
+_READY_WITHIN_S = 30
+_STUCK_AFTER_S = 20
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """How one configuration is started, and how it counts what is settled."""
+
+    ingress: Callable[[int], tuple[str, ...]]
+    """The command, for a port."""
+    worker: tuple[str, ...]
+    settled: Callable[[redis.Redis], int]
+
+
+def _settled_here(client: redis.Redis) -> int:
+    totals = [client.hget(f"ledger:{name}:0:total", "count") for name in FEES]
+    return sum(int(cast(bytes, total or 0)) for total in totals)
+
+
+def _settled_by_stock(client: redis.Redis) -> int:
+    return cast(int, client.zcard(SETTLED))
+
+
+def _stock_ingress(port: int) -> tuple[str, ...]:
+    options = ("--interface", "asgi", "--host", LOCAL, "--port", str(port), "--log-level", "error")
+    return ("-m", "granian", *options, "bench.stock:app")
+
+
+SYSTEMS = {
+    "stock": System(_stock_ingress, ("-m", "arq", "bench.stock.WorkerSettings"), _settled_by_stock),
+    "payswitch": System(
+        lambda port: ("-m", "payswitch", "ingress", "--host", LOCAL, "--port", str(port)),
+        ("-m", "payswitch", "worker"),
+        _settled_here,
+    ),
+}
+
+
+def measure(system: System, count: int, at_once: int) -> Values:
+    """Start everything, empty; send the payments, wait until all are settled, and say what that
+    took. Raises `BenchError` where a payment isn't paid once."""
+    with ExitStack() as stack:
+        url, client = stack.enter_context(running_redis())
+        ports = {name: free_port() for name in FEES}
+        environment = {"REDIS_URL": url}
+        processes = {}
+        for name, port in ports.items():
+            address = f"http://{LOCAL}:{port}"
+            environment[f"PAYMENT_PROCESSOR_URL_{name.upper()}"] = address
+            simulator = ("-m", "payswitch", "simulator", "--name", name, "--port", str(port))
+            processes[name] = stack.enter_context(running(*simulator, environment=environment))
+        port = free_port()
+        started = {"ingress": system.ingress(port), "worker": system.worker}
+        for name, command in started.items():
+            processes[name] = stack.enter_context(running(*command, environment=environment))
+        _wait_until_ready(client, [*ports.values(), port])
+        pids = {name: process.pid for name, process in processes.items()}
+        before = _cpu_s(client, pids)
+        load = ("-m", "bench.load", f"http://{LOCAL}:{port}", str(count), str(at_once))
+        with running(*load) as loader:
+            sent = read_answer(loader)
+        settled_at = _wait_until_settled(lambda: system.settled(client), count)
+        after = _cpu_s(client, pids)
+        _check_books(ports, count)
+    used = {name: (after[name] - before[name]) / count * 1e6 for name in after}
+    return {
+        "refused": sent["refused"],
+        "accepted_per_s": count / (sent["ended"] - sent["began"]),
+        "settled_per_s": count / (settled_at - sent["began"]),
+        "ingress_us": used["ingress"],
+        "worker_us": used["worker"],
+        "redis_us": used["redis"],
+        "simulators_us": sum(used[name] for name in FEES),
+        "client_us": sent["cpu_s"] / count * 1e6,
+        "ours_us": used["ingress"] + used["worker"] + used["redis"],
+    }
+
+
+def _cpu_s(client: redis.Redis, pids: Mapping[str, int]) -> dict[str, float]:
+    return {
+        "redis": redis_cpu_s(client),
+        **{name: tree_cpu_s(pid) for name, pid in pids.items()},
+    }
+
+
+def _wait_until_ready(client: redis.Redis, ports: list[int]) -> None:
+    """Every port speaks HTTP, and the worker has written arq's health key."""
+    give_up = time.monotonic() + _READY_WITHIN_S
+    for number in ports:
+        port = Port("", LOCAL, number, "")
+        while asyncio.run(port.status("/")) is None:
+            _demand_time(give_up)
+    while not client.exists(f"{QUEUE}:health-check"):
+        _demand_time(give_up)
+
+
+def _demand_time(give_up: float) -> None:
+    if time.monotonic() > give_up:
+        raise BenchError("a part does not start")
+    time.sleep(_POLL_S)
+
+
+def _wait_until_settled(settled: Callable[[], int], count: int) -> float:
+    """When the last one was, by the machine's monotonic clock."""
+    grew_at, last = time.monotonic(), -1
+    while (now_settled := settled()) < count:
+        if now_settled > last:
+            grew_at, last = time.monotonic(), now_settled
+        elif time.monotonic() - grew_at > _STUCK_AFTER_S:
+            raise BenchError(f"only {now_settled} of {count} payments are settled")
+        time.sleep(_POLL_S)
+    return time.monotonic()
+
+
+def _check_books(ports: Mapping[str, int], count: int) -> None:
+    """The processors have each payment once."""
+    books = 0
+    for port in ports.values():
+        url = f"http://{LOCAL}:{port}/admin/payments-summary"
+        books += httpx.get(url, headers={"X-Rinha-Token": "123"}).json()["totalRequests"]
+    if books != count:
+        raise BenchError(f"the processors have {books} payments instead of {count}")
+
+
+@click.command()
+@click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(1))
+@click.option("--payments", default=20_000, show_default=True, type=click.IntRange(100))
+@click.option(
+    "--at-once", default=256, show_default=True, type=click.IntRange(1), help="Requests in flight."
+)
+def main(rounds: int, payments: int, at_once: int) -> None:
+    """Payments a second from POST to settled and CPU per payment by component, against the stock
+    configuration of the same service."""
+    contenders = {name: partial(measure, each, payments, at_once) for name, each in SYSTEMS.items()}
+    result = Result(
+        "pipeline",
+        f"{payments:,} payments from POST to settled, {at_once} requests in flight",
+        MEASURES,
+        take_turns(contenders, rounds=rounds, title="pipeline"),
+        notes=NOTES,
+        distributions=("arq", "httpx", "starlette", "granian", "redis", "hiredis", "uvloop"),
+    )
+    publish(result, pictured=["accepted_per_s", "settled_per_s", "ours_us"])
+
+
+if __name__ == "__main__":
+    main()

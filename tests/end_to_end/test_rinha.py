@@ -1,0 +1,55 @@
+"""The scored run from the command line, much shortened, against processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def rinha(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench.rinha", *arguments],
+        cwd=ROOT,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def read(file: Path) -> Any:
+    return orjson.loads(file.read_bytes())
+
+
+@pytest.mark.timeout(180)
+def test_a_shortened_preview_is_played_scored_and_drawn(tmp_path: Path) -> None:
+    run = rinha("preview", "--target=processes", "--time-scale=0.1", f"--out={tmp_path}")
+    assert run.returncode == 0, run.stdout + run.stderr
+    folder = tmp_path / "preview"
+    result, ours = read(folder / "result.json"), read(folder / "result.json")["payswitch"]
+    accepted = result["pagamentos_solicitados"]["qtd_sucesso"]
+    processed = [result[f"pagamentos_realizados_{name}"] for name in ("default", "fallback")]
+    assert accepted > 500, run.stdout
+    assert sum(each["num_pagamentos"] for each in processed) + result["lag"]["lag"] == accepted
+    assert ours["differenceAtRest"] == {"count": 0, "cents": 0}, run.stdout
+    assert ours["problems"] == []
+    assert {"redis", "worker-1", "ingress-1", "(users)"} <= set(ours["parts"])
+    samples = read(folder / "timeline.json")["samples"]
+    assert samples[-1]["accepted"] == accepted
+    assert any(sample["selected"] for sample in samples)
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert "shortened: the score is none" in run.stdout
+
+
+def test_an_unknown_scenario_is_refused() -> None:
+    run = rinha("semifinal")
+    assert run.returncode == 2
+    assert "preview" in run.stderr
