@@ -65,6 +65,11 @@ class Supervisor:
         """The process of each part that has one now."""
         return {name: keeper.pid for name, keeper in self._keepers.items() if keeper.pid}
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop, or can't go on."""
+        return self._over.done()
+
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Run the parts; call `on_ready` once all are ready. No process is left when this ends.
 

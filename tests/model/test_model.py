@@ -28,7 +28,7 @@ SETTINGS = hypothesis.settings(
 )
 LONG = hypothesis.settings(
     SETTINGS,
-    max_examples=400,
+    max_examples=800,
     stateful_step_count=100,
     phases=[Phase.generate, Phase.shrink],
 )

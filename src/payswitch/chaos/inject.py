@@ -145,9 +145,11 @@ class Injector:
 
     async def _freeze(self, event: Event) -> None:
         pid = self._signal(event.target, signal.SIGSTOP)
-        await asyncio.sleep(event.lasts_s)
-        if pid is not None:
-            self._system.signal(pid, signal.SIGCONT)
+        try:
+            await asyncio.sleep(event.lasts_s)
+        finally:
+            if pid is not None:
+                self._system.signal(pid, signal.SIGCONT)
 
     def _signal(self, part: str, number: signal.Signals) -> int | None:
         pid = self._system.pid(part)

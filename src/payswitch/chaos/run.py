@@ -89,10 +89,13 @@ async def _run_on(system: ChaosSystem, order: Order, progress: Progress) -> Outc
     )
     watch = Watch(auditor, clients, audits=is_clean(order.kinds))
     injector = Injector(system, events, seed=order.seed)
+    background: list[asyncio.Task[None]] = []
     try:
         await injector.prepare()
         watching = asyncio.create_task(watch.run())
+        background.append(watching)
         paying = asyncio.create_task(clients.run())
+        background.append(paying)
         await _break(system, order, paying, injector, watch, progress)
         clients.stop()
         settled_after_s = await _rest(auditor, watch, progress)
@@ -106,6 +109,9 @@ async def _run_on(system: ChaosSystem, order: Order, progress: Progress) -> Outc
         progress(watch.elapsed_s, "auditing")
         books = await auditor.collect(windows=_WINDOWS, seed=order.seed)
     finally:
+        for task in background:
+            task.cancel()
+            await asyncio.wait([task])
         await injector.close()
         await auditor.close()
     verdict = audit(
@@ -141,18 +147,21 @@ async def _break(
     """Break things until the time is over and everything is whole again."""
     breaking = asyncio.create_task(injector.run())
     began = time.monotonic()
-    while (elapsed_s := time.monotonic() - began) < order.seconds:
-        progress(elapsed_s, _standing(watch))
-        await asyncio.wait(
-            [paying, breaking, system.ended], timeout=0.2, return_when=asyncio.FIRST_EXCEPTION
-        )
-        for task in (paying, breaking):
-            if task.done():
-                task.result()
-        if system.ended.done():
-            system.ended.result()
-            raise KeyboardInterrupt  # its supervisor was told to stop, as by Ctrl-C
-    await breaking
+    try:
+        while (elapsed_s := time.monotonic() - began) < order.seconds:
+            progress(elapsed_s, _standing(watch))
+            await asyncio.wait(
+                [paying, breaking, system.ended], timeout=0.2, return_when=asyncio.FIRST_EXCEPTION
+            )
+            for task in (paying, breaking):
+                if task.done():
+                    task.result()
+            if system.is_stopping:
+                raise KeyboardInterrupt  # its supervisor was told to, as by Ctrl-C
+        await breaking
+    finally:
+        breaking.cancel()  # what is frozen goes on, and can be stopped in order
+        await asyncio.wait([breaking])
 
 
 async def _rest(auditor: Auditor, watch: Watch, progress: Progress) -> float | None:

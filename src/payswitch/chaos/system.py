@@ -111,6 +111,13 @@ class ChaosSystem:
     clocks: Clocks | None
     ended: asyncio.Task[None]
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop, or has ended. Raises what ended it."""
+        if self.ended.done():
+            self.ended.result()
+        return self.ended.done() or self.supervisor.is_stopping
+
     def signal(self, pid: int, number: signal.Signals) -> None:
         """Signal a process that may have ended meanwhile."""
         with contextlib.suppress(ProcessLookupError):
