@@ -15,6 +15,7 @@ import httptools
 import orjson
 import redis
 
+from payswitch.append_only import cut_open_transaction
 from payswitch.machine import find_redis
 
 SLACK_S = 30
@@ -52,7 +53,8 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it, as `payswitch up` does, and wait until it answers."""
+        cut_open_transaction(self._folder)
         self._process = subprocess.Popen(
             [
                 *(find_redis(), "--port", str(self.port), "--bind", "127.0.0.1"),

@@ -9,11 +9,13 @@ import shutil
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from arq.constants import health_check_key_suffix
 from redis.exceptions import RedisError
 
+from payswitch.append_only import cut_open_transaction
 from payswitch.banner import Row, banner, commands_to_try
 from payswitch.machine import (
     LOCAL,
@@ -183,7 +185,13 @@ class LocalSystem:
             "loglevel": "warning",
         }
         options = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        part = Part("redis", [find_redis(), *options], self._environment, self._redis_answers)
+        part = Part(
+            "redis",
+            [find_redis(), *options],
+            self._environment,
+            self._redis_answers,
+            before_start=partial(cut_open_transaction, folder),
+        )
         note = f"kept in {self.options.state}"
         if shutil.which("redis-cli"):
             note += f"; redis-cli -p {port.number} zcard {QUEUE}"

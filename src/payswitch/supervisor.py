@@ -35,6 +35,7 @@ class Part:
     """A process to keep running: it starts when all parts named in `after` are ready.
 
     `environment` is all that it gets. `is_ready` is asked again and again until it says True.
+    `before_start` is called each time before the process is started.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Part:
     environment: Mapping[str, str]
     is_ready: Callable[[], Awaitable[bool]]
     after: tuple[str, ...] = ()
+    before_start: Callable[[], object] | None = None
 
 
 class Supervisor:
@@ -237,6 +239,8 @@ class Keeper:
 
     def _start(self) -> None:
         self.ended.clear()
+        if self.part.before_start is not None:
+            self.part.before_start()
         # A new session, so that the terminal's Ctrl-C is the supervisor's alone. Between fork and
         # exec only the kernel is asked: neither Redis nor HAProxy could do that for itself.
         self._process = subprocess.Popen(

