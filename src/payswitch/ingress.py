@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from payswitch import openapi
 from payswitch.instants import parse_instant_us
 from payswitch.ledger import Ledger, summary_json
 from payswitch.memory import MemoryWatch, says_out_of_memory
@@ -209,7 +210,10 @@ def create_app(settings: Settings) -> Starlette:
         ("GET", "/readyz", within(ingress.ready)),
     ]
     app = Starlette(
-        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in routes],
+        routes=[
+            *(Route(path, endpoint, methods=[method]) for method, path, endpoint in routes),
+            *openapi.routes(),
+        ],
         lifespan=lifespan,
         exception_handlers={
             Problem: _answer_problem,
