@@ -120,14 +120,14 @@ def parse_answers(received: bytes, *, head: bool = False) -> list[Answer]:
 
 
 @contextlib.contextmanager
-def running_edge(folder: Path) -> Iterator[Edge]:
+def running_edge(folder: Path, *, purge: str = "off") -> Iterator[Edge]:
     """Redis, two ingress and, where it is installed, HAProxy before them."""
     redis = RedisServer(folder)
     redis.start()
     ports = Ports()
     names = {"ingress": ports.ingress, "ingress-2": ports.ingress + 1, "haproxy": ports.endpoint}
     edge = Edge(redis, names)
-    environment = clean_environment({"REDIS_URL": redis.url, "PAYSWITCH_PURGE": "off"})
+    environment = clean_environment({"REDIS_URL": redis.url, "PAYSWITCH_PURGE": purge})
     try:
         for name in ("ingress", "ingress-2"):
             command = [sys.executable, "-P", "-m", "payswitch", "ingress", "--port"]
