@@ -33,7 +33,7 @@ rinha: $(STAMP)
 
 # The documentation as a site of plain files: site/index.html. A link that leads nowhere fails it.
 docs: $(STAMP)
-	$(BIN)/mkdocs build
+	$(BIN)/zensical build --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff check
