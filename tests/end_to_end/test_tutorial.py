@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -41,13 +42,14 @@ class Command:
 def commands() -> list[Command]:
     """All commands of the page."""
     blocks = re.findall(r"^```console\n(.*?)^```", TUTORIAL.read_text(), re.DOTALL | re.MULTILINE)
-    return [
-        Command(line, shown.strip())
-        for block in blocks
-        for line, _, shown in (
-            command.partition("\n") for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
-        )
-    ]
+    found = []
+    for block in blocks:
+        for each in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            first, *rest = each.splitlines()
+            # A command goes on in lines that are indented; what it shows never is.
+            more = [*itertools.takewhile(lambda line: line.startswith("  "), rest)]
+            found.append(Command("\n".join([first, *more]), "\n".join(rest[len(more) :]).strip()))
+    return found
 
 
 @pytest.fixture
