@@ -292,9 +292,9 @@ AT_INGRESS: dict[tuple[str, int, str], Request] = {
 
 
 @contextlib.asynccontextmanager
-async def _haproxy(folder: Path, *, ingress: str) -> AsyncIterator[int]:
-    """HAProxy as configured but with shorter times, before an ingress that `hangs`, `breaks` off
-    or is `gone`; yields its port."""
+async def _haproxy(folder: Path, *, ingress: str, waits_for: str) -> AsyncIterator[int]:
+    """HAProxy before an ingress that `hangs`, `breaks` off or is `gone`; yields its port. It is as
+    configured, but what it `waits_for` in vain it waits for shortly."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -310,12 +310,9 @@ async def _haproxy(folder: Path, *, ingress: str) -> AsyncIterator[int]:
 
     *command, configured = _haproxy_command()
     text = await asyncio.to_thread(Path(configured).read_text)
-    for time, shorter in (
-        ("http-request 5s", "http-request 200ms"),
-        ("server 20s", "server 200ms"),
-    ):
-        assert text.count(f"timeout {time}") == 1
-        text = text.replace(f"timeout {time}", f"timeout {shorter}")
+    if waits_for:
+        text, count = re.subn(rf"(timeout {waits_for}) \d+s", r"\1 200ms", text)
+        assert count == 1
     configuration = folder / f"haproxy-{uuid4()}.cfg"
     configuration.write_text(text)
     async with await asyncio.start_server(serve, HOST, 0) as backend:
@@ -352,10 +349,16 @@ async def _listens(port: int) -> bool:
 
 
 async def _exchange(
-    servers: Servers, operation: Operation, *, ingress: str, head: bytes = b"", body: bytes = b""
+    servers: Servers,
+    operation: Operation,
+    *,
+    ingress: str,
+    head: bytes = b"",
+    body: bytes = b"",
+    waits_for: str = "",
 ) -> httpx.Response:
     """Send a request with more head, or another body, and return what HAProxy answers."""
-    async with _haproxy(servers.folder, ingress=ingress) as port:
+    async with _haproxy(servers.folder, ingress=ingress, waits_for=waits_for) as port:
         reader, writer = await asyncio.open_connection(HOST, port)
         line = f"{operation.method} {operation.target} HTTP/1.1\r\nhost: x\r\n".encode()
         writer.write(line + (head or _length(body or operation.body)))
@@ -392,11 +395,14 @@ async def _no_chunk(servers: Servers, operation: Operation) -> httpx.Response:
 
 
 async def _half_a_body(servers: Servers, operation: Operation) -> httpx.Response:
-    return await _exchange(servers, operation, ingress="hangs", head=_length(b"{}")[:-1])
+    half = _length(b"{}")[:-1]
+    return await _exchange(servers, operation, ingress="hangs", head=half, waits_for="http-request")
 
 
 async def _half_a_head(servers: Servers, operation: Operation) -> httpx.Response:
-    return await _exchange(servers, operation, ingress="hangs", head=b"x-half: ")
+    return await _exchange(
+        servers, operation, ingress="hangs", head=b"x-half: ", waits_for="http-request"
+    )
 
 
 async def _too_much(servers: Servers, operation: Operation) -> httpx.Response:
@@ -412,7 +418,7 @@ async def _ingress_gone(servers: Servers, operation: Operation) -> httpx.Respons
 
 
 async def _ingress_hangs(servers: Servers, operation: Operation) -> httpx.Response:
-    return await _exchange(servers, operation, ingress="hangs")
+    return await _exchange(servers, operation, ingress="hangs", waits_for="server")
 
 
 AT_HAPROXY: dict[tuple[int, str], Request] = {
