@@ -153,16 +153,14 @@ class _Page:
 
     def _responses(self, operation: Node) -> str:
         rows = []
-        examples = ""
         for status, reference in operation["responses"].items():
             response = self._resolved(reference)
             cell = _prose(response["description"])
             for media_type, content in response.get("content", {}).items():
                 cell += (
                     f'<br><span class="quiet"><code>{_text(media_type)}</code>: '
-                    f"{self._type(content['schema'])}</span>"
+                    f"{self._type(content['schema'])}</span>{_example(content)}"
                 )
-                examples += _example(content)
             for name, header in response.get("headers", {}).items():
                 description = self._resolved(header)["description"]
                 cell += (
@@ -170,7 +168,7 @@ class _Page:
                     f"{_prose(description)}</span>"
                 )
             rows.append((f"<code>{_text(status)}</code>", cell))
-        return _table("Answers", ("status", "when"), rows) + examples
+        return _table("Answers", ("status", "when"), rows)
 
     def _schema(self, name: str, schema: Node) -> str:
         required = schema.get("required", ())
