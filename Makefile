@@ -69,4 +69,4 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) site .payswitch .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .cache .payswitch .pytest_cache .mypy_cache .ruff_cache .hypothesis
