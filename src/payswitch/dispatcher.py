@@ -301,6 +301,8 @@ class Dispatcher:
     @staticmethod
     def _open_numbers(claim: Claim, findings: Findings) -> set[int]:
         """The tries that were open when the payment was claimed and still are."""
+        if not claim.open_tries:
+            return set()
         return {open_try.number for open_try in claim.open_tries} - findings.closed
 
 

@@ -13,11 +13,11 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import arq.worker
 from arq.jobs import DeserializationError, deserialize_job_raw
-from arq.utils import ms_to_datetime
 from redis.exceptions import RedisError, ResponseError
 
 from payswitch.claims import Claimed, Claims
@@ -245,7 +245,7 @@ class PaymentWorker(ResilientWorker):
             **self.ctx,
             "job_id": claim.correlation_id,
             "job_try": claim.job_try,
-            "enqueue_time": ms_to_datetime(enqueued_at),
+            "enqueue_time": datetime.fromtimestamp(enqueued_at / 1000, UTC),
             "score": claimed.score,
             "claim": claim,
             "probe": probe,
