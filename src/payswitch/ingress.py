@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from payswitch.garbage import collect_seldom
 from payswitch.instants import parse_instant_us
 from payswitch.ledger import Ledger, summary_json
 from payswitch.memory import MemoryWatch, says_out_of_memory
@@ -88,6 +89,7 @@ class Ingress:
 
     async def open(self) -> None:
         """Prepare the connections; Redis may be away."""
+        collect_seldom()
         settings = self._settings
         self._redis = connect(settings.redis_url, limit_s=settings.accept_limit_ms / 1000)
         self._queue = AcceptQueue(

@@ -17,6 +17,7 @@ from arq.cron import CronJob
 from redis.exceptions import RedisError, ResponseError
 
 from payswitch import scripts
+from payswitch.garbage import collect_seldom
 from payswitch.memory import says_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class ResilientWorker(arq.worker.Worker):
 
     async def main(self) -> None:
         """Run until cancelled; Redis may come and go meanwhile."""
+        collect_seldom()
         while True:
             try:
                 await self.pool.ping()
