@@ -80,9 +80,7 @@ class AcceptQueue:
         self._limit_ms = limit_ms
         self._max_backlog = max_backlog
         self._redis_ahead_ms: float | None = None
-        self._commits: GroupCommit[_Entry, str] = GroupCommit(
-            self._flush, limit_s=limit_ms / 1000
-        )
+        self._commits: GroupCommit[_Entry, str] = GroupCommit(self._flush, limit_s=limit_ms / 1000)
 
     async def accept(self, payment: Payment) -> Acceptance:
         """Put the payment on the queue; returns once Redis has it.

@@ -228,7 +228,8 @@ async def test_who_has_waited_too_long_gets_a_time_out_and_takes_its_item_with_i
         await waiting
     [later] = submit(commits, 3)
     first.succeed()
-    assert (second := await flushes.next()).items == [3]
+    second = await flushes.next()
+    assert second.items == [3]
     second.succeed()
     assert await later == "3"
 
