@@ -353,6 +353,12 @@ class Settings:
         _choice("debug", "info", "warning", "error"),
         "The least level of log lines that are written.",
     )
+    log_format: str = _setting(
+        "PAYSWITCH_LOG_FORMAT",
+        "text",
+        _choice("text", "json"),
+        "Log lines for people (`text`) or one JSON object a line (`json`); see [logs](logs.md).",
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
