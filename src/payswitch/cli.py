@@ -50,7 +50,7 @@ def _settings_of(environment: Mapping[str, str], part: str) -> Settings:
 def _end(settings: Settings, message: str) -> NoReturn:
     """End a part with one line, which is JSON where its log is, and exit code 1."""
     if settings.log_format == "json":
-        logger.critical("%(error)s", {"error": message})
+        logger.critical("can't go on: %(error)s", {"error": message})
         sys.exit(1)
     fail(message)
 
@@ -149,7 +149,9 @@ def ingress(host: str, port: int, uds: Path | None, workers: int) -> None:
     settings = read_settings("ingress")
     try:
         server.serve(settings, host=host, port=port, uds=uds, workers=workers)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
+        _end(settings, error.strerror or str(error))
+    except RuntimeError as error:
         _end(settings, str(error))
 
 

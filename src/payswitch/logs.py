@@ -19,6 +19,7 @@ from payswitch.printable import printable
 logger = logging.getLogger(__name__)
 
 _OTHERS = ("arq", "httpx", "httpcore", "asyncio")
+_TRACEBACK = "\nTraceback (most recent call last):"
 
 
 class TextFormatter(logging.Formatter):
@@ -33,7 +34,7 @@ class TextFormatter(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
         """The lines of a traceback."""
-        return "\n".join(map(printable, super().formatException(ei).split("\n")))
+        return _printable_lines(super().formatException(ei))
 
 
 class JsonFormatter(logging.Formatter):
@@ -55,9 +56,26 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "event": str(record.msg),
         }
-        if record.exc_info:
-            document["exception"] = self.formatException(record.exc_info)
+        exception = self.formatException(record.exc_info) if record.exc_info else record.exc_text
+        if exception:
+            document["exception"] = exception
         return json_line(document | {k: v for k, v in fields.items() if k not in document})
+
+
+class _GranianTracebacks(logging.Filter):
+    """Granian writes a traceback into the message; it gets its place."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the record, and write it."""
+        if record.name.startswith("_granian"):
+            record.msg, mark, rest = record.getMessage().partition(_TRACEBACK)
+            record.args = ()
+            record.exc_text = _printable_lines(f"{mark}{rest}".strip()) or None
+        return True
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def json_line(document: Mapping[str, Any]) -> str:
@@ -72,6 +90,7 @@ def configure(level: str, form: str, part: str) -> None:
     on the hot path and put payments into logs.
     """
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_GranianTracebacks())
     handler.setFormatter(JsonFormatter(part) if form == "json" else TextFormatter())
     least = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(handlers=[handler], level=least, force=True)
