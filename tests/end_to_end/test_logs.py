@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from payswitch.chaos.system import running
 from tests.end_to_end.conftest import StartSystem
+from tests.end_to_end.harness import clean_environment
 
 CENTS = 73_412_981
 PARTS = {"ingress-1", "ingress-2", "worker-1", "worker-2", "health", "default", "fallback"}
@@ -35,3 +38,13 @@ async def test_every_line_is_json_and_payments_that_go_their_way_are_not_logged(
         assert not [line for line in lines if any(payment in line for payment in paid)]
         # Each part says that it is there; payments add nothing.
         assert len(ours) < 3 * len(PARTS)
+
+
+async def test_the_chaos_run_can_read_its_log_whatever_is_set(tmp_path: Path) -> None:
+    environment = {"PAYSWITCH_LOG_FORMAT": "json", "PAYSWITCH_LOG_LEVEL": "error"}
+    async with running(
+        tmp_path, workers=1, clocks=False, environment=clean_environment(environment)
+    ):
+        log = (tmp_path / "system.log").read_text()
+    assert " INFO    taking jobs from arq:queue\n" in log
+    assert '"event"' not in log
