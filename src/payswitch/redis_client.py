@@ -157,7 +157,10 @@ async def check_trust(redis: Redis, *, demand: bool) -> None:
             break
         except (RedisError, OSError) as error:
             if not is_waiting:
-                logger.warning("redis is away, so it is not checked what it may lose: %s", error)
+                logger.warning(
+                    "redis is away, so it is not checked what it may lose: %(error)s",
+                    {"error": error},
+                )
             if not demand:
                 return
         is_waiting = True
@@ -165,4 +168,4 @@ async def check_trust(redis: Redis, *, demand: bool) -> None:
     if found and demand:
         raise UntrustworthyRedisError("; ".join(found))
     for risk in found:
-        logger.warning("redis: %s", risk)
+        logger.warning("redis: %(risk)s", {"risk": risk})
