@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.bench-installed
 
-.PHONY: up test test-long chaos rinha bench-queue bench-processor bench-pipeline bench-summary docs lint format lock clean
+.PHONY: up test test-long chaos rinha entry bench-queue bench-processor bench-pipeline bench-summary docs lint format lock clean
 
 up: $(STAMP)
 	@exec $(BIN)/payswitch up $(ARGS)
@@ -30,6 +30,10 @@ SCENARIO ?= preview
 # A scored run of the challenge: make rinha SCENARIO=final ARGS='--target processes'
 rinha: $(STAMP)
 	@$(BIN)/python -m bench.rinha $(SCENARIO) $(ARGS)
+
+# What the challenge asks of an entry, into build/entry: make entry ARGS='--owner somebody'
+entry: $(STAMP)
+	@$(BIN)/python -m bench.rinha.entry $(ARGS)
 
 # The documentation as a site of plain files: site/index.html. A link that leads nowhere fails it.
 docs: $(STAMP)
@@ -69,4 +73,4 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) site .cache .payswitch .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site build .cache .payswitch .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,66 +1,123 @@
-"""The client of `bench.pipeline`: `python -m bench.load URL COUNT AT_ONCE` posts new payments, so
-many at a time, and prints what came of it."""
+"""The client of `bench.pipeline`: `python -m bench.load HOST PORT COUNT AT_ONCE` posts new
+payments, so many at a time, and prints what came of it.
+
+It speaks just enough HTTP to take as little as can be of the cores that it shares with what is
+measured.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
+from collections.abc import Iterator
+from typing import cast
 from uuid import uuid4
 
 import click
-import httpx
+import httptools
 import uvloop
 
 from bench.local import BenchError, answer
 from payswitch.orphans import die_with_parent
-from payswitch.transport import Transport
 
 _LIMIT_S = 60.0
 
 
-async def post_payments(url: str, count: int, at_once: int) -> None:
-    """Post them all, each connection its next as soon as it has an answer; what is answered 503 is
-    posted again."""
-    transport = Transport(max_connections_per_host=at_once, read_timeout=_LIMIT_S)
-    target = httpx.URL(f"{url}/payments")
-    headers = [(b"host", target.netloc), (b"content-type", b"application/json")]
-    bodies = iter(
-        [b'{"correlationId":"%s","amount":19.9}' % str(uuid4()).encode() for _ in range(count)]
+class Poster(asyncio.Protocol):
+    """One connection, which posts its next payment as soon as it has an answer; what is answered
+    503 is posted again. `done` tells when there is none left, and what went wrong."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self, head: bytes, bodies: Iterator[bytes]) -> None:
+        self.done = asyncio.get_running_loop().create_future()
+        self.refused = 0
+        self._head = head
+        self._bodies = bodies
+        self._body = b""
+        self._parser = httptools.HttpResponseParser(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._post_next()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        self._parser.feed_data(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
+        self._end(exc or BenchError("the endpoint closed a connection"))
+
+    def on_message_complete(self) -> None:
+        """Called by the parser: an answer is complete."""
+        status = self._parser.get_status_code()
+        if status == 503:
+            self.refused += 1
+            self._post()
+        elif status == 202:
+            self._post_next()
+        else:
+            self._end(BenchError(f"a payment was answered with status {status}"))
+
+    def _post_next(self) -> None:
+        body = next(self._bodies, None)
+        if body is None:
+            self._end(None)
+        else:
+            self._body = body
+            self._post()
+
+    def _post(self) -> None:
+        self._transport.write(self._head + self._body)
+
+    def _end(self, error: Exception | None) -> None:
+        if not self.done.done():
+            if error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(error)
+            self._transport.close()
+
+
+async def post_payments(host: str, port: int, count: int, at_once: int) -> None:
+    """Post them all. Raises `BenchError` or `OSError` where one isn't taken."""
+    bodies = [b'{"correlationId":"%b","amount":19.9}' % str(uuid4()).encode() for _ in range(count)]
+    head = (
+        b"POST /payments HTTP/1.1\r\nhost: %b:%d\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n" % (host.encode(), port, len(bodies[0]))
     )
-
-    refused = 0
-
-    async def post() -> None:
-        nonlocal refused
-        for body in bodies:
-            while (status := await send(body)) == 503:
-                refused += 1
-            if status != 202:
-                raise BenchError(f"a payment was answered with status {status}")
-
-    async def send(body: bytes) -> int:
-        request = httpx.Request("POST", target, headers=headers, content=body)
-        return (await transport.handle_async_request(request)).status_code
-
+    loop = asyncio.get_running_loop()
+    left = iter(bodies)
     began, used = time.monotonic(), time.process_time()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(at_once):
-            group.create_task(post())
+    async with asyncio.timeout(_LIMIT_S):
+        posters = [
+            (await loop.create_connection(lambda: Poster(head, left), host, port))[1]
+            for _ in range(at_once)
+        ]
+        await asyncio.gather(*(poster.done for poster in posters))
     ended = time.monotonic()
-    cpu_s = time.process_time() - used
-    answer({"began": began, "ended": ended, "cpu_s": cpu_s, "refused": refused})
-    await transport.aclose()
+    answer(
+        {
+            "began": began,
+            "ended": ended,
+            "cpu_s": time.process_time() - used,
+            "refused": sum(poster.refused for poster in posters),
+        }
+    )
 
 
 @click.command()
-@click.argument("url")
+@click.argument("host")
+@click.argument("port", type=int)
 @click.argument("count", type=int)
 @click.argument("at_once", type=int)
-def main(url: str, count: int, at_once: int) -> None:
-    """Post so many payments to URL."""
+def main(host: str, port: int, count: int, at_once: int) -> None:
+    """Post so many payments to HOST:PORT."""
     die_with_parent(os.getppid())
-    uvloop.run(post_payments(url, count, at_once))
+    uvloop.run(post_payments(host, port, count, at_once))
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def measure(system: System, count: int, at_once: int) -> Values:
         _wait_until_ready(client, [*ports.values(), port])
         pids = {name: process.pid for name, process in processes.items()}
         before = _cpu_s(client, pids)
-        load = ("-m", "bench.load", f"http://{LOCAL}:{port}", str(count), str(at_once))
+        load = ("-m", "bench.load", LOCAL, str(port), str(count), str(at_once))
         with running(*load) as loader:
             sent = read_answer(loader)
         settled_at = _wait_until_settled(lambda: system.settled(client), count)

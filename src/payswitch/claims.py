@@ -81,7 +81,10 @@ class Claims:
             try:
                 yield self._read(entry, now, generation, token, expires_at)
             except (ValueError, OverflowError):
-                logger.error("the record of payment %s can't be read", entry[0].decode())
+                logger.error(
+                    "the record of payment %(payment)s can't be read",
+                    {"payment": entry[0].decode()},
+                )
 
     def _read(
         self, entry: list[Any], now: int, generation: str, token: int, expires_at: float

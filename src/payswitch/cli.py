@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +20,11 @@ from payswitch.redis_client import UntrustworthyRedisError, connect
 from payswitch.resilient_worker import ResilientWorker, run_worker
 from payswitch.settings import Settings, SettingsError
 
+logger = logging.getLogger(__name__)
+
 PORT = click.IntRange(1, 65535)
+
+_OF_LOGS = ("PAYSWITCH_LOG_LEVEL", "PAYSWITCH_LOG_FORMAT")
 
 
 def fail(message: str) -> NoReturn:
@@ -27,21 +33,33 @@ def fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def read_settings() -> Settings:
-    """The settings of this process, with logging set up by them."""
+def read_settings(part: str = "payswitch") -> Settings:
+    """The settings of this process, with logging set up by them; `part` names it in JSON lines."""
+    return _settings_of(os.environ, part)
+
+
+def _settings_of(environment: Mapping[str, str], part: str) -> Settings:
     try:
-        settings = Settings.from_environment()
+        settings = Settings.from_environment(environment)
     except SettingsError as error:
         fail(str(error))
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format, part)
     return settings
+
+
+def _end(settings: Settings, message: str) -> NoReturn:
+    """End a part with one line, which is JSON where its log is, and exit code 1."""
+    if settings.log_format == "json":
+        logger.critical("can't go on: %(error)s", {"error": message})
+        sys.exit(1)
+    fail(message)
 
 
 class _Commands(click.Group):
     """The commands of this module, and those that are loaded only when they are called: what they
     import would cost every container its memory."""
 
-    _elsewhere = ("chaos", "dead", "reconcile")
+    _elsewhere = ("chaos", "dead", "reconcile", "settings")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self._elsewhere])
@@ -128,11 +146,13 @@ def ingress(host: str, port: int, uds: Path | None, workers: int) -> None:
     """
     from payswitch import server
 
-    settings = read_settings()
+    settings = read_settings("ingress")
     try:
         server.serve(settings, host=host, port=port, uds=uds, workers=workers)
-    except (OSError, RuntimeError) as error:
-        fail(str(error))
+    except OSError as error:
+        _end(settings, error.strerror or str(error))
+    except RuntimeError as error:
+        _end(settings, str(error))
 
 
 @main.command()
@@ -141,7 +161,7 @@ def worker() -> None:
 
     Example: payswitch worker
     """
-    settings = read_settings()
+    settings = read_settings("worker")
     from payswitch.worker import PaymentWorker
     from workers.payments import WorkerSettings
 
@@ -154,7 +174,7 @@ def health() -> None:
 
     Example: payswitch health
     """
-    settings = read_settings()
+    settings = read_settings("health")
     from workers.health import WorkerSettings
 
     _run(ResilientWorker, WorkerSettings, settings)
@@ -164,7 +184,7 @@ def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: S
     try:
         run_worker(worker_class, worker_settings, connect(settings.redis_url, limit_s=10))
     except UntrustworthyRedisError as error:
-        fail(str(error))
+        _end(settings, str(error))
 
 
 @main.command()
@@ -182,7 +202,8 @@ def simulator(name: str, host: str, port: int, fee: str) -> None:
     """
     from payswitch.simulator import SimulatorConfig, serve
 
-    logs.configure("info")
+    # None of the other settings is a processor's.
+    log = _settings_of({each: os.environ.get(each, "") for each in _OF_LOGS}, name)
     try:
         config = SimulatorConfig.from_environment(name, {**os.environ, "TRANSACTION_FEE": fee})
     except ValueError as error:
@@ -190,4 +211,4 @@ def simulator(name: str, host: str, port: int, fee: str) -> None:
     try:
         uvloop.run(serve(config, host, port))
     except OSError as error:
-        fail(f"port {port}: {error.strerror or error}")
+        _end(log, f"port {port}: {error.strerror or error}")

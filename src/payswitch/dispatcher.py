@@ -159,7 +159,10 @@ class Dispatcher:
         try:
             routed = await self._tries.open(claim, processor, findings)
             if routed is None:
-                logger.debug("lease of %s lost before it was sent", claim.correlation_id)
+                logger.debug(
+                    "lease of payment %(payment)s lost before it was sent",
+                    {"payment": claim.correlation_id},
+                )
                 return
             outcome = await self._send(claim, routed)
             verdict = _verdict(outcome)
@@ -269,9 +272,8 @@ class Dispatcher:
                 await asyncio.sleep(self._pauses.after(attempts) / 1000)
         if settlement is Settlement.INCIDENT:
             logger.error(
-                "incident: %s has payment %s, which is pinned elsewhere",
-                processor,
-                claim.correlation_id,
+                "incident: %(processor)s has payment %(payment)s, which is pinned elsewhere",
+                {"processor": processor, "payment": claim.correlation_id},
             )
 
     async def _bury(
@@ -282,7 +284,10 @@ class Dispatcher:
             await self._retry(claim, findings, reason)
         elif burial is Burial.BURIED:
             self._watch.forget(claim.correlation_id)
-            logger.warning("dead letter: %s: %s", claim.correlation_id, reason)
+            logger.warning(
+                "dead letter: %(payment)s: %(reason)s",
+                {"payment": claim.correlation_id, "reason": reason},
+            )
 
     async def _retry(self, claim: Claim, findings: Findings, error: str) -> None:
         delay_ms = self._pauses.after(claim.job_try)
@@ -301,14 +306,20 @@ class Dispatcher:
     @staticmethod
     def _open_numbers(claim: Claim, findings: Findings) -> set[int]:
         """The tries that were open when the payment was claimed and still are."""
+        if not claim.open_tries:
+            return set()
         return {open_try.number for open_try in claim.open_tries} - findings.closed
 
 
 def _log_change(processor: str, was: BreakerState, now: BreakerState) -> None:
     if was is BreakerState.CLOSED and now is BreakerState.OPEN:
-        logger.warning("%s keeps failing: its circuit breaker opens", processor)
+        logger.warning(
+            "%(processor)s keeps failing: its circuit breaker opens", {"processor": processor}
+        )
     elif was is not BreakerState.CLOSED and now is BreakerState.CLOSED:
-        logger.info("%s works again: its circuit breaker closes", processor)
+        logger.info(
+            "%(processor)s works again: its circuit breaker closes", {"processor": processor}
+        )
 
 
 def _verdict(outcome: Outcome) -> Verdict:

@@ -77,10 +77,18 @@ class HealthCheck:
             logger.warning("the health check took longer than its lock; its result is dropped")
         elif selection != self._last:
             self._last = selection
-            logger.info(
-                "selected %s%s: %s",
-                selection.processor,
-                "" if selection.healthy else " (nothing is healthy)",
-                selection.reason,
-            )
+            _log_selection(selection)
         return selection
+
+
+def _log_selection(selection: Selection) -> None:
+    if selection.healthy:
+        logger.info(
+            "selected %(processor)s: %(reason)s",
+            {"processor": selection.processor, "reason": selection.reason},
+        )
+    else:
+        logger.warning(
+            "selected %(processor)s (nothing is healthy): %(reason)s",
+            {"processor": selection.processor, "reason": selection.reason},
+        )

@@ -67,6 +67,8 @@ async def encode(request: httpx.Request) -> Message:
 
 
 async def _body_of(request: httpx.Request) -> bytes:
+    if isinstance(request.stream, httpx.ByteStream):
+        return b"".join(request.stream)
     try:
         return request.content
     except httpx.RequestNotRead:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 EARLIEST_MS = -62_135_596_800_000
 """The first instant that can be written: the year 1."""
@@ -40,5 +41,10 @@ def parse_instant_ms(text: str) -> int:
 def format_instant(ms: int) -> str:
     """`2026-11-22T16:05:00.123Z` for milliseconds since the epoch."""
     seconds, rest = divmod(ms, 1000)
-    whole = (_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None)
-    return f"{whole.isoformat()}.{rest:03d}Z"
+    return f"{_format_second(seconds)}.{rest:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _format_second(seconds: int) -> str:
+    """Payments that are sent together share the second."""
+    return (_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()

@@ -125,6 +125,11 @@ class LocalSystem:
         default = self.simulated.get("default")
         return commands_to_try(self._port.url, default.url if default else None)
 
+    @property
+    def endpoint(self) -> str:
+        """Where payments are accepted."""
+        return self._port.url
+
     def _endpoint(self) -> list[list[Service]]:
         """HAProxy before two ingress instances; without it one ingress of two processes."""
         options = self.options
@@ -241,7 +246,8 @@ def run(options: Options) -> None:
 
 async def _supervise(system: LocalSystem, groups: list[list[Service]]) -> None:
     services = [service for group in groups for service in group]
-    screen = Screen(sys.stdout, [service.part.name for service in services])
+    as_json = system.settings.log_format == "json"
+    screen = Screen(sys.stdout, [service.part.name for service in services], as_json=as_json)
     supervisor = Supervisor(
         [[service.part for service in group] for group in groups],
         screen,
@@ -250,6 +256,9 @@ async def _supervise(system: LocalSystem, groups: list[list[Service]]) -> None:
     screen.on_gone = supervisor.stop
 
     def show_banner() -> None:
+        if as_json:
+            screen.say(f"Payswitch is ready; its endpoint is {system.endpoint}")
+            return
         pids = supervisor.pids
         rows = [
             Row(each.part.name, each.where, pids.get(each.part.name), each.note)

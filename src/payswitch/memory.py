@@ -47,6 +47,7 @@ class MemoryWatch:
         self._redis = redis
         self._max_percent = max_percent
         self._is_allowed = True
+        self._is_away = False
         self._looking: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -68,10 +69,15 @@ class MemoryWatch:
             self._note(False)
             if self._is_allowed:
                 self._is_allowed = False
-                logger.warning("redis: its memory can't be watched, so it may fill up: %s", error)
-        except (RedisError, OSError):
-            logger.debug("redis is away, so its memory is not looked at")
+                logger.warning(
+                    "redis: its memory can't be watched, so it may fill up: %(error)s",
+                    {"error": error},
+                )
+            self._note_away(None)
+        except (RedisError, OSError) as error:
+            self._note_away(error)
         else:
+            self._note_away(None)
             self._note(is_short(memory, max_percent=self._max_percent, was_short=self.is_short))
 
     async def _look_for_ever(self) -> None:
@@ -79,11 +85,19 @@ class MemoryWatch:
             await self.look()
             await asyncio.sleep(_EVERY_S)
 
+    def _note_away(self, error: Exception | None) -> None:
+        """Say when Redis goes and when it is back; nothing else in an ingress does."""
+        if error is not None and not self._is_away:
+            logger.warning("redis is away: %(error)s", {"error": str(error) or repr(error)})
+        elif self._is_away and error is None:
+            logger.info("redis is back")
+        self._is_away = error is not None
+
     def _note(self, is_short: bool) -> None:
         if is_short and not self.is_short:
             logger.warning(
-                "redis uses over %d %% of its maxmemory: new payments are refused",
-                self._max_percent,
+                "redis uses over %(percent)d %% of its maxmemory: new payments are refused",
+                {"percent": self._max_percent},
             )
         elif self.is_short and not is_short:
             logger.info("redis has memory again: new payments are taken")

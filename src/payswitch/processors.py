@@ -205,11 +205,16 @@ class Processor:
             f'{{"correlationId":"{correlation_id}","amount":{format_cents(cents)},'
             f'"requestedAt":"{format_instant(requested_at)}"}}'
         ).encode()
+        # A stream and its length: httpx would take 7 µs to find both out from the content.
         request = httpx.Request(
             "POST",
             self._payments,
-            headers=[(b"host", self._host), (b"content-type", b"application/json")],
-            content=body,
+            headers=[
+                (b"host", self._host),
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+            ],
+            stream=httpx.ByteStream(body),
             extensions={"timeout": self._pay_limits, "before_write": may_send},
         )
         try:

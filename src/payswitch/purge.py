@@ -91,7 +91,7 @@ class Purge:
     async def _remove_in_background(self) -> None:
         try:
             removed = await self.remove_leftovers()
-            logger.info("purged: %d keys removed", removed)
+            logger.info("purged: %(keys)d keys removed", {"keys": removed})
         except (RedisError, OSError):
             logger.warning("redis is away: the workers will remove what the purge left")
 

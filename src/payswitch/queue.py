@@ -80,7 +80,7 @@ class AcceptQueue:
         self._limit_ms = limit_ms
         self._max_backlog = max_backlog
         self._redis_ahead_ms: float | None = None
-        self._commits: GroupCommit[_Entry, str] = GroupCommit(self._flush)
+        self._commits: GroupCommit[_Entry, str] = GroupCommit(self._flush, limit_s=limit_ms / 1000)
 
     async def accept(self, payment: Payment) -> Acceptance:
         """Put the payment on the queue; returns once Redis has it.
@@ -91,11 +91,9 @@ class AcceptQueue:
         """
         entry = _Entry(payment, boottime_ms() + self._limit_ms)
         try:
-            async with asyncio.timeout(self._limit_ms / 1000):
-                verdict = await self._commits.submit(entry)
-                while verdict == "late":
-                    # Refused by a clock that was set meanwhile; the answer brought its new time.
-                    verdict = await self._commits.submit(entry)
+            verdict = await self._commits.submit(entry)
+            if verdict == "late":
+                verdict = await self._submit_again(entry)
         except TimeoutError:
             raise NotAcceptedError("Redis did not answer in time") from None
         except ResponseError as error:
@@ -105,6 +103,13 @@ class AcceptQueue:
         except OSError as error:
             raise NotAcceptedError(f"Redis can't be reached: {error}") from None
         return Acceptance(verdict)
+
+    async def _submit_again(self, entry: _Entry) -> str:
+        """It was refused by a clock that was set meanwhile; the answer brought the new time."""
+        async with asyncio.timeout((entry.gives_up_at - boottime_ms()) / 1000):
+            while (verdict := await self._commits.submit(entry)) == "late":
+                pass
+        return verdict
 
     async def _flush(self, entries: list[_Entry]) -> list[str]:
         if self._redis_ahead_ms is None:

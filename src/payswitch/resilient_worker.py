@@ -17,6 +17,7 @@ from arq.cron import CronJob
 from redis.exceptions import RedisError, ResponseError
 
 from payswitch import scripts
+from payswitch.garbage import collect_seldom
 from payswitch.memory import says_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class ResilientWorker(arq.worker.Worker):
 
     async def main(self) -> None:
         """Run until cancelled; Redis may come and go meanwhile."""
+        collect_seldom()
         while True:
             try:
                 await self.pool.ping()
@@ -42,7 +44,7 @@ class ResilientWorker(arq.worker.Worker):
             except (RedisError, OSError) as error:
                 await self._note_redis_away(error)
         self._redis_is_back()
-        logger.info("taking jobs from %s", self.queue_name)
+        logger.info("taking jobs from %(queue)s", {"queue": self.queue_name})
         await super().main()
 
     async def _poll_iteration(self) -> None:
@@ -99,7 +101,7 @@ class ResilientWorker(arq.worker.Worker):
             async with asyncio.timeout(job.timeout_s or self.job_timeout_s):
                 await job.coroutine({**self.ctx, "job_id": job.name, "job_try": 1})
         except Exception:
-            logger.exception("cron job %s failed", job.name)
+            logger.exception("cron job %(job)s failed", {"job": job.name})
 
     async def record_health(self) -> None:
         """Write the health key, in other words if Redis is full."""
@@ -150,13 +152,17 @@ class ResilientWorker(arq.worker.Worker):
     async def _note_redis_away(self, error: Exception) -> None:
         if not self._redis_is_away:
             self._redis_is_away = True
-            how = "refuses" if isinstance(error, ResponseError) else "is away"
-            logger.warning("redis %s: %s", how, error)
+            if isinstance(error, ResponseError):
+                logger.warning("redis refuses: %(error)s", {"error": error})
+            else:
+                logger.warning("redis is away: %(error)s", {"error": error})
         await asyncio.sleep(_PAUSE_S)
 
     def _note_redis_full(self, is_full: bool) -> None:
         if is_full and not self._redis_is_full:
-            logger.warning("redis is full: cron jobs of %s run without it", self.queue_name)
+            logger.warning(
+                "redis is full: cron jobs of %(queue)s run without it", {"queue": self.queue_name}
+            )
         elif self._redis_is_full and not is_full:
             logger.info("redis has memory again")
         self._redis_is_full = is_full

@@ -108,6 +108,9 @@ class Router:
         while its breaker is open. Where the check found nothing healthy, only a success since then
         speaks for a processor.
         """
+        first = self.selection.processor
+        if self.selection.healthy and self.breakers[first].state is BreakerState.CLOSED:
+            return first
         usable = [name for name in self._order() if self._trusted(name)]
         if all(self.breakers[name].state is not BreakerState.CLOSED for name in usable):
             return None

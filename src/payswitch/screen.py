@@ -8,8 +8,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import cycle
-from typing import TextIO
+from typing import Any, TextIO
 
+import orjson
+
+from payswitch.instants import format_instant
+from payswitch.logs import json_line
 from payswitch.printable import printable
 
 LONGEST_LINE = 16 * 1024
@@ -45,17 +49,19 @@ class LineSplitter:
 
 
 class Screen:
-    """Writes lines to a terminal or a file, each after the name of its part.
+    """Writes lines to a terminal or a file, each after the name of its part; as JSON, each is an
+    object that names its part.
 
     `on_gone` is called when nobody reads any longer; what is written from then on is thrown away.
     """
 
-    def __init__(self, stream: TextIO, names: Iterable[str]) -> None:
+    def __init__(self, stream: TextIO, names: Iterable[str], *, as_json: bool = False) -> None:
         self._stream = stream
+        self._as_json = as_json
         self.on_gone: Callable[[], None] = lambda: None
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-        colored = is_colored(stream, os.environ)
+        colored = is_colored(stream, os.environ) and not as_json
         known = [_OWN, *names]
         self._colors = dict(zip(known, cycle(_COLORS), strict=False)) if colored else {}
         width = max(map(len, known))
@@ -68,12 +74,22 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Write a log line of this process' own."""
-        self.lines(_OWN, [f"{time.strftime('%H:%M:%S')} {text}"])
+        if self._as_json:
+            self._write_json(_OWN, {**_now(), "level": "info", "message": text})
+        else:
+            self.lines(_OWN, [f"{time.strftime('%H:%M:%S')} {text}"])
 
     def lines(self, name: str, lines: Iterable[str]) -> None:
         """Write the lines of a part."""
+        if self._as_json:
+            for line in lines:
+                self._write_json(name, _document_of(line))
+            return
         prefix = self._prefixes[name]
         self.text("".join(f"{prefix}{line}\n" for line in lines))
+
+    def _write_json(self, name: str, document: dict[str, Any]) -> None:
+        self.text(json_line(document | {"part": name}) + "\n")
 
     def text(self, text: str) -> None:
         """Write a text as it is."""
@@ -123,6 +139,19 @@ def is_colored(stream: TextIO, environment: Mapping[str, str]) -> bool:
     if environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
         return False
     return stream.isatty()
+
+
+def _document_of(line: str) -> dict[str, Any]:
+    """A line that is JSON already, or one of a program that knows no JSON."""
+    try:
+        document = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        document = None
+    return document if isinstance(document, dict) else {**_now(), "message": line}
+
+
+def _now() -> dict[str, str]:
+    return {"time": format_instant(time.time_ns() // 1_000_000)}
 
 
 def _cut(line: bytes) -> list[bytes]:

@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from granian.constants import HTTPModes, Interfaces, Loops
@@ -21,6 +22,7 @@ from granian.server import Server as ProcessesServer
 from granian.server.embed import Server as EmbeddedServer
 from starlette.applications import Starlette
 
+from payswitch import logs
 from payswitch.ingress import create_app
 from payswitch.orphans import die_with_parent
 from payswitch.redis_client import check_trust, connect
@@ -48,18 +50,20 @@ def serve(settings: Settings, *, host: str, port: int, uds: Path | None, workers
         _demand_free_port(host, port)
     else:
         _remove_dead_socket(uds)
-    logger.info("listening on %s", uds or f"{host}:{port}")
+    logger.info("listening on %(address)s", {"address": str(uds or f"{host}:{port}")})
     if workers == 1:
         uvloop.run(_serve_embedded(settings, host, port, uds))
     else:
-        _serve_processes(host, port, uds, workers)
+        _serve_processes(settings, host, port, uds, workers)
 
 
 def app_from_environment() -> Starlette:
     """What each of several Granian processes serves, which ends with the one that started it."""
     if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
         die_with_parent(parent.pid)
-    return create_app(Settings.from_environment())
+    settings = Settings.from_environment()
+    logs.configure(settings.log_level, settings.log_format, "ingress")
+    return create_app(settings)
 
 
 async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | None) -> None:
@@ -74,7 +78,8 @@ async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | 
         backlog=_BACKLOG,
         backpressure=_max_connections(),
         http1_settings=_HTTP,
-        log_level=LogLevels.error,
+        log_level=_granian_level(settings),
+        log_dictconfig=_granian_logging(),
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -82,7 +87,9 @@ async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | 
     await server.serve()
 
 
-def _serve_processes(host: str, port: int, uds: Path | None, workers: int) -> None:
+def _serve_processes(
+    settings: Settings, host: str, port: int, uds: Path | None, workers: int
+) -> None:
     ProcessesServer(
         f"{__name__}:app_from_environment",
         factory=True,
@@ -97,10 +104,22 @@ def _serve_processes(host: str, port: int, uds: Path | None, workers: int) -> No
         backlog=_BACKLOG,
         backpressure=_max_connections(),
         http1_settings=_HTTP,
-        log_level=LogLevels.error,
+        log_level=_granian_level(settings),
+        log_dictconfig=_granian_logging(),
         respawn_failed_workers=True,
         respawn_interval=0.5,
     ).serve()
+
+
+def _granian_level(settings: Settings) -> LogLevels:
+    """Below errors Granian says again what is said here, and that it is experimental."""
+    return LogLevels.debug if settings.log_level == "debug" else LogLevels.error
+
+
+def _granian_logging() -> dict[str, Any]:
+    """Granian's lines take the way of all others, not one of their own to standard output."""
+    loggers = {name: {"handlers": [], "propagate": True} for name in ("_granian", "granian.access")}
+    return {"formatters": {}, "handlers": {}, "loggers": loggers}
 
 
 def _max_connections() -> int:

@@ -6,14 +6,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
+from redis.asyncio import ConnectionPool
+from redis.exceptions import RedisError
+
+MASK = "***"
+"""Stands for a secret."""
+
+_LONGEST_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with the value of a variable, or with those of several together."""
+
+    variables: tuple[str, ...]
+    message: str
+
 
 class SettingsError(ValueError):
     """One or more variables hold a value that is not allowed; the message names them all."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(problem.message for problem in problems))
+        self.problems = tuple(problems)
 
 
 @dataclass(frozen=True)
@@ -24,11 +45,35 @@ class Variable:
     parse: Callable[[str], Any]
     allowed: str
     purpose: str
+    secret: bool = False
+
+    def shown(self, value: Any) -> Any:
+        """A value that is allowed, its secrets masked: all of it, or the password in a URL."""
+        if self.secret:
+            return MASK if value else value
+        return _without_password(value) if "://" in str(value) else value
+
+    def refused(self, text: str) -> str:
+        """The assignment of a value that is not allowed; not of what may hold a secret."""
+        if not text:
+            return f"{self.name}=''"
+        if self.secret or "@" in text or "password" in text.lower():
+            return f"{self.name}=(not shown)"
+        cut = text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
+        return f"{self.name}={cut!r}"
 
 
-def _setting(name: str, default: Any, kind: tuple[Callable[[str], Any], str], purpose: str) -> Any:
+def _setting(
+    name: str,
+    default: Any,
+    kind: tuple[Callable[[str], Any], str],
+    purpose: str,
+    *,
+    secret: bool = False,
+) -> Any:
     parse, allowed = kind
-    return field(default=default, metadata={"variable": Variable(name, parse, allowed, purpose)})
+    variable = Variable(name, parse, allowed, purpose, secret)
+    return field(default=default, metadata={"variable": variable})
 
 
 def _whole(low: int, high: int) -> tuple[Callable[[str], int], str]:
@@ -43,15 +88,43 @@ def _whole(low: int, high: int) -> tuple[Callable[[str], int], str]:
     return parse, f"a whole number from {low} to {high}"
 
 
-def _url(*schemes: str) -> tuple[Callable[[str], str], str]:
+def _processor_url() -> tuple[Callable[[str], str], str]:
     def parse(text: str) -> str:
         parts = urlsplit(text)
-        if parts.scheme not in schemes or not (parts.hostname or parts.scheme == "unix"):
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(text)
+        if parts.query or parts.fragment or not _is_one_word(text):
             raise ValueError(text)
         _ = parts.port
-        return text.rstrip("/") if parts.scheme.startswith("http") else text
+        return text.rstrip("/")
 
-    return parse, "a URL with " + " or ".join(f"{scheme}://" for scheme in schemes)
+    return parse, "a URL with http:// or https:// and without a query"
+
+
+def _redis_url() -> tuple[Callable[[str], str], str]:
+    def parse(text: str) -> str:
+        parts = urlsplit(text)
+        if parts.scheme not in ("redis", "rediss", "unix") or not _is_one_word(text):
+            raise ValueError(text)
+        if parts.scheme != "unix" and not (
+            parts.hostname and re.fullmatch(r"/?[0-9]*", parts.path, re.ASCII)
+        ):
+            raise ValueError(text)
+        try:
+            # What redis-py makes of it, options included; nothing is connected.
+            ConnectionPool.from_url(text).make_connection()  # type: ignore[no-untyped-call]
+        except (TypeError, RedisError) as error:
+            raise ValueError(text) from error
+        return text
+
+    return (
+        parse,
+        "a URL with redis:// or rediss:// or unix:// as redis-py takes it",
+    )
+
+
+def _is_one_word(text: str) -> bool:
+    return text.isprintable() and " " not in text
 
 
 def _choice(*values: str) -> tuple[Callable[[str], str], str]:
@@ -82,19 +155,19 @@ class Settings:
     redis_url: str = _setting(
         "REDIS_URL",
         "redis://127.0.0.1:6379/0",
-        _url("redis", "rediss", "unix"),
+        _redis_url(),
         "The Redis that holds queue, records, ledger and selection.",
     )
     processor_url_default: str = _setting(
         "PAYMENT_PROCESSOR_URL_DEFAULT",
         "http://localhost:8001",
-        _url("http", "https"),
+        _processor_url(),
         "Base URL of the processor `default`, the cheaper one.",
     )
     processor_url_fallback: str = _setting(
         "PAYMENT_PROCESSOR_URL_FALLBACK",
         "http://localhost:8002",
-        _url("http", "https"),
+        _processor_url(),
         "Base URL of the processor `fallback`.",
     )
     processor_admin_token: str = _setting(
@@ -102,6 +175,7 @@ class Settings:
         "123",
         _text(),
         "The `X-Rinha-Token` that `payswitch reconcile` shows to the processors' admin calls.",
+        secret=True,
     )
     accept_limit_ms: int = _setting(
         "PAYSWITCH_ACCEPT_LIMIT_MS",
@@ -134,6 +208,7 @@ class Settings:
         "",
         _text(),
         "The bearer token that `PAYSWITCH_PURGE=token` demands.",
+        secret=True,
     )
     redis_trust: str = _setting(
         "PAYSWITCH_REDIS_TRUST",
@@ -278,6 +353,12 @@ class Settings:
         _choice("debug", "info", "warning", "error"),
         "The least level of log lines that are written.",
     )
+    log_format: str = _setting(
+        "PAYSWITCH_LOG_FORMAT",
+        "text",
+        _choice("text", "json"),
+        "Log lines for people (`text`) or one JSON object a line (`json`); see [logs](logs.md).",
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -287,7 +368,7 @@ class Settings:
         """
         source = os.environ if environment is None else environment
         values: dict[str, Any] = {}
-        errors: list[str] = []
+        problems: dict[str, Problem] = {}
         for name, variable in variables().items():
             text = source.get(variable.name, "")
             if not text:
@@ -295,38 +376,54 @@ class Settings:
             try:
                 values[name] = variable.parse(text)
             except ValueError:
-                errors.append(f"{variable.name}={_shown(variable, text)}: {variable.allowed}")
+                message = f"{variable.refused(text)}: {variable.allowed}"
+                problems[name] = Problem((variable.name,), message)
         settings = cls(**values)
-        errors.extend(settings._contradictions())
-        if errors:
-            raise SettingsError("; ".join(errors))
+        found = [*problems.values(), *settings._contradictions(problems.keys())]
+        if found:
+            raise SettingsError(found)
         return settings
 
-    def _contradictions(self) -> list[str]:
-        """Settings that are allowed one by one but not together."""
-        found: list[str] = []
-        if (self.purge == "token") is not bool(self.purge_token):
-            found.append("PAYSWITCH_PURGE=token and PAYSWITCH_PURGE_TOKEN go together")
-        if not self.health_limit_ms < self.health_lock_ms < self.health_throttle_ms:
-            found.append(
-                "PAYSWITCH_HEALTH_LIMIT_MS < PAYSWITCH_HEALTH_LOCK_MS < "
-                "PAYSWITCH_HEALTH_THROTTLE_MS must hold"
-            )
-        if self.lease_ms <= self.processor_max_delay_ms + self.lease_margin_ms:
-            found.append(
-                "PAYSWITCH_LEASE_MS must be above PAYSWITCH_PROCESSOR_MAX_DELAY_MS plus "
-                "PAYSWITCH_LEASE_MARGIN_MS"
-            )
-        if self.retention_ms <= self.lease_ms + self.processor_max_delay_ms:
-            found.append(
-                "PAYSWITCH_RETENTION_MS must be above PAYSWITCH_LEASE_MS plus "
-                "PAYSWITCH_PROCESSOR_MAX_DELAY_MS"
-            )
-        if self.processor_url_default == self.processor_url_fallback:
-            found.append(
-                "PAYMENT_PROCESSOR_URL_DEFAULT and PAYMENT_PROCESSOR_URL_FALLBACK must differ"
-            )
-        return found
+    def _contradictions(self, unknown: Set[str]) -> Iterator[Problem]:
+        """Settings that are allowed one by one but not together; those of which a part is unknown
+        are not judged."""
+        known = variables()
+        for is_kept, names, rule in self._rules():
+            if is_kept or not unknown.isdisjoint(names):
+                continue
+            values = (known[name].refused(str(getattr(self, name))) for name in names)
+            yield Problem(tuple(known[name].name for name in names), f"{', '.join(values)}: {rule}")
+
+    def _rules(self) -> Iterator[tuple[bool, tuple[str, ...], str]]:
+        """What must hold between settings: whether it does, which ones, and the rule in words."""
+        yield (
+            (self.purge == "token") is bool(self.purge_token),
+            ("purge", "purge_token"),
+            "PAYSWITCH_PURGE=token and PAYSWITCH_PURGE_TOKEN go together",
+        )
+        yield (
+            self.health_limit_ms < self.health_lock_ms < self.health_throttle_ms,
+            ("health_limit_ms", "health_lock_ms", "health_throttle_ms"),
+            "PAYSWITCH_HEALTH_LIMIT_MS < PAYSWITCH_HEALTH_LOCK_MS < "
+            "PAYSWITCH_HEALTH_THROTTLE_MS must hold",
+        )
+        yield (
+            self.lease_ms > self.processor_max_delay_ms + self.lease_margin_ms,
+            ("lease_ms", "processor_max_delay_ms", "lease_margin_ms"),
+            "PAYSWITCH_LEASE_MS must be above PAYSWITCH_PROCESSOR_MAX_DELAY_MS plus "
+            "PAYSWITCH_LEASE_MARGIN_MS",
+        )
+        yield (
+            self.retention_ms > self.lease_ms + self.processor_max_delay_ms,
+            ("retention_ms", "lease_ms", "processor_max_delay_ms"),
+            "PAYSWITCH_RETENTION_MS must be above PAYSWITCH_LEASE_MS plus "
+            "PAYSWITCH_PROCESSOR_MAX_DELAY_MS",
+        )
+        yield (
+            self.processor_url_default != self.processor_url_fallback,
+            ("processor_url_default", "processor_url_fallback"),
+            "PAYMENT_PROCESSOR_URL_DEFAULT and PAYMENT_PROCESSOR_URL_FALLBACK must differ",
+        )
 
     @property
     def processor_urls(self) -> dict[str, str]:
@@ -339,6 +436,12 @@ def variables() -> dict[str, Variable]:
     return {entry.name: entry.metadata["variable"] for entry in fields(Settings)}
 
 
-def _shown(variable: Variable, text: str) -> str:
-    secret = variable.name.endswith("TOKEN") or "@" in text or "password" in text.lower()
-    return "(not shown)" if secret else repr(text)
+def _without_password(url: str) -> str:
+    """A URL whose password, there or in the query, is masked. A user without a password is, too:
+    who forgets the colon has written a password."""
+    parts = urlsplit(url)
+    credentials, at, host = parts.netloc.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    hidden = f"{user if colon else ''}{colon}{MASK}" if at else ""
+    query = re.sub(r"(?i)([^&=]*password[^&=]*=)[^&]*", rf"\g<1>{MASK}", parts.query)
+    return parts._replace(netloc=f"{hidden}{at}{host}", query=query).geturl()

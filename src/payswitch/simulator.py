@@ -154,7 +154,10 @@ class Simulator:
             OSError: the address is taken or not this machine's.
         """
         bound = await self._listener.start(host, port)
-        _logger.info("processor %s listens on %s:%d", self.config.name, host, bound)
+        _logger.info(
+            "processor %(processor)s listens on %(host)s:%(port)d",
+            {"processor": self.config.name, "host": host, "port": bound},
+        )
         return bound
 
     async def close(self) -> None:

@@ -397,7 +397,10 @@ class Listener:
             try:
                 self._server = await self._listen(self._host, self._port)
             except OSError as error:  # somebody's outgoing connection may have got the port
-                _logger.warning("can't listen on %s:%d yet: %s", self._host, self._port, error)
+                _logger.warning(
+                    "can't listen on %(host)s:%(port)d yet: %(error)s",
+                    {"host": self._host, "port": self._port, "error": error},
+                )
                 await asyncio.sleep(_RELISTEN_S)
             else:
                 return

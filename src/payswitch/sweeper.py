@@ -49,16 +49,20 @@ class Sweeper:
         while True:
             seen, requeued, dropped, states = await self._sweep(args=[first, _PAGE])
             for correlation_id in requeued:
-                logger.warning("payment %s had left the queue unpaid", _shown(correlation_id))
+                logger.warning(
+                    "payment %(payment)s had left the queue unpaid",
+                    {"payment": _shown(correlation_id)},
+                )
             for correlation_id, state in zip(dropped, states, strict=True):
                 if state:
                     logger.warning(
-                        "payment %s was still in the backlog, its state being %s",
-                        *(_shown(correlation_id), _shown(state)),
+                        "payment %(payment)s was still in the backlog, its state being %(state)s",
+                        {"payment": _shown(correlation_id), "state": _shown(state)},
                     )
                 else:
                     logger.error(
-                        "acknowledged payment %s has no record any more", _shown(correlation_id)
+                        "acknowledged payment %(payment)s has no record any more",
+                        {"payment": _shown(correlation_id)},
                     )
             repaired += len(requeued)
             first += int(seen) - len(dropped)

@@ -75,6 +75,8 @@ class Findings:
 
     def arguments(self) -> tuple[str, str]:
         """Both as the scripts take them."""
+        if not self.closed and not self.ended:
+            return "", ""
         return ",".join(map(str, sorted(self.closed))), ",".join(map(str, sorted(self.ended)))
 
 

@@ -13,11 +13,11 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import arq.worker
 from arq.jobs import DeserializationError, deserialize_job_raw
-from arq.utils import ms_to_datetime
 from redis.exceptions import RedisError, ResponseError
 
 from payswitch.claims import Claimed, Claims
@@ -142,7 +142,9 @@ class PaymentWorker(ResilientWorker):
             raise
         self._see(batch.selection)
         for stray in batch.strays:
-            logger.warning("queue entry %s is no payment of ours; put aside", stray)
+            logger.warning(
+                "queue entry %(entry)s is no payment of ours; put aside", {"entry": stray}
+            )
         for claimed in batch.taken:
             self._start(claimed, permit)
         if not batch.taken:
@@ -188,7 +190,10 @@ class PaymentWorker(ResilientWorker):
             del self.tasks[key]
             self._slot_freed.set()
             if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("payment %s: %r", correlation_id, error)
+                logger.error(
+                    "payment %(payment)s: %(error)s",
+                    {"payment": correlation_id, "error": repr(error)},
+                )
 
         task.add_done_callback(done)
 
@@ -211,7 +216,9 @@ class PaymentWorker(ResilientWorker):
             await self._give_back_when_possible(claim)
         except Exception:
             self.jobs_failed += 1
-            logger.exception("payment %s: the job failed", claim.correlation_id)
+            logger.exception(
+                "payment %(payment)s: the job failed", {"payment": claim.correlation_id}
+            )
             await self._give_back(claim, delay_ms=1000, error="an internal error")
         finally:
             await self._end_probe(permit)
@@ -239,13 +246,15 @@ class PaymentWorker(ResilientWorker):
         name, args, kwargs, enqueued_at = self._read_job(claimed)
         function = self.functions.get(name)
         if function is None:
-            logger.warning("job function %r is unknown here; left for others", name)
+            logger.warning(
+                "job function %(function)r is unknown here; left for others", {"function": name}
+            )
             raise arq.worker.Retry(defer=_UNKNOWN_FUNCTION_S)
         ctx = {
             **self.ctx,
             "job_id": claim.correlation_id,
             "job_try": claim.job_try,
-            "enqueue_time": ms_to_datetime(enqueued_at),
+            "enqueue_time": datetime.fromtimestamp(enqueued_at / 1000, UTC),
             "score": claimed.score,
             "claim": claim,
             "probe": probe,
@@ -271,7 +280,9 @@ class PaymentWorker(ResilientWorker):
                 )
                 return function, args, kwargs, enqueued_at
             except DeserializationError:
-                logger.warning("job of payment %s is unreadable", correlation_id)
+                logger.warning(
+                    "job of payment %(payment)s is unreadable", {"payment": correlation_id}
+                )
         return next(iter(self.functions)), (correlation_id,), {}, claimed.accepted_at
 
     async def _wait(self, pause: Pause) -> None:

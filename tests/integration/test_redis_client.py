@@ -10,7 +10,7 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.redis_client import connect, risks
-from tests.support import RedisServer
+from tests.support import RedisServer, eventually
 
 
 @pytest.mark.parametrize("turns", range(40))
@@ -51,3 +51,34 @@ async def test_a_redis_on_a_unix_socket_is_reached(tmp_path: Path) -> None:
         assert await redis.ping()
         await redis.aclose(close_connection_pool=True)
         server.kill()
+
+
+async def test_a_connection_that_redis_closed_costs_no_command(redis_server: RedisServer) -> None:
+    client = connect(redis_server.url, limit_s=10)
+    other = connect(redis_server.url, limit_s=10)
+    try:
+        for _ in range(20):
+            name = await client.client_id()
+            await other.client_kill_filter(_id=str(name))
+            assert await client.set("key", "value")
+            assert await client.client_id() != name
+    finally:
+        await client.aclose(close_connection_pool=True)
+        await other.aclose(close_connection_pool=True)
+
+
+async def test_an_answer_that_nobody_asked_for_is_nobodys(redis_server: RedisServer) -> None:
+    client = connect(redis_server.url, limit_s=10)
+    try:
+        await client.set("key", "value")
+        connection = await client.connection_pool.get_connection()
+        await connection.send_command("PING")
+        await client.connection_pool.release(connection)
+
+        async def has_arrived() -> bool:
+            return bool(await connection.can_read_destructive())
+
+        await eventually(has_arrived, what="the answer has arrived")
+        assert await client.get("key") == b"value"
+    finally:
+        await client.aclose(close_connection_pool=True)

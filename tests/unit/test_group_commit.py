@@ -216,3 +216,50 @@ async def test_a_flush_that_answers_too_few_fails_instead_of_leaving_someone_wai
     async with asyncio.timeout(0.1):
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results[1], Exception)
+
+
+async def test_who_has_waited_too_long_gets_a_time_out_and_takes_its_item_with_it() -> None:
+    flushes = Flushes()
+    commits = GroupCommit(flushes, limit_s=0.02)
+    submit(commits, 1)
+    first = await flushes.next()
+    [waiting] = submit(commits, 2)
+    with pytest.raises(TimeoutError):
+        await waiting
+    [later] = submit(commits, 3)
+    first.succeed()
+    second = await flushes.next()
+    assert second.items == [3]
+    second.succeed()
+    assert await later == "3"
+
+
+async def test_each_waits_for_its_own_limit() -> None:
+    loop = asyncio.get_running_loop()
+    flushes = Flushes()
+    commits = GroupCommit(flushes, limit_s=0.05)
+    began, ended = [], []
+
+    async def wait() -> None:
+        began.append(loop.time())
+        with pytest.raises(TimeoutError):
+            await commits.submit(1)
+        ended.append(loop.time())
+
+    async with asyncio.TaskGroup() as group:
+        for pause_s in (0, 0.01, 0.02):
+            loop.call_later(pause_s, lambda: group.create_task(wait()))
+        group.create_task(asyncio.sleep(0.03))
+    assert len(ended) == 3
+    assert all(end - begin >= 0.049 for begin, end in zip(began, ended, strict=True))
+
+
+async def test_an_answer_in_time_stands() -> None:
+    flushes = Flushes()
+    commits = GroupCommit(flushes, limit_s=0.01)
+    [early] = submit(commits, 1)
+    (await flushes.next()).succeed()
+    assert await early == "1"
+    [late] = submit(commits, 2)
+    with pytest.raises(TimeoutError):
+        await late

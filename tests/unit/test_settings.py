@@ -120,23 +120,43 @@ def test_what_is_no_url_is_named(field: str, value: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        pytest.param(
-            "http://:8001",
-        ),
+        "http://:8001",
         "http:///payments",
         "http://host:port",
         "http://[::1",
+        "http://host/pay?key=1",
+        "http://host/pay#there",
+        "http://ho st",
+        "http://host\n",
     ],
 )
 def test_a_processor_url_without_a_good_host_and_port_is_named(field: str, value: str) -> None:
     name = VARIABLES[field].name
-    assert f"{name}='{value}'" in errors_of(**{name: value})
+    assert f"{name}={value!r}" in errors_of(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "redis://host:port",
+        "redis://host/zero",
+        "redis://host/-1",
+        "redis://host?db=first",
+        "redis://host?socket_timeout=soon",
+        "redis://host?no_such_option=1",
+        "rediss://host?ssl_cert_reqs=maybe",
+        "redis://ho st",
+    ],
+)
+def test_a_redis_url_that_redis_py_would_stumble_over_is_named(value: str) -> None:
+    assert f"REDIS_URL='{value}': a URL" in errors_of(REDIS_URL=value)
 
 
 @pytest.mark.parametrize(
     "value",
     [
         "redis://127.0.0.1:6379/0",
+        "redis://host?db=2&health_check_interval=5",
         "rediss://user:word@redis.example/3",
         "redis://[::1]:6379",
         "unix:///run/redis.sock",
@@ -177,6 +197,39 @@ def test_all_errors_are_named_at_once() -> None:
 def test_an_error_names_no_variable_that_is_right() -> None:
     message = errors_of(PAYSWITCH_LEASE_MS="soon", PAYSWITCH_WORKER_SLOTS="7")
     assert message == "PAYSWITCH_LEASE_MS='soon': a whole number from 200 to 86400000"
+
+
+def test_a_contradiction_names_the_values() -> None:
+    assert errors_of(PAYSWITCH_LEASE_MS="900", PAYSWITCH_LEASE_MARGIN_MS="800") == (
+        "PAYSWITCH_LEASE_MS='900', PAYSWITCH_PROCESSOR_MAX_DELAY_MS='10000', "
+        "PAYSWITCH_LEASE_MARGIN_MS='800': PAYSWITCH_LEASE_MS must be above "
+        "PAYSWITCH_PROCESSOR_MAX_DELAY_MS plus PAYSWITCH_LEASE_MARGIN_MS"
+    )
+
+
+def test_what_is_wrong_by_itself_contradicts_nothing() -> None:
+    message = errors_of(PAYSWITCH_LEASE_MS="30 s", PAYSWITCH_PROCESSOR_MAX_DELAY_MS="20000")
+    assert message == "PAYSWITCH_LEASE_MS='30 s': a whole number from 200 to 86400000"
+
+
+def test_each_problem_tells_its_variables() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({"PAYSWITCH_LEASE_MS": "soon", "PAYSWITCH_PURGE": "token"})
+    assert [problem.variables for problem in caught.value.problems] == [
+        ("PAYSWITCH_LEASE_MS",),
+        ("PAYSWITCH_PURGE", "PAYSWITCH_PURGE_TOKEN"),
+    ]
+
+
+def test_a_value_that_fills_the_screen_is_cut() -> None:
+    message = errors_of(PAYSWITCH_LEASE_MS="9" * 5000)
+    assert f"'{'9' * 200}…'" in message
+    assert len(message) < 300
+
+
+def test_a_value_that_is_no_text_is_named_on_one_line() -> None:
+    message = errors_of(PAYSWITCH_LEASE_MS="\udcff\x1b[2J\n")
+    assert message.isprintable()
 
 
 @pytest.mark.parametrize(
@@ -239,10 +292,55 @@ def test_what_is_just_no_contradiction_is_allowed(environment: dict[str, str]) -
         {"REDIS_URL": ":hunter2@redis:6379/0"},
         {"REDIS_URL": "//:hunter2@redis:6379/0"},
         {"REDIS_URL": "rdis://redis:6379/0?password=hunter2"},
+        {"PAYSWITCH_PURGE_TOKEN": "hunter2"},
+        {"PAYSWITCH_PURGE_TOKEN": "hunter2\n", "PAYSWITCH_PURGE": "token"},
+        {
+            "PAYMENT_PROCESSOR_URL_DEFAULT": "http://user:hunter2@one",
+            "PAYMENT_PROCESSOR_URL_FALLBACK": "http://user:hunter2@one/",
+        },
     ],
 )
 def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
     assert "hunter2" not in errors_of(**environment)
+
+
+# What is shown of a value.
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("redis://:hunter2@host:6379/0", "redis://:***@host:6379/0"),
+        ("rediss://user:hunter2@host/1", "rediss://user:***@host/1"),
+        ("rediss://user:hun:ter@2@host/1", "rediss://user:***@host/1"),
+        ("redis://hunter2@host/1", "redis://***@host/1"),
+        ("unix://user:hunter2@/run/redis.sock", "unix://user:***@/run/redis.sock"),
+        (
+            "redis://host?db=1&password=hunter2&health_check_interval=5",
+            "redis://host?db=1&password=***&health_check_interval=5",
+        ),
+        ("redis://host?PASSWORD=hunter2", "redis://host?PASSWORD=***"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert VARIABLES["redis_url"].shown(url) == shown
+
+
+def test_a_token_is_masked_where_there_is_one() -> None:
+    assert VARIABLES["purge_token"].shown("hunter2") == "***"
+    assert VARIABLES["purge_token"].shown("") == ""
+
+
+@pytest.mark.parametrize("field", [*RANGES, *CHOICES])
+def test_what_is_no_secret_is_shown_as_it_is(field: str) -> None:
+    default = getattr(Settings(), field)
+    assert VARIABLES[field].shown(default) == default
+
+
+def test_every_token_is_a_secret() -> None:
+    tokens = {field for field in VARIABLES if "token" in field or "password" in field}
+    assert tokens == {field for field, variable in VARIABLES.items() if variable.secret}
 
 
 # The document.

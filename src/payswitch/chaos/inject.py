@@ -68,7 +68,13 @@ class Injector:
             for event in self._plan:
                 await asyncio.sleep(began + event.at_s - time.monotonic())
                 logger.info(
-                    "%s: %s for %.1f s %s", event.target, event.kind, event.lasts_s, event.details
+                    "%(target)s: %(kind)s for %(seconds).1f s %(details)s",
+                    {
+                        "target": event.target,
+                        "kind": event.kind,
+                        "seconds": event.lasts_s,
+                        "details": event.details,
+                    },
                 )
                 group.create_task(self._ways.get(event.kind, self._disturb)(event))
         await self._heal()

@@ -30,7 +30,12 @@ _LIBFAKETIME = (
     "/usr/lib/faketime/libfaketime.so.1",
     "/usr/lib64/faketime/libfaketime.so.1",
 )
-_OWN_VARIABLES = ("REDIS_URL", "PAYMENT_PROCESSOR_URL_DEFAULT", "PAYMENT_PROCESSOR_URL_FALLBACK")
+_OWN_VARIABLES = (
+    "REDIS_URL",
+    "PAYMENT_PROCESSOR_URL_DEFAULT",
+    "PAYMENT_PROCESSOR_URL_FALLBACK",
+    "PAYSWITCH_LOG_FORMAT",
+)
 _STOP_SLACK_S = 3.0
 
 
@@ -137,6 +142,8 @@ async def running(
     Settings are those of the environment. Raises `MachineError`, `SettingsError` or `StartError`.
     """
     variables = {name: each for name, each in environment.items() if name not in _OWN_VARIABLES}
+    if variables.get("PAYSWITCH_LOG_LEVEL") == "error":
+        del variables["PAYSWITCH_LOG_LEVEL"]  # what the sweep had to repair is a warning
     library = find_libfaketime() if clocks else None
     if clocks and library is None:
         raise MachineError("to set clocks needs libfaketime: install it (Debian: libfaketime)")

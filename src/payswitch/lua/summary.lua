@@ -16,31 +16,31 @@ local function take(cents, number)
   end
 end
 
+-- Adds the entries from `first` to before `past` of one node. All are read, as asking for many by
+-- name takes Redis twice as long.
+local function take_node(key, first, past)
+  local values = redis.call('HGETALL', key)
+  local numbers, cents = {}, {}
+  for i = 1, #values, 2 do
+    local field = values[i]
+    local entry = tonumber(field)
+    if not entry then
+      numbers[tonumber(string.sub(field, 1, -2))] = values[i + 1]
+    elseif entry >= first and entry < past then
+      cents[entry] = values[i + 1]
+    end
+  end
+  for entry, sum in pairs(cents) do take(sum, numbers[entry]) end
+end
+
 -- Adds the entries [first, past) of one level; they lie in one node or two.
 local function take_entries(root, width, first, past)
   while first < past do
     local node = math.floor(first / 100)
     local past_here = math.min(past, (node + 1) * 100)
-    local fields = {}
-    for entry = first, past_here - 1 do
-      local field = string.format('%d', entry - node * 100)
-      fields[#fields + 1] = field
-      fields[#fields + 1] = field .. '#'
-    end
-    local values = redis.call('HMGET', root .. string.format('%.0f:%.0f', width, node),
-      unpack(fields))
-    for i = 1, #values, 2 do take(values[i], values[i + 1]) end
+    take_node(root .. string.format('%.0f:%.0f', width, node), first - node * 100,
+      past_here - node * 100)
     first = past_here
-  end
-end
-
-local function take_top(root, first, past)
-  local entries = redis.call('HGETALL', root .. 'top')
-  local by_field = {}
-  for i = 1, #entries, 2 do by_field[entries[i]] = entries[i + 1] end
-  for field, value in pairs(by_field) do
-    local entry = tonumber(field)
-    if entry and entry >= first and entry < past then take(value, by_field[field .. '#']) end
   end
 end
 
@@ -53,7 +53,7 @@ local function take_window(root, first, past)
     take_entries(root, width, down * 100, past)
     first, past, width = up, down, width * 100
   end
-  take_top(root, first, past)
+  take_node(root .. 'top', first, past)
 end
 
 local answer = {}

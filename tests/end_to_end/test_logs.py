@@ -1,0 +1,50 @@
+"""The log of the whole system as JSON: all of it, and nothing of a payment in it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from payswitch.chaos.system import running
+from tests.end_to_end.conftest import StartSystem
+from tests.end_to_end.harness import clean_environment
+
+CENTS = 73_412_981
+PARTS = {"ingress-1", "ingress-2", "worker-1", "worker-2", "health", "default", "fallback"}
+OTHERS = {"haproxy", "redis", "payswitch"}
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+async def test_every_line_is_json_and_payments_that_go_their_way_are_not_logged(
+    start_system: StartSystem, level: str
+) -> None:
+    system = start_system(PAYSWITCH_LOG_FORMAT="json", PAYSWITCH_LOG_LEVEL=level)
+    paid = [await system.pay(CENTS) for _ in range(20)]
+    await system.settled(*paid)
+    assert system.stop(signal.SIGINT) == 0
+    lines = system.output.splitlines()
+    documents: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    assert {document["part"] for document in documents} <= PARTS | OTHERS
+    ours = [document for document in documents if document["part"] in PARTS]
+    assert {document["part"] for document in ours} == PARTS
+    assert all(document["event"] and document["level"] for document in ours)
+    assert any(document["message"].startswith("Payswitch is ready") for document in documents)
+    assert not [line for line in lines if str(CENTS) in line or f"{CENTS / 100}" in line]
+    if level == "info":
+        assert not [line for line in lines if any(payment in line for payment in paid)]
+        # Each part says that it is there; payments add nothing.
+        assert len(ours) < 3 * len(PARTS)
+
+
+async def test_the_chaos_run_can_read_its_log_whatever_is_set(tmp_path: Path) -> None:
+    environment = {"PAYSWITCH_LOG_FORMAT": "json", "PAYSWITCH_LOG_LEVEL": "error"}
+    async with running(
+        tmp_path, workers=1, clocks=False, environment=clean_environment(environment)
+    ):
+        log = (tmp_path / "system.log").read_text()
+    assert " INFO    taking jobs from arq:queue\n" in log
+    assert '"event"' not in log
