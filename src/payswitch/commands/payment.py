@@ -78,16 +78,16 @@ def _history(record: FullRecord, incidents: list[Incident]) -> list[_Event]:
     """What the record tells of the past, the oldest first."""
     is_settled = record.state == "settled"
     pinned = (
-        f"requestedAt of the payment at {record.processor}"
+        f"requested from {record.processor}"
         if is_settled
-        else f"pinned to {record.processor}; prepared since accepted: tries up to {record.tries}"
+        else f"pinned to {record.processor}, tries in all: {record.tries}"
     )
     known: list[tuple[int | None, str]] = [
         (record.accepted_at, "accepted"),
         (record.requested_at, pinned),
         (record.dead_at, f"dead letter: {record.reason}"),
         (record.replayed_at, "put back by an operator"),
-        (record.settled_at, f"settled: paid by {record.processor} after {record.tries} tries"),
+        (record.settled_at, f"settled: paid by {record.processor}, tries in all: {record.tries}"),
         *(
             (
                 each.at,
@@ -96,7 +96,7 @@ def _history(record: FullRecord, incidents: list[Incident]) -> list[_Event]:
             for each in incidents
         ),
     ]
-    return sorted((at, what) for at, what in known if at is not None)
+    return sorted(((at, what) for at, what in known if at is not None), key=lambda event: event[0])
 
 
 def _as_json(
