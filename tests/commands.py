@@ -29,7 +29,7 @@ def walk(
 def examples(help_text: str) -> list[list[str]]:
     """The arguments of each example in a command's help, after `payswitch`."""
     lines = re.findall(rf"^ *Example: {NAME} (.+)$", help_text, re.MULTILINE)
-    return [shlex.split(line) for line in lines]
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 def parse(arguments: list[str]) -> tuple[str, ...]:

@@ -61,5 +61,5 @@ def test_the_reference_names_no_command_that_there_is_not() -> None:
 
 @pytest.mark.parametrize("block", re.findall(r"^\$ payswitch (.+)$", REFERENCE, re.MULTILINE))
 def test_what_the_reference_says_to_run_can_be_parsed(block: str) -> None:
-    [example] = examples(f"Example: payswitch {block.split('  #')[0].strip()}")
+    [example] = examples(f"Example: payswitch {block}")
     parse(example)
