@@ -63,7 +63,14 @@ class _Commands(click.Group):
     import would cost every container its memory."""
 
     _elsewhere = (
-        *("chaos", "completion", "dead", "pause", "payment", "reconcile", "resume", "select"),
+        "chaos",
+        "completion",
+        "dead",
+        "pause",
+        "payment",
+        "reconcile",
+        "resume",
+        "select",
     )
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -2,9 +2,10 @@
 -- lease ends, so that a worker's death gives them back by itself.
 --
 -- ARGV: how many at most, the lease (ms)
--- Returns: now (ms), generation, { override, selection } (each or nil), when the next is due (ms, or nil), token,
---   ids of strays; then for each payment: id, job (or nil), score, job_try, cents, accepted_at,
---   processor, requested_at, open tries, horizon, number of tries, quiet time, replayed_at
+-- Returns: now (ms), generation, { override, selection } (each or nil), when the next is due (ms,
+--   or nil), token, ids of strays; then for each payment: id, job (or nil), score, job_try, cents,
+--   accepted_at, processor, requested_at, open tries, horizon, number of tries, quiet time,
+--   replayed_at
 
 demand_queues()
 local limit, lease = tonumber(ARGV[1]), tonumber(ARGV[2])

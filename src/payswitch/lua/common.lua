@@ -11,7 +11,7 @@ local TOKEN = 'payments:token'                -- string: the last lease token; n
 local PURGING = 'payments:purging'            -- string: there while a purge waits for calls to end
 local LEFTOVERS = 'payments:leftovers'        -- string: there while old records wait for removal
 local WAKE = 'payments:wake'                  -- list: at most one element, wakes one idle worker
-local PAUSED = 'payments:paused'              -- string: there while an operator lets nothing be claimed
+local PAUSED = 'payments:paused'              -- string: there while an operator pauses the claims
 local SELECTION = 'selected_payment_processor'
 local OVERRIDE = 'selection:override'         -- string: an operator's choice, until it expires
 
