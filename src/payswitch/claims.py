@@ -33,8 +33,8 @@ class Batch:
     """What one claim call brought."""
 
     taken: list[Claimed]
-    selection: bytes | None
-    """The cached selection at that instant, as it stands in Redis."""
+    selection: tuple[bytes | None, ...]
+    """What `SELECTION_KEYS` held at that instant."""
     next_due_ms: float | None
     """How long until the next entry is due; None where the queue is empty."""
     strays: list[str]
@@ -68,7 +68,7 @@ class Claims:
             taken=list(
                 self._readable(entries, int(now), generation.decode(), int(token), expires_at)
             ),
-            selection=selection,
+            selection=tuple(selection),
             next_due_ms=None if next_due is None else max(0.0, float(next_due) - int(now)),
             strays=[stray.decode() for stray in strays],
         )

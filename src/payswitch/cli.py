@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,11 +56,40 @@ def _end(settings: Settings, message: str) -> NoReturn:
     fail(message)
 
 
+class _Misuse(click.UsageError):
+    """A wrong use of a command, told in one line."""
+
+    def show(self, file: Any = None) -> None:
+        problem = " ".join(self.format_message().split()).rstrip(".")
+        path = "payswitch" if self.ctx is None else self.ctx.command_path
+        click.echo(f"payswitch: {problem} (see {path} --help)", file=file, err=True)
+
+
+@contextlib.contextmanager
+def _misuse_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except (_Misuse, click.exceptions.NoArgsIsHelpError):
+        raise
+    except click.UsageError as error:
+        raise _Misuse(error.format_message(), error.ctx) from None
+
+
 class _Commands(click.Group):
     """The commands of this module, and those that are loaded only when they are called: what they
     import would cost every container its memory."""
 
-    _elsewhere = ("chaos", "dead", "reconcile", "settings")
+    _elsewhere = (
+        "chaos",
+        "completion",
+        "dead",
+        "pause",
+        "payment",
+        "reconcile",
+        "resume",
+        "select",
+        "settings",
+    )
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self._elsewhere])
@@ -71,11 +101,22 @@ class _Commands(click.Group):
         command: click.Command = getattr(module, name)
         return command
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _misuse_in_one_line():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _misuse_in_one_line():
+            return super().invoke(ctx)
+
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="payswitch")
 def main() -> None:
-    """Payswitch takes payments over HTTP and pays each exactly once."""
+    """Payswitch takes payments over HTTP and pays each exactly once.
+
+    Example: payswitch up
+    """
     allow_many_open_files()
 
 

@@ -9,8 +9,9 @@ from redis.asyncio import Redis
 
 from payswitch.instants import EARLIEST_MS, LATEST_MS
 from payswitch.payment import InvalidPaymentError, parse_correlation_id
-from payswitch.records import GENERATION_KEY
 from payswitch.tries import OpenTry, parse_open_tries
+
+GENERATION_KEY = "payments:generation"
 
 _STATES = frozenset({"queued", "processing", "settled", "dead"})
 _MOST = 2**53

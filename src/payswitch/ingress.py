@@ -37,7 +37,7 @@ from payswitch.payment import (
 )
 from payswitch.purge import Purge
 from payswitch.queue import Acceptance, AcceptQueue, NotAcceptedError
-from payswitch.records import read_record
+from payswitch.records import UnreadableRecordError, read_record
 from payswitch.redis_client import connect
 from payswitch.settings import Settings
 
@@ -172,7 +172,13 @@ class Ingress:
             correlation_id = parse_correlation_id(request.path_params["id"])
         except InvalidPaymentError:
             raise Problem(HTTPStatus.NOT_FOUND, "no payment has such an id: not a UUID") from None
-        record = await read_record(self._redis, correlation_id)
+        try:
+            record = await read_record(self._redis, correlation_id)
+        except UnreadableRecordError as error:
+            raise Problem(
+                HTTPStatus.INTERNAL_SERVER_ERROR,
+                f"the record of payment {correlation_id} can't be read: {error}",
+            ) from None
         if record is None:
             raise Problem(HTTPStatus.NOT_FOUND, f"payment {correlation_id} is unknown")
         return Response(record.as_json(), media_type=_JSON)

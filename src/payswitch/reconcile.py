@@ -136,7 +136,7 @@ class Reconciliation:
             unexplained=unexplained(totals, differences, payments),
             incidents=[
                 incident
-                for incident in await self._incidents()
+                for incident in await read_incidents(self._redis)
                 if incident.requested_at is None
                 or any(window.holds(incident.requested_at) for window in windows)
             ],
@@ -299,13 +299,15 @@ class Reconciliation:
                 if cursor == 0:
                     break
 
-    async def _incidents(self) -> list[Incident]:
-        found: list[Incident] = []
-        first = 0
-        while page := await self._redis.lrange(INCIDENTS_KEY, first, first + _PAGE - 1):  # type: ignore[misc]
-            found += map(parse_incident, page)
-            first += len(page)
-        return found
+
+async def read_incidents(redis: Redis) -> list[Incident]:
+    """All that are kept, the oldest first. Raises `RedisError`."""
+    found: list[Incident] = []
+    first = 0
+    while page := await redis.lrange(INCIDENTS_KEY, first, first + _PAGE - 1):  # type: ignore[misc]
+        found += map(parse_incident, page)
+        first += len(page)
+    return found
 
 
 def parse_incident(raw: bytes) -> Incident:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import orjson
 from redis.asyncio import Redis
 
+from payswitch.full_records import Unreadable, read_records
 from payswitch.instants import format_instant
 from payswitch.payment import format_cents
-
-GENERATION_KEY = "payments:generation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +44,29 @@ class Record:
         )
 
 
+class UnreadableRecordError(ValueError):
+    """Somebody has spoilt the record; the message says what is wrong with it."""
+
+
 async def read_record(redis: Redis, correlation_id: str) -> Record | None:
     """The payment's record, or None where it is unknown (or purged, or expired). Raises
-    `RedisError`."""
-    async with redis.pipeline(transaction=False) as pipe:
-        pipe.get(GENERATION_KEY)
-        pipe.hgetall(f"payment:{correlation_id}")
-        generation, raw = await pipe.execute()
-    fields = {name.decode(): value.decode() for name, value in raw.items()}
-    if fields.get("generation") != (generation or b"0").decode():
+    `RedisError` or `UnreadableRecordError`."""
+    [found] = await read_records(redis, [correlation_id.encode()])
+    if found is None:
         return None
+    if isinstance(found, Unreadable):
+        raise UnreadableRecordError(found.problem)
     return Record(
         correlation_id=correlation_id,
-        state=fields["state"],
-        cents=int(fields["cents"]),
-        accepted_at=int(fields["accepted_at"]),
-        processor=fields.get("processor"),
-        requested_at=_whole(fields.get("requested_at")),
-        settled_at=_whole(fields.get("settled_at")),
-        tries=int(fields.get("tries", 0)),
-        last_error=fields.get("reason") or fields.get("last_error"),
+        state=found.state,
+        cents=found.cents,
+        accepted_at=found.accepted_at,
+        processor=found.processor,
+        requested_at=found.requested_at,
+        settled_at=found.settled_at,
+        tries=found.tries,
+        last_error=found.reason or found.last_error,
     )
-
-
-def _whole(text: str | None) -> int | None:
-    return None if text is None else int(text)
 
 
 def _instant(ms: int | None) -> str | None:

@@ -8,7 +8,6 @@ It also caps the calls under way to that processor, so that one that stalls can'
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
 
 from payswitch.selector import UNSELECTED, Selection
 
@@ -93,11 +92,11 @@ class Router:
         self._probe_ms = probe_ms
         self._probed: dict[str, float] = {}
         self.selection: Selection = UNSELECTED
-        self._raw: bytes | None = None
+        self._raw: object = None
         self._seen_at = float("-inf")
 
-    def see(self, raw: bytes | None, selection: Selection, now: float) -> None:
-        """Take note of the cached selection as it was just read."""
+    def see(self, raw: object, selection: Selection, now: float) -> None:
+        """Take note of the selection that stands, as it was just read; `raw` is what was read."""
         if raw != self._raw:
             self._raw, self.selection, self._seen_at = raw, selection, now
 
@@ -105,8 +104,8 @@ class Router:
         """The processor to use, or None when nothing is healthy.
 
         The selected one comes first, also when it is due to be probed; the other one steps in
-        while its breaker is open. Where the check found nothing healthy, only a success since then
-        speaks for a processor.
+        while its breaker is open, unless an operator has chosen. Where the check found nothing
+        healthy, only a success since then speaks for a processor.
         """
         first = self.selection.processor
         if self.selection.healthy and self.breakers[first].state is BreakerState.CLOSED:
@@ -123,13 +122,17 @@ class Router:
     def to_probe(self, now: float) -> str | None:
         """Where nothing is healthy: the processor that a single probe should go to, or None while
         it is too early. They take turns, so that a dead one can't hide the other's recovery."""
+        allowed = self._order()
         candidates = [
             name
             for name, breaker in self.breakers.items()
-            if breaker.probe_due(now)
-            or (
-                breaker.state is BreakerState.CLOSED
-                and now - self._probed.get(name, float("-inf")) >= self._probe_ms
+            if name in allowed
+            and (
+                breaker.probe_due(now)
+                or (
+                    breaker.state is BreakerState.CLOSED
+                    and now - self._probed.get(name, float("-inf")) >= self._probe_ms
+                )
             )
         ]
         return min(candidates, key=lambda name: self._probed.get(name, 0.0), default=None)
@@ -141,6 +144,8 @@ class Router:
     def _trusted(self, name: str) -> bool:
         return self.selection.healthy or self.breakers[name].last_success > self._seen_at
 
-    def _order(self) -> Iterable[str]:
+    def _order(self) -> list[str]:
         first = self.selection.processor
+        if self.selection.overridden:
+            return [first]
         return [first, *(name for name in self.breakers if name != first)]

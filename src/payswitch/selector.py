@@ -1,12 +1,13 @@
 """The Selector: which processor new payments go to.
 
 The decision is a pure function of the two health reports; the choice is cached in Redis under
-`selected_payment_processor` for 10 seconds, written under the health check's lock.
+`selected_payment_processor` for 10 seconds, written under the health check's lock. An operator's
+override (`selection:override`) stands above it until it expires.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -20,6 +21,9 @@ DEFAULT = "default"
 FALLBACK = "fallback"
 PROCESSORS = (DEFAULT, FALLBACK)
 SELECTION_KEY = "selected_payment_processor"
+OVERRIDE_KEY = "selection:override"
+SELECTION_KEYS = (OVERRIDE_KEY, SELECTION_KEY)
+"""What is read together to know which selection stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class Selection:
     processor: str
     healthy: bool
     reason: str
+    overridden: bool = False
+    """Whether an operator has chosen: then the other processor steps in for nothing."""
 
 
 UNSELECTED = Selection(DEFAULT, True, "no selection is cached")
@@ -88,6 +94,28 @@ def parse_selection(raw: bytes | None) -> Selection:
     return Selection(processor, healthy, str(document.get("reason", "")))
 
 
+def parse_override(raw: bytes | None) -> Selection | None:
+    """Read an operator's choice; None where there is none, or nothing of a known processor."""
+    if raw is None:
+        return None
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(document, dict) or document.get("processor") not in PROCESSORS:
+        return None
+    return Selection(
+        document["processor"], True, f"chosen by {document.get('by')}", overridden=True
+    )
+
+
+def parse_standing(raw: Sequence[bytes | None]) -> Selection:
+    """The selection that stands, by what `SELECTION_KEYS` hold: an operator's, else the health
+    check's."""
+    override, selection = raw
+    return parse_override(override) or parse_selection(selection)
+
+
 class Selector:
     """Reads and writes the cached selection."""
 
@@ -99,7 +127,7 @@ class Selector:
 
     async def read(self) -> Selection:
         """The selection that stands now. Raises `RedisError`."""
-        return parse_selection(await self._redis.get(SELECTION_KEY))
+        return parse_standing(await self._redis.mget(SELECTION_KEYS))
 
     async def select(
         self, reports: Mapping[str, Report | None], *, lock_key: str, token: str, at_ms: int

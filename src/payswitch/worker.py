@@ -25,7 +25,7 @@ from payswitch.clock import boottime_ms
 from payswitch.dispatcher import Dispatcher
 from payswitch.lock import Lock
 from payswitch.resilient_worker import ResilientWorker
-from payswitch.selector import SELECTION_KEY, parse_selection
+from payswitch.selector import SELECTION_KEYS, parse_standing
 from payswitch.sweeper import Sweeper
 from payswitch.tries import Claim
 
@@ -164,7 +164,7 @@ class PaymentWorker(ResilientWorker):
         name = router.choose(now)
         if name is not None and (room := min(free, router.breakers[name].free(now))) > 0:
             return Permit(room)
-        self._see(await self.pool.get(SELECTION_KEY))
+        self._see(tuple(await self.pool.mget(SELECTION_KEYS)))
         probe = router.to_probe(now) if name is None else None
         token = await self._probe_lock.acquire() if probe is not None else None
         if probe is None or token is None:
@@ -172,8 +172,8 @@ class PaymentWorker(ResilientWorker):
         router.probed(probe, now)
         return Permit(1, probe, token)
 
-    def _see(self, selection: bytes | None) -> None:
-        self.dispatcher.router.see(selection, parse_selection(selection), boottime_ms())
+    def _see(self, selection: tuple[bytes | None, ...]) -> None:
+        self.dispatcher.router.see(selection, parse_standing(selection), boottime_ms())
 
     async def _end_probe(self, permit: Permit) -> None:
         if permit.lock_token is not None:

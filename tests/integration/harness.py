@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from uuid import uuid4
@@ -141,3 +144,26 @@ async def bench(redis: ArqRedis, settings: Settings = FAST) -> AsyncIterator[Ben
             transport,
         )
         await transport.aclose()
+
+
+@contextlib.asynccontextmanager
+async def worker_process(
+    b: Bench, redis_url: str, **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A `payswitch worker` that pays through the bench's processors while the context is open."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "payswitch", "worker"),
+        env={
+            **os.environ,
+            "REDIS_URL": redis_url,
+            "PAYMENT_PROCESSOR_URL_DEFAULT": b.default.url,
+            "PAYMENT_PROCESSOR_URL_FALLBACK": b.fallback.url,
+            **environment,
+        },
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()

@@ -143,7 +143,8 @@ async def test_replay_of_all_says_how_many(b: Bench, payswitch: Payswitch) -> No
 @pytest.mark.parametrize("command", ["show", "replay"])
 async def test_what_is_no_uuid_is_one_line(payswitch: Payswitch, command: str) -> None:
     ended = await payswitch("dead", command, "17")
-    assert ended == Ended(1, "", "payswitch: '17' is no UUID\n")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert "'17' is no UUID" in ended.err
 
 
 async def test_an_unknown_payment_is_one_line(payswitch: Payswitch) -> None:

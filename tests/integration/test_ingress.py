@@ -168,10 +168,39 @@ async def test_an_unknown_path_is_not_found(client: httpx.AsyncClient, path: str
     assert_problem(await client.get(path), 404, says=path)
 
 
-async def test_a_bug_in_here_is_answered_as_a_problem(
-    redis: ArqRedis, redis_server: RedisServer
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("cents", "many", "cents is 'many'"),
+        ("state", b"\xff", "state is '\ufffd'"),
+        ("accepted_at", "9" * 18, f"accepted_at is '{'9' * 18}'"),
+        ("settled_at", "soon", "settled_at is 'soon'"),
+    ],
+)
+async def test_a_record_that_somebody_spoilt_is_told_as_a_problem(
+    client: httpx.AsyncClient, b: Bench, field: str, value: str, problem: str
 ) -> None:
-    await redis.hset(f"payment:{ID}", mapping={"generation": "0"})  # type: ignore[misc]
+    payment = await b.accept()
+    await b.redis.hset(f"payment:{payment}", field, value)  # type: ignore[misc]
+    says = f"the record of payment {payment} can't be read: {problem}"
+    assert_problem(await client.get(f"/payments/{payment}"), 500, says=says)
+
+
+async def test_a_record_of_another_type_is_told_as_a_problem(
+    client: httpx.AsyncClient, redis: ArqRedis
+) -> None:
+    await redis.set(f"payment:{ID}", "x")
+    says = "can't be read: Redis holds something else under its key"
+    assert_problem(await client.get(f"/payments/{ID}"), 500, says=says)
+
+
+async def test_a_bug_in_here_is_answered_as_a_problem(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read_with_a_bug(redis: ArqRedis, correlation_id: str) -> None:
+        raise KeyError(correlation_id)
+
+    monkeypatch.setattr("payswitch.ingress.read_record", read_with_a_bug)
     app = create_app(Settings(redis_url=redis_server.url))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

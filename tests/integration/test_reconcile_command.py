@@ -176,4 +176,4 @@ async def test_a_window_that_is_none_is_refused(
 ) -> None:
     ended = await payswitch("reconcile", *arguments)
     assert (ended.code, ended.out) == (2, "")
-    assert "Error: " in ended.err
+    assert (ended.err.count("\n"), ended.err[:11]) == (1, "payswitch: ")

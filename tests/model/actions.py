@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from payswitch.selector import PROCESSORS
+from payswitch.controls import PAUSE_KEY
+from payswitch.selector import OVERRIDE_KEY, PROCESSORS
 from tests.model.processors import REFUSED_CONNECTION, UNCLEAR
 from tests.model.promise import Snapshot
 from tests.model.stepped import Gate
@@ -48,6 +49,7 @@ def possible(world: World, seen: Snapshot) -> Iterator[Action]:
     for ghost in world.ghosts:
         yield Action(f"after all, Redis does {ghost.label}", 2, partial(wake, world, ghost))
     yield from _of_clients(world, seen)
+    yield from _of_operator(world)
     yield from _of_time(world)
 
 
@@ -127,6 +129,21 @@ def _of_clients(world: World, seen: Snapshot) -> Iterator[Action]:
         yield Action("sweep", 1, second.call_sweep)
     for known in sorted(seen.dead):
         yield Action(f"replay {known}", 3, partial(second.call_replay, known))
+
+
+def _of_operator(world: World) -> Iterator[Action]:
+    _, operator = world.ingresses
+    if not world.temper.orders or operator.gates:
+        return
+    override, paused = world.store.client.mget([OVERRIDE_KEY, PAUSE_KEY])  # type: ignore[misc]
+    for name in PROCESSORS:
+        yield Action(f"an operator selects {name}", 1, partial(operator.call_select, name))
+    if override is not None:
+        yield Action("an operator's choice ends", 1, operator.call_auto)
+    if paused is None:
+        yield Action("an operator pauses", 1, operator.call_pause)
+    else:
+        yield Action("an operator resumes", 4, operator.call_resume)
 
 
 def _of_worker(world: World, worker: Worker, *, is_due: bool) -> Iterator[Action]:

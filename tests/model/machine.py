@@ -31,6 +31,7 @@ TEMPERS = st.builds(
     sluggish=st.booleans(),
     unwilling=st.booleans(),
     slow_claims=st.sampled_from([False, False, True]),
+    orders=st.sampled_from([False, False, True]),
 )
 
 

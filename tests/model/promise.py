@@ -84,6 +84,7 @@ def _texts(flat: list[bytes]) -> dict[str, str]:
 def check(world: World, seen: Snapshot) -> None:
     """What holds after every single step."""
     demand(not world.failures, f"something failed inside: {world.failures}")
+    demand(not world.claimed_while_paused, "something was claimed while paused")
     demand(seen.incidents == 0, "a proof of payment matches no pin")
     for correlation_id, cents in world.acknowledged.items():
         record = seen.records.get(correlation_id, {})
@@ -163,6 +164,9 @@ def heal(world: World) -> None:
     for ghost in world.ghosts:
         ghost.perform()
     _let_all_pass(world)
+    for ingress in world.ingresses:
+        ingress.call_auto()
+        ingress.call_resume()
     seen = read(world)
     longest_pause = _behind(world, seen) + LEASE_MS + QUIET_MS
     ends_at = world.books.true_ms + 4 * longest_pause

@@ -45,6 +45,7 @@ DEPTHS = (
     *("taken over from one that lives", "done for the dead", "the processor knew it already"),
     "recorded after the sender had given up",
     *("Redis' clock steps forward", "Redis' clock steps back"),
+    *("claim: an operator has chosen", "claim: paused"),
 )
 """What every run of normal length must have come across."""
 

@@ -139,6 +139,7 @@ _ONE_PAYMENT: Mapping[str, object] = {
     "breaker_failures": 1000,
     "deadline_ms": 24 * 3_600_000,
     "slow_claims": False,
+    "orders": False,
     "unwilling": False,
     "sluggish": False,
     "hasty": True,
@@ -151,6 +152,13 @@ _NOT_FENCED = [
 ]
 
 VARIANTS = [
+    Protocol(
+        "the pause not looked at",
+        scripts={
+            "claim": [("redis.call('EXISTS', PURGING, PAUSED)", "redis.call('EXISTS', PURGING)")]
+        },
+        temper={"orders": True},
+    ),
     Protocol(
         "the try is recorded after the send",
         dispatcher=_OpensLate,

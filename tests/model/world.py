@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from payswitch import queue
+from payswitch.controls import PAUSE_KEY, Controls
 from payswitch.dead_letters import DeadLetters
 from payswitch.dispatcher import Pauses
 from payswitch.ledger import Ledger
@@ -24,7 +25,7 @@ from payswitch.processors import Processor
 from payswitch.purge import Purge
 from payswitch.queue import Acceptance, AcceptQueue, NotAcceptedError
 from payswitch.routing import Breaker, Router
-from payswitch.selector import PROCESSORS, Selection
+from payswitch.selector import PROCESSORS, SELECTION_KEYS, Selection, parse_override
 from payswitch.sweeper import Sweeper
 from payswitch.tries import Claim
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
@@ -67,6 +68,8 @@ class Temper:
     """Whether processors mostly stay silent or say 500."""
     slow_claims: bool = False
     """Whether a claim's answer is often long on its way."""
+    orders: bool = False
+    """Whether an operator chooses processors, pauses and resumes."""
 
 
 class World:
@@ -82,6 +85,7 @@ class World:
         self.free = False
         self.changed = True
         self.failures: list[str] = []
+        self.claimed_while_paused = False
         self.books = Books(MAX_DELAY_MS, {name: {} for name in PROCESSORS}, self.counts)
         self.redis_ahead = _START_MS
         self.held_until: int | None = None
@@ -226,6 +230,8 @@ class World:
         elif name == "route":
             for correlation_id, routed in zip(args[2::6], answer, strict=True):
                 self._note_route(correlation_id, routed)
+        elif name == "claim":
+            self._note_claim(answer)
         elif name == "hold" and answer:
             self.held_until = self.redis_now() + _HOLD_MS
         elif name == "purge" and answer:
@@ -242,6 +248,15 @@ class World:
             self.counts["pinned anew"] += 1
             if before[0] != pin[0]:
                 self.counts["pinned to the other one"] += 1
+
+    def _note_claim(self, answer: Any) -> None:
+        override, _ = answer[2]
+        if override is not None:
+            self.counts["claim: an operator has chosen"] += 1
+        if self.store.client.exists(PAUSE_KEY):
+            self.counts["claim: paused"] += 1
+            if answer[6:]:
+                self.claimed_while_paused = True
 
     def _note_purge(self) -> None:
         """The processors are purged at the instant at which we are."""
@@ -265,6 +280,7 @@ class Ingress(Process):
         self._purge = Purge(redis)
         self._sweeper = Sweeper(redis, every_ms=30_000)
         self._dead_letters = DeadLetters(redis)
+        self._controls = Controls(redis)
         self.tasks: list[asyncio.Task[None]] = []
         self.is_purging = False
 
@@ -289,6 +305,31 @@ class Ingress(Process):
     def call_replay(self, correlation_id: str) -> None:
         """An operator replays a dead letter."""
         self._start(self._replay(correlation_id))
+
+    def call_select(self, processor: str) -> None:
+        """An operator chooses a processor, for longer than the model lives: its keys end by
+        Redis' own clock."""
+        self._start(
+            self._operate(
+                self._controls.select(processor, life_ms=10**9, by="the model", reason=None)
+            )
+        )
+
+    def call_auto(self) -> None:
+        """An operator's choice ends."""
+        self._start(self._operate(self._controls.select_automatically()))
+
+    def call_pause(self) -> None:
+        """An operator pauses."""
+        self._start(self._operate(self._controls.pause(life_ms=None, by="the model", reason=None)))
+
+    def call_resume(self) -> None:
+        """A pause ends."""
+        self._start(self._operate(self._controls.resume()))
+
+    async def _operate(self, order: Awaitable[object]) -> None:
+        with contextlib.suppress(RedisError):
+            await order
 
     async def _accept(self, correlation_id: str, cents: int) -> None:
         world = self._world
@@ -371,7 +412,12 @@ class Worker(Process):
 
     def prefer(self, processor: str, *, healthy: bool = True) -> None:
         """The selection as this worker has read it."""
-        selection = Selection(processor, healthy, "the model's")
+        self._preferred = Selection(processor, healthy, "the model's")
+        self._see(None)
+
+    def _see(self, override: bytes | None) -> None:
+        """An operator's choice stands above what is preferred."""
+        selection = parse_override(override) or self._preferred
         self.dispatcher.router.see(f"{selection}".encode(), selection, self.clock())
 
     def claim(self, limit: int) -> None:
@@ -381,6 +427,7 @@ class Worker(Process):
         router, now = self.dispatcher.router, self.clock()
         probe = None
         if router.choose(now) is None:
+            self._see(self._world.store.client.mget(SELECTION_KEYS)[0])  # type: ignore[index]
             probe = router.to_probe(now)
             if probe is None:
                 return
@@ -402,6 +449,7 @@ class Worker(Process):
             batch = await self._claims.take(limit)
         except RedisError:
             return
+        self._see(batch.selection[0])
         for claimed in batch.taken:
             claim = claimed.claim
             if any(other.correlation_id == claim.correlation_id for other in self._others()):

@@ -440,3 +440,42 @@ def test_a_processor_whose_probe_is_under_way_is_not_probed() -> None:
     breaker = opened(0)
     breaker.enter()
     assert router_of(default=breaker).to_probe(10**6) == "fallback"
+
+
+# What an operator has chosen.
+
+
+def overriding(router: Router, processor: str) -> Router:
+    selection = Selection(processor, True, "", overridden=True)
+    router.see(b"an operator's", selection, 0)
+    return router
+
+
+@pytest.mark.parametrize("processor", ["default", "fallback"])
+def test_an_operators_choice_is_taken(processor: str) -> None:
+    assert overriding(router_of(), processor).choose(0) == processor
+
+
+@pytest.mark.parametrize("now", [0, PROBE_MS, 10**6])
+def test_the_other_one_never_steps_in_for_an_operators_choice(now: float) -> None:
+    router = overriding(router_of(default=opened(0)), "default")
+    assert router.choose(now) is None
+
+
+@pytest.mark.parametrize(("now", "name"), [(PROBE_MS - 1, None), (PROBE_MS, "default")])
+def test_an_operators_choice_is_probed_on_while_its_breaker_is_open(
+    now: float, name: str | None
+) -> None:
+    router = overriding(router_of(default=opened(0), fallback=opened(-(10**6))), "default")
+    assert router.to_probe(now) == name
+
+
+def test_an_operators_choice_whose_probe_succeeds_is_taken_again() -> None:
+    router = overriding(router_of(default=opened(0)), "default")
+    call(router.breakers["default"], GOOD, PROBE_MS)
+    assert router.choose(PROBE_MS) == "default"
+
+
+def test_after_an_operators_choice_the_other_one_steps_in_again() -> None:
+    router = overriding(router_of(default=opened(0)), "default")
+    assert selecting(router, "default").choose(0) == "fallback"

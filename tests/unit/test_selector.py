@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from payswitch.processors import Report
 from payswitch.selector import (
+    OVERRIDE_KEY,
     SELECTION_KEY,
     UNSELECTED,
     Limits,
@@ -20,6 +21,7 @@ from payswitch.selector import (
     Selector,
     decide,
     parse_selection,
+    parse_standing,
 )
 
 LOCK = "healthcheck:lock"
@@ -220,6 +222,31 @@ def test_no_bytes_in_the_cache_raise_anything(raw: bytes) -> None:
     assert parse_selection(raw).processor in ("default", "fallback")
 
 
+CACHED = b'{"processor":"default","healthy":false,"reason":"why"}'
+
+
+@pytest.mark.parametrize("cached", [CACHED, b"{", None])
+def test_an_operators_choice_stands_above_the_health_checks(cached: bytes | None) -> None:
+    override = b'{"processor":"fallback","by":"ana","at":"now","reason":null}'
+    assert parse_standing((override, cached)) == Selection(
+        "fallback", True, "chosen by ana", overridden=True
+    )
+
+
+@pytest.mark.parametrize(
+    "override",
+    [None, b"", b"{", b"null", b"[]", b"{}", b'{"processor":"third"}', b'{"processor":[]}'],
+)
+def test_what_is_no_operators_choice_leaves_it_to_the_health_check(override: bytes | None) -> None:
+    assert parse_standing((override, CACHED)) == Selection("default", False, "why")
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_no_bytes_in_the_override_raise_anything(raw: bytes) -> None:
+    assert parse_standing((raw, CACHED)).processor in ("default", "fallback")
+
+
 # Writing and reading.
 
 
@@ -250,6 +277,14 @@ async def test_a_written_selection_is_returned(redis: Redis) -> None:
 async def test_a_written_selection_is_read_again(redis: Redis) -> None:
     written = await select(redis, "mine")
     assert await Selector(redis, Limits()).read() == written
+
+
+async def test_the_selector_respects_an_operators_choice(redis: Redis) -> None:
+    await redis.set(OVERRIDE_KEY, b'{"processor":"default"}')
+    await select(redis, "mine")
+    assert (await Selector(redis, Limits()).read()).processor == "default"
+    await redis.delete(OVERRIDE_KEY)
+    assert (await Selector(redis, Limits()).read()).processor == "fallback"
 
 
 async def test_a_selection_lives_for_ten_seconds(redis: Redis) -> None:

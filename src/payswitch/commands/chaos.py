@@ -19,7 +19,7 @@ from payswitch.chaos.run import Order, Outcome, run
 from payswitch.chaos.timeline import draw
 from payswitch.cli import fail
 from payswitch.machine import MachineError
-from payswitch.settings import SettingsError
+from payswitch.settings import Settings, SettingsError
 from payswitch.supervisor import StartError
 
 _TABLE_WIDTH = 110
@@ -91,6 +91,10 @@ def chaos(
         kinds = kinds_of(faults)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--faults") from None
+    try:
+        Settings.from_environment()  # before there is a progress bar
+    except SettingsError as error:
+        fail(str(error))
     orders = [
         Order(number, minutes, kinds, rate, workers, out / f"seed-{number}")
         for number in range(seed, seed + runs)

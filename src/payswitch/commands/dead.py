@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import click
-import orjson
 from redis.exceptions import RedisError
 
 from payswitch.cli import fail, read_settings
-from payswitch.commands.output import print_json, print_table, progress, redis_of, run
+from payswitch.commands.arguments import parse_id, parse_ids
+from payswitch.commands.output import (
+    print_json,
+    print_pairs,
+    print_table,
+    progress,
+    redis_of,
+    run,
+)
+from payswitch.commands.records import as_json as record_as_json
+from payswitch.commands.records import in_words
 from payswitch.dead_letters import DeadLetters, Replay
 from payswitch.full_records import FullRecord, Unreadable
 from payswitch.instants import format_instant
-from payswitch.payment import InvalidPaymentError, format_cents, parse_correlation_id
+from payswitch.payment import format_cents
 from payswitch.printable import printable
 from payswitch.settings import Settings
 
@@ -53,7 +61,7 @@ def list_command(limit: int, as_json: bool) -> None:
 
 
 @dead.command()
-@click.argument("correlation_id", metavar="ID")
+@click.argument("correlation_id", metavar="ID", callback=parse_id)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(correlation_id: str, as_json: bool) -> None:
     """Show all that is known of a payment, also of one that was replayed.
@@ -61,11 +69,11 @@ def show(correlation_id: str, as_json: bool) -> None:
     Example: payswitch dead show 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3
     """
     settings = read_settings()
-    sys.exit(run(_show(settings, _parse_id(correlation_id), as_json=as_json), settings))
+    sys.exit(run(_show(settings, correlation_id, as_json=as_json), settings))
 
 
 @dead.command()
-@click.argument("correlation_ids", metavar="[ID]...", nargs=-1)
+@click.argument("correlation_ids", metavar="[ID]...", nargs=-1, callback=parse_ids)
 @click.option("--all", "everything", is_flag=True, help="All that are dead letters now.")
 def replay(correlation_ids: tuple[str, ...], everything: bool) -> None:
     """Put dead letters back into the backlog, to be paid now. Their processors are asked first, so
@@ -77,16 +85,8 @@ def replay(correlation_ids: tuple[str, ...], everything: bool) -> None:
     """
     if everything == bool(correlation_ids):
         raise click.UsageError("name payments by their IDs, or say --all")
-    ids = [_parse_id(correlation_id) for correlation_id in correlation_ids]
     settings = read_settings()
-    sys.exit(run(_replay(settings, ids), settings))
-
-
-def _parse_id(text: str) -> str:
-    try:
-        return parse_correlation_id(text)
-    except InvalidPaymentError:
-        fail(f"{text!r} is no UUID")
+    sys.exit(run(_replay(settings, correlation_ids), settings))
 
 
 async def _list(settings: Settings, limit: int, *, as_json: bool) -> int:
@@ -99,7 +99,9 @@ async def _list(settings: Settings, limit: int, *, as_json: bool) -> int:
         print_json(
             {
                 "total": total,
-                "deadLetters": [_as_json(each) for each in found if isinstance(each, FullRecord)],
+                "deadLetters": [
+                    record_as_json(each) for each in found if isinstance(each, FullRecord)
+                ],
                 "unreadable": [
                     {"correlationId": each.correlation_id, "problem": each.problem}
                     for each in unreadable
@@ -127,7 +129,7 @@ def _row(letter: FullRecord | Unreadable) -> tuple[str, ...]:
     return (
         letter.correlation_id,
         format_cents(letter.cents),
-        _instant(letter.dead_at),
+        "never" if letter.dead_at is None else format_instant(letter.dead_at),
         letter.processor or "none",
         str(letter.tries),
         letter.reason or "",
@@ -142,16 +144,13 @@ async def _show(settings: Settings, correlation_id: str, *, as_json: bool) -> in
     if isinstance(record, Unreadable):
         fail(f"{correlation_id}: unreadable: {printable(record.problem)}")
     if as_json:
-        print_json(_as_json(record))
+        print_json(record_as_json(record))
         return 0
-    lines = _in_words(record)
-    width = max(map(len, lines))
-    for name, value in lines.items():
-        click.echo(f"{name:<{width}}  {printable(value)}")
+    print_pairs(in_words(record))
     return 0
 
 
-async def _replay(settings: Settings, ids: list[str]) -> int:
+async def _replay(settings: Settings, ids: Sequence[str]) -> int:
     """Replay these payments, or all dead letters where there are none."""
     counts: Counter[Replay] = Counter()
     try:
@@ -175,59 +174,3 @@ def _explain(verdicts: Mapping[str, Replay], why_not: Mapping[Replay, str]) -> N
     for correlation_id, verdict in verdicts.items():
         if verdict is not Replay.REPLAYED:
             click.echo(f"payswitch: {printable(correlation_id)}: {why_not[verdict]}", err=True)
-
-
-def _instant(ms: int | None) -> str:
-    return "never" if ms is None else format_instant(ms)
-
-
-def _in_words(record: FullRecord) -> dict[str, str]:
-    tries = ", ".join(
-        f"{each.number} ({'ended, maybe recorded' if each.ended else 'may still be recorded'})"
-        for each in record.open_tries
-    )
-    lines: dict[str, str | None] = {
-        "payment": record.correlation_id,
-        "state": record.state,
-        "reason": record.reason,
-        "last error": record.last_error,
-        "amount": format_cents(record.cents),
-        "processor": record.processor or "none: it was never sent",
-        "requestedAt": _instant(record.requested_at),
-        "tries": str(record.tries),
-        "open tries": tries or "none",
-        "horizon": None
-        if record.horizon is None
-        else f"{_instant(record.horizon)} (no open try is recorded later)",
-        "quiet time": None if record.quiet_ms is None else f"{record.quiet_ms} ms",
-        "lease until": None if record.lease_until is None else _instant(record.lease_until),
-        "accepted at": _instant(record.accepted_at),
-        "died at": None if record.dead_at is None else _instant(record.dead_at),
-        "replayed at": _instant(record.replayed_at),
-        "settled at": _instant(record.settled_at),
-    }
-    return {name: value for name, value in lines.items() if value is not None}
-
-
-def _as_json(record: FullRecord) -> dict[str, Any]:
-    def instant(ms: int | None) -> str | None:
-        return None if ms is None else format_instant(ms)
-
-    return {
-        "correlationId": record.correlation_id,
-        "state": record.state,
-        "reason": record.reason,
-        "lastError": record.last_error,
-        "amount": orjson.Fragment(format_cents(record.cents)),
-        "processor": record.processor,
-        "requestedAt": instant(record.requested_at),
-        "tries": record.tries,
-        "openTries": [{"number": each.number, "ended": each.ended} for each in record.open_tries],
-        "horizon": instant(record.horizon),
-        "quietMs": record.quiet_ms,
-        "leaseUntil": instant(record.lease_until),
-        "acceptedAt": instant(record.accepted_at),
-        "deadAt": instant(record.dead_at),
-        "replayedAt": instant(record.replayed_at),
-        "settledAt": instant(record.settled_at),
-    }

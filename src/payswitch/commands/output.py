@@ -8,7 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any
 
 import click
@@ -16,6 +24,8 @@ import orjson
 from arq.connections import ArqRedis
 from redis.exceptions import OutOfMemoryError, RedisError
 
+from payswitch.controls import Order
+from payswitch.instants import format_instant
 from payswitch.printable import printable
 from payswitch.redis_client import connect, shown
 from payswitch.settings import Settings
@@ -55,6 +65,24 @@ def run(task: Coroutine[Any, Any, int], settings: Settings, *, failed: int = 1) 
 def print_json(document: Any) -> None:
     """Print one JSON document, indented."""
     click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+def print_pairs(pairs: Mapping[str, str | None]) -> None:
+    """Print each name with its value, what isn't printable being spelled out; nothing of None."""
+    width = max(map(len, pairs))
+    for name, value in pairs.items():
+        if value is not None:
+            click.echo(f"{name:<{width}}  {printable(value)}")
+
+
+def in_order(order: Order) -> dict[str, str | None]:
+    """Who has ordered it, when, why, and until when, for `print_pairs`."""
+    return {
+        "by": order.by,
+        "at": order.at,
+        "reason": order.reason,
+        "until": None if order.until_ms is None else format_instant(order.until_ms),
+    }
 
 
 def print_table(

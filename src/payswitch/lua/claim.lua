@@ -2,18 +2,20 @@
 -- lease ends, so that a worker's death gives them back by itself.
 --
 -- ARGV: how many at most, the lease (ms)
--- Returns: now (ms), generation, selection (or nil), when the next is due (ms, or nil), token,
---   ids of strays; then for each payment: id, job (or nil), score, job_try, cents, accepted_at,
---   processor, requested_at, open tries, horizon, number of tries, quiet time, replayed_at
+-- Returns: now (ms), generation, { override, selection } (each or nil), when the next is due (ms,
+--   or nil), token, ids of strays; then for each payment: id, job (or nil), score, job_try, cents,
+--   accepted_at, processor, requested_at, open tries, horizon, number of tries, quiet time,
+--   replayed_at
 
 demand_queues()
 local limit, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
 local now = now_ms()
 local current = generation()
-local selection = redis.call('GET', SELECTION)
+local selection = redis.call('MGET', OVERRIDE, SELECTION)
 
-if redis.call('EXISTS', PURGING) == 1 then
-  return { now, current, selection, now + 50, 0, {} }
+if redis.call('EXISTS', PURGING, PAUSED) > 0 then
+  local rest = redis.call('EXISTS', PURGING) == 1 and 50 or redis.call('PTTL', PAUSED)
+  return { now, current, selection, rest >= 0 and now + rest + 1, 0, {} }
 end
 
 redis.call('DEL', WAKE)

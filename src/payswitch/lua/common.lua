@@ -11,7 +11,9 @@ local TOKEN = 'payments:token'                -- string: the last lease token; n
 local PURGING = 'payments:purging'            -- string: there while a purge waits for calls to end
 local LEFTOVERS = 'payments:leftovers'        -- string: there while old records wait for removal
 local WAKE = 'payments:wake'                  -- list: at most one element, wakes one idle worker
+local PAUSED = 'payments:paused'              -- string: there while an operator pauses the claims
 local SELECTION = 'selected_payment_processor'
+local OVERRIDE = 'selection:override'         -- string: an operator's choice, until it expires
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -45,7 +47,7 @@ local function demand_queues()
 end
 
 local function wake_a_worker()
-  if redis.call('EXISTS', WAKE) == 0 then redis.call('LPUSH', WAKE, '1') end
+  if redis.call('EXISTS', WAKE, PAUSED) == 0 then redis.call('LPUSH', WAKE, '1') end
 end
 
 -- Open tries are kept as '3 4e': their numbers; an e behind one that has ended over there but may

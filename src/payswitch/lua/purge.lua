@@ -1,7 +1,7 @@
 -- Purge: a new generation begins, and nothing of the old one is left in queue, backlog, dead
 -- letters or summary. Records of the old generation count as missing everywhere from here on;
 -- forget.lua removes them, and LEFTOVERS says that there are some until it has. Throttle, lock,
--- selection and token counter stay.
+-- selection, operators' orders and token counter stay.
 --
 -- ARGV: latest (ms by Redis' clock), after which nothing is done, for the caller has given up
 -- Returns: the new generation, or 0 when it is too late
