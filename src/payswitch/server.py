@@ -63,8 +63,9 @@ def app_from_environment() -> Starlette:
 
 
 async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | None) -> None:
+    stopping = asyncio.Event()
     server = EmbeddedServer(
-        create_app(settings),
+        create_app(settings, stopping),
         address=host,
         port=port,
         uds=uds,
@@ -76,9 +77,14 @@ async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | 
         http1_settings=_HTTP,
         log_level=LogLevels.error,
     )
+
+    def stop() -> None:
+        stopping.set()
+        server.stop()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(number, stop)
     await server.serve()
 
 
