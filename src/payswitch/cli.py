@@ -41,7 +41,7 @@ class _Commands(click.Group):
     """The commands of this module, and those that are loaded only when they are called: what they
     import would cost every container its memory."""
 
-    _elsewhere = ("chaos", "dead", "reconcile")
+    _elsewhere = ("chaos", "dead", "reconcile", "status")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self._elsewhere])

@@ -152,7 +152,7 @@ class EventStream(Response):
         )
         del self.headers["content-length"]
         self._live = live
-        self._has = int(last_event_id) if (last_event_id or "").isdecimal() else 0
+        self._has = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream until the viewer leaves, takes nothing, or has had its time."""

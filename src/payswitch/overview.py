@@ -1,7 +1,7 @@
 """The overview: what an operator wants to know at one look, read from Redis in one call.
 
-What can be counted exactly is counted from the ledger and the queues themselves; the rest comes from
-the processes' vitals.
+What can be counted exactly is counted from the ledger and the queues themselves; the rest comes
+from the processes' vitals.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | 
 
     def stop() -> None:
         stopping.set()
-        server.stop()
+        server.stop()  # type: ignore[no-untyped-call]
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -101,8 +101,8 @@ class Settings:
         "PAYSWITCH_PROCESSOR_ADMIN_TOKEN",
         "123",
         _text(),
-        "The `X-Rinha-Token` for the processors' admin calls: `payswitch reconcile` makes some, and "
-        "the health worker one for the fee.",
+        "The `X-Rinha-Token` for the processors' admin calls: those of `payswitch reconcile`, and "
+        "the health worker's for the fee.",
     )
     accept_limit_ms: int = _setting(
         "PAYSWITCH_ACCEPT_LIMIT_MS",

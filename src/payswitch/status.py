@@ -241,8 +241,8 @@ def document(status: Status) -> dict[str, Any]:
             "inFlight": overview.in_flight,
         },
         "timeToSettle": {
-            "p50Ms": _rounded(now and now.p50_ms),
-            "p99Ms": _rounded(now and now.p99_ms),
+            "p50Ms": _rounded(None if now is None else now.p50_ms),
+            "p99Ms": _rounded(None if now is None else now.p99_ms),
             "overSeconds": WINDOW_S,
         },
         "selection": choice
@@ -323,7 +323,9 @@ def _fees(overview: Overview) -> dict[str, Any] | None:
 
 
 def _order_document(order: Order | None) -> dict[str, Any] | None:
-    return order and {
+    if order is None:
+        return None
+    return {
         "processor": order.processor,
         "by": order.by,
         "reason": order.reason,
