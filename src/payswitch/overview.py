@@ -146,11 +146,11 @@ def parse_overview(answer: Sequence[Any]) -> Overview:
     return Overview(
         at=int(now),
         settled={
-            name: Total(int(count or 0), int(cents or 0))
+            name: Total(_whole(count), _whole(cents))
             for name, count, cents in zip(PROCESSORS, totals[::2], totals[1::2], strict=True)
         },
         backlog=int(backlog or 0),
-        oldest_accepted_at=None if oldest is None else int(float(oldest)),
+        oldest_accepted_at=_whole(oldest) or None,
         in_flight=int(in_flight or 0),
         dead=int(dead or 0),
         incidents=int(incidents or 0),
@@ -233,6 +233,14 @@ def _processes(vitals: Sequence[Any]) -> Iterator[Process]:
         process = parse_vitals(dict(zip(texts[::2], texts[1::2], strict=True)))
         if process is not None:
             yield process
+
+
+def _whole(raw: bytes | int | None) -> int:
+    """A number as Redis or a script wrote it; 0 for anything else."""
+    try:
+        return int(raw or 0)
+    except ValueError:
+        return 0
 
 
 def _instant(text: object) -> int | None:

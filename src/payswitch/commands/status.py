@@ -127,7 +127,7 @@ def _reconciled(overview: Overview) -> tuple[str, str]:
 
 def _processors(now: Status) -> Table:
     overview, recent = now.overview, now.rates
-    table = _table("processor", "", "settled", "per second", "amount", "fee", "health", "breakers")
+    table = _table("processor", "", "settled", "", "amount", "fee", "health", "breakers")
     for name, total in overview.settled.items():
         selected = overview.choice is not None and overview.choice.processor == name
         states = breakers(overview, name)
@@ -181,7 +181,7 @@ def _table(*columns: str) -> Table:
 
     table = Table(*columns, box=box.SIMPLE, pad_edge=False)
     for column in table.columns:
-        column.overflow = "fold"
+        column.no_wrap = column.header != "health"
     return table
 
 

@@ -30,7 +30,7 @@ for _, key in ipairs(read('ZRANGE', 'vitals', 0, -1) or {}) do
     vitals[#vitals + 1] = fields
   end
 end
-return { now, read('ZCARD', OPEN), oldest and oldest[2], read('ZCARD', IN_FLIGHT),
+return { now, read('ZCARD', OPEN), oldest and oldest[2] or false, read('ZCARD', IN_FLIGHT),
   read('ZCARD', DEAD), read('LLEN', INCIDENTS), read('GET', SELECTION), read('PTTL', SELECTION),
   read('GET', 'healthcheck:reports'), read('GET', 'processors:fees'), read('GET', 'reconcile:last'),
   read('GET', 'selection:override'), read('PTTL', 'selection:override'),
