@@ -147,7 +147,7 @@ def _of_processors(overview: Overview) -> Iterator[Finding]:
     elif not choice.healthy:
         yield Finding(Level.ERROR, f"No processor is healthy: {choice.reason}")
     elif choice.processor != DEFAULT:
-        yield Finding(Level.WARNING, f"{choice.processor} is selected: {choice.reason}")
+        yield Finding(Level.WARNING, f"The dearer {choice.processor} is selected")
     for name, seen in overview.health.items():
         if not seen.known:
             yield Finding(Level.WARNING, f"{name} does not say how it is")

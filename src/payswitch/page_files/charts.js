@@ -129,7 +129,7 @@ export class Chart {
       place(text, { x: LEFT - 7, y: level + 4, "text-anchor": "end" });
       text.textContent = this.format(tick);
     }
-    for (let minutes = 0; minutes <= 5; minutes += 1) {
+    for (const minutes of width < 420 ? [0, 2, 4] : [0, 1, 2, 3, 4, 5]) {
       const text = element("text", "", this.grid);
       const anchor = minutes === 0 ? "end" : minutes === 5 ? "start" : "middle";
       place(text, { x: x(this.end - minutes * 60000), y: height - 5, "text-anchor": anchor });

@@ -75,7 +75,7 @@ function makeCharts(parent) {
   });
   const charts = [
     new Chart(parent, {
-      title: "Settled per second, by processor",
+      title: "Settled per second",
       series: [
         series("default", "default", "stack"),
         series("fallback", "fallback", "stack"),
@@ -156,8 +156,8 @@ function showFigures(status) {
   write("settle-time", times.p50Ms === null ? "–" : duration(times.p50Ms), unit("p50"));
   write("settle-note", times.p99Ms === null ? "nothing settled" : `p99 ${duration(times.p99Ms)}`);
   write("fees", fees ? cents.format(fees.paid) : "–");
-  const over = fees && fees.extra ? `${cents.format(fees.extra)} above all-default` : "as all-default";
-  write("fees-note", fees ? over : "not known");
+  const extra = fees?.extra ? `+${cents.format(fees.extra)} vs default` : "all at default's";
+  write("fees-note", fees ? extra : "not known");
   showDead(status);
 }
 
@@ -194,9 +194,8 @@ function processorCard(name, processor, selection) {
   fact("Settled", whole.format(processor.settled));
   fact("Amount", cents.format(processor.amount));
   fact("Fee", processor.fee === null ? "not known" : percent.format(processor.fee));
-  const known = seen && seen.known;
-  fact("Answers in", known ? `${duration(seen.minResponseMs)} or more` : "not known");
-  fact("Asked", seen ? ago(seen.ageMs) : "never");
+  fact("Least answer time", seen?.known ? duration(seen.minResponseMs) : "not known");
+  fact("Health asked", seen ? ago(seen.ageMs) : "never");
   const tags = breakerTags(processor.breakers);
   fact("Circuit breakers", ...(tags.length ? tags.flatMap((each) => [each, " "]) : ["no worker"]));
   card.append(heading, facts);
@@ -313,7 +312,8 @@ function history(record) {
   const tries = `${record.tries} ${record.tries === 1 ? "try" : "tries"}`;
   if (record.processor) {
     const waited = between(record.acceptedAt, record.requestedAt);
-    steps.push(step(`Sent to ${record.processor}`, instant(record.requestedAt), `${waited} after it was accepted, ${tries}`, "yes"));
+    const note = `${waited} after it was accepted, ${tries}`;
+    steps.push(step(`Sent to ${record.processor}`, instant(record.requestedAt), note, "yes"));
   } else {
     steps.push(step("Not sent yet", "", tries, "no"));
   }
@@ -323,7 +323,8 @@ function history(record) {
     const took = between(record.acceptedAt, record.settledAt);
     steps.push(step("Settled", instant(record.settledAt), `${took} after it was accepted`, "yes"));
   } else {
-    steps.push(step("Not settled yet", "", record.lastError ? `last error: ${record.lastError}` : "", "no"));
+    const error = record.lastError ? `last error: ${record.lastError}` : "";
+    steps.push(step("Not settled yet", "", error, "no"));
   }
   return make("ol", "steps", ...steps);
 }
@@ -352,7 +353,8 @@ async function find(id) {
       return;
     }
     const amount = cents.format(record.amount);
-    const title = make("h2", "", record.correlationId, tag(record.state, TONES[record.state] ?? "note"), tag(amount, "none"));
+    const state = tag(record.state, TONES[record.state] ?? "note");
+    const title = make("h2", "", record.correlationId, state, tag(amount, "none"));
     showFound(title, history(record));
   } catch (error) {
     heading.append(tag("not found out", "warning"));
