@@ -48,5 +48,5 @@ def test_nothing_has_no_quantile_and_what_is_too_long_counts() -> None:
 
 @pytest.mark.parametrize("text", ["x", "1:x", "-1:1", "1:-1", f"{len(BOUNDS) + 1}:1", "1"])
 def test_what_is_no_histogram_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="bucket|int"):
+    with pytest.raises(ValueError, match=r"bucket|int"):
         Histogram.parse(text)
