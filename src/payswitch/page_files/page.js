@@ -42,6 +42,8 @@ function duration(ms) {
   return parts.slice(0, 2).map((part) => part.join(" ")).join(" ");
 }
 
+// An amount that fits into a card: what is large is shown without its cents, or in millions.
+const money = (value) => (value < 1e5 ? cents : value < 1e7 ? whole : compact).format(value);
 const ago = (ms) => `${ms < 60000 ? `${Math.round(ms / 1000)} s` : duration(ms)} ago`;
 const rate = (value) => (value < 10 ? tenths : whole).format(value);
 const sum = (counts) => Object.values(counts).reduce((all, each) => all + each, 0);
@@ -69,7 +71,7 @@ function points(samples) {
 }
 
 function makeCharts(parent) {
-  const axis = (value) => (value < 10 ? tenths.format(value) : compact.format(value));
+  const axis = (value) => (value < 10 ? tenths : value < 1000 ? whole : compact).format(value);
   const series = (name, label, kind, key = name) => ({
     name, label, kind, value: (point) => point[key],
   });
@@ -155,8 +157,9 @@ function showFigures(status) {
   write("backlog-note", oldest === null ? "nobody waits" : `the oldest for ${duration(oldest)}`);
   write("settle-time", times.p50Ms === null ? "–" : duration(times.p50Ms), unit("p50"));
   write("settle-note", times.p99Ms === null ? "nothing settled" : `p99 ${duration(times.p99Ms)}`);
-  write("fees", fees ? cents.format(fees.paid) : "–");
-  const extra = fees?.extra ? `+${cents.format(fees.extra)} vs default` : "all at default's";
+  write("fees", fees ? money(fees.paid) : "–");
+  const sign = fees?.extra > 0 ? "+" : "";
+  const extra = fees?.extra ? `${sign}${money(fees.extra)} vs default` : "all at default's";
   write("fees-note", fees ? extra : "not known");
   showDead(status);
 }
