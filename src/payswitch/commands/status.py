@@ -127,15 +127,14 @@ def _reconciled(overview: Overview) -> tuple[str, str]:
 
 def _processors(now: Status) -> Table:
     overview, recent = now.overview, now.rates
-    table = _table("processor", "", "settled", "", "amount", "fee", "health", "breakers")
+    table = _table("processor", "settled", "", "amount", "fee", "health", "breakers")
     for name, total in overview.settled.items():
         selected = overview.choice is not None and overview.choice.processor == name
         states = breakers(overview, name)
         fee = overview.fee_rates.get(name)
         _add(
             table,
-            name,
-            "selected" if selected else "",
+            f"{name}, selected" if selected else name,
             f"{total.count:,}",
             _per_second(None if recent is None else recent.settled_per_s.get(name, 0)),
             money(total.cents),
@@ -151,8 +150,7 @@ def _health(overview: Overview, name: str) -> str:
     if seen is None:
         return "never asked"
     said = "failing" if seen.failing else f"healthy, {seen.min_response_ms} ms"
-    age = duration(max(0, overview.at - seen.at))
-    return f"{said if seen.known else 'no answer'} ({age} ago)"
+    return said if seen.known else "no answer"
 
 
 def _processes(overview: Overview) -> Table:
@@ -182,6 +180,7 @@ def _table(*columns: str) -> Table:
     table = Table(*columns, box=box.SIMPLE, pad_edge=False)
     for column in table.columns:
         column.no_wrap = column.header != "health"
+        column.min_width = 8 if column.header == "health" else None
     return table
 
 
