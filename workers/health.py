@@ -14,9 +14,12 @@ from arq.connections import RedisSettings
 from arq.cron import cron
 
 from payswitch import assembly
+from payswitch.fees import FeeWatch
 from payswitch.health import HealthCheck
+from payswitch.history import HistoryWriter
 from payswitch.redis_client import check_trust
 from payswitch.settings import Settings
+from payswitch.vitals import Vitals
 
 settings = Settings.from_environment()
 
@@ -33,10 +36,17 @@ async def startup(ctx: dict[Any, Any]) -> None:
     await check_trust(redis, demand=settings.redis_trust == "require")
     ctx["transport"] = assembly.transport(settings)
     ctx["health_check"] = assembly.health_check(settings, redis, ctx["transport"])
+    ctx["watches"] = [Vitals(redis, "health", dict), HistoryWriter(redis)]
+    if settings.processor_fees == "ask":
+        ctx["watches"].append(FeeWatch(redis, assembly.books(settings, ctx["transport"])))
+    for watch in ctx["watches"]:
+        watch.start()
 
 
 async def shutdown(ctx: dict[Any, Any]) -> None:
-    """Close the connections to the processors."""
+    """Stop the watches and close the connections to the processors."""
+    for watch in ctx.get("watches", ()):
+        await watch.close()
     if "transport" in ctx:
         await ctx["transport"].aclose()
 

@@ -17,6 +17,7 @@ from payswitch.dispatcher import Dispatcher
 from payswitch.queue import JOB_FUNCTION, QUEUE
 from payswitch.redis_client import check_trust
 from payswitch.settings import Settings
+from payswitch.vitals import SettleCounts
 
 settings = Settings.from_environment()
 
@@ -35,11 +36,16 @@ async def startup(ctx: dict[Any, Any]) -> None:
     redis = ctx["redis"]
     await check_trust(redis, demand=settings.redis_trust == "require")
     ctx["transport"] = assembly.transport(settings)
-    ctx["dispatcher"] = assembly.dispatcher(settings, redis, ctx["transport"])
+    settled = SettleCounts()
+    ctx["dispatcher"] = assembly.dispatcher(settings, redis, ctx["transport"], settled)
+    ctx["vitals"] = assembly.worker_vitals(redis, ctx["dispatcher"], settled)
+    ctx["vitals"].start()
 
 
 async def shutdown(ctx: dict[Any, Any]) -> None:
-    """Close the connections to the processors."""
+    """Fall silent and close the connections to the processors."""
+    if "vitals" in ctx:
+        await ctx["vitals"].close()
     if "transport" in ctx:
         await ctx["transport"].aclose()
 

@@ -8,12 +8,14 @@ from redis.asyncio import Redis
 from payswitch.dispatcher import Dispatcher, Pauses
 from payswitch.health import HealthCheck
 from payswitch.ledger import Ledger
+from payswitch.processor_books import ProcessorBooks
 from payswitch.processors import Processor
 from payswitch.routing import Breaker, Router
 from payswitch.selector import Limits, Selector
 from payswitch.settings import Settings
 from payswitch.transport import Transport
 from payswitch.tries import Tries
+from payswitch.vitals import Fields, SettleCounts, Vitals
 
 _BEYOND_THE_DELAY_MS = 500
 
@@ -47,8 +49,47 @@ def processors(settings: Settings, transport: httpx.AsyncBaseTransport) -> dict[
     }
 
 
-def dispatcher(settings: Settings, redis: Redis, transport: httpx.AsyncBaseTransport) -> Dispatcher:
-    """What a payments worker works with."""
+def books(settings: Settings, transport: httpx.AsyncBaseTransport) -> dict[str, ProcessorBooks]:
+    """Both processors' books by name."""
+    return {
+        name: ProcessorBooks(
+            name,
+            url,
+            transport,
+            token=settings.processor_admin_token,
+            connect_limit_ms=settings.processor_connect_limit_ms,
+            limit_ms=settings.processor_find_limit_ms,
+        )
+        for name, url in settings.processor_urls.items()
+    }
+
+
+def worker_vitals(redis: Redis, dispatcher: Dispatcher, settled: SettleCounts) -> Vitals:
+    """What a payments worker writes of itself."""
+
+    def collect() -> Fields:
+        fields: dict[str, str | int] = {"settle_times": settled.times.text}
+        for name, breaker in dispatcher.router.breakers.items():
+            fields[f"breaker:{name}"] = breaker.state.value
+            fields[f"in_flight:{name}"] = breaker.in_flight
+        for name, count in settled.by_processor.items():
+            fields[f"settled:{name}"] = count
+        for (name, outcome), count in dispatcher.tries.items():
+            fields[f"tries:{name}:{outcome.__name__}"] = count
+        return fields
+
+    vitals = Vitals(redis, "worker", collect)
+    settled.redis_ahead_ms = lambda: vitals.redis_ahead_ms
+    return vitals
+
+
+def dispatcher(
+    settings: Settings,
+    redis: Redis,
+    transport: httpx.AsyncBaseTransport,
+    settled: SettleCounts | None = None,
+) -> Dispatcher:
+    """What a payments worker works with; what it settles is counted in `settled`."""
     breakers = {
         name: Breaker(
             slots=settings.processor_slots,
@@ -63,7 +104,10 @@ def dispatcher(settings: Settings, redis: Redis, transport: httpx.AsyncBaseTrans
             redis, max_delay_ms=settings.processor_max_delay_ms, lease_ms=settings.lease_ms
         ),
         ledger=Ledger(
-            redis, processors=list(settings.processor_urls), retention_ms=settings.retention_ms
+            redis,
+            processors=list(settings.processor_urls),
+            retention_ms=settings.retention_ms,
+            on_settled=None if settled is None else settled.add,
         ),
         router=Router(breakers, probe_ms=settings.breaker_probe_ms),
         pauses=Pauses(settings.retry_base_ms, settings.retry_cap_ms),

@@ -89,6 +89,7 @@ class _Commands(click.Group):
         "resume",
         "select",
         "settings",
+        "status",
     )
 
     def list_commands(self, ctx: click.Context) -> list[str]:

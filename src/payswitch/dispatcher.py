@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -70,6 +71,7 @@ class Dispatcher:
         clock: Callable[[], float] = boottime_ms,
     ) -> None:
         self.router = router
+        self.tries: Counter[tuple[str, type[Outcome]]] = Counter()
         self._processors = processors
         self._tries = tries
         self._ledger = ledger
@@ -166,6 +168,7 @@ class Dispatcher:
                 return
             outcome = await self._send(claim, routed)
             verdict = _verdict(outcome)
+            self.tries[processor, type(outcome)] += 1
         finally:
             was = breaker.state
             breaker.leave(verdict, probe=is_probe, now=self._clock())

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from redis.asyncio import Redis
 
 from payswitch import scripts
 from payswitch.lock import Lock
-from payswitch.processors import Processor
+from payswitch.notes import REPORTS_KEY, write_note
+from payswitch.processors import Processor, Report
 from payswitch.selector import Selection, Selector
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class HealthCheck:
         lock_ms: int,
         limit_ms: int,
     ) -> None:
+        self._redis = redis
         self._take = scripts.load(redis, "take")
         self._processors = processors
         self._selector = selector
@@ -61,24 +63,33 @@ class HealthCheck:
             await self._lock.release(token)
 
     async def _check_locked(self, token: str) -> Selection | None:
-        reports = await asyncio.gather(
+        answers = await asyncio.gather(
             *(processor.health(self._limit_ms) for processor in self._processors)
         )
+        at_ms = time.time_ns() // 1_000_000
+        reports = {
+            processor.name: report
+            for processor, report in zip(self._processors, answers, strict=True)
+        }
         selection = await self._selector.select(
-            {
-                processor.name: report
-                for processor, report in zip(self._processors, reports, strict=True)
-            },
-            lock_key=LOCK_KEY,
-            token=token,
-            at_ms=time.time_ns() // 1_000_000,
+            reports, lock_key=LOCK_KEY, token=token, at_ms=at_ms
         )
         if selection is None:
             logger.warning("the health check took longer than its lock; its result is dropped")
-        elif selection != self._last:
+            return None
+        await self._note(reports, at_ms)
+        if selection != self._last:
             self._last = selection
             _log_selection(selection)
         return selection
+
+    async def _note(self, reports: Mapping[str, Report | None], at_ms: int) -> None:
+        """Leave what the processors said for operators to read."""
+        said = {
+            name: report and {"failing": report.failing, "minResponseTime": report.min_response_ms}
+            for name, report in reports.items()
+        }
+        await write_note(self._redis, REPORTS_KEY, {"at": at_ms, "reports": said})
 
 
 def _log_selection(selection: Selection) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hmac
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
@@ -24,10 +25,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from payswitch import openapi
+from payswitch import openapi, page
 from payswitch.garbage import collect_seldom
 from payswitch.instants import parse_instant_us
 from payswitch.ledger import Ledger, summary_json
+from payswitch.live import Live
 from payswitch.memory import MemoryWatch, says_out_of_memory
 from payswitch.payment import (
     InvalidPaymentError,
@@ -40,6 +42,7 @@ from payswitch.queue import Acceptance, AcceptQueue, NotAcceptedError
 from payswitch.records import UnreadableRecordError, read_record
 from payswitch.redis_client import connect
 from payswitch.settings import Settings
+from payswitch.vitals import Fields, Vitals
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +87,11 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own name for it
 class Ingress:
     """The endpoints, over one Redis connection pool. `open` comes before the first request."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, stopping: asyncio.Event) -> None:
         self._settings = settings
+        self._stopping = stopping
         self._bodies = _Bodies()
+        self._refused: Counter[int] = Counter()
 
     async def open(self) -> None:
         """Prepare the connections; Redis may be away."""
@@ -104,9 +109,14 @@ class Ingress:
         self._purge = Purge(self._redis, limit_ms=settings.accept_limit_ms)
         self._memory = MemoryWatch(self._redis, max_percent=settings.max_memory_percent)
         self._memory.start()
+        self._vitals = Vitals(self._redis, "ingress", self._vital_signs)
+        self._vitals.start()
+        self.live = Live(self._redis, self._stopping)
 
     async def close(self) -> None:
         """Close the connections."""
+        await self.live.close()
+        await self._vitals.close()
         await self._memory.close()
         await self._purge.close()
         await self._redis.aclose(close_connection_pool=True)
@@ -120,6 +130,7 @@ class Ingress:
             _demand_json(scope)
             correlation_id = await self._accept(await self._bodies.read(scope, receive))
         except Problem as problem:
+            self._refused[problem.status.value] += 1
             await problem.response()(scope, receive, send)
             return
         except Exception:
@@ -219,6 +230,12 @@ class Ingress:
         await self._redis.ping()
         return Response(b'{"status":"ready"}', media_type=_JSON)
 
+    def _vital_signs(self) -> Fields:
+        fields: dict[str, str | int] = {"redis:short_of_memory": int(self._memory.is_short)}
+        fields |= {f"accepted:{verdict}": n for verdict, n in self._queue.verdicts.items()}
+        fields |= {f"refused:{status}": n for status, n in self._refused.items()}
+        return fields
+
 
 class _PlainEndpoint:
     """Tells Starlette that an endpoint speaks ASGI itself: an object, not a function."""
@@ -252,9 +269,10 @@ class App(Starlette):
             logger.debug("a client hung up before its answer")
 
 
-def create_app(settings: Settings) -> Starlette:
-    """The ASGI application."""
-    ingress = Ingress(settings)
+def create_app(settings: Settings, stopping: asyncio.Event | None = None) -> Starlette:
+    """The ASGI application. `stopping` ends what would never end by itself, the live page's
+    streams."""
+    ingress = Ingress(settings, stopping or asyncio.Event())
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -270,11 +288,13 @@ def create_app(settings: Settings) -> Starlette:
         ("GET", "/healthz", ingress.alive),
         ("GET", "/readyz", within(ingress.ready)),
     ]
+    pages = page.routes(lambda: ingress.live, _too_many) if settings.page == "on" else []
     app = App(
         ingress.pay,
         routes=[
             *(Route(path, endpoint, methods=[method]) for method, path, endpoint in routes),
             *openapi.routes(),
+            *pages,
         ],
         lifespan=lifespan,
         exception_handlers={
@@ -377,6 +397,10 @@ def _instant(request: Request, name: str) -> int | None:
 def _try_later(detail: str, headers: Mapping[str, str] | None = None) -> Problem:
     headers = {"retry-after": str(RETRY_AFTER_S), **(headers or {})}
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers)
+
+
+def _too_many() -> Problem:
+    return _try_later("too many watch the live page through this ingress")
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:

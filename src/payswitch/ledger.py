@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -35,17 +35,28 @@ class Total:
     cents: int = 0
 
 
-class Ledger:
-    """Settles payments, many per round trip, and sums them by window."""
+Settling = tuple[Claim, str, int]
+"""A claim, the processor that has the payment, and its `requestedAt` (ms) there."""
 
-    def __init__(self, redis: Redis, *, processors: Sequence[str], retention_ms: int) -> None:
+
+class Ledger:
+    """Settles payments, many per round trip, and sums them by window. `on_settled` gets each batch
+    that Redis has answered."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        processors: Sequence[str],
+        retention_ms: int,
+        on_settled: Callable[[Sequence[Settling], Sequence[Settlement]], None] | None = None,
+    ) -> None:
+        self._on_settled = on_settled
         self._processors = list(processors)
         self._retention_ms = retention_ms
         self._settle = scripts.load(redis, "settle")
         self._summary = scripts.load(redis, "summary")
-        self._settlements: GroupCommit[tuple[Claim, str, int], Settlement] = GroupCommit(
-            self._flush
-        )
+        self._settlements: GroupCommit[Settling, Settlement] = GroupCommit(self._flush)
 
     async def settle(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
         """Record that `processor` has the payment with this `requestedAt` (ms); it may be said
@@ -65,11 +76,14 @@ class Ledger:
             for name, (count, high, low) in zip(self._processors, parts, strict=True)
         }
 
-    async def _flush(self, items: list[tuple[Claim, str, int]]) -> list[Settlement]:
+    async def _flush(self, items: list[Settling]) -> list[Settlement]:
         args: list[str | int] = [self._retention_ms]
         for claim, processor, requested_at in items:
             args += (claim.correlation_id, claim.generation, processor, requested_at)
-        return [Settlement(verdict.decode()) for verdict in await self._settle(args=args)]
+        settlements = [Settlement(verdict.decode()) for verdict in await self._settle(args=args)]
+        if self._on_settled is not None:
+            self._on_settled(items, settlements)
+        return settlements
 
 
 def summary_json(totals: dict[str, Total]) -> bytes:

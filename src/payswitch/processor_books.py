@@ -43,6 +43,19 @@ class ProcessorBooks:
 
         Raises `CannotAskError`.
         """
+        total = parse_total(await self._summary(first_ms, last_ms))
+        if total is None:
+            raise CannotAskError(f"{self._name}: a summary that is none")
+        return total
+
+    async def fee(self) -> Decimal:
+        """The share of each payment's amount that the processor takes. Raises `CannotAskError`."""
+        fee = parse_fee(await self._summary(0, 0))  # a window in which nothing was requested
+        if fee is None:
+            raise CannotAskError(f"{self._name}: a summary without a fee")
+        return fee
+
+    async def _summary(self, first_ms: int, last_ms: int) -> bytes:
         # Both bounds always: where one is missing, the processor takes it for no window at all.
         # A processor may keep microseconds, the ledger doesn't.
         last = format_instant(last_ms).replace("Z", "999Z")
@@ -62,10 +75,7 @@ class ProcessorBooks:
             raise CannotAskError(f"{self._name} refuses PAYSWITCH_PROCESSOR_ADMIN_TOKEN")
         if response.status_code != 200:
             raise CannotAskError(f"{self._name}: status {response.status_code} for its summary")
-        total = parse_total(content)
-        if total is None:
-            raise CannotAskError(f"{self._name}: a summary that is none")
-        return total
+        return content
 
 
 def parse_total(content: bytes) -> Total | None:
@@ -78,3 +88,12 @@ def parse_total(content: bytes) -> Total | None:
     if type(count) is not int or not 0 <= count <= _MOST_PAYMENTS or cents is None:
         return None
     return Total(count, cents)
+
+
+def parse_fee(content: bytes) -> Decimal | None:
+    """Read the fee in a processor's summary, a share of the amount; None where there is none."""
+    try:
+        fee = json.loads(content, parse_float=Decimal, parse_int=Decimal)["feePerTransaction"]
+    except (ValueError, KeyError, TypeError, RecursionError, ArithmeticError):
+        return None
+    return fee if isinstance(fee, Decimal) and 0 <= fee <= 1 else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import cast
 
@@ -79,6 +80,7 @@ class AcceptQueue:
         self._script = scripts.load(redis, "accept")
         self._limit_ms = limit_ms
         self._max_backlog = max_backlog
+        self.verdicts: Counter[str] = Counter()
         self._redis_ahead_ms: float | None = None
         self._commits: GroupCommit[_Entry, str] = GroupCommit(self._flush, limit_s=limit_ms / 1000)
 
@@ -125,7 +127,9 @@ class AcceptQueue:
             await self._read_clock()
             answer = await self._script(args=self._arguments(entries))
         self._learn_clock(int(answer[0]))
-        return [verdict.decode() for verdict in cast(list[bytes], answer[1:])]
+        verdicts = [verdict.decode() for verdict in cast(list[bytes], answer[1:])]
+        self.verdicts.update(verdicts)
+        return verdicts
 
     def _arguments(self, entries: list[_Entry]) -> list[str | bytes | int]:
         ahead = cast(float, self._redis_ahead_ms) - self._limit_ms * _REPLY_SHARE

@@ -67,8 +67,9 @@ def app_from_environment() -> Starlette:
 
 
 async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | None) -> None:
+    stopping = asyncio.Event()
     server = EmbeddedServer(
-        create_app(settings),
+        create_app(settings, stopping),
         address=host,
         port=port,
         uds=uds,
@@ -81,9 +82,14 @@ async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | 
         log_level=_granian_level(settings),
         log_dictconfig=_granian_logging(),
     )
+
+    def stop() -> None:
+        stopping.set()
+        server.stop()  # type: ignore[no-untyped-call]
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(number, stop)
     await server.serve()
 
 

@@ -174,7 +174,8 @@ class Settings:
         "PAYSWITCH_PROCESSOR_ADMIN_TOKEN",
         "123",
         _text(),
-        "The `X-Rinha-Token` that `payswitch reconcile` shows to the processors' admin calls.",
+        "The `X-Rinha-Token` for the processors' admin calls: those of `payswitch reconcile`, and "
+        "the health worker's for the fee.",
         secret=True,
     )
     accept_limit_ms: int = _setting(
@@ -346,6 +347,19 @@ class Settings:
         _whole(0, _MS),
         "When both are slow, `default` is taken unless it is slower than `fallback` by more than "
         "this.",
+    )
+    page: str = _setting(
+        "PAYSWITCH_PAGE",
+        "on",
+        _choice("on", "off"),
+        "The live page at `/` of the endpoint, with its `/events`.",
+    )
+    processor_fees: str = _setting(
+        "PAYSWITCH_PROCESSOR_FEES",
+        "ask",
+        _choice("ask", "off"),
+        "Whether the health worker asks the processors' admin summary what they take, every ten "
+        "minutes, so that page and `payswitch status` can say what was paid.",
     )
     log_level: str = _setting(
         "PAYSWITCH_LOG_LEVEL",

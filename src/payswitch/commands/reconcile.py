@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 import orjson
+from redis.asyncio import Redis
 
 from payswitch import assembly
 from payswitch.cli import read_settings
@@ -16,9 +18,10 @@ from payswitch.comparison import Differing
 from payswitch.full_records import Unreadable
 from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant, parse_instant_ms
 from payswitch.ledger import Ledger, Total
+from payswitch.notes import RECONCILED_KEY, write_note
 from payswitch.payment import format_cents
 from payswitch.printable import printable
-from payswitch.processor_books import CannotAskError, ProcessorBooks
+from payswitch.processor_books import CannotAskError
 from payswitch.processors import Found
 from payswitch.reconcile import Incident, Reconciliation, Report
 from payswitch.settings import Settings
@@ -72,20 +75,11 @@ async def _reconcile(
                         processors=list(settings.processor_urls),
                         retention_ms=settings.retention_ms,
                     ),
-                    {
-                        name: ProcessorBooks(
-                            name,
-                            url,
-                            transport,
-                            token=settings.processor_admin_token,
-                            connect_limit_ms=settings.processor_connect_limit_ms,
-                            limit_ms=settings.processor_find_limit_ms,
-                        )
-                        for name, url in settings.processor_urls.items()
-                    },
+                    assembly.books(settings, transport),
                     assembly.processors(settings, transport),
                     on_looked_up=advance,
                 ).run(first, last, thorough=thorough)
+            await _note(redis, report)
     except CannotAskError as error:
         click.echo(f"payswitch: {printable(str(error))}", err=True)
         return _UNKNOWN
@@ -96,6 +90,19 @@ async def _reconcile(
     else:
         _print(report)
     return 0 if report.equal else 1
+
+
+async def _note(redis: Redis, report: Report) -> None:
+    """Leave the verdict for the overview."""
+    differences = sum(
+        map(len, (report.payments, report.unexplained, report.incidents, report.unreadable))
+    )
+    document = {
+        "at": time.time_ns() // 1_000_000,
+        "differences": differences or int(not report.equal),
+        "windows": [[window.first, window.last] for window in report.windows],
+    }
+    await write_note(redis, RECONCILED_KEY, document)
 
 
 def _print(report: Report) -> None:

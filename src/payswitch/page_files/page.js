@@ -1,0 +1,372 @@
+// The live page: takes the events of /events and shows them. Whatever comes from the server is
+// written as text, never as markup.
+
+import { Chart, shareCursor } from "./charts.js";
+
+const KEPT = 320;
+const SILENT_MS = 3500; // without an event for so long, the numbers are old
+const GIVE_UP_MS = 12000;
+const AGAIN_MS = 3000;
+
+const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const tenths = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+const cents = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+const percent = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 2 });
+
+const byId = (id) => document.getElementById(id);
+
+function make(tag, className, ...children) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  made.append(...children);
+  return made;
+}
+
+function tag(text, tone) {
+  const made = make("span", "tag", text);
+  made.dataset.tone = tone;
+  return made;
+}
+
+function duration(ms) {
+  if (ms < 1000) return `${tenths.format(ms < 10 ? ms : Math.round(ms))} ms`;
+  if (ms < 60000) return `${tenths.format(ms / 1000)} s`;
+  const seconds = Math.floor(ms / 1000);
+  const parts = [
+    [Math.floor(seconds / 86400), "d"],
+    [Math.floor(seconds / 3600) % 24, "h"],
+    [Math.floor(seconds / 60) % 60, "min"],
+    [seconds % 60, "s"],
+  ].filter(([count]) => count);
+  return parts.slice(0, 2).map((part) => part.join(" ")).join(" ");
+}
+
+// An amount that fits into a card: what is large is shown without its cents, or in millions.
+const money = (value) => (value < 1e5 ? cents : value < 1e7 ? whole : compact).format(value);
+const ago = (ms) => `${ms < 60000 ? `${Math.round(ms / 1000)} s` : duration(ms)} ago`;
+const rate = (value) => (value < 10 ? tenths : whole).format(value);
+const sum = (counts) => Object.values(counts).reduce((all, each) => all + each, 0);
+
+// What a chart shows at a sample: rates against the sample three seconds before.
+function points(samples) {
+  return samples.map((sample, index) => {
+    const before = samples[Math.max(0, index - 3)];
+    const seconds = (sample.at - before.at) / 1000;
+    const known = seconds > 0 && seconds < 8;
+    const perSecond = (now, then) => (known ? Math.max(0, now - then) / seconds : null);
+    return {
+      at: sample.at,
+      accepted: perSecond(sample.accepted, before.accepted),
+      default: perSecond(sample.settled.default, before.settled.default),
+      fallback: perSecond(sample.settled.fallback, before.settled.fallback),
+      backlog: sample.backlog,
+      p50: sample.p50_ms,
+      p99: sample.p99_ms,
+      failedDefault: sample.failed.default,
+      failedFallback: sample.failed.fallback,
+      selected: sample.healthy ? sample.selected ?? "none" : "none",
+    };
+  });
+}
+
+function makeCharts(parent) {
+  const axis = (value) => (value < 10 ? tenths : value < 1000 ? whole : compact).format(value);
+  const series = (name, label, kind, key = name) => ({
+    name, label, kind, value: (point) => point[key],
+  });
+  const charts = [
+    new Chart(parent, {
+      title: "Settled per second",
+      series: [
+        series("default", "default", "stack"),
+        series("fallback", "fallback", "stack"),
+        series("accepted", "accepted", "dashed"),
+      ],
+      format: axis,
+      band: (point) => point.selected,
+    }),
+    new Chart(parent, {
+      title: "Time to settle",
+      series: [series("p50", "p50", "curve"), series("p99", "p99", "curve")],
+      format: (value) => duration(value < 10 ? value : Math.round(value)),
+      least: 10,
+      logarithmic: true,
+    }),
+    new Chart(parent, {
+      title: "Payments waiting",
+      series: [series("backlog", "backlog", "area")],
+      format: axis,
+      least: 4,
+    }),
+    new Chart(parent, {
+      title: "Failed tries per second",
+      series: [
+        series("default", "default", "stack", "failedDefault"),
+        series("fallback", "fallback", "stack", "failedFallback"),
+      ],
+      format: axis,
+      least: 4,
+    }),
+  ];
+  shareCursor(charts);
+  return charts;
+}
+
+// Writes a text only where it changed, so that nothing flickers and a selection stays.
+function write(id, ...parts) {
+  const node = byId(id);
+  const text = parts.map((part) => (part instanceof Node ? part.textContent : part)).join("");
+  if (node.textContent !== text) node.replaceChildren(...parts);
+}
+
+const unit = (text) => make("small", "", text);
+
+function showVerdict(status) {
+  byId("verdict").dataset.level = status.level;
+  write("headline", status.headline);
+  document.title = `${status.headline} · Payswitch`;
+  const findings = status.findings.map(({ level, text }) => {
+    const item = make("li", "", text);
+    item.dataset.tone = level;
+    return item;
+  });
+  const said = JSON.stringify(status.findings);
+  if (byId("findings").dataset.said !== said) {
+    byId("findings").dataset.said = said;
+    byId("findings").replaceChildren(...findings);
+  }
+  const { selection } = status;
+  if (selection) {
+    const since = `chosen ${ago(selection.ageMs)}`;
+    write("selection", `${selection.processor} is selected, ${since}: ${selection.reason}`);
+  } else {
+    write("selection", status.processors ? "No selection is cached." : "");
+  }
+}
+
+function showFigures(status) {
+  const { accepted, settled, backlog, timeToSettle: times, fees } = status;
+  const known = accepted.perSecond !== null;
+  write("accepted-rate", known ? rate(accepted.perSecond) : "–", unit("/s"));
+  write("accepted-note", `${whole.format(accepted.total)} in all`);
+  write("settled-rate", known ? rate(settled.perSecond) : "–", unit("/s"));
+  write("settled-note", `${whole.format(settled.total)} in all`);
+  write("backlog", whole.format(backlog.payments));
+  const oldest = backlog.oldestAgeMs;
+  write("backlog-note", oldest === null ? "nobody waits" : `the oldest for ${duration(oldest)}`);
+  write("settle-time", times.p50Ms === null ? "–" : duration(times.p50Ms), unit("p50"));
+  write("settle-note", times.p99Ms === null ? "nothing settled" : `p99 ${duration(times.p99Ms)}`);
+  write("fees", fees ? money(fees.paid) : "–");
+  const sign = fees?.extra > 0 ? "+" : "";
+  const extra = fees?.extra ? `${sign}${money(fees.extra)} vs default` : "all at default's";
+  write("fees-note", fees ? extra : "not known");
+  showDead(status);
+}
+
+function showDead({ deadLetters, reconciliation }) {
+  write("dead", whole.format(deadLetters));
+  byId("dead").dataset.tone = deadLetters ? "warning" : "";
+  const differences = reconciliation?.differences;
+  const verdict = differences ? `${whole.format(differences)} differences` : "reconciled";
+  const text = reconciliation ? `${verdict} ${ago(reconciliation.ageMs)}` : "never reconciled";
+  write("dead-note", text);
+  byId("dead-note").dataset.tone = differences ? "error" : "";
+}
+
+function breakerTags(breakers) {
+  const tones = { closed: "ok", "half-open": "warning", open: "error" };
+  return Object.entries(breakers).map(([state, count]) => tag(`${count} ${state}`, tones[state]));
+}
+
+function health(processor) {
+  const seen = processor.health;
+  if (!seen) return tag("never asked", "none");
+  if (!seen.known) return tag("does not answer", "warning");
+  return seen.failing ? tag("failing", "error") : tag("healthy", "ok");
+}
+
+function processorCard(name, processor, selection) {
+  const card = make("article", `card processor s-${name}`);
+  const heading = make("h3", "", name, health(processor));
+  if (selection?.processor === name) heading.append(tag("selected", "note"));
+  const facts = make("dl", "");
+  const fact = (label, ...value) =>
+    facts.append(make("div", "", make("dt", "", label), make("dd", "", ...value)));
+  const seen = processor.health;
+  fact("Settled", whole.format(processor.settled));
+  fact("Amount", cents.format(processor.amount));
+  fact("Fee", processor.fee === null ? "not known" : percent.format(processor.fee));
+  fact("Least answer time", seen?.known ? duration(seen.minResponseMs) : "not known");
+  fact("Health asked", seen ? ago(seen.ageMs) : "never");
+  const tags = breakerTags(processor.breakers);
+  fact("Circuit breakers", ...(tags.length ? tags.flatMap((each) => [each, " "]) : ["no worker"]));
+  card.append(heading, facts);
+  return card;
+}
+
+function processRow(process) {
+  const done = {
+    ingress: () => {
+      const refused = sum(process.refused);
+      const accepted = `${whole.format(process.accepted.new ?? 0)} accepted`;
+      return refused ? `${accepted}, ${whole.format(refused)} refused` : accepted;
+    },
+    worker: () => {
+      const failed = sum(process.tries) - (process.tries.Paid ?? 0);
+      const settled = `${whole.format(sum(process.settled))} settled`;
+      return failed ? `${settled}, ${whole.format(failed)} tries failed` : settled;
+    },
+  }[process.kind];
+  const tones = { closed: "ok", "half-open": "warning", open: "error" };
+  const states = Object.entries(process.breakers).map(([name, state]) =>
+    tag(`${name} ${state}`, tones[state] ?? "none"));
+  return make(
+    "tr", "",
+    make("td", "", process.kind),
+    make("td", "", process.host),
+    make("td", "number", String(process.pid)),
+    make("td", "", duration(Math.round(process.upMs / 1000) * 1000)),
+    make("td", "", done ? done() : ""),
+    make("td", "number", process.kind === "worker" ? whole.format(process.callsUnderWay) : ""),
+    make("td", "", ...states.sort((a, b) => a.textContent.localeCompare(b.textContent))),
+  );
+}
+
+function showStatus(status) {
+  showVerdict(status);
+  if (!status.processors) return;
+  showFigures(status);
+  byId("processors").replaceChildren(
+    ...Object.entries(status.processors).map(([name, processor]) =>
+      processorCard(name, processor, status.selection)),
+  );
+  byId("processes").replaceChildren(...status.processes.map(processRow));
+}
+
+// The stream.
+
+const samples = [];
+const charts = makeCharts(byId("charts"));
+let source = null;
+let heard = 0;
+
+function setConnection(state, text) {
+  const pill = byId("connection");
+  if (pill.dataset.state === state) return;
+  pill.dataset.state = state;
+  pill.textContent = text;
+}
+
+function take(event) {
+  heard = Date.now();
+  setConnection("live", "Live");
+  const news = JSON.parse(event.data);
+  const newest = samples.length ? samples[samples.length - 1].at : 0;
+  const fresh = news.samples.filter((sample) => sample.at > newest);
+  if (fresh.length) {
+    samples.push(...fresh);
+    samples.splice(0, samples.length - KEPT);
+    const shown = points(samples);
+    for (const chart of charts) chart.show(shown);
+  }
+  showStatus(news.status);
+}
+
+function connect() {
+  source?.close();
+  heard = Date.now();
+  source = new EventSource("/events");
+  source.onmessage = take;
+}
+
+// The browser comes again by itself, unless it was refused.
+function watch() {
+  if (document.hidden) return;
+  const silent = Date.now() - heard;
+  if (silent > SILENT_MS) setConnection("lost", "Reconnecting");
+  if (silent > GIVE_UP_MS || (source?.readyState === EventSource.CLOSED && silent > AGAIN_MS)) {
+    connect();
+  }
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) source?.close();
+  else connect();
+});
+connect();
+setInterval(watch, 1000);
+
+// The search.
+
+const TONES = { settled: "ok", dead: "error" };
+const instant = (text) => (text ? text.replace("T", " ").replace("Z", " UTC") : "");
+const between = (first, last) => duration(Math.max(0, Date.parse(last) - Date.parse(first)));
+
+function step(title, at, note, done) {
+  const item = make("li", "", make("strong", "", title));
+  item.dataset.done = done;
+  for (const text of [at, note]) if (text) item.append(make("div", "quiet", text));
+  return item;
+}
+
+function history(record) {
+  const steps = [step("Accepted", instant(record.acceptedAt), "Redis holds it", "yes")];
+  const tries = `${record.tries} ${record.tries === 1 ? "try" : "tries"}`;
+  if (record.processor) {
+    const waited = between(record.acceptedAt, record.requestedAt);
+    const note = `${waited} after it was accepted, ${tries}`;
+    steps.push(step(`Sent to ${record.processor}`, instant(record.requestedAt), note, "yes"));
+  } else {
+    steps.push(step("Not sent yet", "", tries, "no"));
+  }
+  if (record.state === "dead") {
+    steps.push(step("Dead letter", "", record.lastError ?? "", "dead"));
+  } else if (record.settledAt) {
+    const took = between(record.acceptedAt, record.settledAt);
+    steps.push(step("Settled", instant(record.settledAt), `${took} after it was accepted`, "yes"));
+  } else {
+    const error = record.lastError ? `last error: ${record.lastError}` : "";
+    steps.push(step("Not settled yet", "", error, "no"));
+  }
+  return make("ol", "steps", ...steps);
+}
+
+function showFound(...children) {
+  const close = make("button", "", "Close");
+  close.type = "button";
+  close.addEventListener("click", () => {
+    byId("found").hidden = true;
+    byId("payment").focus();
+  });
+  const [heading, ...rest] = children;
+  heading.append(close);
+  byId("found").replaceChildren(heading, ...rest);
+  byId("found").hidden = false;
+}
+
+async function find(id) {
+  const heading = make("h2", "", id);
+  try {
+    const response = await fetch(`/payments/${encodeURIComponent(id)}`);
+    const record = await response.json();
+    if (!response.ok) {
+      heading.append(tag(response.status === 404 ? "unknown" : "not found out", "warning"));
+      showFound(heading, make("p", "quiet", record.detail));
+      return;
+    }
+    const amount = cents.format(record.amount);
+    const state = tag(record.state, TONES[record.state] ?? "note");
+    const title = make("h2", "", record.correlationId, state, tag(amount, "none"));
+    showFound(title, history(record));
+  } catch (error) {
+    heading.append(tag("not found out", "warning"));
+    showFound(heading, make("p", "quiet", `The endpoint did not answer: ${error.message}`));
+  }
+}
+
+byId("search").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const id = byId("payment").value.trim();
+  if (id) find(id);
+});
