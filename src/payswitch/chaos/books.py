@@ -7,17 +7,17 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from payswitch.chaos.system import ChaosSystem
 from payswitch.instants import format_instant
 from payswitch.ledger import Total
 from payswitch.redis_client import connect
+from payswitch.settings import Settings
 
 _PAGE = 1000
 _EARLIEST_MS, _LATEST_MS = 0, 4_000_000_000_000
@@ -66,10 +66,30 @@ class Books:
     """By processor; every event that it saw."""
 
 
+class Audited(Protocol):
+    """A running system, by where it is asked."""
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint's URL."""
+
+    @property
+    def processors(self) -> Mapping[str, str]:
+        """Each processor's URL, by name."""
+
+    @property
+    def token(self) -> str:
+        """What the processors' admin calls demand."""
+
+    @property
+    def settings(self) -> Settings:
+        """Its settings, for its Redis."""
+
+
 class Auditor:
     """Asks the endpoint for its summary, Redis for its records and the processors for theirs."""
 
-    def __init__(self, system: ChaosSystem) -> None:
+    def __init__(self, system: Audited) -> None:
         self._system = system
         self._http = httpx.AsyncClient(headers={"X-Rinha-Token": system.token}, timeout=30)
         self._redis: Redis = connect(system.settings.redis_url, limit_s=10)
