@@ -15,9 +15,11 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from typing import cast
+from urllib.parse import SplitResult, urlsplit
 from uuid import uuid4
 
-import httpx
+import httptools
 import orjson
 import uvloop
 
@@ -25,11 +27,9 @@ from bench.rinha.scenario import CLIENT_LIMIT_S, PAUSE_S, Scenario
 from payswitch.open_files import allow_many_open_files
 from payswitch.orphans import die_with_parent
 from payswitch.payment import format_cents
-from payswitch.transport import Transport
 
 READY = "ready"
 REPORT_S = 0.5
-_IDLE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,77 @@ class Order:
         return cls(endpoint, scenario.cents, scenario.seconds, starts)
 
 
+class UserConnection(asyncio.Protocol):
+    """A user's own connection, opened when there is none.
+
+    The clock stops where the loop hands over the answer's last byte: what the users' process takes
+    to see to all of its users is not the endpoint's time.
+    """
+
+    def __init__(self, url: SplitResult) -> None:
+        self._host = url.hostname or ""
+        self._port = url.port or 80
+        self._netloc = url.netloc
+        self._path = f"{url.path}/payments"
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[tuple[int, float]] | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._written = 0.0
+
+    async def post(self, body: bytes) -> tuple[int, float]:
+        """Post a payment: the answer's status, and the seconds from the write to its end.
+
+        Raises `OSError`, `EOFError` or `httptools.HttpParserError` where there is none.
+        """
+        loop = asyncio.get_running_loop()
+        if self._transport is None:
+            await loop.create_connection(lambda: self, self._host, self._port)
+        assert self._transport is not None
+        head = (
+            f"POST {self._path} HTTP/1.1\r\nhost: {self._netloc}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        self._answer = loop.create_future()
+        self._parser = httptools.HttpResponseParser(self)
+        self._written = time.perf_counter()
+        self._transport.write(head.encode() + body)
+        return await self._answer
+
+    def close(self) -> None:
+        """End the connection; the next post opens another."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._transport = self._answer = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
+        self._transport = None
+        self._fail(exc or EOFError())
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        took_s = time.perf_counter() - self._written
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result((self._parser.get_status_code(), took_s))
+        if not self._parser.should_keep_alive():
+            self.close()
+
+    def _fail(self, error: Exception) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+
+
 class Users:
     """Each user has a connection of its own, as with k6, and its time to connect is not counted: a
     call lasts from the write of the request to the end of the response."""
@@ -57,9 +128,7 @@ class Users:
         self._order = order
         self._began = began
         self._cpu_before_s = time.process_time()
-        self._url = httpx.URL(f"{order.endpoint}/payments")
-        host = self._url.netloc.decode()
-        self._headers = httpx.Headers({"host": host, "content-type": "application/json"})
+        self._url = urlsplit(order.endpoint)
         self._amount = format_cents(order.cents)
         self._started = 0
         self._accepted = 0
@@ -77,48 +146,28 @@ class Users:
 
     async def _user(self, start_s: float) -> None:
         await asyncio.sleep(max(0.0, self._began + start_s - time.monotonic()))
-        transport = Transport(
-            max_connections_per_host=1,
-            connect_timeout=None,
-            read_timeout=None,
-            write_timeout=None,
-            pool_timeout=None,
-            keepalive_expiry=_IDLE_S,
-        )
+        connection = UserConnection(self._url)
         end = self._began + self._order.seconds
         self._started += 1
         while time.monotonic() < end:
-            await self._pay(transport)
+            await self._pay(connection)
             await asyncio.sleep(PAUSE_S)
-        await transport.aclose()
+        connection.close()
 
-    async def _pay(self, transport: Transport) -> None:
-        written = 0.0
-
-        def note_write() -> None:
-            nonlocal written
-            written = time.perf_counter()
-
+    async def _pay(self, connection: UserConnection) -> None:
         body = f'{{"correlationId":"{uuid4()}","amount":{self._amount}}}'
-        request = httpx.Request(
-            "POST",
-            self._url,
-            headers=self._headers,
-            content=body.encode(),
-            extensions={"before_write": note_write},
-        )
         try:
             async with asyncio.timeout(CLIENT_LIMIT_S):
-                response = await transport.handle_async_request(request)
-        except (httpx.TransportError, TimeoutError) as error:
+                status, took_s = await connection.post(body.encode())
+        except (OSError, EOFError, TimeoutError, httptools.HttpParserError) as error:
+            connection.close()
             self._failed[type(error).__name__] += 1
             return
-        took_ms = (time.perf_counter() - written) * 1000
-        if response.is_success:
+        if 200 <= status < 300:
             self._accepted += 1
-            self._milliseconds.append(round(took_ms, 3))
+            self._milliseconds.append(round(took_s * 1000, 3))
         else:
-            self._failed[f"status {response.status_code}"] += 1
+            self._failed[f"status {status}"] += 1
 
     async def _report_regularly(self) -> None:
         while True:

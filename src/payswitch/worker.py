@@ -37,6 +37,9 @@ PROBE_LOCK_KEY = "payments:probe"
 _MOST_AT_ONCE = 500
 """Redis serves nobody else during a claim, and Lua takes a few thousand arguments at most."""
 _LONGEST_WAIT_S = 1.0
+_BREATH_S = 0.02
+"""A worker that has just taken a few lets others arrive before it takes again: each turn has its
+price here and in Redis, however few it brings. One that was idle takes at once."""
 _HOLD_S = 0.2
 _GIVE_BACK_S = 2.0
 _UNKNOWN_FUNCTION_S = 60
@@ -48,6 +51,8 @@ class Pause:
 
     wake_within_s: float | None = None
     """The queue is drained: a payment to come, or the next one to be due after this time."""
+    breath_s: float = 0.0
+    """What was taken just now is few: others to come, to be taken together."""
     slot: bool = False
     """There is no room: a slot, or a change of health."""
 
@@ -151,9 +156,10 @@ class PaymentWorker(ResilientWorker):
             await self._end_probe(permit)
         if len(batch.taken) == permit.room:
             return Pause()
+        breath_s = _BREATH_S if batch.taken else 0.0
         if batch.next_due_ms is None:
-            return Pause(wake_within_s=_LONGEST_WAIT_S)
-        return Pause(wake_within_s=min(_LONGEST_WAIT_S, batch.next_due_ms / 1000))
+            return Pause(wake_within_s=_LONGEST_WAIT_S, breath_s=breath_s)
+        return Pause(min(_LONGEST_WAIT_S, batch.next_due_ms / 1000), breath_s=breath_s)
 
     async def _permit(self) -> Permit:
         free = min(self.max_jobs - len(self.tasks), _MOST_AT_ONCE)
@@ -293,6 +299,8 @@ class PaymentWorker(ResilientWorker):
             except TimeoutError:
                 return
         elif pause.wake_within_s:
+            if pause.breath_s:
+                await asyncio.sleep(pause.breath_s)
             # Redis 6 blocks for ever at 1 ms; redis-py's types know no floats.
             seconds = cast(int, max(pause.wake_within_s, 0.002))
             await cast(Awaitable[Any], self.pool.blpop([WAKE_KEY], timeout=seconds))

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from arq.connections import ArqRedis
 from arq.worker import Retry, func
 
 from payswitch import assembly
+from payswitch.claims import Batch, Claims
 from payswitch.dispatcher import Dispatcher
 from payswitch.ledger import Total
 from payswitch.queue import JOB_FUNCTION
@@ -109,6 +111,29 @@ async def test_a_payment_that_is_due_later_is_paid_when_it_is_due(
         await b.accept()
         await all_settled(b, 1)
     assert len(b.default.books) == 1
+
+
+async def test_who_has_taken_a_few_lets_others_arrive_first(
+    b: Bench, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[float, float, bool]] = []
+    take = Claims.take
+    now = asyncio.get_running_loop().time
+
+    async def noted(claims: Claims, limit: int) -> Batch:
+        began = now()
+        batch = await take(claims, limit)
+        calls.append((began, now(), 0 < len(batch.taken) < limit))
+        return batch
+
+    monkeypatch.setattr(Claims, "take", noted)
+    async with running_worker(b, redis_server.url):
+        for _ in range(60):
+            await b.accept()
+        await all_settled(b, 60)
+    pauses = [begins - ended for (_, ended, few), (begins, *_) in pairwise(calls) if few]
+    assert pauses
+    assert min(pauses) >= 0.019
 
 
 @pytest.mark.parametrize(
