@@ -54,12 +54,17 @@ class _CancellableSends(AbstractConnection):
 
 
 class _PolledConnection(_CancellableSends):
-    """Asks the kernel before each use whether Redis has closed the connection or sent what nobody
-    asked for. redis-py reads until a timer ends at once, a quarter of a command's CPU; under TLS
-    that remains, as what can be read there may be a session ticket."""
+    """Asks before each use whether Redis has closed the connection or sent what nobody asked for:
+    the kernel, the loop's buffer, and the parser, wherever that got to. redis-py reads until a
+    timer ends at once, a quarter of a command's CPU; under TLS that remains, as what can be read
+    there may be a session ticket."""
 
     async def can_read_destructive(self) -> bool:
         if self._writer is None:
+            return True
+        buffer: Any = self._reader
+        parser: Any = self._parser
+        if buffer._buffer or parser._reader.has_data():
             return True
         poll = select.poll()
         poll.register(self._writer.get_extra_info("socket"), select.POLLIN)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from arq.connections import ArqRedis
 
 from payswitch.redis_client import connect, risks
-from tests.support import RedisServer, eventually
+from tests.support import SLACK_S, RedisServer, eventually
 
 
 @pytest.mark.parametrize("turns", range(40))
@@ -67,18 +70,35 @@ async def test_a_connection_that_redis_closed_costs_no_command(redis_server: Red
         await other.aclose(close_connection_pool=True)
 
 
-async def test_an_answer_that_nobody_asked_for_is_nobodys(redis_server: RedisServer) -> None:
+async def in_the_kernel(connection: Any) -> None:
+    poll = select.poll()
+    poll.register(connection._writer.get_extra_info("socket"), select.POLLIN)
+    assert poll.poll(SLACK_S * 1000)  # the loop is not let in
+
+
+async def in_the_buffer(connection: Any) -> None:
+    async def has_arrived() -> bool:
+        return bool(connection._reader._buffer)
+
+    await eventually(has_arrived, what="the answer has arrived")
+
+
+async def in_the_parser(connection: Any) -> None:
+    await in_the_buffer(connection)
+    await connection._parser.read_from_socket()
+
+
+@pytest.mark.parametrize("wait", [in_the_kernel, in_the_buffer, in_the_parser])
+async def test_an_answer_that_nobody_asked_for_is_nobodys(
+    redis_server: RedisServer, wait: Callable[[Any], Awaitable[None]]
+) -> None:
     client = connect(redis_server.url, limit_s=10)
     try:
         await client.set("key", "value")
         connection = await client.connection_pool.get_connection()
         await connection.send_command("PING")
+        await wait(connection)
         await client.connection_pool.release(connection)
-
-        async def has_arrived() -> bool:
-            return bool(await connection.can_read_destructive())
-
-        await eventually(has_arrived, what="the answer has arrived")
         assert await client.get("key") == b"value"
     finally:
         await client.aclose(close_connection_pool=True)
