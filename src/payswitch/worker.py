@@ -249,7 +249,7 @@ class PaymentWorker(ResilientWorker):
         if not self.allow_pick_jobs:
             raise arq.worker.Retry
         claim = claimed.claim
-        name, args, kwargs, enqueued_at = self._read_job(claimed)
+        name, args, kwargs, enqueued = self._read_job(claimed)
         function = self.functions.get(name)
         if function is None:
             logger.warning(
@@ -260,7 +260,7 @@ class PaymentWorker(ResilientWorker):
             **self.ctx,
             "job_id": claim.correlation_id,
             "job_try": claim.job_try,
-            "enqueue_time": datetime.fromtimestamp(enqueued_at / 1000, UTC),
+            "enqueue_time": enqueued,
             "score": claimed.score,
             "claim": claim,
             "probe": probe,
@@ -275,21 +275,21 @@ class PaymentWorker(ResilientWorker):
         if self.after_job_end:
             await self.after_job_end(ctx)
 
-    def _read_job(self, claimed: Claimed) -> tuple[str, Sequence[Any], dict[str, Any], int]:
+    def _read_job(self, claimed: Claimed) -> tuple[str, Sequence[Any], dict[str, Any], datetime]:
         """The job's function, arguments and time; the record alone is enough where its bytes are
-        gone or unreadable."""
+        gone or no job."""
         correlation_id = claimed.claim.correlation_id
         if claimed.job is not None:
-            try:
+            with contextlib.suppress(DeserializationError, ValueError, OverflowError, OSError):
                 function, args, kwargs, _, enqueued_at = deserialize_job_raw(
                     claimed.job, deserializer=self.job_deserializer
                 )
-                return function, args, kwargs, enqueued_at
-            except DeserializationError:
-                logger.warning(
-                    "job of payment %(payment)s is unreadable", {"payment": correlation_id}
-                )
-        return next(iter(self.functions)), (correlation_id,), {}, claimed.accepted_at
+                match function, args, kwargs, enqueued_at:
+                    case str(), list(), dict(), int():
+                        return function, args, kwargs, _instant(enqueued_at)
+            logger.warning("job of payment %(payment)s is unreadable", {"payment": correlation_id})
+        accepted = _instant(claimed.accepted_at)
+        return next(iter(self.functions)), (correlation_id,), {}, accepted
 
     async def _wait(self, pause: Pause) -> None:
         if pause.slot:
@@ -304,3 +304,7 @@ class PaymentWorker(ResilientWorker):
             # Redis 6 blocks for ever at 1 ms; redis-py's types know no floats.
             seconds = cast(int, max(pause.wake_within_s, 0.002))
             await cast(Awaitable[Any], self.pool.blpop([WAKE_KEY], timeout=seconds))
+
+
+def _instant(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)

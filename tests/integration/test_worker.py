@@ -176,7 +176,23 @@ async def test_a_job_of_an_unknown_function_is_left_for_others(
     assert not b.default.posts
 
 
+@pytest.mark.parametrize(
+    "spoilt",
+    [{"et": 10**18}, {"et": -(10**15)}, {"et": "now"}, {"a": 7}, {"k": []}, {"f": None}],
+    ids=orjson.dumps,
+)
 async def test_unreadable_job_bytes_do_not_stop_a_payment(
+    b: Bench, redis: ArqRedis, redis_server: RedisServer, spoilt: dict[str, Any]
+) -> None:
+    payment = await b.accept()
+    job = orjson.loads(await redis.get(f"arq:job:{payment}") or b"")
+    await redis.set(f"arq:job:{payment}", orjson.dumps(job | spoilt))
+    async with running_worker(b, redis_server.url):
+        await all_settled(b, 1)
+    assert await b.field(payment, "tries") == "1"
+
+
+async def test_job_bytes_that_are_no_json_do_not_stop_a_payment(
     b: Bench, redis: ArqRedis, redis_server: RedisServer
 ) -> None:
     payment = await b.accept()
