@@ -111,6 +111,21 @@ def test_only_what_was_written_by_half_is_cut(
 
 
 @pytest.mark.parametrize("repair", REPAIRS.values(), ids=REPAIRS)
+@pytest.mark.parametrize("value", ["MULTI", "MULTIPLE", "EXEC"])
+def test_a_value_that_looks_like_a_transaction_is_none(
+    server: RedisServer, tmp_path: Path, repair: Callable[[Path], object], value: str
+) -> None:
+    write_both(server, "a", "b")
+    with redis.Redis(port=server.port) as client:
+        client.set("c", value)
+        client.set("d", "e")
+    server.kill()
+    before = file_of(tmp_path).read_bytes()
+    repair(tmp_path)
+    assert file_of(tmp_path).read_bytes() == before
+
+
+@pytest.mark.parametrize("repair", REPAIRS.values(), ids=REPAIRS)
 def test_a_first_start_has_nothing_to_cut(tmp_path: Path, repair: Callable[[Path], object]) -> None:
     repair(tmp_path)
     assert not list(tmp_path.rglob("*.aof"))
