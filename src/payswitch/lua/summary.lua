@@ -20,17 +20,14 @@ end
 -- name takes Redis twice as long.
 local function take_node(key, first, past)
   local values = redis.call('HGETALL', key)
-  local numbers, cents = {}, {}
+  local by_field, wanted = {}, {}
   for i = 1, #values, 2 do
     local field = values[i]
+    by_field[field] = values[i + 1]
     local entry = tonumber(field)
-    if not entry then
-      numbers[tonumber(string.sub(field, 1, -2))] = values[i + 1]
-    elseif entry >= first and entry < past then
-      cents[entry] = values[i + 1]
-    end
+    if entry and entry >= first and entry < past then wanted[#wanted + 1] = field end
   end
-  for entry, sum in pairs(cents) do take(sum, numbers[entry]) end
+  for _, field in ipairs(wanted) do take(by_field[field], by_field[field .. '#']) end
 end
 
 -- Adds the entries [first, past) of one level; they lie in one node or two.
