@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from payswitch import scripts
 from payswitch.instants import format_instant
+from payswitch.notes import read_note
 from payswitch.selector import OVERRIDE_KEY, SELECTION_KEY, parse_override
 
 PAUSE_KEY = "payments:paused"
@@ -67,11 +68,8 @@ class Controls:
         return bool(await self._withdraw(keys=[OVERRIDE_KEY]))
 
     async def override(self) -> Order | None:
-        """The order of `select` that stands; one that can't be read, the workers ignore too."""
-        found = await self._read(OVERRIDE_KEY)
-        if found is None or parse_override(found[0]) is None:
-            return None
-        return _order(*found)
+        """The order of `select` that stands."""
+        return standing_override(*await self._read(OVERRIDE_KEY))
 
     async def pause(self, *, life_ms: int | None, by: str, reason: str | None) -> Order:
         """Nothing is claimed any more for `life_ms`, or until `resume`."""
@@ -82,9 +80,8 @@ class Controls:
         return bool(await self._withdraw(keys=[PAUSE_KEY]))
 
     async def paused(self) -> Order | None:
-        """The order to pause that stands. The key counts, whatever it holds."""
-        found = await self._read(PAUSE_KEY)
-        return None if found is None else _order(*found)
+        """The order to pause that stands."""
+        return standing_pause(*await self._read(PAUSE_KEY))
 
     async def health_checks_choice(self) -> bytes | None:
         """The selection that the health check has cached, as it stands in Redis."""
@@ -115,33 +112,36 @@ class Controls:
         until = None if life_ms is None else now + life_ms
         return Order(by, at, reason, until, processor)
 
-    async def _read(self, key: str) -> tuple[bytes | None, int | None] | None:
-        """What the key holds (None for what is no string) and when it ends; None where there is no
-        such key."""
+    async def _read(self, key: str) -> tuple[bytes | None, int, int]:
+        """What the key holds (None for what is no string), Redis' clock, and its life, both in
+        ms."""
         now = await self._now_ms()
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.mget([key])
             pipe.pttl(key)
             [raw], life_ms = await pipe.execute()
-        if life_ms == -2:
-            return None
-        return raw, None if life_ms < 0 else now + life_ms
+        return raw, now, life_ms
 
     async def _now_ms(self) -> int:
         seconds, microseconds = await self._redis.time()
         return int(seconds * 1000 + microseconds // 1000)
 
 
-def _order(raw: bytes | None, until_ms: int | None) -> Order:
-    try:
-        document = orjson.loads(raw or b"")
-    except orjson.JSONDecodeError:
-        document = None
-    if not isinstance(document, dict):
-        document = {}
+def standing_pause(raw: bytes | None, now_ms: int, life_ms: int) -> Order | None:
+    """The order to pause, by what its key holds at this time of Redis' clock. The key counts,
+    whatever that is; `life_ms` is as PTTL says it: -2 for no key, -1 for no end."""
+    if life_ms == -2:
+        return None
+    document = read_note(raw)
 
     def text(name: str) -> str | None:
         value = document.get(name)
         return value if isinstance(value, str) else None
 
+    until_ms = None if life_ms < 0 else now_ms + life_ms
     return Order(text("by") or UNKNOWN, text("at"), text("reason"), until_ms, text("processor"))
+
+
+def standing_override(raw: bytes | None, now_ms: int, life_ms: int) -> Order | None:
+    """The order of `select` by its key, likewise. One that can't be read, the workers ignore."""
+    return None if parse_override(raw) is None else standing_pause(raw, now_ms, life_ms)

@@ -7,13 +7,14 @@ from the processes' vitals.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, cast
 
 from redis.asyncio import Redis
 
 from payswitch import scripts
+from payswitch.controls import Order, standing_override, standing_pause
 from payswitch.instants import parse_instant_ms
 from payswitch.ledger import Total
 from payswitch.notes import read_note
@@ -50,17 +51,6 @@ class Reconciled:
 
     at: int
     differences: int
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What an operator has ordered: whom to select, or to pause."""
-
-    by: str
-    reason: str
-    expires_in_ms: int | None
-    """None for one that doesn't end by itself."""
-    processor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +148,8 @@ def parse_overview(answer: Sequence[Any]) -> Overview:
         health=dict(_health(read_note(reports))),
         fee_rates=dict(_fee_rates(read_note(fees))),
         reconciled=_reconciled(read_note(reconciled)),
-        override=_override(read_note(override), int(override_ms)),
-        paused=_order(read_note(paused), int(paused_ms)),
+        override=standing_override(override, int(now), int(override_ms)),
+        paused=standing_pause(paused, int(now), int(paused_ms)),
         processes=list(_processes(vitals)),
     )
 
@@ -205,26 +195,6 @@ def _reconciled(note: Mapping[str, Any]) -> Reconciled | None:
     if type(at) is not int or type(differences) is not int:
         return None
     return Reconciled(at, differences)
-
-
-def _order(note: Mapping[str, Any], expires_in_ms: int) -> Order | None:
-    """An order stands while its key is there, whatever that holds; -2 and -1 are Redis' own for no
-    key and for no end."""
-    if expires_in_ms == -2:
-        return None
-    return Order(
-        by=str(note.get("by") or "unknown"),
-        reason=str(note.get("reason") or ""),
-        expires_in_ms=None if expires_in_ms < 0 else expires_in_ms,
-    )
-
-
-def _override(note: Mapping[str, Any], expires_in_ms: int) -> Order | None:
-    """An override of no known processor is none."""
-    order = _order(note, expires_in_ms)
-    if order is None or note.get("processor") not in PROCESSORS:
-        return None
-    return replace(order, processor=note["processor"])
 
 
 def _processes(vitals: Sequence[Any]) -> Iterator[Process]:

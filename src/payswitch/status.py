@@ -11,9 +11,10 @@ from typing import Any
 
 import orjson
 
+from payswitch.controls import Order
 from payswitch.history import WINDOW_S, Sample
 from payswitch.instants import format_instant
-from payswitch.overview import Order, Overview
+from payswitch.overview import Overview
 from payswitch.payment import format_cents
 from payswitch.selector import DEFAULT
 from payswitch.vitals import Process
@@ -184,10 +185,11 @@ def _of_payments(overview: Overview, now: Rates | None) -> Iterator[Finding]:
 
 def _of_orders(overview: Overview) -> Iterator[Finding]:
     if overview.paused is not None:
-        yield Finding(Level.WARNING, f"Paused by {_order(overview.paused)}: payswitch resume")
+        order = _order(overview.paused, overview.at)
+        yield Finding(Level.WARNING, f"Paused by {order}: payswitch resume")
     if overview.override is not None:
-        text = f"{overview.override.processor} was chosen by {_order(overview.override)}"
-        yield Finding(Level.NOTE, text)
+        order = _order(overview.override, overview.at)
+        yield Finding(Level.NOTE, f"{overview.override.processor} was chosen by {order}")
 
 
 def breakers(overview: Overview, processor: str) -> Counter[str]:
@@ -253,8 +255,8 @@ def document(status: Status) -> dict[str, Any]:
             "ageMs": max(0, at - choice.at),
             "expiresInMs": choice.expires_in_ms,
         },
-        "override": _order_document(overview.override),
-        "paused": _order_document(overview.paused),
+        "override": _order_document(overview.override, at),
+        "paused": _order_document(overview.paused, at),
         "processors": {name: _processor(status, name) for name in overview.settled},
         "fees": _fees(overview),
         "deadLetters": overview.dead,
@@ -322,20 +324,20 @@ def _fees(overview: Overview) -> dict[str, Any] | None:
     }
 
 
-def _order_document(order: Order | None) -> dict[str, Any] | None:
+def _order_document(order: Order | None, at: int) -> dict[str, Any] | None:
     if order is None:
         return None
     return {
         "processor": order.processor,
         "by": order.by,
         "reason": order.reason,
-        "expiresInMs": order.expires_in_ms,
+        "expiresInMs": None if order.until_ms is None else order.until_ms - at,
     }
 
 
-def _order(order: Order) -> str:
+def _order(order: Order, at: int) -> str:
     reason = f" ({order.reason})" if order.reason else ""
-    ends = "" if order.expires_in_ms is None else f", {duration(order.expires_in_ms)} left"
+    ends = "" if order.until_ms is None else f", {duration(order.until_ms - at)} left"
     return f"{order.by}{reason}{ends}"
 
 

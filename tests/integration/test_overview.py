@@ -4,6 +4,7 @@ stands under its keys, alive while processes are."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from decimal import Decimal
 
 import orjson
@@ -11,11 +12,12 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch import assembly
+from payswitch.controls import Controls, Order
 from payswitch.fees import FeeWatch
 from payswitch.history import HISTORY_KEY, KEPT, HistoryWriter, parse_sample, read_history
 from payswitch.ledger import Ledger
 from payswitch.notes import FEES_KEY, RECONCILED_KEY, REPORTS_KEY, write_note
-from payswitch.overview import Order, Overview, OverviewReader
+from payswitch.overview import Overview, OverviewReader
 from payswitch.redis_client import connect
 from payswitch.vitals import SettleCounts, Vitals
 from tests.integration.harness import Bench, bench
@@ -78,8 +80,23 @@ async def test_orders_are_seen_whoever_wrote_them(redis: ArqRedis) -> None:
     overview = await look(redis)
     assert overview.override is not None
     assert (overview.override.processor, overview.override.by) == ("fallback", "ann")
-    assert 0 < (overview.override.expires_in_ms or 0) <= 60_000
-    assert overview.paused == Order("unknown", "", None)
+    assert overview.override.until_ms is not None
+    assert 0 < overview.override.until_ms - overview.at <= 60_000
+    assert overview.paused == Order("unknown", None, None, None)
+
+
+async def test_what_controls_order_is_seen(redis: ArqRedis) -> None:
+    controls = Controls(redis)
+    chosen = await controls.select("fallback", life_ms=60_000, by="ann", reason="a test")
+    paused = await controls.pause(life_ms=None, by="bea", reason=None)
+    overview = await look(redis)
+    assert overview.override is not None
+    assert replace(overview.override, until_ms=chosen.until_ms) == chosen
+    assert overview.paused == paused
+    await controls.resume()
+    await controls.select_automatically()
+    overview = await look(redis)
+    assert (overview.override, overview.paused) == (None, None)
 
 
 @pytest.mark.parametrize("value", [b"7", b"\xff", b"[]", b'{"processor":"third","at":9}'])

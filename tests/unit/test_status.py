@@ -8,10 +8,11 @@ from decimal import Decimal
 import orjson
 import pytest
 
+from payswitch.controls import Order
 from payswitch.histogram import Histogram
 from payswitch.history import Changes, Sample, parse_sample
 from payswitch.ledger import Total
-from payswitch.overview import Choice, Order, Overview, Reconciled, Seen
+from payswitch.overview import Choice, Overview, Reconciled, Seen
 from payswitch.status import Level, Status, document, duration, rates
 from payswitch.vitals import Process
 
@@ -121,11 +122,11 @@ SAID = {
     "found 3 differences": (replace(WELL, reconciled=Reconciled(NOW, 3)), Level.ERROR),
     "1 payment dead": (replace(WELL, dead=1), Level.WARNING),
     "paused by ann (lunch), 5.0 s left": (
-        replace(WELL, paused=Order("ann", "lunch", 5000)),
+        replace(WELL, paused=Order("ann", None, "lunch", NOW + 5000)),
         Level.WARNING,
     ),
     "fallback was chosen by ann": (
-        replace(WELL, override=Order("ann", "", None, "fallback")),
+        replace(WELL, override=Order("ann", None, None, None, "fallback")),
         Level.NOTE,
     ),
 }

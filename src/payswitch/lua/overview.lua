@@ -33,5 +33,5 @@ end
 return { now, read('ZCARD', OPEN), oldest and oldest[2] or false, read('ZCARD', IN_FLIGHT),
   read('ZCARD', DEAD), read('LLEN', INCIDENTS), read('GET', SELECTION), read('PTTL', SELECTION),
   read('GET', 'healthcheck:reports'), read('GET', 'processors:fees'), read('GET', 'reconcile:last'),
-  read('GET', 'selection:override'), read('PTTL', 'selection:override'),
-  read('GET', 'payments:paused'), read('PTTL', 'payments:paused'), totals, vitals }
+  read('GET', OVERRIDE), read('PTTL', OVERRIDE),
+  read('GET', PAUSED), read('PTTL', PAUSED), totals, vitals }
