@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.environment_variables import OTEL_BSP_MAX_EXPORT_BATCH_SIZE
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -32,6 +34,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from payswitch.queue import QUEUE
 from payswitch.tries import Claim
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,9 @@ Attributes = Mapping[str, str | int]
 
 _FLUSH_LIMIT_S = 2.0
 """How long a stop waits for a collector: with it, a worker's stop takes 14 s at most."""
+_BATCH = 64
+"""Spans sent at once. Their thread holds the interpreter while it encodes them: the SDK's 512 took
+the p99 of a POST at 500 a second from 11 to 28 ms, 64 take it to 13 ms."""
 _LONGEST_HEADER = 512
 _TRACEPARENT = re.compile("([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _ATTEMPTS = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
@@ -55,7 +61,7 @@ _REQUEST: Attributes = {
 }
 _WAIT: Attributes = {
     "messaging.system": "redis",
-    "messaging.destination.name": "arq:queue",
+    "messaging.destination.name": QUEUE,
     "messaging.operation.name": "claim",
     "messaging.operation.type": "receive",
 }
@@ -78,7 +84,9 @@ class Traces:
         variables (`OTEL_…`) name."""
         resource = Resource.create({SERVICE_NAME: service})
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(_Collector(OTLPSpanExporter())))
+        size = None if os.environ.get(OTEL_BSP_MAX_EXPORT_BATCH_SIZE) else _BATCH
+        exporter = _Collector(OTLPSpanExporter())
+        provider.add_span_processor(BatchSpanProcessor(exporter, max_export_batch_size=size))
         return cls(provider, processor_urls)
 
     def request(self, traceparent: bytes | None) -> Step:

@@ -131,6 +131,13 @@ async def test_a_settlement_by_another_worker_is_in_the_trace(b: Bench) -> None:
     assert second.story[1:] == [("ask", "Found", False), ("settle", "settled", False)]
 
 
+async def test_a_call_that_got_no_answer_says_why(b: Bench) -> None:
+    b.default.script = [LOST_REPLY]
+    traced = Traced(b)
+    await traced.dispatch(await b.accept())
+    assert (traced.ended[-1].attributes or {})["error.type"] == "RemoteProtocolError"
+
+
 async def test_a_processor_gets_the_context_of_the_call_that_it_serves(b: Bench) -> None:
     b.default.script = [Reply(500)]
     traced = Traced(b)
