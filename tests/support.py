@@ -126,6 +126,8 @@ class ScriptedProcessor:
     finds: list[Reply] = field(default_factory=list)
     books: dict[str, dict[str, object]] = field(default_factory=dict)
     posts: list[dict[str, object]] = field(default_factory=list)
+    traceparents: list[str] = field(default_factory=list)
+    """Of every request that had one."""
     health: Reply = Reply(200, b'{"failing":false,"minResponseTime":0}')
     health_calls: list[float] = field(default_factory=list)
     """When each was made, by the loop's clock."""
@@ -181,6 +183,10 @@ class _Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._path, self._body = url.decode(), b""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name == b"traceparent":
+            self._processor.traceparents.append(value.decode())
 
     def on_body(self, body: bytes) -> None:
         self._body += body

@@ -6,7 +6,8 @@ lives.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from arq.connections import RedisSettings
@@ -17,15 +18,24 @@ from payswitch.dispatcher import Dispatcher
 from payswitch.queue import JOB_FUNCTION, QUEUE
 from payswitch.redis_client import check_trust
 from payswitch.settings import Settings
+from payswitch.tries import Claim
 from payswitch.vitals import SettleCounts
+
+if TYPE_CHECKING:
+    from payswitch.traces import Traces
 
 settings = Settings.from_environment()
 
 
-async def pay(ctx: dict[Any, Any], correlation_id: str) -> None:
-    """Pay one payment, as far as that can be done now."""
+async def pay(ctx: dict[Any, Any], correlation_id: str, traceparent: object = None) -> None:
+    """Pay one payment, as far as that can be done now. `traceparent` is there where an ingress
+    traces it."""
     dispatcher: Dispatcher = ctx["dispatcher"]
-    await dispatcher.dispatch(ctx["claim"], probe=ctx["probe"])
+    claim: Claim = ctx["claim"]
+    traces: Traces | None = ctx["traces"]
+    if traces is not None:
+        claim = replace(claim, trace=traces.payment(claim, traceparent, due_at=ctx["score"]))
+    await dispatcher.dispatch(claim, probe=ctx["probe"])
 
 
 async def startup(ctx: dict[Any, Any]) -> None:
@@ -38,16 +48,19 @@ async def startup(ctx: dict[Any, Any]) -> None:
     ctx["transport"] = assembly.transport(settings)
     settled = SettleCounts()
     ctx["dispatcher"] = assembly.dispatcher(settings, redis, ctx["transport"], settled)
+    ctx["traces"] = assembly.worker_traces(settings)
     ctx["vitals"] = assembly.worker_vitals(redis, ctx["dispatcher"], settled)
     ctx["vitals"].start()
 
 
 async def shutdown(ctx: dict[Any, Any]) -> None:
-    """Fall silent and close the connections to the processors."""
+    """Fall silent, close the connections to the processors, send the last spans."""
     if "vitals" in ctx:
         await ctx["vitals"].close()
     if "transport" in ctx:
         await ctx["transport"].aclose()
+    if (traces := ctx.get("traces")) is not None:
+        await traces.close()
 
 
 class WorkerSettings:

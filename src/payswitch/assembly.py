@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import httpx
 from redis.asyncio import Redis
 
@@ -16,6 +18,9 @@ from payswitch.settings import Settings
 from payswitch.transport import Transport
 from payswitch.tries import Tries
 from payswitch.vitals import Fields, SettleCounts, Vitals
+
+if TYPE_CHECKING:
+    from payswitch.traces import Traces
 
 _BEYOND_THE_DELAY_MS = 500
 
@@ -113,6 +118,15 @@ def dispatcher(
         pauses=Pauses(settings.retry_base_ms, settings.retry_cap_ms),
         lease_margin_ms=settings.lease_margin_ms,
     )
+
+
+def worker_traces(settings: Settings) -> Traces | None:
+    """Where a payments worker writes down what it does; None where nobody asked for it."""
+    if settings.traces == "off":
+        return None
+    from payswitch.traces import Traces
+
+    return Traces.open("payswitch-worker", settings.processor_urls)
 
 
 def health_check(

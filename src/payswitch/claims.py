@@ -107,5 +107,6 @@ class Claims:
             job_try=int(job_try),
             overdue=now - int(replayed or accepted) > self._deadline_ms,
             accepted_at=accepted_at,
+            claimed_at=now,
         )
         return Claimed(claim, job, int(float(score)), accepted_at)

@@ -19,6 +19,7 @@ from payswitch.clock import boottime_ms
 from payswitch.ledger import Ledger, Settlement
 from payswitch.processors import (
     Ended,
+    Finding,
     Found,
     Missing,
     NotPaid,
@@ -130,7 +131,7 @@ class Dispatcher:
         assert claim.processor is not None
         passed_here = self._watch.passed(claim, self._clock())
         nothing_comes_later = claim.horizon_passed and passed_here
-        finding = await self._processors[claim.processor].find(claim.correlation_id)
+        finding = await self._find(claim, claim.processor)
         match finding:
             case Found():
                 await self._settle_found(
@@ -178,12 +179,23 @@ class Dispatcher:
     async def _send(self, claim: Claim, routed: Routed) -> Outcome:
         sends_until = claim.expires_at - self._lease_margin_ms
         clock = self._clock
-        return await self._processors[routed.processor].pay(
-            claim.correlation_id,
-            claim.cents,
-            routed.requested_at,
-            lambda: clock() < sends_until,
-        )
+        pay = self._processors[routed.processor].pay
+        payment = claim.correlation_id, claim.cents, routed.requested_at
+        if claim.trace is None:
+            return await pay(*payment, lambda: clock() < sends_until)
+        with claim.trace.pay(routed.processor, routed.number) as step:
+            outcome = await pay(*payment, lambda: clock() < sends_until, step)
+            step.came_to(type(outcome).__name__, failed=not isinstance(outcome, Paid))
+        return outcome
+
+    async def _find(self, claim: Claim, processor: str) -> Finding:
+        find = self._processors[processor].find
+        if claim.trace is None:
+            return await find(claim.correlation_id)
+        with claim.trace.ask(processor) as step:
+            finding = await find(claim.correlation_id, step)
+            step.came_to(type(finding).__name__, failed=isinstance(finding, Unclear))
+        return finding
 
     async def _conclude(
         self, claim: Claim, routed: Routed, outcome: Outcome, findings: Findings
@@ -219,7 +231,7 @@ class Dispatcher:
         self, claim: Claim, routed: Routed, outcome: Ended, findings: Findings
     ) -> None:
         """The processor has ended the try with an error: it alone knows whether it recorded it."""
-        finding = await self._processors[routed.processor].find(claim.correlation_id)
+        finding = await self._find(claim, routed.processor)
         match finding:
             case Found():
                 await self._settle_found(claim, routed.processor, finding, findings)
@@ -232,7 +244,7 @@ class Dispatcher:
         self, claim: Claim, routed: Routed, outcome: Refused, findings: Findings
     ) -> None:
         """The processor knows the id already, or can't take this payment."""
-        finding = await self._processors[routed.processor].find(claim.correlation_id)
+        finding = await self._find(claim, routed.processor)
         error = f"{routed.processor}: refused with status {outcome.status}"
         match finding:
             case Found():
@@ -263,26 +275,39 @@ class Dispatcher:
             await self._bury(claim, reason, findings, horizon_passed=horizon_passed)
 
     async def _settle(self, claim: Claim, processor: str, requested_at: int) -> None:
-        """Proof of payment is never dropped: it is brought to Redis until Redis takes it."""
         self._watch.forget(claim.correlation_id)
-        attempts = 0
-        while True:
-            try:
-                settlement = await self._ledger.settle(claim, processor, requested_at)
-                break
-            except (RedisError, OSError):
-                attempts += 1
-                await asyncio.sleep(self._pauses.after(attempts) / 1000)
+        if claim.trace is None:
+            settlement = await self._bring(claim, processor, requested_at)
+        else:
+            with claim.trace.settle(processor) as step:
+                settlement = await self._bring(claim, processor, requested_at)
+                step.came_to(settlement.value, failed=settlement is Settlement.INCIDENT)
         if settlement is Settlement.INCIDENT:
             logger.error(
                 "incident: %(processor)s has payment %(payment)s, which is pinned elsewhere",
                 {"processor": processor, "payment": claim.correlation_id},
             )
 
+    async def _bring(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
+        """Proof of payment is never dropped: it is brought to Redis until Redis takes it."""
+        attempts = 0
+        while True:
+            try:
+                return await self._ledger.settle(claim, processor, requested_at)
+            except (RedisError, OSError):
+                attempts += 1
+                await asyncio.sleep(self._pauses.after(attempts) / 1000)
+
     async def _bury(
         self, claim: Claim, reason: str, findings: Findings, *, horizon_passed: bool = False
     ) -> None:
-        burial = await self._tries.bury(claim, reason, findings, horizon_passed=horizon_passed)
+        bury = self._tries.bury(claim, reason, findings, horizon_passed=horizon_passed)
+        if claim.trace is None:
+            burial = await bury
+        else:
+            with claim.trace.bury(reason) as step:
+                burial = await bury
+                step.came_to(burial.value, failed=False)
         if burial is Burial.STILL_OPEN:
             await self._retry(claim, findings, reason)
         elif burial is Burial.BURIED:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 from redis.exceptions import RedisError, ResponseError
@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from payswitch import openapi, page
 from payswitch.garbage import collect_seldom
@@ -43,6 +43,9 @@ from payswitch.records import UnreadableRecordError, read_record
 from payswitch.redis_client import connect
 from payswitch.settings import Settings
 from payswitch.vitals import Fields, Vitals
+
+if TYPE_CHECKING:
+    from payswitch.traces import Step, Traces
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +90,11 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own name for it
 class Ingress:
     """The endpoints, over one Redis connection pool. `open` comes before the first request."""
 
-    def __init__(self, settings: Settings, stopping: asyncio.Event) -> None:
+    def __init__(
+        self, settings: Settings, stopping: asyncio.Event, traces: Traces | None = None
+    ) -> None:
         self._settings = settings
+        self._traces = traces
         self._stopping = stopping
         self._bodies = _Bodies()
         self._refused: Counter[int] = Counter()
@@ -120,15 +126,31 @@ class Ingress:
         await self._memory.close()
         await self._purge.close()
         await self._redis.aclose(close_connection_pool=True)
+        if self._traces is not None:
+            await self._traces.close()
 
-    async def pay(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def pay_traced(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`pay`, as a span of the client's trace or of a new one."""
+        assert self._traces is not None
+        with self._traces.request(_header(scope, b"traceparent")) as step:
+
+            async def watched_send(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    step.served(message["status"])
+                await send(message)
+
+            await self.pay(scope, receive, watched_send, step)
+
+    async def pay(
+        self, scope: Scope, receive: Receive, send: Send, step: Step | None = None
+    ) -> None:
         """`POST /payments`: 202 once Redis holds the payment.
 
         Plain ASGI, as Starlette's request and response cost a third of the whole.
         """
         try:
             _demand_json(scope)
-            correlation_id = await self._accept(await self._bodies.read(scope, receive))
+            correlation_id = await self._accept(await self._bodies.read(scope, receive), step)
         except Problem as problem:
             self._refused[problem.status.value] += 1
             await problem.response()(scope, receive, send)
@@ -142,7 +164,7 @@ class Ingress:
         await send({"type": "http.response.start", "status": 202, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _accept(self, body: bytes) -> str:
+    async def _accept(self, body: bytes, step: Step | None) -> str:
         """The payment's id, once Redis holds it. Raises `Problem`."""
         try:
             payment = parse_payment(body)
@@ -150,10 +172,13 @@ class Ingress:
             raise Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
         except InvalidPaymentError as error:
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+        if step is not None:
+            step.is_for(payment.correlation_id)
         if self._memory.is_short:
             raise _try_later("the payment was not accepted: Redis is short of memory")
         try:
-            acceptance = await self._queue.accept(payment)
+            traceparent = None if step is None else step.traceparent
+            acceptance = await self._queue.accept(payment, traceparent)
         except NotAcceptedError as error:
             reason = "Redis is full" if says_out_of_memory(error) else error
             if error.refused:
@@ -269,10 +294,12 @@ class App(Starlette):
             logger.debug("a client hung up before its answer")
 
 
-def create_app(settings: Settings, stopping: asyncio.Event | None = None) -> Starlette:
+def create_app(
+    settings: Settings, stopping: asyncio.Event | None = None, traces: Traces | None = None
+) -> Starlette:
     """The ASGI application. `stopping` ends what would never end by itself, the live page's
-    streams."""
-    ingress = Ingress(settings, stopping or asyncio.Event())
+    streams. `traces` are closed with it."""
+    ingress = Ingress(settings, stopping or asyncio.Event(), traces)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -290,7 +317,7 @@ def create_app(settings: Settings, stopping: asyncio.Event | None = None) -> Sta
     ]
     pages = page.routes(lambda: ingress.live, _too_many) if settings.page == "on" else []
     app = App(
-        ingress.pay,
+        ingress.pay if traces is None else ingress.pay_traced,
         routes=[
             *(Route(path, endpoint, methods=[method]) for method, path, endpoint in routes),
             *openapi.routes(),

@@ -18,7 +18,7 @@ from payswitch.printable import printable
 
 logger = logging.getLogger(__name__)
 
-_OTHERS = ("arq", "httpx", "httpcore", "asyncio")
+_OTHERS = ("arq", "httpx", "httpcore", "asyncio", "urllib3")
 _TRACEBACK = "\nTraceback (most recent call last):"
 
 

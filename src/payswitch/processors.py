@@ -10,7 +10,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import orjson
@@ -18,6 +18,9 @@ import orjson
 from payswitch.instants import format_instant, parse_instant_ms
 from payswitch.payment import exact_cents, format_cents
 from payswitch.transport import NotSent, bytes_left
+
+if TYPE_CHECKING:
+    from payswitch.traces import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +201,11 @@ class Processor:
         cents: int,
         requested_at: int,
         may_send: Callable[[], bool],
+        step: Step | None = None,
     ) -> Outcome:
         """Send a payment; `may_send` is asked directly before its bytes are written, with nothing
-        awaited in between. Every outcome is a value; nothing but cancellation is raised."""
+        awaited in between. Every outcome is a value; nothing but cancellation is raised. `step`
+        traces the call."""
         body = (
             f'{{"correlationId":"{correlation_id}","amount":{format_cents(cents)},'
             f'"requestedAt":"{format_instant(requested_at)}"}}'
@@ -218,20 +223,21 @@ class Processor:
             extensions={"timeout": self._pay_limits, "before_write": may_send},
         )
         try:
-            response, content = await self._exchange(request)
+            response, content = await self._exchange(request, step)
         except httpx.RequestError as error:
             return classify_error(error)
         return classify(response.status_code, response.headers.get("retry-after"), content)
 
-    async def find(self, correlation_id: str) -> Finding:
-        """Ask whether the processor has a payment. Nothing but cancellation is raised."""
+    async def find(self, correlation_id: str, step: Step | None = None) -> Finding:
+        """Ask whether the processor has a payment. Nothing but cancellation is raised. `step`
+        traces the call."""
         request = httpx.Request(
             "GET",
             f"{self._url}/payments/{correlation_id}",
             extensions={"timeout": self._find_limits},
         )
         try:
-            response, content = await self._exchange(request)
+            response, content = await self._exchange(request, step)
         except httpx.RequestError as error:
             return Unclear(type(error).__name__)
         return classify_finding(response.status_code, content, correlation_id)
@@ -250,11 +256,27 @@ class Processor:
             return None
         return classify_health(response.status_code, content)
 
-    async def _exchange(self, request: httpx.Request) -> tuple[httpx.Response, bytes]:
+    async def _exchange(
+        self, request: httpx.Request, step: Step | None = None
+    ) -> tuple[httpx.Response, bytes]:
         """The response and its body as it came: decoding could make any size of it."""
-        response = await self._transport.handle_async_request(request)
+        if step is None:
+            response = await self._transport.handle_async_request(request)
+        else:
+            response = await self._exchange_traced(request, step)
         assert isinstance(response.stream, httpx.AsyncByteStream)
         return response, b"".join([part async for part in response.stream])
+
+    async def _exchange_traced(self, request: httpx.Request, step: Step) -> httpx.Response:
+        if step.traceparent is not None:
+            request.headers["traceparent"] = step.traceparent
+        try:
+            response = await self._transport.handle_async_request(request)
+        except httpx.RequestError as error:
+            step.unanswered(error)
+            raise
+        step.answered(response.status_code)
+        return response
 
 
 def _limits(connect_s: float, read_s: float) -> dict[str, Any]:

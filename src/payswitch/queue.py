@@ -35,10 +35,12 @@ _REPLY_SHARE = 0.2
 ingress gives up, never after."""
 
 
-def job_bytes(correlation_id: str, enqueued_at_ms: int) -> bytes:
-    """A payment's job in arq's own wire format, its id the only argument."""
+def job_bytes(correlation_id: str, enqueued_at_ms: int, traceparent: str | None = None) -> bytes:
+    """A payment's job in arq's own wire format: its id, and where it is traced its trace context
+    (W3C `traceparent`)."""
+    context = {} if traceparent is None else {"traceparent": traceparent}
     return serialize_job(
-        JOB_FUNCTION, (correlation_id,), {}, None, enqueued_at_ms, serializer=orjson.dumps
+        JOB_FUNCTION, (correlation_id,), context, None, enqueued_at_ms, serializer=orjson.dumps
     )
 
 
@@ -70,6 +72,7 @@ class _Entry:
     payment: Payment
     gives_up_at: float
     """Boot time in ms."""
+    traceparent: str | None
 
 
 class AcceptQueue:
@@ -84,14 +87,15 @@ class AcceptQueue:
         self._redis_ahead_ms: float | None = None
         self._commits: GroupCommit[_Entry, str] = GroupCommit(self._flush, limit_s=limit_ms / 1000)
 
-    async def accept(self, payment: Payment) -> Acceptance:
-        """Put the payment on the queue; returns once Redis has it.
+    async def accept(self, payment: Payment, traceparent: str | None = None) -> Acceptance:
+        """Put the payment on the queue; returns once Redis has it. Where it is traced, its job
+        carries `traceparent`.
 
         Raises `NotAcceptedError` when Redis has not answered within the limit. Each call carries
         the instant, by Redis' clock, after which the script refuses it, so that a call that was
         given up is not begun when Redis comes back.
         """
-        entry = _Entry(payment, boottime_ms() + self._limit_ms)
+        entry = _Entry(payment, boottime_ms() + self._limit_ms, traceparent)
         try:
             verdict = await self._commits.submit(entry)
             if verdict == "late":
@@ -141,7 +145,7 @@ class AcceptQueue:
                 correlation_id,
                 entry.payment.cents,
                 int(entry.gives_up_at + ahead),
-                job_bytes(correlation_id, enqueued_at),
+                job_bytes(correlation_id, enqueued_at, entry.traceparent),
             )
         return args
 

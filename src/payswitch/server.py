@@ -12,7 +12,7 @@ import resource
 import signal
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 from granian.constants import HTTPModes, Interfaces, Loops
@@ -27,6 +27,9 @@ from payswitch.ingress import create_app
 from payswitch.orphans import die_with_parent
 from payswitch.redis_client import check_trust, connect
 from payswitch.settings import Settings
+
+if TYPE_CHECKING:
+    from payswitch.traces import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +66,13 @@ def app_from_environment() -> Starlette:
         die_with_parent(parent.pid)
     settings = Settings.from_environment()
     logs.configure(settings.log_level, settings.log_format, "ingress")
-    return create_app(settings)
+    return create_app(settings, traces=_traces(settings))
 
 
 async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | None) -> None:
     stopping = asyncio.Event()
     server = EmbeddedServer(
-        create_app(settings, stopping),
+        create_app(settings, stopping, _traces(settings)),
         address=host,
         port=port,
         uds=uds,
@@ -115,6 +118,14 @@ def _serve_processes(
         respawn_failed_workers=True,
         respawn_interval=0.5,
     ).serve()
+
+
+def _traces(settings: Settings) -> Traces | None:
+    if settings.traces == "off":
+        return None
+    from payswitch.traces import Traces
+
+    return Traces.open("payswitch-ingress")
 
 
 def _granian_level(settings: Settings) -> LogLevels:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -373,6 +374,13 @@ class Settings:
         _choice("text", "json"),
         "Log lines for people (`text`) or one JSON object a line (`json`); see [logs](logs.md).",
     )
+    traces: str = _setting(
+        "PAYSWITCH_TRACES",
+        "off",
+        _choice("off", "otlp"),
+        "Traces for a collector that takes OTLP over HTTP (`otlp`), which needs the extra "
+        "`traces`; see [traces](how-to/traces.md).",
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -438,6 +446,11 @@ class Settings:
             ("processor_url_default", "processor_url_fallback"),
             "PAYMENT_PROCESSOR_URL_DEFAULT and PAYMENT_PROCESSOR_URL_FALLBACK must differ",
         )
+        yield (
+            self.traces == "off" or _is_installed("opentelemetry.exporter.otlp.proto.http"),
+            ("traces",),
+            "it needs the extra `traces`: pip install 'payswitch[traces]'",
+        )
 
     @property
     def processor_urls(self) -> dict[str, str]:
@@ -448,6 +461,13 @@ class Settings:
 def variables() -> dict[str, Variable]:
     """The environment variable of each field of `Settings`, in order."""
     return {entry.name: entry.metadata["variable"] for entry in fields(Settings)}
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _without_password(url: str) -> str:

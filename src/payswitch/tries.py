@@ -13,11 +13,15 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 
 from payswitch import scripts
 from payswitch.group_commit import GroupCommit
+
+if TYPE_CHECKING:
+    from payswitch.traces import PaymentTrace
 
 _TRY = re.compile(r"(\d+)(e?)")
 
@@ -59,6 +63,10 @@ class Claim:
     """The deadline for paying it has passed."""
     accepted_at: int = 0
     """ms by Redis' clock."""
+    claimed_at: int = 0
+    """ms by Redis' clock."""
+    trace: PaymentTrace | None = field(default=None, compare=False, repr=False)
+    """Where its steps are written down; None without traces."""
 
     def life_of_try(self, number: int) -> LifeOfTry:
         """What no other try has in common with this one, though an id may come again after a purge

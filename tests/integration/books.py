@@ -20,6 +20,7 @@ from payswitch.reconcile import Reconciliation, Report
 from payswitch.settings import Settings
 from payswitch.simulator import Simulator, SimulatorConfig
 from payswitch.simulator_book import Entry
+from payswitch.traces import Step
 from payswitch.tries import Claim
 
 AT = 1_767_225_600_000
@@ -49,9 +50,9 @@ class CountingProcessor(Processor):
 
     calls: Calls
 
-    async def find(self, correlation_id: str) -> Finding:
+    async def find(self, correlation_id: str, step: Step | None = None) -> Finding:
         self.calls.payments += 1
-        return await super().find(correlation_id)
+        return await super().find(correlation_id, step)
 
 
 @dataclass
