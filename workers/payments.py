@@ -14,10 +14,12 @@ from arq.worker import func
 
 from payswitch import assembly
 from payswitch.dispatcher import Dispatcher
+from payswitch.metrics_server import MetricsServer
 from payswitch.queue import JOB_FUNCTION, QUEUE
 from payswitch.redis_client import check_trust
 from payswitch.settings import Settings
 from payswitch.vitals import SettleCounts
+from payswitch.worker_metrics import worker_registry
 
 settings = Settings.from_environment()
 
@@ -40,10 +42,16 @@ async def startup(ctx: dict[Any, Any]) -> None:
     ctx["dispatcher"] = assembly.dispatcher(settings, redis, ctx["transport"], settled)
     ctx["vitals"] = assembly.worker_vitals(redis, ctx["dispatcher"], settled)
     ctx["vitals"].start()
+    ctx["metrics"] = MetricsServer(
+        worker_registry(ctx["payments_worker"], ctx["dispatcher"], settled)
+    )
+    await ctx["metrics"].start(settings.metrics_host, settings.metrics_port)
 
 
 async def shutdown(ctx: dict[Any, Any]) -> None:
     """Fall silent and close the connections to the processors."""
+    if "metrics" in ctx:
+        await ctx["metrics"].close()
     if "vitals" in ctx:
         await ctx["vitals"].close()
     if "transport" in ctx:
