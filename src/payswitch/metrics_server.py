@@ -6,6 +6,7 @@ It is served by the simulator's small HTTP server: Granian would take 1 MB of a 
 
 from __future__ import annotations
 
+import logging
 import os
 from http import HTTPStatus
 
@@ -13,6 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from payswitch import metrics
 from payswitch.simulator_http import Exchange, Listener, Reply, message, reply
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsPortError(RuntimeError):
@@ -35,6 +38,7 @@ class MetricsServer:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
             raise MetricsPortError(f"{host}:{port} for the metrics: {reason}") from None
+        logger.info("metrics at %(address)s", {"address": f"{host}:{port}"})
 
     async def close(self) -> None:
         """Listen no longer."""
