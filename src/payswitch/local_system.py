@@ -238,7 +238,7 @@ class LocalSystem:
         # -P: a folder called `workers` where the user happens to be is not ours.
         whole = [sys.executable, "-P", "-m", "payswitch", *command]
         after = ("redis",) if self.own_redis else ()
-        return Part(name, whole, self._environment | (variables or {}), is_ready, after)
+        return Part(name, whole, {**self._environment, **(variables or {})}, is_ready, after)
 
     def _takes_jobs_of(self, queue: str) -> _Check:
         async def check() -> bool:
