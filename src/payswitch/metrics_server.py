@@ -36,7 +36,7 @@ class MetricsServer:
         try:
             await self._listener.start(host, port)
         except OSError as error:
-            reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
             raise MetricsPortError(f"{host}:{port} for the metrics: {reason}") from None
         logger.info("metrics at %(address)s", {"address": f"{host}:{port}"})
 
