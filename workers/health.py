@@ -16,7 +16,9 @@ from arq.cron import cron
 from payswitch import assembly
 from payswitch.fees import FeeWatch
 from payswitch.health import HealthCheck
+from payswitch.health_metrics import health_registry
 from payswitch.history import HistoryWriter
+from payswitch.metrics_server import MetricsServer
 from payswitch.redis_client import check_trust
 from payswitch.settings import Settings
 from payswitch.vitals import Vitals
@@ -36,15 +38,20 @@ async def startup(ctx: dict[Any, Any]) -> None:
     await check_trust(redis, demand=settings.redis_trust == "require")
     ctx["transport"] = assembly.transport(settings)
     ctx["health_check"] = assembly.health_check(settings, redis, ctx["transport"])
-    ctx["watches"] = [Vitals(redis, "health", dict), HistoryWriter(redis)]
+    history = HistoryWriter(redis)
+    ctx["watches"] = [Vitals(redis, "health", dict), history]
     if settings.processor_fees == "ask":
         ctx["watches"].append(FeeWatch(redis, assembly.books(settings, ctx["transport"])))
     for watch in ctx["watches"]:
         watch.start()
+    ctx["metrics"] = MetricsServer(health_registry(history))
+    await ctx["metrics"].start(settings.metrics_host, settings.metrics_port)
 
 
 async def shutdown(ctx: dict[Any, Any]) -> None:
     """Stop the watches and close the connections to the processors."""
+    if "metrics" in ctx:
+        await ctx["metrics"].close()
     for watch in ctx.get("watches", ()):
         await watch.close()
     if "transport" in ctx:

@@ -15,11 +15,13 @@ from arq.worker import func
 
 from payswitch import assembly
 from payswitch.dispatcher import Dispatcher
+from payswitch.metrics_server import MetricsServer
 from payswitch.queue import JOB_FUNCTION, QUEUE
 from payswitch.redis_client import check_trust
 from payswitch.settings import Settings
 from payswitch.tries import Claim
 from payswitch.vitals import SettleCounts
+from payswitch.worker_metrics import worker_registry
 
 if TYPE_CHECKING:
     from payswitch.traces import Traces
@@ -51,10 +53,16 @@ async def startup(ctx: dict[Any, Any]) -> None:
     ctx["traces"] = assembly.worker_traces(settings)
     ctx["vitals"] = assembly.worker_vitals(redis, ctx["dispatcher"], settled)
     ctx["vitals"].start()
+    ctx["metrics"] = MetricsServer(
+        worker_registry(ctx["payments_worker"], ctx["dispatcher"], settled)
+    )
+    await ctx["metrics"].start(settings.metrics_host, settings.metrics_port)
 
 
 async def shutdown(ctx: dict[Any, Any]) -> None:
     """Fall silent, close the connections to the processors, send the last spans."""
+    if "metrics" in ctx:
+        await ctx["metrics"].close()
     if "vitals" in ctx:
         await ctx["vitals"].close()
     if "transport" in ctx:

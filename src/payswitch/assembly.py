@@ -79,8 +79,8 @@ def worker_vitals(redis: Redis, dispatcher: Dispatcher, settled: SettleCounts) -
             fields[f"in_flight:{name}"] = breaker.in_flight
         for name, count in settled.by_processor.items():
             fields[f"settled:{name}"] = count
-        for (name, outcome), count in dispatcher.tries.items():
-            fields[f"tries:{name}:{outcome.__name__}"] = count
+        for (name, outcome), tally in dispatcher.calls.items():
+            fields[f"tries:{name}:{outcome.__name__}"] = tally.total
         return fields
 
     vitals = Vitals(redis, "worker", collect)

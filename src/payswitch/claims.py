@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from payswitch import scripts
 from payswitch.clock import boottime_ms
+from payswitch.tally import Tally
 from payswitch.tries import Claim, parse_open_tries
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class Claims:
         self._lease_ms = lease_ms
         self._deadline_ms = deadline_ms
         self._clock = clock
+        self.waits = Tally()
+        """From acceptance to the first claim, by Redis' clock."""
 
     async def take(self, limit: int) -> Batch:
         """Take up to `limit` due payments. Raises `RedisError`."""
@@ -109,4 +112,6 @@ class Claims:
             accepted_at=accepted_at,
             claimed_at=now,
         )
+        if claim.job_try == 1 and not claim.tries:  # a dead letter that is replayed has tries
+            self.waits.add((now - accepted_at) / 1000)
         return Claimed(claim, job, int(float(score)), accepted_at)

@@ -16,6 +16,7 @@ import click
 import uvloop
 
 from payswitch import logs
+from payswitch.metrics_folder import shared_by_processes
 from payswitch.open_files import allow_many_open_files
 from payswitch.redis_client import UntrustworthyRedisError, connect
 from payswitch.resilient_worker import ResilientWorker, run_worker
@@ -186,11 +187,12 @@ def ingress(host: str, port: int, uds: Path | None, workers: int) -> None:
 
     Example: payswitch ingress --port 9001
     """
-    from payswitch import server
-
     settings = read_settings("ingress")
     try:
-        server.serve(settings, host=host, port=port, uds=uds, workers=workers)
+        with shared_by_processes() if workers > 1 else contextlib.nullcontext():
+            from payswitch import server
+
+            server.serve(settings, host=host, port=port, uds=uds, workers=workers)
     except OSError as error:
         _end(settings, error.strerror or str(error))
     except RuntimeError as error:
@@ -223,9 +225,11 @@ def health() -> None:
 
 
 def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: Settings) -> None:
+    from payswitch.metrics_server import MetricsPortError
+
     try:
         run_worker(worker_class, worker_settings, connect(settings.redis_url, limit_s=10))
-    except UntrustworthyRedisError as error:
+    except (UntrustworthyRedisError, MetricsPortError) as error:
         _end(settings, str(error))
 
 

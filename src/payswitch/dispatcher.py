@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -32,6 +32,7 @@ from payswitch.processors import (
     Unknown,
 )
 from payswitch.routing import Breaker, BreakerState, Router, Verdict
+from payswitch.tally import Tally
 from payswitch.tries import Burial, Claim, Findings, QuietWatch, Routed, Tries
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,8 @@ class Dispatcher:
         clock: Callable[[], float] = boottime_ms,
     ) -> None:
         self.router = router
-        self.tries: Counter[tuple[str, type[Outcome]]] = Counter()
+        self.calls: defaultdict[tuple[str, type[Outcome]], Tally] = defaultdict(Tally)
+        """How long the calls that pay took, by processor and how they ended."""
         self._processors = processors
         self._tries = tries
         self._ledger = ledger
@@ -167,9 +169,10 @@ class Dispatcher:
                     {"payment": claim.correlation_id},
                 )
                 return
+            began = self._clock()
             outcome = await self._send(claim, routed)
             verdict = _verdict(outcome)
-            self.tries[processor, type(outcome)] += 1
+            self.calls[processor, type(outcome)].add((self._clock() - began) / 1000)
         finally:
             was = breaker.state
             breaker.leave(verdict, probe=is_probe, now=self._clock())

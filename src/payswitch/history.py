@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 HISTORY_KEY = "overview:history"
 BEAT_KEY = "overview:beat"
 EVERY_S = 1.0
+FRESH_S = 5.0
 KEPT = 300
 """Samples: five minutes."""
 WINDOW_S = 10
@@ -119,6 +121,15 @@ class HistoryWriter:
         self._reader = OverviewReader(redis)
         self._changes = Changes()
         self._writing: asyncio.Task[None] | None = None
+        self._read: Overview | None = None
+        self._read_at = float("-inf")
+        self.failures = 0
+        """How often Redis did not answer, or refused."""
+
+    @property
+    def latest(self) -> Overview | None:
+        """What was read last; None where that is too old to say how things are."""
+        return self._read if time.monotonic() - self._read_at <= FRESH_S else None
 
     def start(self) -> None:
         """Begin to write."""
@@ -136,7 +147,9 @@ class HistoryWriter:
         The system is looked at all the same: the next turn may be this one's.
         """
         is_mine = await self._take(keys=[BEAT_KEY], args=["1", _BEAT_MS])
-        sample = self._changes.sample(await self._reader.read())
+        self._read = await self._reader.read()
+        self._read_at = time.monotonic()
+        sample = self._changes.sample(self._read)
         if is_mine:
             await self._append(keys=[HISTORY_KEY], args=[sample.as_json(), KEPT, _KEPT_MS])
         return bool(is_mine)
@@ -148,6 +161,7 @@ class HistoryWriter:
             try:
                 await self.write()
             except (RedisError, OSError):
+                self.failures += 1
                 logger.debug("no sample: redis is away")
             due = max(due + EVERY_S, loop.time())
             await asyncio.sleep(due - loop.time())

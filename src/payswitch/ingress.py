@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
@@ -27,10 +28,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from payswitch import openapi, page
 from payswitch.garbage import collect_seldom
+from payswitch.ingress_metrics import IngressMetrics
 from payswitch.instants import parse_instant_us
 from payswitch.ledger import Ledger, summary_json
 from payswitch.live import Live
 from payswitch.memory import MemoryWatch, says_out_of_memory
+from payswitch.metrics import CONTENT_TYPE
 from payswitch.payment import (
     InvalidPaymentError,
     MalformedPaymentError,
@@ -96,7 +99,8 @@ class Ingress:
         self._settings = settings
         self._traces = traces
         self._stopping = stopping
-        self._bodies = _Bodies()
+        self._metrics = IngressMetrics(lambda: self._memory.is_short)
+        self._bodies = _Bodies(lambda: self._metrics.unavailable("bodies"))
         self._refused: Counter[int] = Counter()
 
     async def open(self) -> None:
@@ -105,7 +109,10 @@ class Ingress:
         settings = self._settings
         self._redis = connect(settings.redis_url, limit_s=settings.accept_limit_ms / 1000)
         self._queue = AcceptQueue(
-            self._redis, limit_ms=settings.accept_limit_ms, max_backlog=settings.max_backlog
+            self._redis,
+            limit_ms=settings.accept_limit_ms,
+            max_backlog=settings.max_backlog,
+            on_verdicts=self._metrics.verdicts,
         )
         self._ledger = Ledger(
             self._redis,
@@ -148,19 +155,24 @@ class Ingress:
 
         Plain ASGI, as Starlette's request and response cost a third of the whole.
         """
+        began = perf_counter()
         try:
             _demand_json(scope)
             correlation_id = await self._accept(await self._bodies.read(scope, receive), step)
         except Problem as problem:
             self._refused[problem.status.value] += 1
+            self._metrics.refused(problem.status.value, perf_counter() - began)
             await problem.response()(scope, receive, send)
             return
         except Exception:
             logger.exception("a payment could not be accepted")
+            self._metrics.refused(500, perf_counter() - began)
             await _bug().response()(scope, receive, send)
             return
         location = b"/payments/" + correlation_id.encode()
         headers = [(b"location", location), (b"content-length", b"0")]
+        # Before it is sent: who has the answer finds it counted.
+        self._metrics.accepted(perf_counter() - began)
         await send({"type": "http.response.start", "status": 202, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
@@ -175,11 +187,13 @@ class Ingress:
         if step is not None:
             step.is_for(payment.correlation_id)
         if self._memory.is_short:
+            self._metrics.unavailable("memory")
             raise _try_later("the payment was not accepted: Redis is short of memory")
         try:
             traceparent = None if step is None else step.traceparent
             acceptance = await self._queue.accept(payment, traceparent)
         except NotAcceptedError as error:
+            self._metrics.unavailable("refused" if error.refused else "silent")
             reason = "Redis is full" if says_out_of_memory(error) else error
             if error.refused:
                 raise _try_later(f"the payment was not accepted: {reason}") from None
@@ -193,6 +207,7 @@ class Ingress:
                     f"payment {payment.correlation_id} was accepted with another amount",
                 )
             case Acceptance.BACKLOG_FULL:
+                self._metrics.unavailable("backlog")
                 raise _try_later("the payment was not accepted: too many are waiting")
             case Acceptance.BROKEN:
                 raise Problem(
@@ -255,6 +270,10 @@ class Ingress:
         await self._redis.ping()
         return Response(b'{"status":"ready"}', media_type=_JSON)
 
+    async def metrics(self, request: Request) -> Response:
+        """`GET /metrics`: what Prometheus reads; of all processes at this address."""
+        return Response(self._metrics.scrape(), headers={"content-type": CONTENT_TYPE})
+
     def _vital_signs(self) -> Fields:
         fields: dict[str, str | int] = {"redis:short_of_memory": int(self._memory.is_short)}
         fields |= {f"accepted:{verdict}": n for verdict, n in self._queue.verdicts.items()}
@@ -314,6 +333,7 @@ def create_app(
         ("POST", "/purge-payments", ingress.purge),
         ("GET", "/healthz", ingress.alive),
         ("GET", "/readyz", within(ingress.ready)),
+        ("GET", "/metrics", ingress.metrics),
     ]
     pages = page.routes(lambda: ingress.live, _too_many) if settings.page == "on" else []
     app = App(
@@ -368,9 +388,11 @@ def _demand_json(scope: Scope) -> None:
 
 
 class _Bodies:
-    """Reads bodies, each within its size and time, and all those under way within their sum."""
+    """Reads bodies, each within its size and time, and all those under way within their sum;
+    `on_too_many` is called where that is reached."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_too_many: Callable[[], None]) -> None:
+        self._on_too_many = on_too_many
         self._held_bytes = 0
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
@@ -405,6 +427,7 @@ class _Bodies:
             detail = f"the body must be at most {MAX_BODY_BYTES} bytes"
             raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, _CLOSE)
         if self._held_bytes > _MAX_HELD_BYTES and size > _SMALL_BODY_BYTES:
+            self._on_too_many()
             raise _try_later("too many large bodies are under way", _CLOSE)
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from payswitch.machine import (
     forget_redis,
     redis_folder,
 )
+from payswitch.metrics_targets import free_ports, targets_in
 from payswitch.queue import QUEUE
 from payswitch.redis_client import connect, shown
 from payswitch.screen import Screen
@@ -38,6 +39,7 @@ HEALTH_QUEUE = "arq:queue:health"
 FEES = {"default": "0.05", "fallback": "0.15"}
 
 _STOP_SLACK_S = 3.0
+_METRICS_PORTS_BEYOND = 100
 
 _Check = Callable[[], Awaitable[bool]]
 
@@ -66,6 +68,8 @@ class Service:
     where: str
     note: str = ""
     port: Port | None = None
+    metrics: Port | None = None
+    """Where it serves `/metrics`."""
 
 
 class LocalSystem:
@@ -92,6 +96,7 @@ class LocalSystem:
             self._environment["REDIS_URL"] = f"redis://{LOCAL}:{options.redis_port}/0"
         self.settings = Settings.from_environment(self._environment)
         self._port = Port("endpoint", options.host, options.port, "--port")
+        self._metrics_ports = self._free_metrics_ports()
         self.haproxy = find_haproxy() if options.haproxy else None
         self.redis = connect(self.settings.redis_url, limit_s=1)
 
@@ -160,14 +165,34 @@ class LocalSystem:
         if processes > 1:
             command += ["--workers", str(processes)]
         part = self._own(name, command, _answers(port, "/readyz", 200))
-        return Service(part, port.url, note, port)
+        return Service(part, port.url, note, port, metrics=port)
 
     def _worker(self, name: str) -> Service:
-        return Service(self._own(name, ["worker"], self._takes_jobs_of(QUEUE)), QUEUE)
+        return self._of_queue(name, "worker", QUEUE)
 
     def _health(self) -> Service:
-        part = self._own("health", ["health"], self._takes_jobs_of(HEALTH_QUEUE))
-        return Service(part, HEALTH_QUEUE)
+        return self._of_queue("health", "health", HEALTH_QUEUE)
+
+    def _of_queue(self, name: str, command: str, queue: str) -> Service:
+        number = next(self._metrics_ports, 0)
+        variables = {"PAYSWITCH_METRICS_PORT": str(number)}
+        part = self._own(name, [command], self._takes_jobs_of(queue), variables)
+        if not number:
+            return Service(part, queue)
+        metrics = Port(name, self.settings.metrics_host, number, "PAYSWITCH_METRICS_PORT")
+        return Service(part, queue, f"{metrics.url}/metrics", metrics=metrics)
+
+    def _free_metrics_ports(self) -> Iterator[int]:
+        """Beyond what the setting says, or what is near the ingress'; none where it says 0."""
+        if self._environment.get("PAYSWITCH_METRICS_PORT") == "0":
+            return iter(())
+        options = self.options
+        others = {
+            *(options.port, options.ingress_port, options.ingress_port + 1, options.redis_port),
+            *(options.default_port, options.fallback_port),
+        }
+        first = self.settings.metrics_port or options.ingress_port + _METRICS_PORTS_BEYOND
+        return free_ports(self.settings.metrics_host, first, others)
 
     def _simulator(self, port: Port) -> Service:
         name = port.part
@@ -202,12 +227,18 @@ class LocalSystem:
             note += f"; redis-cli -p {port.number} zcard {QUEUE}"
         return Service(part, self.settings.redis_url, note, port)
 
-    def _own(self, name: str, command: list[str], is_ready: _Check) -> Part:
-        """A part that is a command of this very program."""
+    def _own(
+        self,
+        name: str,
+        command: list[str],
+        is_ready: _Check,
+        variables: Mapping[str, str] | None = None,
+    ) -> Part:
+        """A part that is a command of this very program, with variables of its own."""
         # -P: a folder called `workers` where the user happens to be is not ours.
         whole = [sys.executable, "-P", "-m", "payswitch", *command]
         after = ("redis",) if self.own_redis else ()
-        return Part(name, whole, self._environment, is_ready, after)
+        return Part(name, whole, {**self._environment, **(variables or {})}, is_ready, after)
 
     def _takes_jobs_of(self, queue: str) -> _Check:
         async def check() -> bool:
@@ -241,7 +272,14 @@ def run(options: Options) -> None:
             forget_redis(folder)
         if folder:
             check_redis_reads(find_redis(), folder)
-        asyncio.run(_supervise(system, groups))
+        served = {
+            each.part.name: each.metrics.address
+            for group in groups
+            for each in group
+            if each.metrics
+        }
+        with targets_in(options.state, served):
+            asyncio.run(_supervise(system, groups))
 
 
 async def _supervise(system: LocalSystem, groups: list[list[Service]]) -> None:

@@ -74,7 +74,7 @@ def check_ports(ports: Sequence[Port]) -> None:
     for port in ports:
         if port.number in seen:
             trouble = f"is asked for twice ({seen[port.number]}, {port.part})"
-        elif _is_taken(port):
+        elif is_taken(port):
             trouble = f"is taken ({port.part})"
         else:
             seen[port.number] = port.part
@@ -88,7 +88,8 @@ def check_ports(ports: Sequence[Port]) -> None:
         )
 
 
-def _is_taken(port: Port) -> bool:
+def is_taken(port: Port) -> bool:
+    """Whether somebody listens there. Raises `MachineError` where nobody could."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             port.host, port.number, type=socket.SOCK_STREAM

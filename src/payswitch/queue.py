@@ -10,6 +10,7 @@ import asyncio
 import enum
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -76,9 +77,18 @@ class _Entry:
 
 
 class AcceptQueue:
-    """Accepts payments with one script call per flush (group commit)."""
+    """Accepts payments with one script call per flush (group commit). `on_verdicts` gets what Redis
+    said to each batch."""
 
-    def __init__(self, redis: Redis, *, limit_ms: int, max_backlog: int) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        limit_ms: int,
+        max_backlog: int,
+        on_verdicts: Callable[[Sequence[str]], None] | None = None,
+    ) -> None:
+        self._on_verdicts = on_verdicts
         self._redis = redis
         self._script = scripts.load(redis, "accept")
         self._limit_ms = limit_ms
@@ -133,6 +143,8 @@ class AcceptQueue:
         self._learn_clock(int(answer[0]))
         verdicts = [verdict.decode() for verdict in cast(list[bytes], answer[1:])]
         self.verdicts.update(verdicts)
+        if self._on_verdicts is not None:
+            self._on_verdicts(verdicts)
         return verdicts
 
     def _arguments(self, entries: list[_Entry]) -> list[str | bytes | int]:

@@ -33,6 +33,8 @@ class ResilientWorker(arq.worker.Worker):
 
     _redis_is_away = False
     _redis_is_full = False
+    redis_failures = 0
+    """Turns of the main loop that Redis did not answer or refused."""
 
     async def main(self) -> None:
         """Run until cancelled; Redis may come and go meanwhile."""
@@ -150,6 +152,7 @@ class ResilientWorker(arq.worker.Worker):
         self._pool = None
 
     async def _note_redis_away(self, error: Exception) -> None:
+        self.redis_failures += 1
         if not self._redis_is_away:
             self._redis_is_away = True
             if isinstance(error, ResponseError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import os
 import resource
 import signal
 import socket
@@ -66,7 +67,22 @@ def app_from_environment() -> Starlette:
         die_with_parent(parent.pid)
     settings = Settings.from_environment()
     logs.configure(settings.log_level, settings.log_format, "ingress")
-    return create_app(settings, traces=_traces(settings))
+    stopping = asyncio.Event()
+    # Granian sets its own handlers of signals before the loop runs for the first time.
+    loop = asyncio.get_event_loop()
+    loop.call_soon(_end_streams_at_stop, loop, stopping)
+    return create_app(settings, stopping, _traces(settings))
+
+
+def _end_streams_at_stop(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
+    """Granian waits for the answers under way, among them the live page's streams: so these are
+    told first, and it is told by the other signal that it takes for the same."""
+
+    def stop() -> None:
+        stopping.set()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
 
 
 async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | None) -> None:

@@ -362,6 +362,19 @@ class Settings:
         "Whether the health worker asks the processors' admin summary what they take, every ten "
         "minutes, so that page and `payswitch status` can say what was paid.",
     )
+    metrics_host: str = _setting(
+        "PAYSWITCH_METRICS_HOST",
+        "127.0.0.1",
+        _text(),
+        "The address at which a worker or the health worker serves its `/metrics`.",
+    )
+    metrics_port: int = _setting(
+        "PAYSWITCH_METRICS_PORT",
+        0,
+        _whole(0, 65_535),
+        "The port at which a worker or the health worker serves its `/metrics`; 0: not at all. "
+        "Under `payswitch up` the first of them, see [metrics](metrics.md).",
+    )
     log_level: str = _setting(
         "PAYSWITCH_LOG_LEVEL",
         "info",

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from payswitch import scripts
 from payswitch.clock import boottime_ms
 from payswitch.histogram import Histogram
 from payswitch.ledger import Settlement
+from payswitch.tally import Tally
 from payswitch.tries import Claim
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class SettleCounts:
     def __init__(self) -> None:
         self.by_processor: Counter[str] = Counter()
         self.times = Histogram()
+        self.seconds: defaultdict[str, Tally] = defaultdict(Tally)
         self.redis_ahead_ms: Callable[[], float | None] = lambda: None
 
     def add(self, items: Sequence[tuple[Claim, str, int]], verdicts: Sequence[Settlement]) -> None:
@@ -103,6 +105,7 @@ class SettleCounts:
                 self.by_processor[processor] += 1
                 if now is not None:
                     self.times.add(now - claim.accepted_at)
+                    self.seconds[processor].add((now - claim.accepted_at) / 1000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class PaymentWorker(ResilientWorker):
 
     async def main(self) -> None:
         """Run until cancelled; Redis may come and go meanwhile."""
-        self._claims = Claims(self.pool, lease_ms=self._lease_ms, deadline_ms=self._deadline_ms)
+        self.claims = Claims(self.pool, lease_ms=self._lease_ms, deadline_ms=self._deadline_ms)
         self._probe_lock = Lock(self.pool, PROBE_LOCK_KEY, life_ms=self._probe_limit_ms)
         self._sweeping = asyncio.create_task(
             Sweeper(self.pool, every_ms=self._sweep_ms).run(), name="sweeper"
@@ -141,7 +141,7 @@ class PaymentWorker(ResilientWorker):
         if permit.room <= 0:
             return Pause(slot=True)
         try:
-            batch = await self._claims.take(permit.room)
+            batch = await self.claims.take(permit.room)
         except BaseException:
             await self._end_probe(permit)
             raise

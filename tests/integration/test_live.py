@@ -270,12 +270,13 @@ async def an_ingress(
             await process.wait()
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
 async def test_events_come_over_http_in_their_format_and_a_stop_waits_for_no_viewer(
-    redis: ArqRedis, redis_server: RedisServer
+    redis: ArqRedis, redis_server: RedisServer, processes: str
 ) -> None:
     await keep(redis, 2)
     async with (
-        an_ingress(redis_server.url) as (url, process),
+        an_ingress(redis_server.url, "--workers", processes) as (url, process),
         httpx.AsyncClient(timeout=SLACK_S) as client,
     ):
         await client.post(f"{url}/payments", json={"correlationId": str(uuid4()), "amount": 1})
