@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from payswitch import scripts
 from payswitch.histogram import Histogram, merged
+from payswitch.order_log import OrderLog
 from payswitch.overview import Overview, OverviewReader
 from payswitch.vitals import Process
 
@@ -120,6 +121,7 @@ class HistoryWriter:
         self._append = scripts.load(redis, "history")
         self._reader = OverviewReader(redis)
         self._changes = Changes()
+        self._orders = OrderLog()
         self._writing: asyncio.Task[None] | None = None
         self._read: Overview | None = None
         self._read_at = float("-inf")
@@ -149,6 +151,7 @@ class HistoryWriter:
         is_mine = await self._take(keys=[BEAT_KEY], args=["1", _BEAT_MS])
         self._read = await self._reader.read()
         self._read_at = time.monotonic()
+        self._orders.see(self._read)
         sample = self._changes.sample(self._read)
         if is_mine:
             await self._append(keys=[HISTORY_KEY], args=[sample.as_json(), KEPT, _KEPT_MS])

@@ -1,7 +1,7 @@
 """`GET /metrics` of a worker or the health worker, at a port of its own, in the process' own loop:
 a thread would take the interpreter's lock from the payments at any time.
 
-It is served by the simulator's small HTTP server: Granian would take 1 MB of a worker's 40.
+It is served by the small HTTP server of the simulator: Granian would take 1 MB of a worker's 40.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from http import HTTPStatus
 from prometheus_client import CollectorRegistry
 
 from payswitch import metrics
-from payswitch.simulator_http import Exchange, Listener, Reply, message, reply
+from payswitch.http_server import Exchange, Listener, Reply, message, reply
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,5 @@
-"""The little HTTP/1.1 that the simulator speaks: requests in, replies out in the requests' order.
+"""A little HTTP/1.1 server for the simulator and for `/metrics`: requests in, replies out in the
+requests' order.
 
 Written on `httptools` and `asyncio.Protocol` rather than on a framework, so that the simulator is
 never what a measurement measures, and so that a reply can be held back or broken at will.
