@@ -14,12 +14,13 @@ from prometheus_client import CollectorRegistry
 
 from payswitch import metrics
 from payswitch.http_server import Exchange, Listener, Reply, message, reply
+from payswitch.start_error import StartError
 
 logger = logging.getLogger(__name__)
 
 
-class MetricsPortError(RuntimeError):
-    """The metrics' address can't be had; the message is one line for the user."""
+class MetricsPortError(StartError):
+    """The metrics' address can't be had."""
 
 
 class MetricsServer:
