@@ -349,5 +349,5 @@ def test_a_variable_that_the_sdk_refuses_ends_the_start_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")
-    with pytest.raises(StartError, match="OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT.*many"):
+    with pytest.raises(StartError, match=r"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT.*many"):
         Traces.open("payswitch-worker")
