@@ -30,7 +30,7 @@ settings = Settings.from_environment()
 
 
 async def pay(
-    ctx: dict[Any, Any], /, *_: object, traceparent: object = None, **_others: object
+    ctx: dict[Any, Any], *_: object, traceparent: object = None, **_others: object
 ) -> None:
     """Pay one payment, as far as that can be done now. `traceparent` is there where an ingress
     traces it. Which payment it is, the claim says: no argument that a later version or somebody
