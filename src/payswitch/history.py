@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from payswitch import scripts
 from payswitch.histogram import Histogram, merged
@@ -68,9 +68,23 @@ def parse_sample(raw: bytes) -> Sample | None:
     """Read a sample; None where it is none."""
     try:
         document: dict[str, Any] = orjson.loads(raw)
-        return Sample(**document)
+        sample = Sample(**document)
     except (ValueError, TypeError):
         return None
+    return sample if _is_sample(sample) else None
+
+
+def _is_sample(sample: Sample) -> bool:
+    counts = (sample.at, sample.accepted, sample.unavailable)
+    times = (sample.p50_ms, sample.p99_ms)
+    return (
+        all(type(count) is int for count in counts)
+        and all(time is None or type(time) in (int, float) for time in times)
+        and all(
+            isinstance(by_name, dict) and all(type(count) is int for count in by_name.values())
+            for by_name in (sample.settled, sample.failed)
+        )
+    )
 
 
 class Changes:
@@ -166,6 +180,8 @@ class HistoryWriter:
             except (RedisError, OSError):
                 self.failures += 1
                 logger.debug("no sample: redis is away")
+            except Exception:  # whatever others left in Redis, the next second is another chance
+                logger.exception("no sample")
             due = max(due + EVERY_S, loop.time())
             await asyncio.sleep(due - loop.time())
 
@@ -173,7 +189,12 @@ class HistoryWriter:
 async def read_history(redis: Redis, newest: int = KEPT) -> list[bytes]:
     """The newest samples as they are kept, in order; none where something else is kept there.
     Raises `RedisError` or `OSError`."""
-    kept: list[bytes] = await redis.lrange(HISTORY_KEY, -newest, -1)  # type: ignore[misc]
+    try:
+        kept: list[bytes] = await redis.lrange(HISTORY_KEY, -newest, -1)  # type: ignore[misc]
+    except ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+        return []
     return kept
 
 

@@ -46,6 +46,8 @@ class MetricsServer:
         await self._listener.close()
 
     def _answer(self, exchange: Exchange) -> None:
+        # A scrape takes the loop for 2 ms, and a packet holds thousands of requests.
+        exchange.close_after()
         outcome = self._reply(exchange)
         if exchange.method == b"HEAD":
             outcome = Reply(outcome.head, b"")
