@@ -105,7 +105,7 @@ def connect(url: str, *, limit_s: float) -> ArqRedis:
 
 
 def shown(url: str) -> str:
-    """A Redis URL without its credentials."""
+    """A URL without its credentials."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
