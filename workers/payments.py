@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 settings = Settings.from_environment()
 
 
-async def pay(ctx: dict[Any, Any], correlation_id: str, traceparent: object = None) -> None:
+async def pay(
+    ctx: dict[Any, Any], *_: object, traceparent: object = None, **_others: object
+) -> None:
     """Pay one payment, as far as that can be done now. `traceparent` is there where an ingress
-    traces it."""
+    traces it. Which payment it is, the claim says: no argument that a later version or somebody
+    else put into the job keeps it from being paid."""
     dispatcher: Dispatcher = ctx["dispatcher"]
     claim: Claim = ctx["claim"]
     traces: Traces | None = ctx["traces"]

@@ -41,10 +41,19 @@ def banner(rows: Sequence[Row], tries: Mapping[str, str], paint: Callable[[str, 
     return "".join(f"  {line}".rstrip() + "\n" for line in lines)
 
 
-def commands_to_try(endpoint: str, default_simulator: str | None) -> dict[str, str]:
-    """Commands for a shell, by what they do; `default` can be made to fail if it is simulated."""
+def commands_to_try(
+    endpoint: str, default_simulator: str | None, elsewhere: Mapping[str, str]
+) -> dict[str, str]:
+    """Commands for a shell, by what they do; `default` can be made to fail if it is simulated.
+
+    `elsewhere` are the variables without which operators' commands would ask somebody else.
+    """
     payment = f'{{"correlationId":"{uuid4()}","amount":19.90}}'
-    tries = {
+    tries = {}
+    if elsewhere:
+        variables = " ".join(f"{name}={value}" for name, value in elsewhere.items())
+        tries["another terminal"] = f"export {variables}"
+    tries |= {
         "pay": f"curl -i {endpoint}/payments -H 'Content-Type: application/json' -d '{payment}'",
         "sum up": f"curl {endpoint}/payments-summary",
     }

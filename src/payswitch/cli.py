@@ -18,9 +18,10 @@ import uvloop
 from payswitch import logs
 from payswitch.metrics_folder import shared_by_processes
 from payswitch.open_files import allow_many_open_files
-from payswitch.redis_client import UntrustworthyRedisError, connect
+from payswitch.redis_client import connect
 from payswitch.resilient_worker import ResilientWorker, run_worker
 from payswitch.settings import Settings, SettingsError
+from payswitch.start_error import StartError
 
 logger = logging.getLogger(__name__)
 
@@ -225,11 +226,9 @@ def health() -> None:
 
 
 def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: Settings) -> None:
-    from payswitch.metrics_server import MetricsPortError
-
     try:
         run_worker(worker_class, worker_settings, connect(settings.redis_url, limit_s=10))
-    except (UntrustworthyRedisError, MetricsPortError) as error:
+    except StartError as error:
         _end(settings, str(error))
 
 

@@ -22,6 +22,9 @@ IN_FLIGHT_KEY = "payments:in-flight"
 
 UNKNOWN = "unknown"
 
+_LATEST_MS = 253_402_300_799_999
+"""The last instant of the year 9999, the last that can be written."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -138,7 +141,7 @@ def standing_pause(raw: bytes | None, now_ms: int, life_ms: int) -> Order | None
         value = document.get(name)
         return value if isinstance(value, str) else None
 
-    until_ms = None if life_ms < 0 else now_ms + life_ms
+    until_ms = None if life_ms < 0 else min(now_ms + life_ms, _LATEST_MS)
     return Order(text("by") or UNKNOWN, text("at"), text("reason"), until_ms, text("processor"))
 
 

@@ -13,6 +13,8 @@ BOUNDS: Sequence[int] = sorted(
     {math.ceil(2 ** (step / _PER_DOUBLING)) for step in range(_DOUBLINGS * _PER_DOUBLING + 1)}
 )
 """Upper bounds in ms, inclusive; what is longer counts in one more bucket."""
+LARGEST = 2**53
+"""No count of ours comes near it; every program that reads JSON can hold it."""
 
 
 class Histogram:
@@ -29,7 +31,7 @@ class Histogram:
         histogram = cls()
         for pair in text.split():
             index, _, count = pair.partition(":")
-            if not 0 <= int(index) <= len(BOUNDS) or int(count) < 0:
+            if not 0 <= int(index) <= len(BOUNDS) or not 0 <= int(count) <= LARGEST:
                 raise ValueError(f"no bucket: {pair[:32]!r}")
             histogram.counts[int(index)] = int(count)
         return histogram

@@ -13,10 +13,11 @@ from typing import Any
 
 import orjson
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from payswitch import scripts
 from payswitch.histogram import Histogram, merged
+from payswitch.order_log import OrderLog
 from payswitch.overview import Overview, OverviewReader
 from payswitch.vitals import Process
 
@@ -67,9 +68,23 @@ def parse_sample(raw: bytes) -> Sample | None:
     """Read a sample; None where it is none."""
     try:
         document: dict[str, Any] = orjson.loads(raw)
-        return Sample(**document)
+        sample = Sample(**document)
     except (ValueError, TypeError):
         return None
+    return sample if _is_sample(sample) else None
+
+
+def _is_sample(sample: Sample) -> bool:
+    counts = (sample.at, sample.accepted, sample.unavailable)
+    times = (sample.p50_ms, sample.p99_ms)
+    return (
+        all(type(count) is int for count in counts)
+        and all(time is None or type(time) in (int, float) for time in times)
+        and all(
+            isinstance(by_name, dict) and all(type(count) is int for count in by_name.values())
+            for by_name in (sample.settled, sample.failed)
+        )
+    )
 
 
 class Changes:
@@ -120,6 +135,7 @@ class HistoryWriter:
         self._append = scripts.load(redis, "history")
         self._reader = OverviewReader(redis)
         self._changes = Changes()
+        self._orders = OrderLog()
         self._writing: asyncio.Task[None] | None = None
         self._read: Overview | None = None
         self._read_at = float("-inf")
@@ -149,6 +165,7 @@ class HistoryWriter:
         is_mine = await self._take(keys=[BEAT_KEY], args=["1", _BEAT_MS])
         self._read = await self._reader.read()
         self._read_at = time.monotonic()
+        self._orders.see(self._read)
         sample = self._changes.sample(self._read)
         if is_mine:
             await self._append(keys=[HISTORY_KEY], args=[sample.as_json(), KEPT, _KEPT_MS])
@@ -163,6 +180,8 @@ class HistoryWriter:
             except (RedisError, OSError):
                 self.failures += 1
                 logger.debug("no sample: redis is away")
+            except Exception:  # whatever others left in Redis, the next second is another chance
+                logger.exception("no sample")
             due = max(due + EVERY_S, loop.time())
             await asyncio.sleep(due - loop.time())
 
@@ -170,7 +189,12 @@ class HistoryWriter:
 async def read_history(redis: Redis, newest: int = KEPT) -> list[bytes]:
     """The newest samples as they are kept, in order; none where something else is kept there.
     Raises `RedisError` or `OSError`."""
-    kept: list[bytes] = await redis.lrange(HISTORY_KEY, -newest, -1)  # type: ignore[misc]
+    try:
+        kept: list[bytes] = await redis.lrange(HISTORY_KEY, -newest, -1)  # type: ignore[misc]
+    except ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+        return []
     return kept
 
 

@@ -37,6 +37,7 @@ _REFRESHED = 5
 _LINGER = 3
 """Seconds for which the sampler goes on without viewers: they come again."""
 _RETRY_MS = 500
+_LONGEST_ID = 19
 
 
 class TooManyViewersError(Exception):
@@ -114,7 +115,10 @@ class Live:
         due, idle = loop.time(), 0
         try:
             while idle < _LINGER:
-                await self._sample()
+                try:
+                    await self._sample()
+                except Exception:  # whatever others left in Redis, the next second is a chance
+                    logger.exception("no event")
                 self._news.set()
                 self._news = asyncio.Event()
                 due = max(due + EVERY_S, loop.time())
@@ -152,7 +156,7 @@ class EventStream(Response):
         )
         del self.headers["content-length"]
         self._live = live
-        self._has = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+        self._has = _instant(last_event_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream until the viewer leaves, takes nothing, or has had its time."""
@@ -189,6 +193,14 @@ class EventStream(Response):
 async def _send(send: Send, body: bytes, *, more: bool = True) -> None:
     async with asyncio.timeout(_SEND_LIMIT_S):
         await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def _instant(last_event_id: str | None) -> int:
+    """The instant that an event's id is, ms since the epoch; 0 for anything else. Python refuses to
+    read a number of thousands of digits."""
+    if last_event_id is None or len(last_event_id) > _LONGEST_ID or not last_event_id.isdecimal():
+        return 0
+    return int(last_event_id)
 
 
 async def _hung_up(receive: Receive) -> None:

@@ -128,12 +128,23 @@ class LocalSystem:
     def tries(self) -> dict[str, str]:
         """What the banner proposes to try."""
         default = self.simulated.get("default")
-        return commands_to_try(self._port.url, default.url if default else None)
+        default_url = default.url if default else None
+        return commands_to_try(self._port.url, default_url, self._elsewhere())
 
     @property
     def endpoint(self) -> str:
         """Where payments are accepted."""
         return self._port.url
+
+    def _elsewhere(self) -> dict[str, str]:
+        """Where its own Redis and simulators are, by variable, unless that is the default. What
+        the environment names isn't said again: it may hold a password."""
+        urls = {"REDIS_URL": self.settings.redis_url} if self.own_redis else {}
+        urls |= {_url_variable(name): port.url for name, port in self.simulated.items()}
+        defaults = Settings()
+        usual = {_url_variable(name): url for name, url in defaults.processor_urls.items()}
+        usual["REDIS_URL"] = defaults.redis_url
+        return {name: url for name, url in urls.items() if url != usual[name]}
 
     def _endpoint(self) -> list[list[Service]]:
         """HAProxy before two ingress instances; without it one ingress of two processes."""

@@ -1,7 +1,7 @@
 """`GET /metrics` of a worker or the health worker, at a port of its own, in the process' own loop:
 a thread would take the interpreter's lock from the payments at any time.
 
-It is served by the simulator's small HTTP server: Granian would take 1 MB of a worker's 40.
+It is served by the small HTTP server of the simulator: Granian would take 1 MB of a worker's 40.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from http import HTTPStatus
 from prometheus_client import CollectorRegistry
 
 from payswitch import metrics
-from payswitch.simulator_http import Exchange, Listener, Reply, message, reply
+from payswitch.http_server import Exchange, Listener, Reply, message, reply
+from payswitch.start_error import StartError
 
 logger = logging.getLogger(__name__)
 
 
-class MetricsPortError(RuntimeError):
-    """The metrics' address can't be had; the message is one line for the user."""
+class MetricsPortError(StartError):
+    """The metrics' address can't be had."""
 
 
 class MetricsServer:
@@ -45,6 +46,8 @@ class MetricsServer:
         await self._listener.close()
 
     def _answer(self, exchange: Exchange) -> None:
+        # A scrape takes the loop for 2 ms, and a packet holds thousands of requests.
+        exchange.close_after()
         outcome = self._reply(exchange)
         if exchange.method == b"HEAD":
             outcome = Reply(outcome.head, b"")

@@ -15,11 +15,15 @@ from redis.asyncio import Redis
 
 from payswitch import scripts
 from payswitch.controls import Order, standing_override, standing_pause
+from payswitch.histogram import LARGEST
 from payswitch.instants import parse_instant_ms
 from payswitch.ledger import Total
 from payswitch.notes import read_note
 from payswitch.selector import PROCESSORS
 from payswitch.vitals import Process, parse_vitals
+
+_FEE_PLACES = 9
+"""What is kept of a fee: 1e-999999 is a share, too, but it is written out in full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +190,8 @@ def _fee_rates(note: Mapping[str, Any]) -> Iterator[tuple[str, Decimal]]:
             rate = Decimal(note[name])
         except (KeyError, InvalidOperation, TypeError, ValueError):
             continue
-        if rate.is_finite():
-            yield name, rate
+        if rate.is_finite() and 0 <= rate <= 1:
+            yield name, round(rate, _FEE_PLACES)
 
 
 def _reconciled(note: Mapping[str, Any]) -> Reconciled | None:
@@ -206,11 +210,12 @@ def _processes(vitals: Sequence[Any]) -> Iterator[Process]:
 
 
 def _whole(raw: bytes | int | None) -> int:
-    """A number as Redis or a script wrote it; 0 for anything else."""
+    """A number as Redis or a script wrote it; 0 for anything else, and what no count of ours is."""
     try:
-        return int(raw or 0)
+        number = int(raw or 0)
     except ValueError:
         return 0
+    return number if abs(number) <= LARGEST else 0
 
 
 def _instant(text: object) -> int | None:

@@ -10,6 +10,7 @@ import httpx
 from payswitch.instants import format_instant
 from payswitch.ledger import Total
 from payswitch.payment import exact_cents
+from payswitch.redis_client import shown
 
 _MOST_PAYMENTS = 10**15
 
@@ -32,6 +33,7 @@ class ProcessorBooks:
         limit_ms: int,
     ) -> None:
         self._name = name
+        self._base_url = url
         self._url = f"{url}/admin/payments-summary"
         self._transport = transport
         self._token = token
@@ -70,7 +72,10 @@ class ProcessorBooks:
             assert isinstance(response.stream, httpx.AsyncByteStream)
             content = b"".join([part async for part in response.stream])
         except httpx.RequestError as error:
-            raise CannotAskError(f"{self._name}: {type(error).__name__}") from None
+            where = f"{shown(self._base_url)} (PAYMENT_PROCESSOR_URL_{self._name.upper()})"
+            raise CannotAskError(
+                f"{self._name} at {where} can't be reached: {type(error).__name__}"
+            ) from None
         if response.status_code == 401:
             raise CannotAskError(f"{self._name} refuses PAYSWITCH_PROCESSOR_ADMIN_TOKEN")
         if response.status_code != 200:

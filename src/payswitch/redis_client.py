@@ -17,12 +17,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from payswitch.start_error import StartError
+
 logger = logging.getLogger(__name__)
 
 _ASK_AGAIN_S = 0.5
 
 
-class UntrustworthyRedisError(RuntimeError):
+class UntrustworthyRedisError(StartError):
     """Redis may lose what it has acknowledged, and the settings demand that it doesn't."""
 
 
@@ -103,7 +105,7 @@ def connect(url: str, *, limit_s: float) -> ArqRedis:
 
 
 def shown(url: str) -> str:
-    """A Redis URL without its credentials."""
+    """A URL without its credentials."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 

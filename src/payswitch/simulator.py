@@ -22,6 +22,7 @@ from urllib.parse import parse_qs
 
 import orjson
 
+from payswitch.http_server import Exchange, Listener, Reply, Stream, message, reply
 from payswitch.simulator_book import (
     Book,
     Entry,
@@ -42,7 +43,6 @@ from payswitch.simulator_faults import (
     broken_answer,
     parse_faults,
 )
-from payswitch.simulator_http import Exchange, Listener, Reply, Stream, message, reply
 from payswitch.simulator_journal import Journal, Kind
 
 RUNNING_SLOTS = 800

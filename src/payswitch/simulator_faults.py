@@ -13,8 +13,8 @@ from math import fsum
 from random import Random
 from typing import Any, NamedTuple, TypeVar
 
+from payswitch.http_server import Ending, Reply, Stream, message, reply
 from payswitch.simulator_book import json_object
-from payswitch.simulator_http import Ending, Reply, Stream, message, reply
 
 MAX_MS = 2**31 - 1
 DRIP_S = 1.0

@@ -103,6 +103,7 @@ class Status:
         found = [
             *_of_processes(self.overview),
             *_of_processors(self.overview),
+            *_of_breakers(self.overview, self.rates),
             *_of_payments(self.overview, self.rates),
             *_of_orders(self.overview),
         ]
@@ -154,15 +155,24 @@ def _of_processors(overview: Overview) -> Iterator[Finding]:
             yield Finding(Level.WARNING, f"{name} does not say how it is")
         elif seen.failing:
             yield Finding(Level.WARNING, f"{name} says that it is failing")
+
+
+def _of_breakers(overview: Overview, now: Rates | None) -> Iterator[Finding]:
+    """Only a payment closes a breaker, so one of a processor that is well again may stay open: no
+    more than a note, while no try fails."""
     workers = overview.of_kind("worker")
     for name in overview.settled:
-        states = breakers(overview, name)
-        not_closed = len(workers) - states["closed"]
-        if workers and not_closed:
-            yield Finding(
-                Level.WARNING,
-                f"{name}: circuit breaker open in {not_closed} of {len(workers)} workers",
-            )
+        not_closed = len(workers) - breakers(overview, name)["closed"]
+        if not not_closed:
+            continue
+        seen = overview.health.get(name)
+        is_well = seen is not None and seen.known and not seen.failing
+        none_fails = now is not None and not now.failed.get(name)
+        yield Finding(
+            Level.NOTE if is_well and none_fails else Level.WARNING,
+            f"{name}: circuit breaker open in {not_closed} of {len(workers)} workers; "
+            "the next payment sent there probes it",
+        )
 
 
 def _of_payments(overview: Overview, now: Rates | None) -> Iterator[Finding]:

@@ -35,6 +35,7 @@ from opentelemetry.trace import (
 )
 
 from payswitch.queue import QUEUE
+from payswitch.start_error import StartError
 from payswitch.tries import Claim
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,15 @@ _WAIT: Attributes = {
 }
 
 
+def _provider(service: str) -> TracerProvider:
+    resource = Resource.create({SERVICE_NAME: service})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    size = None if os.environ.get(OTEL_BSP_MAX_EXPORT_BATCH_SIZE) else _BATCH
+    exporter = _Collector(OTLPSpanExporter())
+    provider.add_span_processor(BatchSpanProcessor(exporter, max_export_batch_size=size))
+    return provider
+
+
 class Traces:
     """The spans of one process. They end in a buffer, which a thread of the SDK's empties: nothing
     here waits for a collector but `close`."""
@@ -81,12 +91,11 @@ class Traces:
     @classmethod
     def open(cls, service: str, processor_urls: Mapping[str, str] | None = None) -> Traces:
         """Spans for the collector, through the sampler and within the limits that the SDK's own
-        variables (`OTEL_…`) name."""
-        resource = Resource.create({SERVICE_NAME: service})
-        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        size = None if os.environ.get(OTEL_BSP_MAX_EXPORT_BATCH_SIZE) else _BATCH
-        exporter = _Collector(OTLPSpanExporter())
-        provider.add_span_processor(BatchSpanProcessor(exporter, max_export_batch_size=size))
+        variables (`OTEL_…`) name. Raises `StartError` where the SDK refuses one of them."""
+        try:
+            provider = _provider(service)
+        except ValueError as error:
+            raise StartError(f"OTEL_… for the traces: {error}") from None
         return cls(provider, processor_urls)
 
     def request(self, traceparent: bytes | None) -> Step:

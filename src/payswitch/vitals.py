@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from payswitch import scripts
 from payswitch.clock import boottime_ms
-from payswitch.histogram import Histogram
+from payswitch.histogram import LARGEST, Histogram
 from payswitch.ledger import Settlement
 from payswitch.tally import Tally
 from payswitch.tries import Claim
@@ -147,15 +147,23 @@ def parse_vitals(fields: Mapping[str, str]) -> Process | None:
             if name.startswith("breaker:"):
                 breakers[name.removeprefix("breaker:")] = text
             elif ":" in name:
-                counts[name] = int(text)
+                counts[name] = _whole(text)
         return Process(
             kind=fields["kind"],
             host=fields["host"],
-            pid=int(fields["pid"]),
-            since=int(fields["since"]),
+            pid=_whole(fields["pid"]),
+            since=_whole(fields["since"]),
             counts=counts,
             breakers=breakers,
             settle_times=Histogram.parse(fields.get("settle_times", "")),
         )
     except (KeyError, ValueError):
         return None
+
+
+def _whole(text: str) -> int:
+    """A number that JSON can hold, and the sum of many such. Raises `ValueError`."""
+    number = int(text)
+    if abs(number) > LARGEST:
+        raise ValueError(f"too large: {text[:32]}")
+    return number

@@ -184,7 +184,9 @@ def test_what_there_is_not_would_be_found(exposed: Exposed, expression: str) -> 
 
 
 @needs_haproxy
-@pytest.mark.parametrize("path", ["/metrics", "/metrics?name=x", "/%6detrics", "/metri%63s"])
+@pytest.mark.parametrize(
+    "path", ["/metrics", "/metrics?name=x", "/%6detrics", "/metri%63s", "/metrics%0a"]
+)
 async def test_metrics_are_not_shown_outside(system: System, path: str) -> None:
     async with client(system.endpoint) as http:
         response = await http.get(httpx.URL(system.endpoint, raw_path=path.encode()))

@@ -10,9 +10,11 @@ from typing import Any
 
 import orjson
 import pytest
+from redis.asyncio import Redis
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
+from payswitch.history import HISTORY_KEY
 from tests.end_to_end.conftest import StartSystem
 from tests.end_to_end.harness import System, client
 from tests.end_to_end.load import configure, drive
@@ -171,6 +173,22 @@ async def test_it_fits_every_screen_in_its_colors(
     color = page.run("getComputedStyle(document.body).backgroundColor")
     is_dark = number(color.split(",")[0]) < 128
     assert is_dark == (scheme == "dark")
+
+
+@in_chromium
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+async def test_a_long_time_to_settle_fits_its_axis(
+    page: Page, system: System, size: tuple[int, int]
+) -> None:
+    async with Redis.from_url(system.redis_url) as redis:
+        newest = orjson.loads(await redis.lindex(HISTORY_KEY, -1))
+        late = {**newest, "at": newest["at"] + 1, "p50_ms": 11_000, "p99_ms": 11_000}
+        await redis.rpush(HISTORY_KEY, orjson.dumps(late))
+    page.open(size)
+    await page.shows("#charts", lambda text: "100 s" in text, "a tick above 11 s")
+    left = "getBoundingClientRect().left"
+    outside = f"(text) => text.{left} < text.closest('.chart').{left}"
+    assert page.run(f"[...document.querySelectorAll('.chart text')].filter({outside})") == []
 
 
 @in_chromium

@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 from redis.asyncio import Redis
 
+from payswitch.local_system import LocalSystem, Options
 from payswitch.screen import LONGEST_LINE, LineSplitter, is_colored
 from tests.end_to_end.conftest import StartSystem
 from tests.end_to_end.harness import (
@@ -73,6 +74,16 @@ def test_the_banner_says_what_runs_where_and_what_to_try(system: System) -> None
     assert f"curl -i http://localhost:{system.ports.endpoint}/payments -H" in text
     assert f"curl http://localhost:{system.ports.endpoint}/payments-summary" in text
     assert f"http://localhost:{system.ports.default}/admin/configurations/failure" in text
+    assert (
+        f"export REDIS_URL=redis://127.0.0.1:{system.ports.redis}/0 "
+        f"PAYMENT_PROCESSOR_URL_DEFAULT=http://localhost:{system.ports.default} "
+        f"PAYMENT_PROCESSOR_URL_FALLBACK=http://localhost:{system.ports.fallback}\n"
+    ) in text
+
+
+def test_on_the_usual_ports_another_terminal_needs_no_variables(tmp_path: Path) -> None:
+    options = Options(HOST, 9999, 9001, 8001, 8002, 6379, 2, tmp_path, fresh=False, haproxy=False)
+    assert "export" not in " ".join(LocalSystem(options, {}).tries().values())
 
 
 def test_every_line_has_the_name_of_its_part(system: System) -> None:
@@ -295,6 +306,7 @@ async def test_what_the_environment_names_is_not_started(
         PAYMENT_PROCESSOR_URL_FALLBACK=system.fallback_url,
     )
     assert list(other.pids()) == ["haproxy", "ingress-1", "ingress-2", "worker-1", "health"]
+    assert "export" not in other.output
     assert re.search(rf"^  redis +{system.redis_url} +- +from REDIS_URL$", other.output, re.M)
     payment = await other.pay(400)
     await system.settled(payment)

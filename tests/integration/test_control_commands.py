@@ -270,7 +270,8 @@ async def test_a_dead_letter_tells_why_and_that_it_was_put_back(
     history = await history_of(payswitch, payment)
     assert history[-1] == "dead letter: default: refused with status 422"
     await payswitch("dead", "replay", payment)
-    assert (await history_of(payswitch, payment))[-1] == "put back by an operator"
+    history = await history_of(payswitch, payment)
+    assert history[-1] == "a dead letter, put back by an operator"
 
 
 async def test_an_incident_belongs_to_the_history(

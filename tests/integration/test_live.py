@@ -113,6 +113,40 @@ async def test_who_comes_again_goes_on_where_it_was(redis: ArqRedis) -> None:
             assert len((await Viewer(live, nonsense).next())["samples"]) == 3
 
 
+@pytest.mark.parametrize("last_event_id", ["9" * 5000, "9" * 30, "x", "-1", "²"])
+async def test_who_says_nonsense_of_what_it_has_gets_it_all_and_keeps_no_place(
+    redis: ArqRedis, last_event_id: str
+) -> None:
+    await keep(redis, 1)
+    async with live_of(redis) as live:
+        viewer = Viewer(live, last_event_id)
+        assert len((await viewer.next())["samples"]) == 1
+        viewer.hang_up()
+        await viewer.ended()
+        assert live.viewers == 0
+
+
+async def test_samples_and_vitals_that_others_wrote_end_no_stream(redis: ArqRedis) -> None:
+    await keep(redis, 1)
+    [kept] = await redis.lrange("overview:history", 0, -1)  # type: ignore[misc]
+    for name, value in (("at", "x"), ("settled", 5), ("failed", {"default": []}), ("p50_ms", "1")):
+        sample = orjson.dumps({**orjson.loads(kept), name: value})
+        await redis.rpush("overview:history", sample)  # type: ignore[misc]
+    fields = {"kind": "worker", "host": "x", "pid": "9" * 30, "since": 0}
+    await redis.hset("vitals:x", mapping=fields)  # type: ignore[misc]
+    await redis.zadd("vitals", {"vitals:x": 1})
+    async with live_of(redis) as live:
+        event = await Viewer(live).next()
+    assert (len(event["samples"]), event["status"]["processes"]) == (1, [])
+
+
+async def test_something_else_in_the_historys_place_is_no_history(redis: ArqRedis) -> None:
+    await redis.set("overview:history", "foreign")
+    async with live_of(redis) as live:
+        event = await Viewer(live).next()
+    assert (event["samples"], event["status"]["headline"]) == ([], "Nothing to pay")
+
+
 async def test_all_viewers_share_one_sampler_that_ends_after_the_last(
     redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -218,6 +218,29 @@ async def test_a_worker_serves_nothing_else(one_worker: Worker) -> None:
     assert (head.status_code, head.content) == (200, b"")
 
 
+async def test_a_packet_full_of_requests_is_one_scrape(one_worker: Worker) -> None:
+    url = httpx.URL(one_worker.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(b"GET /metrics HTTP/1.1\r\n\r\n" * 1000)
+    answers = await asyncio.wait_for(reader.read(), SLACK_S)
+    writer.close()
+    assert answers.count(b"HTTP/1.1 200 OK") == 1
+
+
+async def test_a_header_that_never_ends_is_not_kept(one_worker: Worker) -> None:
+    url = httpx.URL(one_worker.url)
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(b"GET /metrics HTTP/1.1\r\nX: ")
+
+    async def send_for_ever() -> None:
+        while True:
+            writer.write(b"a" * 65536)
+            await writer.drain()
+
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(send_for_ever(), SLACK_S)
+
+
 async def test_failures_open_the_breaker_that_a_worker_shows(one_worker: Worker) -> None:
     one_worker.bench.default.script = [Reply(500, b"{}", record=False)] * 1000
     for _ in range(8):

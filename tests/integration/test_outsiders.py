@@ -21,6 +21,7 @@ from payswitch.queue import Acceptance, AcceptQueue
 from payswitch.selector import Limits, Selector
 from tests.integration.harness import Bench, bench
 from tests.support import Reply
+from workers.payments import pay
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 
@@ -148,6 +149,20 @@ async def test_out_of_memory_a_purge_frees_it(b: Bench, redis: ArqRedis) -> None
     finally:
         await redis.config_set("maxmemory", 0)
     assert not await redis.exists(f"payment:{payment}")
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [((), {}), (("another", 2, 3), {}), ((), {"correlation_id": "another", "later": 1})],
+)
+async def test_arguments_that_nobody_knows_keep_no_payment_from_being_paid(
+    b: Bench, args: tuple[object, ...], kwargs: dict[str, object]
+) -> None:
+    payment = await b.accept()
+    claim = await b.claim_when_due(payment)
+    ctx = {"dispatcher": b.dispatcher, "claim": claim, "traces": None, "probe": None}
+    await pay(ctx, *args, **kwargs)
+    assert (await b.record(payment)).state == "settled"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from payswitch import assembly
 from payswitch.controls import Controls, Order
 from payswitch.fees import FeeWatch
 from payswitch.history import HISTORY_KEY, KEPT, HistoryWriter, parse_sample, read_history
+from payswitch.instants import format_instant
 from payswitch.ledger import Ledger
 from payswitch.notes import FEES_KEY, RECONCILED_KEY, REPORTS_KEY, write_note
 from payswitch.overview import Overview, OverviewReader
@@ -85,6 +86,14 @@ async def test_orders_are_seen_whoever_wrote_them(redis: ArqRedis) -> None:
     assert overview.paused == Order("unknown", None, None, None)
 
 
+async def test_an_order_without_a_foreseeable_end_ends_with_the_calendar(redis: ArqRedis) -> None:
+    await redis.set("payments:paused", "{}", px=2**62)
+    paused = (await look(redis)).paused
+    assert paused is not None
+    assert paused.until_ms is not None
+    assert format_instant(paused.until_ms) == "9999-12-31T23:59:59.999Z"
+
+
 async def test_what_controls_order_is_seen(redis: ArqRedis) -> None:
     controls = Controls(redis)
     chosen = await controls.select("fallback", life_ms=60_000, by="ann", reason="a test")
@@ -116,6 +125,37 @@ async def test_what_others_wrote_under_the_keys_reads_as_nothing(
     assert (overview.choice, overview.override, overview.reconciled) == (None, None, None)
     assert (overview.health, overview.fee_rates, overview.processes) == ({}, {}, [])
     assert (overview.settled["default"].cents, overview.dead) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pid": "9" * 30},
+        {"tries:default:NotPaid": "9" * 400},
+        {"settle_times": "5:" + "9" * 400},
+        {"since": "-" + "9" * 30},
+    ],
+)
+async def test_numbers_beyond_all_measure_are_no_vitals_and_the_history_goes_on(
+    redis: ArqRedis, fields: dict[str, str]
+) -> None:
+    who = {"kind": "worker", "host": "x", "pid": "1", "since": "0"}
+    await redis.hset("vitals:x", mapping=who | fields)  # type: ignore[misc]
+    await redis.zadd("vitals", {"vitals:x": 1})
+    assert (await look(redis)).processes == []
+    assert await HistoryWriter(redis).write()
+
+
+@pytest.mark.parametrize("fee", ["1e999999", "-1", "NaN", "2"])
+async def test_what_can_be_no_share_is_no_fee(redis: ArqRedis, fee: str) -> None:
+    await write_note(redis, FEES_KEY, {"default": fee})
+    assert (await look(redis)).fee_rates == {}
+
+
+async def test_a_fee_is_kept_to_nine_places(redis: ArqRedis) -> None:
+    await write_note(redis, FEES_KEY, {"default": "1e-999999", "fallback": "0.15"})
+    rates = (await look(redis)).fee_rates
+    assert [f"{rate:f}" for rate in rates.values()] == ["0.000000000", "0.150000000"]
 
 
 async def test_a_process_lives_as_long_as_it_says_so(redis: ArqRedis) -> None:

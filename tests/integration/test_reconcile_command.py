@@ -144,9 +144,11 @@ async def test_looking_thoroughly_is_an_option(b: Books, payswitch: Payswitch) -
 
 
 async def test_a_processor_that_is_away_is_one_line(payswitch: Payswitch) -> None:
-    payswitch.environment["PAYMENT_PROCESSOR_URL_FALLBACK"] = f"http://127.0.0.1:{free_port()}"
+    port = free_port()
+    payswitch.environment["PAYMENT_PROCESSOR_URL_FALLBACK"] = f"http://ann:secret@127.0.0.1:{port}"
     ended = await payswitch("reconcile", "--json")
-    assert ended == Ended(2, "", "payswitch: fallback: ConnectError\n")
+    where = f"fallback at http://127.0.0.1:{port} (PAYMENT_PROCESSOR_URL_FALLBACK)"
+    assert ended == Ended(2, "", f"payswitch: {where} can't be reached: ConnectError\n")
 
 
 async def test_a_wrong_token_is_one_line_that_does_not_show_it(payswitch: Payswitch) -> None:

@@ -18,10 +18,10 @@ import httpx
 import orjson
 import pytest
 
-from payswitch import simulator_http
+from payswitch import http_server
+from payswitch.http_server import Connection
 from payswitch.simulator import Simulator, SimulatorConfig
 from payswitch.simulator_book import Totals
-from payswitch.simulator_http import Connection
 
 HOST = "127.0.0.1"
 TOKEN = {"X-Rinha-Token": "123"}
@@ -65,7 +65,7 @@ class Wire:
 
     async def rest(self) -> bytes:
         """What still comes until the simulator ends the connection, of its own accord."""
-        async with asyncio.timeout(simulator_http.LINGER_S - 1):
+        async with asyncio.timeout(http_server.LINGER_S - 1):
             return await self._reader.read()
 
     def hang_up(self) -> None:
@@ -671,7 +671,7 @@ async def test_a_client_that_stays_on_after_the_last_reply_is_cut_off(
     processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wire = await processor.wire()
-    monkeypatch.setattr(simulator_http, "LINGER_S", 0.1)
+    monkeypatch.setattr(http_server, "LINGER_S", 0.1)
     await wire.send(b"hello\r\n\r\n")
     assert (await wire.answer()).status == 400
     monkeypatch.undo()
@@ -719,7 +719,7 @@ async def test_a_client_that_reads_late_is_read_late_and_gets_every_reply(
 
 
 async def test_a_fault_of_the_simulator_is_not_blamed_on_the_client() -> None:
-    def handle(exchange: simulator_http.Exchange) -> None:
+    def handle(exchange: http_server.Exchange) -> None:
         raise ZeroDivisionError
 
     faults = faults_of_the_loop()

@@ -52,6 +52,30 @@ async def test_what_stops_money_ends_with_1(redis: ArqRedis, payswitch: Payswitc
     assert "No worker lives: no payment is paid" in ended.out
 
 
+async def test_in_a_narrow_terminal_names_are_folded_and_health_is_not(
+    redis: ArqRedis, payswitch: Payswitch
+) -> None:
+    await live_parts(redis)
+    report = {"failing": False, "minResponseTime": 100}
+    reports = {"at": 1, "reports": {"default": report, "fallback": report}}
+    await redis.set("healthcheck:reports", orjson.dumps(reports))
+    chosen = {"processor": "default", "healthy": True, "reason": "", "at": "2026-01-01T00:00:00Z"}
+    await redis.set("selected_payment_processor", orjson.dumps(chosen))
+    payswitch.environment["COLUMNS"] = "70"
+    out = (await payswitch("status")).out
+    assert out.count("healthy, 100 ms") == 2
+    assert "…" not in out
+
+
+async def test_where_nothing_lives_it_says_which_redis_was_asked(
+    redis: ArqRedis, redis_server: RedisServer, payswitch: Payswitch
+) -> None:
+    said = f"So says Redis at {redis_server.url} (REDIS_URL)"
+    assert said in (await payswitch("status")).out
+    await live_parts(redis)
+    assert said not in (await payswitch("status")).out
+
+
 async def test_json_is_what_the_page_gets(redis: ArqRedis, payswitch: Payswitch) -> None:
     await live_parts(redis)
     for _ in range(2):

@@ -25,7 +25,7 @@ from payswitch.screen import Screen
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "logs.md"
 FIELDS = {
-    *("address", "entry", "error", "function", "host", "job", "keys", "payment", "percent"),
+    *("address", "by", "entry", "error", "function", "host", "job", "keys", "payment", "percent"),
     *("port", "processor", "queue", "reason", "risk", "state"),
 }
 """What a line may have beside its wording: nothing of a payment but its id."""

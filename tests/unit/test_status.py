@@ -140,6 +140,29 @@ def test_what_is_wrong_is_said(said: str) -> None:
     assert status.level is level
 
 
+@pytest.mark.parametrize(
+    ("failing", "failed", "level"),
+    [(False, 0, Level.NOTE), (True, 0, Level.WARNING), (False, 1, Level.WARNING)],
+    ids=["well and idle", "failing", "well by its own word"],
+)
+def test_an_open_breaker_is_a_note_where_only_a_payment_is_lacking(
+    failing: bool, failed: int, level: Level
+) -> None:
+    overview = replace(
+        WELL,
+        health={**WELL.health, "fallback": Seen(True, failing, 0, NOW)},
+        processes=[
+            *WELL.processes,
+            replace(process("worker", 2), breakers={"default": "closed", "fallback": "open"}),
+        ],
+    )
+    samples = [replace(sample(at), failed={"fallback": failed}) for at in (NOW - 1000, NOW)]
+    found = Status(overview, rates(samples, NOW)).findings
+    [breaker] = [each for each in found if "breaker" in each.text]
+    assert breaker.level is level
+    assert breaker.text.endswith("the next payment sent there probes it")
+
+
 def test_the_worst_comes_first() -> None:
     found = Status(replace(WELL, dead=1, incidents=1), None).findings
     assert [each.level for each in found] == [Level.ERROR, Level.WARNING]

@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 from opentelemetry.trace import StatusCode
 
 from payswitch import traces as traces_module
+from payswitch.start_error import StartError
 from payswitch.traces import PaymentTrace, Step, Traces, parse
 from payswitch.tries import Claim
 
@@ -342,3 +343,11 @@ async def test_a_stop_does_not_wait_for_a_collector_that_hangs(
     assert not hanging.released.is_set()
     assert "the last spans are lost" in caplog.text
     hanging.released.set()
+
+
+def test_a_variable_that_the_sdk_refuses_ends_the_start_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")
+    with pytest.raises(StartError, match=r"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT.*many"):
+        Traces.open("payswitch-worker")

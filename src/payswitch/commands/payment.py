@@ -86,7 +86,7 @@ def _history(record: FullRecord, incidents: list[Incident]) -> list[_Event]:
         (record.accepted_at, "accepted"),
         (record.requested_at, pinned),
         (record.dead_at, f"dead letter: {record.reason}"),
-        (record.replayed_at, "put back by an operator"),
+        (record.replayed_at, "a dead letter, put back by an operator"),
         (record.settled_at, f"settled: paid by {record.processor}, tries in all: {record.tries}"),
         *(
             (

@@ -55,7 +55,7 @@ async def _show(settings: Settings, *, as_json: bool) -> int:
     if as_json:
         print_json(document(now))
     else:
-        Console(highlight=False).print(_drawn(now))
+        Console(highlight=False).print(_drawn(now, settings))
     return 1 if now.level is Level.ERROR else 0
 
 
@@ -70,7 +70,7 @@ async def _watch(settings: Settings, *, as_json: bool) -> int:
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
                 try:
-                    picture: RenderableType = _drawn(await _read(redis))
+                    picture: RenderableType = _drawn(await _read(redis), settings)
                 except (RedisError, OSError) as error:
                     where = shown(settings.redis_url)
                     picture = Text(f"Redis at {where} does not answer: {error}", style="red")
@@ -85,10 +85,11 @@ async def _read(redis: ArqRedis) -> Status:
     return Status(overview, rates(samples, overview.at))
 
 
-def _drawn(now: Status) -> Group:
-
+def _drawn(now: Status, settings: Settings) -> Group:
     lines = [Text(printable(now.headline), style=f"bold {_COLORS[now.level]}")]
     lines += [Text(f"  {printable(each.text)}", style=_COLORS[each.level]) for each in now.findings]
+    if not now.overview.processes:
+        lines.append(Text(f"  So says Redis at {shown(settings.redis_url)} (REDIS_URL)"))
     return Group(*lines, Text(), _numbers(now), _processors(now), _processes(now.overview))
 
 
@@ -176,11 +177,11 @@ def _per_second(rate: float | None) -> str:
 
 
 def _table(*columns: str) -> Table:
-
-    table = Table(*columns, box=box.SIMPLE, pad_edge=False)
+    """Where a terminal is too narrow, names and breakers are folded, and no number is."""
+    table = Table(*columns, box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     for column in table.columns:
-        column.no_wrap = column.header != "health"
-        column.min_width = 8 if column.header == "health" else None
+        folds = column.header in ("processor", "breakers")
+        column.no_wrap, column.min_width = not folds, len("fallback,") if folds else None
     return table
 
 

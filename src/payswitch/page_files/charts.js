@@ -24,8 +24,11 @@ function round(value) {
 
 export class Chart {
   // series: [{name, label, kind: "stack" | "area" | "curve" | "dashed", value(point)}]
-  constructor(parent, { title, series, format, least = 1, logarithmic = false, band = null }) {
-    Object.assign(this, { title, series, format, least, logarithmic, band });
+  // The axis is narrow: `tick` says a value in some seven characters.
+  constructor(parent, options) {
+    const { title, series, format, tick = format, least = 1, logarithmic = false } = options;
+    const { band = null } = options;
+    Object.assign(this, { title, series, format, tick, least, logarithmic, band });
     this.points = [];
     this.cursor = null;
     this.figure = document.createElement("figure");
@@ -127,7 +130,7 @@ export class Chart {
       place(element("line", "grid", this.grid), { x1: LEFT, x2: width - RIGHT, y1: level, y2: level });
       const text = element("text", "", this.grid);
       place(text, { x: LEFT - 7, y: level + 4, "text-anchor": "end" });
-      text.textContent = this.format(tick);
+      text.textContent = this.tick(tick);
     }
     for (const minutes of width < 420 ? [0, 2, 4] : [0, 1, 2, 3, 4, 5]) {
       const text = element("text", "", this.grid);

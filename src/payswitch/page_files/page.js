@@ -90,6 +90,7 @@ function makeCharts(parent) {
       title: "Time to settle",
       series: [series("p50", "p50", "curve"), series("p99", "p99", "curve")],
       format: (value) => duration(value < 10 ? value : Math.round(value)),
+      tick: (value) => (value < 1000 ? `${value} ms` : `${value / 1000} s`),
       least: 10,
       logarithmic: true,
     }),

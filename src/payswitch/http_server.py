@@ -1,4 +1,5 @@
-"""The little HTTP/1.1 that the simulator speaks: requests in, replies out in the requests' order.
+"""A little HTTP/1.1 server for the simulator and for `/metrics`: requests in, replies out in the
+requests' order.
 
 Written on `httptools` and `asyncio.Protocol` rather than on a framework, so that the simulator is
 never what a measurement measures, and so that a reply can be held back or broken at will.
@@ -19,6 +20,8 @@ import orjson
 
 MAX_BODY_BYTES = 64 * 1024
 LINGER_S = 5.0
+_LONGEST_REQUEST = 512 * 1024
+"""Head and body as they come: the parser itself would keep a header line that never ends."""
 
 _BACKLOG = 4096
 _RELISTEN_S = 0.1
@@ -164,6 +167,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._pipeline: deque[Exchange] = deque()
         self._url = b""
+        self._unread_bytes = 0
         self._headers: dict[bytes, bytes] = {}
         self._incoming: Exchange | None = None
         self._deaf = False
@@ -277,6 +281,10 @@ class Connection(asyncio.Protocol):
             self._send_piece()
 
     def data_received(self, data: bytes) -> None:
+        self._unread_bytes += len(data)
+        if self._unread_bytes > _LONGEST_REQUEST:
+            self.abort()
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -323,6 +331,7 @@ class Connection(asyncio.Protocol):
             self._refuse(_TOO_LARGE)
 
     def on_message_complete(self) -> None:
+        self._unread_bytes = 0
         exchange = self._incoming
         if exchange is None:
             return
