@@ -81,11 +81,19 @@ async def live_of(redis: ArqRedis, **options: Any) -> AsyncIterator[Live]:
 
 
 async def keep(redis: ArqRedis, samples: int) -> None:
-    """Have so many samples in the history."""
+    """Have so many samples in the history, each with an instant (ms) of its own."""
     writer = HistoryWriter(redis)
     for _ in range(samples):
         await redis.delete("overview:beat")
         assert await writer.write()
+        written = await instant(redis)
+        while await instant(redis) == written:
+            continue
+
+
+async def instant(redis: ArqRedis) -> int:
+    seconds, microseconds = await redis.time()
+    return int(seconds * 1000 + microseconds // 1000)
 
 
 async def test_the_first_event_has_the_history_and_the_next_what_is_new(redis: ArqRedis) -> None:
