@@ -7,10 +7,11 @@ lives.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 from arq.connections import RedisSettings
+from arq.typing import WorkerCoroutine
 from arq.worker import func
 
 from payswitch import assembly
@@ -30,7 +31,7 @@ settings = Settings.from_environment()
 
 
 async def pay(
-    ctx: dict[Any, Any], *_: object, traceparent: object = None, **_others: object
+    ctx: dict[Any, Any], /, *_: object, traceparent: object = None, **_others: object
 ) -> None:
     """Pay one payment, as far as that can be done now. `traceparent` is there where an ingress
     traces it. Which payment it is, the claim says: no argument that a later version or somebody
@@ -77,7 +78,8 @@ async def shutdown(ctx: dict[Any, Any]) -> None:
 class WorkerSettings:
     """arq's settings of the payments queue, and those of `PaymentWorker`."""
 
-    functions = (func(pay, name=JOB_FUNCTION),)
+    # arq's type names the first parameter; positional, no argument of a job can be taken for it.
+    functions = (func(cast(WorkerCoroutine, pay), name=JOB_FUNCTION),)
     queue_name = QUEUE
     redis_settings = RedisSettings.from_dsn(settings.redis_url)
     on_startup = startup

@@ -12,7 +12,7 @@ import orjson
 from redis.asyncio import Redis
 
 from payswitch import scripts
-from payswitch.instants import format_instant
+from payswitch.instants import LATEST_MS, format_instant
 from payswitch.notes import read_note
 from payswitch.selector import OVERRIDE_KEY, SELECTION_KEY, parse_override
 
@@ -21,9 +21,6 @@ OPEN_KEY = "payments:open"
 IN_FLIGHT_KEY = "payments:in-flight"
 
 UNKNOWN = "unknown"
-
-_LATEST_MS = 253_402_300_799_999
-"""The last instant of the year 9999, the last that can be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +138,7 @@ def standing_pause(raw: bytes | None, now_ms: int, life_ms: int) -> Order | None
         value = document.get(name)
         return value if isinstance(value, str) else None
 
-    until_ms = None if life_ms < 0 else min(now_ms + life_ms, _LATEST_MS)
+    until_ms = None if life_ms < 0 else min(now_ms + life_ms, LATEST_MS)
     return Order(text("by") or UNKNOWN, text("at"), text("reason"), until_ms, text("processor"))
 
 

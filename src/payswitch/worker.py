@@ -23,6 +23,7 @@ from redis.exceptions import RedisError, ResponseError
 from payswitch.claims import Claimed, Claims
 from payswitch.clock import boottime_ms
 from payswitch.dispatcher import Dispatcher
+from payswitch.instants import LATEST_MS
 from payswitch.lock import Lock
 from payswitch.resilient_worker import ResilientWorker
 from payswitch.selector import SELECTION_KEYS, parse_standing
@@ -280,7 +281,7 @@ class PaymentWorker(ResilientWorker):
         gone or no job."""
         correlation_id = claimed.claim.correlation_id
         if claimed.job is not None:
-            with contextlib.suppress(DeserializationError, ValueError, OverflowError, OSError):
+            with contextlib.suppress(DeserializationError):
                 function, args, kwargs, _, enqueued_at = deserialize_job_raw(
                     claimed.job, deserializer=self.job_deserializer
                 )
@@ -307,4 +308,5 @@ class PaymentWorker(ResilientWorker):
 
 
 def _instant(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
+    """The nearest that can be written, as somebody else may have left any number in Redis."""
+    return datetime.fromtimestamp(min(max(ms, 0), LATEST_MS) / 1000, UTC)

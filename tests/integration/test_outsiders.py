@@ -153,7 +153,12 @@ async def test_out_of_memory_a_purge_frees_it(b: Bench, redis: ArqRedis) -> None
 
 @pytest.mark.parametrize(
     ("args", "kwargs"),
-    [((), {}), (("another", 2, 3), {}), ((), {"correlation_id": "another", "later": 1})],
+    [
+        ((), {}),
+        (("another", 2, 3), {}),
+        ((), {"correlation_id": "another", "later": 1}),
+        ((), {"ctx": {}}),
+    ],
 )
 async def test_arguments_that_nobody_knows_keep_no_payment_from_being_paid(
     b: Bench, args: tuple[object, ...], kwargs: dict[str, object]

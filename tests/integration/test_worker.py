@@ -192,6 +192,16 @@ async def test_unreadable_job_bytes_do_not_stop_a_payment(
     assert await b.field(payment, "tries") == "1"
 
 
+async def test_a_time_that_can_not_be_written_does_not_stop_a_payment_without_a_job(
+    b: Bench, redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    payment = await b.accept()
+    await redis.delete(f"arq:job:{payment}")
+    await redis.hset(f"payment:{payment}", "accepted_at", str(10**15))  # type: ignore[misc]
+    async with running_worker(b, redis_server.url):
+        await all_settled(b, 1)
+
+
 async def test_job_bytes_that_are_no_json_do_not_stop_a_payment(
     b: Bench, redis: ArqRedis, redis_server: RedisServer
 ) -> None:
