@@ -91,6 +91,7 @@ class WorkerSettings:
     keep_result = 0
     health_check_interval = 1
     job_completion_wait = settings.stop_limit_ms // 1000
+    claim_pause_ms = settings.claim_pause_ms
     lease_ms = settings.lease_ms
     deadline_ms = settings.payment_deadline_ms
     probe_limit_ms = settings.processor_max_delay_ms + settings.processor_find_limit_ms + 1000

@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from payswitch.channels import Channels, ChannelScript
 from payswitch.start_error import StartError
 
 logger = logging.getLogger(__name__)
@@ -92,16 +93,36 @@ _CONNECTIONS: dict[type[AbstractConnection], type[AbstractConnection]] = {
 }
 
 
+class _Client(ArqRedis):
+    """An `ArqRedis` that calls its scripts through channels of its own."""
+
+    def __init__(self, pool: ConnectionPool, *, limit_s: float) -> None:
+        super().__init__(
+            pool_or_conn=pool, job_serializer=orjson.dumps, job_deserializer=orjson.loads
+        )
+        self._channels = Channels(pool, limit_s=limit_s)
+
+    def register_script(self, script: Any) -> ChannelScript:  # type: ignore[override]
+        """A script that is called as redis-py's are."""
+        return ChannelScript(self, script, self._channels)
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Close the connections, the channels among them."""
+        self._channels.close()
+        await super().aclose(close_connection_pool)
+
+
 def connect(url: str, *, limit_s: float) -> ArqRedis:
     """A client for `url` whose every command is given up after `limit_s`.
 
-    It connects when it is first used. arq's jobs go through it as JSON.
+    It connects when it is first used. arq's jobs go through it as JSON, scripts through lean
+    channels (`payswitch.channels`).
     """
     pool: ConnectionPool = ConnectionPool.from_url(
         url, socket_timeout=limit_s, socket_connect_timeout=min(limit_s, 1.0)
     )
     pool.connection_class = _CONNECTIONS[pool.connection_class]
-    return ArqRedis(pool_or_conn=pool, job_serializer=orjson.dumps, job_deserializer=orjson.loads)
+    return _Client(pool, limit_s=limit_s)
 
 
 def shown(url: str) -> str:

@@ -231,6 +231,13 @@ class Settings:
         _whole(1, 10_000),
         "Calls that one worker process has under way at most to one processor.",
     )
+    claim_pause_ms: int = _setting(
+        "PAYSWITCH_CLAIM_PAUSE_MS",
+        20,
+        _whole(0, 1000),
+        "A worker that has just taken a few payments waits this long before it takes again: the "
+        "longer, the less CPU in the workers and in Redis, and the later a payment is sent.",
+    )
     lease_ms: int = _setting(
         "PAYSWITCH_LEASE_MS",
         15_000,

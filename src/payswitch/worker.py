@@ -38,9 +38,6 @@ PROBE_LOCK_KEY = "payments:probe"
 _MOST_AT_ONCE = 500
 """Redis serves nobody else during a claim, and Lua takes a few thousand arguments at most."""
 _LONGEST_WAIT_S = 1.0
-_BREATH_S = 0.02
-"""A worker that has just taken a few lets others arrive before it takes again: each turn has its
-price here and in Redis, however few it brings. One that was idle takes at once."""
 _HOLD_S = 0.2
 _GIVE_BACK_S = 2.0
 _UNKNOWN_FUNCTION_S = 60
@@ -52,7 +49,7 @@ class Pause:
 
     wake_within_s: float | None = None
     """The queue is drained: a payment to come, or the next one to be due after this time."""
-    breath_s: float = 0.0
+    for_others: bool = False
     """What was taken just now is few: others to come, to be taken together."""
     slot: bool = False
     """There is no room: a slot, or a change of health."""
@@ -76,12 +73,15 @@ class PaymentWorker(ResilientWorker):
     taken; each job finds its `Claim` in `ctx["claim"]`.
 
     `max_jobs` slots are kept busy with one claim call in flight at a time. Idle, it blocks on
-    `payments:wake` until something is due.
+    `payments:wake` until something is due, and takes it at once. When it has taken a few, it lets
+    others arrive for `claim_pause_ms`: each turn has its price here and in Redis, however few it
+    brings.
     """
 
     def __init__(
         self,
         *args: Any,
+        claim_pause_ms: int,
         lease_ms: int,
         deadline_ms: int,
         probe_limit_ms: int,
@@ -91,6 +91,7 @@ class PaymentWorker(ResilientWorker):
         super().__init__(*args, **kwargs)
         if self.allow_abort_jobs:
             raise ValueError("a payment can't be aborted: allow_abort_jobs must be off")
+        self._claim_pause_s = claim_pause_ms / 1000
         self._lease_ms = lease_ms
         self._deadline_ms = deadline_ms
         self._probe_limit_ms = probe_limit_ms
@@ -157,10 +158,11 @@ class PaymentWorker(ResilientWorker):
             await self._end_probe(permit)
         if len(batch.taken) == permit.room:
             return Pause()
-        breath_s = _BREATH_S if batch.taken else 0.0
+        if batch.taken:
+            return Pause(for_others=True)
         if batch.next_due_ms is None:
-            return Pause(wake_within_s=_LONGEST_WAIT_S, breath_s=breath_s)
-        return Pause(min(_LONGEST_WAIT_S, batch.next_due_ms / 1000), breath_s=breath_s)
+            return Pause(wake_within_s=_LONGEST_WAIT_S)
+        return Pause(min(_LONGEST_WAIT_S, batch.next_due_ms / 1000))
 
     async def _permit(self) -> Permit:
         free = min(self.max_jobs - len(self.tasks), _MOST_AT_ONCE)
@@ -299,9 +301,9 @@ class PaymentWorker(ResilientWorker):
                     await self._slot_freed.wait()
             except TimeoutError:
                 return
+        elif pause.for_others:
+            await asyncio.sleep(self._claim_pause_s)
         elif pause.wake_within_s:
-            if pause.breath_s:
-                await asyncio.sleep(pause.breath_s)
             # Redis 6 blocks for ever at 1 ms; redis-py's types know no floats.
             seconds = cast(int, max(pause.wake_within_s, 0.002))
             await cast(Awaitable[Any], self.pool.blpop([WAKE_KEY], timeout=seconds))

@@ -59,6 +59,7 @@ async def running_worker(
         max_jobs=settings.worker_slots,
         job_deserializer=orjson.loads,
         health_check_interval=1,
+        claim_pause_ms=settings.claim_pause_ms,
         lease_ms=settings.lease_ms,
         deadline_ms=settings.payment_deadline_ms,
         probe_limit_ms=5000,

@@ -1,0 +1,177 @@
+"""Lean calls of Lua scripts: connections to Redis that are greeted by redis-py and then read and
+written without it.
+
+A script call through redis-py's client costs several times what the call itself needs (a pool with
+a lock, a coroutine a layer, two timers, a stream), and every payment waits for one. So scripts, and
+nothing else, go this way: the same errors, the same limit, one call at a time on a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from typing import Any, cast
+
+import hiredis
+from redis.asyncio import Connection, ConnectionPool
+from redis.commands.core import AsyncScript
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse, NoScriptError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+Argument = str | bytes | int | float
+
+_INCOMPLETE = object()
+
+
+class Channel(asyncio.Protocol):
+    """One connection: a command goes out, its answer comes back. Whatever else happens to it ends
+    it, so that no call ever gets another's answer."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Take over a connection that redis-py has opened and greeted."""
+        opened = cast(Any, connection)
+        # redis-py's writer closes the transport when it is collected, so it is kept.
+        self._connection = connection
+        self._transport: asyncio.Transport = opened._writer.transport
+        self._reader = hiredis.Reader(
+            protocolError=InvalidResponse,
+            replyError=opened._parser.parse_error,
+            notEnoughData=_INCOMPLETE,
+        )
+        self._answer: asyncio.Future[Any] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._poll = select.poll()
+        self._poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        self._transport.set_protocol(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can take a call, as far as the loop has heard."""
+        return not self._transport.is_closing()
+
+    def has_news(self) -> bool:
+        """Whether the kernel has something of Redis', which was not asked for anything: its end, or
+        an answer that is nobody's (or, under TLS, no more than a session ticket)."""
+        return bool(self._poll.poll(0))
+
+    async def call(self, command: bytes, limit_s: float) -> Any:
+        """Redis' answer to a packed command.
+
+        Raises `RedisTimeoutError` after the limit, `RedisConnectionError` where the connection ends
+        first, and Redis' own errors.
+        """
+        self._answer = self._loop.create_future()
+        timer = self._loop.call_later(limit_s, self._expire, limit_s)
+        self._transport.write(command)
+        try:
+            return await self._answer
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        finally:
+            timer.cancel()
+            self._answer = None
+
+    def close(self) -> None:
+        """End the connection; what has not left is not sent."""
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        try:
+            self._reader.feed(data)
+            answer = self._reader.gets()
+        except InvalidResponse as error:
+            self._fail(error)
+            return
+        if answer is not _INCOMPLETE:
+            self._take(answer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
+        self._fail(RedisConnectionError(f"the connection ended: {exc or 'closed by redis'}"))
+
+    def _take(self, answer: Any) -> None:
+        if self._answer is None or self._answer.done() or self._reader.has_data():
+            self._fail(RedisConnectionError("an answer that nobody asked for"))
+        elif isinstance(answer, Exception):
+            self._answer.set_exception(answer)
+        else:
+            self._answer.set_result(answer)
+
+    def _expire(self, limit_s: float) -> None:
+        self._fail(RedisTimeoutError(f"no answer within {limit_s:g} s"))
+
+    def _fail(self, error: Exception) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+        self.close()
+
+
+class Channels:
+    """As many channels as there are calls at once. Each call is given up after `limit_s`."""
+
+    def __init__(self, pool: ConnectionPool, *, limit_s: float) -> None:
+        self._pool = pool
+        self._limit_s = limit_s
+        self._idle: list[Channel] = []
+        self._is_closed = False
+
+    async def call(self, *command: Argument) -> Any:
+        """Redis' answer to a command. Raises `RedisError`."""
+        channel = self._take() or await self._open()
+        try:
+            packed = hiredis.pack_command(cast(Any, command))
+            return await channel.call(packed, self._limit_s)
+        finally:
+            if channel.is_open:
+                self._give_back(channel)
+
+    def close(self) -> None:
+        """End the connections; those that are in use end with their calls."""
+        self._is_closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def _take(self) -> Channel | None:
+        while self._idle:
+            channel = self._idle.pop()
+            if channel.is_open and not channel.has_news():
+                return channel
+            channel.close()
+        return None
+
+    def _give_back(self, channel: Channel) -> None:
+        if self._is_closed:
+            channel.close()
+        else:
+            self._idle.append(channel)
+
+    async def _open(self) -> Channel:
+        connection = cast(Connection, self._pool.make_connection())  # type: ignore[no-untyped-call]
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return Channel(connection)
+
+
+class ChannelScript(AsyncScript):
+    """A Lua script as redis-py has it, called through a channel."""
+
+    def __init__(self, client: Any, text: str, channels: Channels) -> None:
+        super().__init__(client, text)
+        self._text = text
+        self._channels = channels
+
+    async def __call__(self, keys: Any = (), args: Any = (), client: Any = None) -> Any:
+        """Redis' answer; where Redis has forgotten the script, it is sent. Raises `RedisError`."""
+        if client is not None:
+            return await super().__call__(keys, args, client)
+        rest = (len(keys), *keys, *args)
+        try:
+            return await self._channels.call("EVALSHA", self.sha, *rest)
+        except NoScriptError:
+            return await self._channels.call("EVAL", self._text, *rest)
