@@ -61,6 +61,8 @@ class Channel(asyncio.Protocol):
         Raises `RedisTimeoutError` after the limit, `RedisConnectionError` where the connection ends
         first, and Redis' own errors.
         """
+        if not self.is_open:
+            raise RedisConnectionError("the connection ended before the call")
         self._answer = self._loop.create_future()
         timer = self._loop.call_later(limit_s, self._expire, limit_s)
         self._transport.write(command)

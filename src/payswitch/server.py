@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 _BACKLOG = 4096
 _MAX_CONNECTIONS = 16_384
 _OTHER_FILES = 256
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _HTTP = HTTP1Settings(
     header_read_timeout=10_000,  # ms; also how long a connection may be idle
     max_buffer_size=16 * 1024,  # the most that the head of a request may have
@@ -68,7 +69,9 @@ def app_from_environment() -> Starlette:
     settings = Settings.from_environment()
     logs.configure(settings.log_level, settings.log_format, "ingress")
     stopping = asyncio.Event()
-    # Granian sets its own handlers of signals before the loop runs for the first time.
+    # uvloop loses a signal that comes after its handler was added and before it runs, and Granian
+    # adds its own before that.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     loop = asyncio.get_event_loop()
     loop.call_soon(_end_streams_at_stop, loop, stopping)
     return create_app(settings, stopping, _traces(settings))
@@ -83,6 +86,7 @@ def _end_streams_at_stop(loop: asyncio.AbstractEventLoop, stopping: asyncio.Even
         os.kill(os.getpid(), signal.SIGINT)
 
     loop.add_signal_handler(signal.SIGTERM, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
 async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | None) -> None:
@@ -107,7 +111,7 @@ async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | 
         server.stop()  # type: ignore[no-untyped-call]
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stop)
     await server.serve()
 
