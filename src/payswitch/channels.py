@@ -30,13 +30,12 @@ class Channel(asyncio.Protocol):
 
     def __init__(self, connection: Connection) -> None:
         """Take over a connection that redis-py has opened and greeted."""
-        opened = cast(Any, connection)
-        # redis-py's writer closes the transport when it is collected, so it is kept.
-        self._connection = connection
-        self._transport: asyncio.Transport = opened._writer.transport
+        # Kept, as redis-py's writer closes the transport when it is collected.
+        self._opened = cast(Any, connection)
+        self._transport: asyncio.Transport = self._opened._writer.transport
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse,
-            replyError=opened._parser.parse_error,
+            replyError=self._opened._parser.parse_error,
             notEnoughData=_INCOMPLETE,
         )
         self._answer: asyncio.Future[Any] | None = None
@@ -92,6 +91,7 @@ class Channel(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop."""
+        self._opened._writer = None  # else redis-py warns of a connection left open
         self._fail(RedisConnectionError(f"the connection ended: {exc or 'closed by redis'}"))
 
     def _take(self, answer: Any) -> None:
