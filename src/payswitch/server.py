@@ -65,7 +65,9 @@ def serve(settings: Settings, *, host: str, port: int, uds: Path | None, workers
 def app_from_environment() -> Starlette:
     """What each of several Granian processes serves, which ends with the one that started it."""
     if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
-        die_with_parent(parent.pid)
+        # On a busy machine Granian's threads may wait for each other for ever at such an end, and
+        # at an orderly one the parent waits for its children.
+        die_with_parent(parent.pid, signal.SIGKILL)
     settings = Settings.from_environment()
     logs.configure(settings.log_level, settings.log_format, "ingress")
     stopping = asyncio.Event()

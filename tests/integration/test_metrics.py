@@ -129,6 +129,18 @@ async def test_a_stop_leaves_no_folder_and_a_start_removes_those_of_killed_ones(
         assert not {*owners()} - processes().keys()
 
 
+async def test_a_killed_ingress_takes_its_processes_along(redis_server: RedisServer) -> None:
+    async with an_ingress(redis_server.url, "--workers", "3") as ingress:
+        children = ingress.children
+        assert len(children) >= 3
+        ingress.process.kill()
+
+        async def have_ended() -> bool:
+            return not children & processes().keys()
+
+        await eventually(have_ended, what="no process is left")
+
+
 async def test_refusals_are_counted_by_status_and_reason(redis_server: RedisServer) -> None:
     async with an_ingress(redis_server.url) as ingress, httpx.AsyncClient() as client:
         payments = f"{ingress.url}/payments"
