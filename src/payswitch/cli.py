@@ -183,17 +183,33 @@ def up(**options: Any) -> None:
 @click.option(
     "--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes."
 )
-def ingress(host: str, port: int, uds: Path | None, workers: int) -> None:
+@click.option(
+    "--payments-port",
+    type=PORT,
+    help="Takes payments from a load balancer here, too, at less cost; for one process.",
+)
+def ingress(
+    host: str, port: int, uds: Path | None, workers: int, payments_port: int | None
+) -> None:
     """Run the HTTP ingress.
 
     Example: payswitch ingress --port 9001
     """
+    if payments_port is not None and workers > 1:
+        raise click.UsageError("--payments-port is for one process: leave out --workers")
     settings = read_settings("ingress")
     try:
         with shared_by_processes() if workers > 1 else contextlib.nullcontext():
             from payswitch import server
 
-            server.serve(settings, host=host, port=port, uds=uds, workers=workers)
+            server.serve(
+                settings,
+                host=host,
+                port=port,
+                uds=uds,
+                payments_port=payments_port,
+                workers=workers,
+            )
     except OSError as error:
         _end(settings, error.strerror or str(error))
     except RuntimeError as error:

@@ -1,5 +1,5 @@
-"""A little HTTP/1.1 server for the simulator and for `/metrics`: requests in, replies out in the
-requests' order.
+"""A little HTTP/1.1 server for the simulator, for `/metrics` and for the ingress' payments port:
+requests in, replies out in the requests' order.
 
 Written on `httptools` and `asyncio.Protocol` rather than on a framework, so that the simulator is
 never what a measurement measures, and so that a reply can be held back or broken at will.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -20,8 +21,7 @@ import orjson
 
 MAX_BODY_BYTES = 64 * 1024
 LINGER_S = 5.0
-_LONGEST_REQUEST = 512 * 1024
-"""Head and body as they come: the parser itself would keep a header line that never ends."""
+_MOST_THROWN_AWAY = 512 * 1024
 
 _BACKLOG = 4096
 _RELISTEN_S = 0.1
@@ -87,10 +87,21 @@ def message(status: HTTPStatus, text: str, *headers: bytes) -> Reply:
     return reply(status, orjson.dumps({"message": text}), *headers)
 
 
-_MALFORMED = message(HTTPStatus.BAD_REQUEST, "malformed request")
-_TOO_LARGE = message(
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY_BYTES} bytes"
-)
+class Bounds(NamedTuple):
+    """What a server takes, and what it answers to more."""
+
+    body_bytes: int = MAX_BODY_BYTES
+    request_bytes: int = 512 * 1024
+    """Head and body as they come: the parser itself would keep a header line that never ends."""
+    connections: float = math.inf
+    malformed: Reply = message(HTTPStatus.BAD_REQUEST, "malformed request")
+    too_large: Reply = message(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY_BYTES} bytes"
+    )
+    too_slow: Reply = message(HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time")
+
+
+_BOUNDS = Bounds()
 
 
 class Exchange:
@@ -157,12 +168,18 @@ class Connection(asyncio.Protocol):
 
     `connections` is where it keeps itself while it is open. A request that can't be read is
     answered here: 400 if it is malformed, 413 if its body is too large; then the connection ends.
-    `afterwards` is called once when its last answer is sent.
+    `bounds` says what is taken. `afterwards` is called once when its last answer is sent.
     """
 
-    def __init__(self, handle: Callable[[Exchange], None], connections: set[Connection]) -> None:
+    def __init__(
+        self,
+        handle: Callable[[Exchange], None],
+        connections: dict[Connection, None],
+        bounds: Bounds,
+    ) -> None:
         self._handle = handle
         self._connections = connections
+        self._bounds = bounds
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
         self._pipeline: deque[Exchange] = deque()
@@ -177,6 +194,8 @@ class Connection(asyncio.Protocol):
         self._next_piece: asyncio.TimerHandle | None = None
         self._full = False
         self.afterwards: Callable[[], None] | None = None
+        self.requests = 0
+        """That were whole."""
 
     @property
     def closing(self) -> bool:
@@ -187,6 +206,26 @@ class Connection(asyncio.Protocol):
     def leaving(self) -> bool:
         """Whether its last answer is sent and it is about to end."""
         return self._leaving
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a whole request waits for its answer."""
+        return len(self._pipeline) > (self._incoming is not None)
+
+    def end(self) -> None:
+        """End the connection when those requests are answered that are whole by now."""
+        if not self.at_work:
+            self._transport.close()
+            return
+        self._deaf = True
+        self._pipeline[-1 if self._incoming is None else -2].close_after()
+
+    def give_up(self) -> None:
+        """End a connection that brings nothing; who began a body is told."""
+        if self._incoming is None:
+            self._transport.close()
+        else:
+            self._refuse(self._bounds.too_slow)
 
     def abort(self) -> None:
         """End the connection at once, whatever is under way on it."""
@@ -260,10 +299,22 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._connections.add(self)
+        if len(self._connections) >= self._bounds.connections and not self._has_another_place():
+            self.abort()
+            return
+        self._connections[self] = None
+
+    def _has_another_place(self) -> bool:
+        """Whether an older connection is ended that keeps nobody waiting."""
+        for other in self._connections:
+            if not other.at_work:
+                other.abort()
+                del self._connections[other]
+                return True
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.discard(self)
+        self._connections.pop(self, None)
         self._stream = None
         if self._next_piece is not None:
             self._next_piece.cancel()
@@ -281,17 +332,31 @@ class Connection(asyncio.Protocol):
             self._send_piece()
 
     def data_received(self, data: bytes) -> None:
-        self._unread_bytes += len(data)
-        if self._unread_bytes > _LONGEST_REQUEST:
-            self.abort()
+        if self._deaf:
+            self._throw_away(len(data))
             return
+        while data and not self._deaf:
+            room = self._bounds.request_bytes - self._unread_bytes
+            if room <= 0:
+                self.abort()
+                return
+            piece, data = data[:room], data[room:]
+            self._unread_bytes += len(piece)
+            self._read(piece)
+
+    def _throw_away(self, size: int) -> None:
+        self._unread_bytes += size
+        if self._unread_bytes > _MOST_THROWN_AWAY:
+            self.abort()
+
+    def _read(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
             raise  # a fault of ours, not of the client
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             if not self._deaf:
-                self._refuse(_MALFORMED)
+                self._refuse(self._bounds.malformed)
 
     # What httptools calls, in this order.
 
@@ -317,8 +382,8 @@ class Connection(asyncio.Protocol):
             exchange.close_after()
         elif old:
             exchange.separator = _STAY_OLD
-        if int(headers.get(b"content-length", 0)) > MAX_BODY_BYTES:
-            self._refuse(_TOO_LARGE)
+        if int(headers.get(b"content-length", 0)) > self._bounds.body_bytes:
+            self._refuse(self._bounds.too_large)
         elif headers.get(b"expect", b"").lower() == b"100-continue" and not old:
             exchange.awaits_continue = True
             self.flush()
@@ -327,8 +392,8 @@ class Connection(asyncio.Protocol):
         if self._incoming is None:
             return
         self._incoming.body += body
-        if len(self._incoming.body) > MAX_BODY_BYTES:
-            self._refuse(_TOO_LARGE)
+        if len(self._incoming.body) > self._bounds.body_bytes:
+            self._refuse(self._bounds.too_large)
 
     def on_message_complete(self) -> None:
         self._unread_bytes = 0
@@ -338,21 +403,24 @@ class Connection(asyncio.Protocol):
         try:
             url = httptools.parse_url(self._url)
         except httptools.HttpParserInvalidURLError:
-            self._refuse(_MALFORMED)
+            self._refuse(self._bounds.malformed)
             return
         exchange.path = url.path or b"/"
         exchange.query = url.query or b""
         self._incoming = None
         self._deaf = not exchange.keeps_alive
+        self.requests += 1
         self._handle(exchange)
 
 
 class Listener:
     """Takes connections at one address, and can be gone for a while. Requests go to `handle`."""
 
-    def __init__(self, handle: Callable[[Exchange], None]) -> None:
+    def __init__(self, handle: Callable[[Exchange], None], bounds: Bounds = _BOUNDS) -> None:
         self._handle = handle
-        self._connections: set[Connection] = set()
+        self._bounds = bounds
+        self._connections: dict[Connection, None] = {}
+        self._requests: dict[Connection, int] = {}
         self._server: asyncio.Server | None = None
         self._absence: asyncio.Task[None] | None = None
         self._host = ""
@@ -370,8 +438,25 @@ class Listener:
 
     async def _listen(self, host: str, port: int) -> asyncio.Server:
         return await asyncio.get_running_loop().create_server(
-            lambda: Connection(self._handle, self._connections), host, port, backlog=_BACKLOG
+            lambda: Connection(self._handle, self._connections, self._bounds),
+            host,
+            port,
+            backlog=_BACKLOG,
         )
+
+    def finish(self) -> None:
+        """Stop listening, and end every connection once it has the answers under way."""
+        if self._server is not None:
+            self._server.close()
+        for connection in tuple(self._connections):
+            connection.end()
+
+    def end_idle(self) -> None:
+        """End the connections that have brought no whole request since this was called last."""
+        for connection, before in self._requests.items():
+            if connection.requests == before and not connection.at_work:
+                connection.give_up()
+        self._requests = {connection: connection.requests for connection in self._connections}
 
     async def close(self) -> None:
         """Stop listening and end every connection at once, as if the process were killed."""

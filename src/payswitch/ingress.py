@@ -40,6 +40,8 @@ from payswitch.payment import (
     parse_correlation_id,
     parse_payment,
 )
+from payswitch.payments_port import PaymentsPort
+from payswitch.problem import MEDIA_TYPE, problem_json
 from payswitch.purge import Purge
 from payswitch.queue import Acceptance, AcceptQueue, NotAcceptedError
 from payswitch.records import UnreadableRecordError, read_record
@@ -77,17 +79,8 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own name for it
 
     def response(self) -> Response:
         """The answer itself."""
-        body = orjson.dumps(
-            {
-                "type": "about:blank",
-                "title": self.status.phrase,
-                "status": self.status.value,
-                "detail": self.detail,
-            }
-        )
-        return Response(
-            body, self.status, headers=self.headers, media_type="application/problem+json"
-        )
+        body = problem_json(self.status, self.detail)
+        return Response(body, self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
 class Ingress:
@@ -314,16 +307,24 @@ class App(Starlette):
 
 
 def create_app(
-    settings: Settings, stopping: asyncio.Event | None = None, traces: Traces | None = None
+    settings: Settings,
+    stopping: asyncio.Event | None = None,
+    traces: Traces | None = None,
+    payments_at: tuple[str, int] | None = None,
 ) -> Starlette:
     """The ASGI application. `stopping` ends what would never end by itself, the live page's
-    streams. `traces` are closed with it."""
+    streams. `traces` are closed with it. `payments_at` (host, port) takes payments besides, from
+    its start to its end."""
     ingress = Ingress(settings, stopping or asyncio.Event(), traces)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await ingress.open()
+        payments_port = PaymentsPort(app)
+        if payments_at is not None:
+            await payments_port.start(*payments_at)
         yield
+        await payments_port.close()
         await ingress.close()
 
     within = partial(_within, settings.accept_limit_ms / 1000)

@@ -7,9 +7,10 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from arq.constants import health_check_key_suffix
@@ -40,6 +41,7 @@ FEES = {"default": "0.05", "fallback": "0.15"}
 
 _STOP_SLACK_S = 3.0
 _METRICS_PORTS_BEYOND = 100
+_PAYMENTS_PORTS_BEYOND = 50
 
 _Check = Callable[[], Awaitable[bool]]
 
@@ -152,13 +154,16 @@ class LocalSystem:
         if self.haproxy is None:
             why = "no HAProxy here" if options.haproxy else "without HAProxy"
             note = f"the endpoint: {why}, Granian serves it with two processes"
-            return [[self._ingress("ingress", self._port, note, processes=2)]]
+            return [[self._ingress("ingress", self._port, note, options=["--workers", "2"])]]
         ports = [
             Port(f"ingress-{n}", LOCAL, options.ingress_port + n - 1, "--ingress-port")
             for n in (1, 2)
         ]
         bindings = {"PAYSWITCH_BIND": self._port.address}
         bindings |= {f"INGRESS_{n}": port.address for n, port in enumerate(ports, 1)}
+        payments_ports = self._free_ports_for_payments(len(ports))
+        bindings |= {f"PAYMENTS_{n}": f"{LOCAL}:{at}" for n, at in enumerate(payments_ports, 1)}
+        options_of_each = [["--payments-port", str(at)] for at in payments_ports] or [[], []]
         part = Part(
             "haproxy",
             self.haproxy,
@@ -168,13 +173,14 @@ class LocalSystem:
         )
         return [
             [Service(part, self._port.url, "the endpoint", self._port)],
-            [self._ingress(port.part, port) for port in ports],
+            [
+                self._ingress(port.part, port, options=each)
+                for port, each in zip(ports, options_of_each, strict=True)
+            ],
         ]
 
-    def _ingress(self, name: str, port: Port, note: str = "", *, processes: int = 1) -> Service:
-        command = ["ingress", "--host", port.host, "--port", str(port.number)]
-        if processes > 1:
-            command += ["--workers", str(processes)]
+    def _ingress(self, name: str, port: Port, note: str = "", *, options: Sequence[str]) -> Service:
+        command = ["ingress", "--host", port.host, "--port", str(port.number), *options]
         part = self._own(name, command, _answers(port, "/readyz", 200))
         return Service(part, port.url, note, port, metrics=port)
 
@@ -197,13 +203,22 @@ class LocalSystem:
         """Beyond what the setting says, or what is near the ingress'; none where it says 0."""
         if self._environment.get("PAYSWITCH_METRICS_PORT") == "0":
             return iter(())
+        first = self.settings.metrics_port or self.options.ingress_port + _METRICS_PORTS_BEYOND
+        return free_ports(self.settings.metrics_host, first, self._wanted_ports())
+
+    def _free_ports_for_payments(self, count: int) -> list[int]:
+        """So many between the ingress' and the metrics' ports; else none, and Granian takes all."""
+        first = self.options.ingress_port + _PAYMENTS_PORTS_BEYOND
+        free = free_ports(LOCAL, first, self._wanted_ports())
+        found = list(islice(free, count))
+        return found if len(found) == count and found[-1] < first + _PAYMENTS_PORTS_BEYOND else []
+
+    def _wanted_ports(self) -> set[int]:
         options = self.options
-        others = {
+        return {
             *(options.port, options.ingress_port, options.ingress_port + 1, options.redis_port),
             *(options.default_port, options.fallback_port),
         }
-        first = self.settings.metrics_port or options.ingress_port + _METRICS_PORTS_BEYOND
-        return free_ports(self.settings.metrics_host, first, others)
 
     def _simulator(self, port: Port) -> Service:
         name = port.part

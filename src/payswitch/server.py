@@ -44,8 +44,17 @@ _HTTP = HTTP1Settings(
 )
 
 
-def serve(settings: Settings, *, host: str, port: int, uds: Path | None, workers: int) -> None:
-    """Serve until SIGTERM or SIGINT; requests under way are finished.
+def serve(
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    uds: Path | None,
+    payments_port: int | None,
+    workers: int,
+) -> None:
+    """Serve until SIGTERM or SIGINT; requests under way are finished. `payments_port` is for one
+    process only.
 
     Raises `OSError` when the address is taken and `UntrustworthyRedisError` when Redis may lose
     payments and the settings demand that it doesn't.
@@ -55,9 +64,13 @@ def serve(settings: Settings, *, host: str, port: int, uds: Path | None, workers
         _demand_free_port(host, port)
     else:
         _remove_dead_socket(uds)
+    payments_at = None
+    if payments_port is not None:
+        _demand_free_port(host, payments_port)
+        payments_at = host, payments_port
     logger.info("listening on %(address)s", {"address": str(uds or f"{host}:{port}")})
     if workers == 1:
-        uvloop.run(_serve_embedded(settings, host, port, uds))
+        uvloop.run(_serve_embedded(settings, host, port, uds, payments_at))
     else:
         _serve_processes(settings, host, port, uds, workers)
 
@@ -91,10 +104,16 @@ def _end_streams_at_stop(loop: asyncio.AbstractEventLoop, stopping: asyncio.Even
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
-async def _serve_embedded(settings: Settings, host: str, port: int, uds: Path | None) -> None:
+async def _serve_embedded(
+    settings: Settings,
+    host: str,
+    port: int,
+    uds: Path | None,
+    payments_at: tuple[str, int] | None,
+) -> None:
     stopping = asyncio.Event()
     server = EmbeddedServer(
-        create_app(settings, stopping, _traces(settings)),
+        create_app(settings, stopping, _traces(settings), payments_at),
         address=host,
         port=port,
         uds=uds,

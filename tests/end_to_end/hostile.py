@@ -21,14 +21,17 @@ from payswitch.machine import find_haproxy
 from tests.end_to_end.harness import HOST, Ports, clean_environment, client, processes
 from tests.support import RedisServer, eventually
 
-DOORS = [
+WHOLE_DOORS = [
     "ingress",
     pytest.param(
         "haproxy",
         marks=pytest.mark.skipif(find_haproxy() is None, reason="haproxy is not installed"),
     ),
 ]
-"""Where clients come in: at one ingress, or at HAProxy before two."""
+"""Where clients come in for everything: at one ingress, or at HAProxy before two."""
+
+DOORS = [*WHOLE_DOORS, "payments port"]
+"""The same, and where an ingress takes payments only."""
 
 QUIET_S = 1.0
 """A server that has written nothing for so long waits for more of a request."""
@@ -126,17 +129,23 @@ def running_edge(folder: Path, *, purge: str = "off") -> Iterator[Edge]:
     redis.start()
     ports = Ports()
     names = {"ingress": ports.ingress, "ingress-2": ports.ingress + 1, "haproxy": ports.endpoint}
-    edge = Edge(redis, names)
+    payments_ports = {"ingress": ports.default, "ingress-2": ports.fallback}
+    edge = Edge(redis, {**names, "payments port": ports.default})
     environment = clean_environment({"REDIS_URL": redis.url, "PAYSWITCH_PURGE": purge})
     try:
         for name in ("ingress", "ingress-2"):
-            command = [sys.executable, "-P", "-m", "payswitch", "ingress", "--port"]
+            command = [sys.executable, "-P", "-m", "payswitch", "ingress"]
+            options = [f"--port={names[name]}", f"--payments-port={payments_ports[name]}"]
             edge.processes[name] = subprocess.Popen(
-                [*command, str(names[name])], env=environment, stderr=subprocess.DEVNULL
+                [*command, *options], env=environment, stderr=subprocess.DEVNULL
             )
         if (haproxy := find_haproxy()) is not None:
             bindings = {"PAYSWITCH_BIND": f"{HOST}:{ports.endpoint}"}
             bindings |= {f"INGRESS_{n + 1}": f"{HOST}:{ports.ingress + n}" for n in (0, 1)}
+            bindings |= {
+                f"PAYMENTS_{n}": f"{HOST}:{port}"
+                for n, port in enumerate(payments_ports.values(), 1)
+            }
             edge.processes["haproxy"] = subprocess.Popen(
                 haproxy, env=environment | bindings, stderr=subprocess.DEVNULL
             )

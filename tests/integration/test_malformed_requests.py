@@ -58,8 +58,8 @@ def is_payment(body: bytes, correlation_id: str) -> bool:
     )
 
 
-async def exists(edge: Edge, door: str, correlation_id: str) -> bool:
-    async with client(edge.url(door)) as http:
+async def exists(edge: Edge, correlation_id: str) -> bool:
+    async with client(edge.url("ingress")) as http:
         found = await http.get(f"/payments/{correlation_id}")
     return found.status_code == 200
 
@@ -158,9 +158,10 @@ def test_only_a_body_that_is_a_payment_is_accepted(edge: Edge, door: str, count:
         if answer.status == 202:
             assert answer.accepted is not None
             assert is_payment(body, answer.accepted)
-            assert await exists(edge, door, answer.accepted)
+            assert await exists(edge, answer.accepted)
         else:
-            assert answer.status in (400, 409, 422), answer
+            too_large = {413} if door == "payments port" else set()
+            assert answer.status in {400, 409, 422} | too_large, answer
 
     send_many(edge, door, ANY_BODY, count, send)
 
@@ -254,7 +255,7 @@ def test_no_method_path_or_header_makes_it_fail(edge: Edge, door: str, count: in
         for answer in answers:
             if answer.accepted:
                 assert data.startswith(b"POST ")
-                assert await exists(edge, door, answer.accepted)
+                assert await exists(edge, answer.accepted)
 
     send_many(edge, door, http_requests(), count, send)
 
@@ -315,6 +316,6 @@ def test_no_broken_bytes_make_it_fail(edge: Edge, door: str, count: int) -> None
         for answer in answers:
             if answer.accepted:
                 assert answer.accepted.encode() in data.lower()
-                assert await exists(edge, door, answer.accepted)
+                assert await exists(edge, answer.accepted)
 
     send_many(edge, door, mutated(), count, send)

@@ -19,7 +19,7 @@ import orjson
 import pytest
 
 from payswitch import http_server
-from payswitch.http_server import Connection
+from payswitch.http_server import Bounds, Connection
 from payswitch.simulator import Simulator, SimulatorConfig
 from payswitch.simulator_book import Totals
 
@@ -724,7 +724,7 @@ async def test_a_fault_of_the_simulator_is_not_blamed_on_the_client() -> None:
 
     faults = faults_of_the_loop()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(handle, set()), HOST, 0)
+    server = await loop.create_server(lambda: Connection(handle, {}, Bounds()), HOST, 0)
     async with server:
         wire = Wire(*await asyncio.open_connection(*server.sockets[0].getsockname()))
         await wire.send(post())

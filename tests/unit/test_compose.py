@@ -110,14 +110,15 @@ def test_port_9999_leads_to_haproxy_and_no_other_port_is_open() -> None:
 
 def test_haproxy_has_every_ingress_behind_it() -> None:
     assert len(INGRESSES) >= 2
-    servers = re.findall(
-        r'^ *server \S+ "\$\{INGRESS_\d-([^:]+):9001\}"', haproxy_config(), re.MULTILINE
-    )
-    assert set(servers) == INGRESSES
+    for kind, port in (("INGRESS", 9001), ("PAYMENTS", 9002)):
+        servers = re.findall(
+            rf'^ *server \S+ "\$\{{{kind}_\d-([^:]+):{port}\}}"', haproxy_config(), re.MULTILINE
+        )
+        assert set(servers) == INGRESSES
     assert set(SERVICES["haproxy"]["depends_on"]) == INGRESSES
     for name in INGRESSES:
         assert SERVICES[name]["command"].split()[:1] == ["ingress"]
-        assert "--host 0.0.0.0 --port 9001" in SERVICES[name]["command"]
+        assert "--host 0.0.0.0 --port 9001 --payments-port 9002" in SERVICES[name]["command"]
     assert any(mount.startswith("./haproxy.cfg:") for mount in SERVICES["haproxy"]["volumes"])
 
 
@@ -181,23 +182,26 @@ def test_the_image_is_built_with_all_that_the_build_backend_needs() -> None:
 
 
 @pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
-@pytest.mark.parametrize("where", ["containers", "host"])
+@pytest.mark.parametrize("where", ["containers", "host", "host without payments ports"])
 def test_haproxy_takes_the_configuration(where: str) -> None:
     host = {
         "PAYSWITCH_BIND": "127.0.0.1:9999",
         "INGRESS_1": "127.0.0.1:9001",
         "INGRESS_2": "127.0.0.1:9002",
     }
-    environment = {name: value for name, value in os.environ.items() if name not in host}
+    payments = {"PAYMENTS_1": "127.0.0.1:9051", "PAYMENTS_2": "127.0.0.1:9052"}
+    given = {"containers": {}, "host": host | payments}.get(where, host)
+    ours = host | payments
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     check = subprocess.run(
         ["haproxy", "-c", "-f", str(ROOT / "haproxy.cfg")],
-        env=environment | (host if where == "host" else {}),
+        env=environment | given,
         capture_output=True,
         text=True,
         check=False,
     )
     assert check.returncode == 0, check.stderr
-    if where == "host":
+    if given:
         assert "WARNING" not in check.stderr
 
 
