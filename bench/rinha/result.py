@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.rinha.host import Host
 from bench.rinha.run import Outcome
 from bench.rinha.scenario import PROCESSORS
 from bench.rinha.site import Usage
@@ -76,7 +77,18 @@ def _ours(outcome: Outcome) -> dict[str, Any]:
         "allPaidAfterS": outcome.rested_after_s,
         "differenceAtRest": asdict(outcome.at_rest),
         "problems": outcome.problems,
+        "host": _host(outcome.host),
         "parts": {name: _part(each, outcome.seconds) for name, each in outcome.usages.items()},
+    }
+
+
+def _host(host: Host | None) -> dict[str, Any] | None:
+    if host is None:
+        return None
+    return {
+        "cores": host.cores,
+        "idleCores": round(host.idle_cores, 3),
+        "stolenShare": round(host.stolen_share, 4),
     }
 
 
@@ -157,6 +169,9 @@ def _score_table(outcome: Outcome) -> Table:
         ),
         ("score", f"{score.value:,.2f}", "DISQUALIFIED" if score.is_disqualified else ""),
     ]
+    if (host := outcome.host) is not None:
+        note = f"{host.stolen_share:.1%} of their time went to the host's other guests"
+        rows.append(("idle", f"{host.idle_cores:.2f} of {host.cores} cores", note))
     for row in rows:
         table.add_row(*row)
     return table

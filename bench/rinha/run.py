@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bench.rinha.host import Host, Ticks
 from bench.rinha.load import Load, users_of
 from bench.rinha.referee import Observer, Referee
 from bench.rinha.scenario import Scenario
@@ -73,6 +74,7 @@ class Outcome:
     at_rest: Total
     """How backend and processors differ after that: requests and cents."""
     usages: dict[str, Usage]
+    host: Host | None
     seconds: float
 
 
@@ -94,9 +96,11 @@ async def run(
         await referee.reset()
         async with users_of(scenario, site.endpoint) as load:
             before = await _usages(site, load)
+            ticks = Ticks.read()
             watch = _Watch(site, scenario, referee, observer, load, show)
             at_end, seconds = await watch.run()
             usages = {name: each.since(before.get(name)) for name, each in at_end.usages.items()}
+            host = Host.between(ticks, at_end.ticks)
             rested_after_s, at_rest = await _rest(observer, load.accepted, rest_limit_s)
     finally:
         await referee.close()
@@ -123,6 +127,7 @@ async def run(
         rested_after_s=rested_after_s,
         at_rest=at_rest,
         usages=usages,
+        host=host,
         seconds=seconds,
     )
 
@@ -131,6 +136,7 @@ async def run(
 class _End:
     totals: Audit
     usages: dict[str, Usage]
+    ticks: Ticks | None
 
 
 class _Watch:
@@ -169,7 +175,7 @@ class _Watch:
             for task in others:
                 task.cancel()
             await asyncio.wait(others)
-        return _End(totals, await _usages(self._site, self._load)), seconds
+        return _End(totals, await _usages(self._site, self._load), Ticks.read()), seconds
 
     async def _pay(self, began: float, others: list[asyncio.Task[None]]) -> None:
         paying = asyncio.create_task(self._load.run(began))

@@ -42,6 +42,7 @@ def test_a_shortened_preview_is_played_scored_and_drawn(tmp_path: Path) -> None:
     assert ours["differenceAtRest"] == {"count": 0, "cents": 0}, run.stdout
     assert ours["problems"] == []
     assert {"redis", "worker-1", "ingress-1", "(users)"} <= set(ours["parts"])
+    assert 0 <= ours["host"]["idleCores"] <= ours["host"]["cores"]
     samples = read(folder / "timeline.json")["samples"]
     assert samples[-1]["accepted"] == accepted
     assert any(sample["selected"] for sample in samples)

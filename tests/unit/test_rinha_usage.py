@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.rinha.cgroups import usage_of
+from bench.rinha.host import Host, Ticks
 from bench.rinha.processes import usages_of
 from bench.rinha.site import Usage
 
@@ -95,3 +96,25 @@ def test_a_part_that_was_started_anew_counts_as_restarted(counted: int, restarts
     before = Usage(9.0, periods=90, process=7)
     after = Usage(2.0, periods=20, restarts=counted, process=8)
     assert after.since(before) == Usage(2.0, periods=20, restarts=restarts, process=8)
+
+
+def stat(folder: Path, *, user: int, idle: int, iowait: int, steal: int) -> Path:
+    file = folder / "stat"
+    each = f"{user} 0 0 {idle} {iowait} 0 0 {steal} 0 0"
+    file.write_text(f"cpu  {each}\ncpu0 {each}\ncpu1 {each}\nintr 12 3\nctxt 5\n")
+    return file
+
+
+def test_the_host_is_counted_between_two_moments(tmp_path: Path) -> None:
+    before = Ticks.read(stat(tmp_path, user=100, idle=1000, iowait=10, steal=7))
+    after = Ticks.read(stat(tmp_path, user=150, idle=1100, iowait=40, steal=27))
+    host = Host.between(before, after)
+    assert host == Host(cores=2, idle_cores=1.3, stolen_share=0.1)
+
+
+def test_a_system_without_such_counters_tells_nothing(tmp_path: Path) -> None:
+    ticks = Ticks.read(stat(tmp_path, user=1, idle=2, iowait=3, steal=4))
+    assert Ticks.read(tmp_path / "none") is None
+    assert Host.between(None, ticks) is None
+    assert Host.between(ticks, None) is None
+    assert Host.between(ticks, ticks) is None
