@@ -46,6 +46,10 @@ class Reply(NamedTuple):
         """The status code, as in the head."""
         return int(self.head[9:12])
 
+    def without_body(self) -> Reply:
+        """The same as an answer to HEAD."""
+        return Reply(self.head, b"")
+
 
 class Ending(Enum):
     """What becomes of a connection after a `Stream`."""
@@ -293,7 +297,7 @@ class Connection(asyncio.Protocol):
             exchange = Exchange(self)
             self._pipeline.append(exchange)
         exchange.close_after()
-        exchange.answer(outcome)
+        exchange.answer(outcome.without_body() if exchange.method == b"HEAD" else outcome)
 
     # What asyncio calls.
 

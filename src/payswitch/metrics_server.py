@@ -50,7 +50,7 @@ class MetricsServer:
         exchange.close_after()
         outcome = self._reply(exchange)
         if exchange.method == b"HEAD":
-            outcome = Reply(outcome.head, b"")
+            outcome = outcome.without_body()
         exchange.answer(outcome)
 
     def _reply(self, exchange: Exchange) -> Reply:

@@ -86,8 +86,8 @@ class PaymentsPort:
 
     def _handle(self, exchange: Exchange) -> None:
         if (exchange.method, exchange.path) not in _SERVED:
-            body = b"" if exchange.method == b"HEAD" else _NOTHING_ELSE.body
-            exchange.answer(Reply(_NOTHING_ELSE.head, body))
+            is_head = exchange.method == b"HEAD"
+            exchange.answer(_NOTHING_ELSE.without_body() if is_head else _NOTHING_ELSE)
             return
         task = asyncio.get_running_loop().create_task(self._serve(exchange))
         self._under_way.add(task)

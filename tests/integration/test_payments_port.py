@@ -146,6 +146,9 @@ async def test_the_largest_body_is_taken_and_one_byte_more_is_not(
         assert answer.status_code == status
         if status == 413:
             assert answer.json()["status"] == 413
+    answer = await client.request("HEAD", "/payments", content=b" " * 5000)
+    assert answer.status_code == 413
+    assert (await client.get("/readyz")).status_code == 200
 
 
 async def test_who_brings_nothing_is_dropped_and_who_waits_is_not(
