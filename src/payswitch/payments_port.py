@@ -138,9 +138,9 @@ def _scope(exchange: Exchange) -> Scope:
 
 
 def _head(message: Message) -> bytes:
-    lines = [_status_line(message["status"]), _date_line(int(time.time()))]
+    lines = [_status_line(message["status"])]
     lines += [name + b": " + value for name, value in message["headers"]]
-    lines.append(b"")
+    lines += (_date_line(int(time.time())), b"")
     return b"\r\n".join(lines)
 
 
