@@ -197,6 +197,8 @@ def ingress(
     """
     if payments_port is not None and workers > 1:
         raise click.UsageError("--payments-port is for one process: leave out --workers")
+    if payments_port == port and uds is None:
+        raise click.UsageError("--payments-port must be another than --port")
     settings = read_settings("ingress")
     try:
         with shared_by_processes() if workers > 1 else contextlib.nullcontext():

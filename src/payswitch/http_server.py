@@ -98,6 +98,9 @@ class Bounds(NamedTuple):
     request_bytes: int = 512 * 1024
     """Head and body as they come: the parser itself would keep a header line that never ends."""
     connections: float = math.inf
+    pipelining: bool = True
+    """Where it is off, who sends a request before the last one's answer gets that answer alone: it
+    could send any number of them."""
     malformed: Reply = message(HTTPStatus.BAD_REQUEST, "malformed request")
     too_large: Reply = message(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY_BYTES} bytes"
@@ -376,6 +379,10 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         if self._deaf:
+            return
+        if self._pipeline and not self._bounds.pipelining:
+            self._deaf = True
+            self._pipeline[-1].close_after()
             return
         exchange = self._incoming = Exchange(self)
         self._pipeline.append(exchange)

@@ -40,6 +40,7 @@ _BOUNDS = Bounds(
     body_bytes=MAX_BODY_BYTES,
     request_bytes=2 * MAX_BODY_BYTES,
     connections=1024,
+    pipelining=False,
     malformed=_refusal(HTTPStatus.BAD_REQUEST, "this is no HTTP request"),
     too_large=_refusal(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -54,7 +55,8 @@ class PaymentsPort:
     application whose answers are whole.
 
     A connection that brings no whole request for `IDLE_S` to twice that is closed; so is the oldest
-    that waits for no answer, where there are too many.
+    that waits for no answer, where there are too many, and one on which the next request comes
+    before an answer, after that answer.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -86,6 +88,7 @@ class PaymentsPort:
 
     def _handle(self, exchange: Exchange) -> None:
         if (exchange.method, exchange.path) not in _SERVED:
+            exchange.close_after()
             is_head = exchange.method == b"HEAD"
             exchange.answer(_NOTHING_ELSE.without_body() if is_head else _NOTHING_ELSE)
             return
@@ -110,7 +113,7 @@ class PaymentsPort:
             if message["type"] == "http.response.start":
                 head = _head(message)
                 return
-            body += message["body"]
+            body += message.get("body", b"")
             if not message.get("more_body"):
                 exchange.answer(Reply(head, body))
 

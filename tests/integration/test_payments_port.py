@@ -19,13 +19,30 @@ from arq.connections import ArqRedis
 from starlette.types import Receive, Scope, Send
 
 from payswitch import payments_port
-from payswitch.http_server import Listener, reply
+from payswitch.http_server import Exchange, Listener, reply
 from payswitch.ingress import create_app
 from payswitch.payments_port import PaymentsPort
 from payswitch.settings import Settings
 from tests.support import RedisServer, eventually, free_port
 
 HOST = "127.0.0.1"
+POST = b"POST /payments HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+
+
+class HeldApp:
+    """An ASGI application that answers 202 when it may."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.served = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.served += 1
+        self.asked.set()
+        await self.go_on.wait()
+        await send({"type": "http.response.start", "status": 202, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
 
 
 @contextlib.asynccontextmanager
@@ -155,19 +172,11 @@ async def test_who_brings_nothing_is_dropped_and_who_waits_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(payments_port, "IDLE_S", 0.1)
-    asked = asyncio.Event()
-    go_on = asyncio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        asked.set()
-        await go_on.wait()
-        await send({"type": "http.response.start", "status": 202, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
+    app = HeldApp()
     async with port_of(app) as (_, number):
         waiting_reader, waiting = await asyncio.open_connection(HOST, number)
-        waiting.write(b"POST /payments HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
-        await asked.wait()
+        waiting.write(POST)
+        await app.asked.wait()
         idle = await asyncio.open_connection(HOST, number)
         half_a_head = await asyncio.open_connection(HOST, number)
         half_a_head[1].write(b"POST /paym")
@@ -177,7 +186,7 @@ async def test_who_brings_nothing_is_dropped_and_who_waits_is_not(
             assert await idle[0].read() == b""
             assert await half_a_head[0].read() == b""
             assert (await half_a_body[0].read()).startswith(b"HTTP/1.1 408 ")
-        go_on.set()
+        app.go_on.set()
         assert await waiting_reader.readline() == b"HTTP/1.1 202 Accepted\r\n"
         for _, writer in (idle, half_a_head, half_a_body, (None, waiting)):
             writer.close()
@@ -200,26 +209,17 @@ async def test_one_connection_too_many_takes_the_place_of_the_oldest_that_is_idl
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(payments_port, "_BOUNDS", payments_port._BOUNDS._replace(connections=3))
-    asked = asyncio.Event()
-    go_on = asyncio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        asked.set()
-        await go_on.wait()
-        await send({"type": "http.response.start", "status": 202, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
+    app = HeldApp()
     async with port_of(app) as (_, number):
-        post = b"POST /payments HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
         opened = [await asyncio.open_connection(HOST, number)]
-        opened[0][1].write(post)
-        await asked.wait()
+        opened[0][1].write(POST)
+        await app.asked.wait()
         opened += [await asyncio.open_connection(HOST, number) for _ in range(3)]
         with contextlib.suppress(ConnectionError):
             assert await opened[1][0].read() == b""
-        opened[2][1].write(post)
-        opened[3][1].write(post)
-        go_on.set()
+        opened[2][1].write(POST)
+        opened[3][1].write(POST)
+        app.go_on.set()
         for at in (0, 2, 3):
             assert await opened[at][0].readline() == b"HTTP/1.1 202 Accepted\r\n"
         for _, writer in opened:
@@ -227,36 +227,60 @@ async def test_one_connection_too_many_takes_the_place_of_the_oldest_that_is_idl
 
 
 async def test_at_its_end_whole_requests_are_answered_and_the_others_are_not() -> None:
-    asked = asyncio.Event()
-    go_on = asyncio.Event()
-    served = 0
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal served
-        served += 1
-        asked.set()
-        await go_on.wait()
-        await send({"type": "http.response.start", "status": 202, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
+    app = HeldApp()
     async with port_of(app) as (port, number):
         reader, writer = await asyncio.open_connection(HOST, number)
-        post = b"POST /payments HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
-        writer.write(post + post.replace(b"th: 0", b"th: 9"))
+        writer.write(POST + POST.replace(b"th: 0", b"th: 9"))
         idle_reader, idle_writer = await asyncio.open_connection(HOST, number)
-        await asked.wait()
+        await app.asked.wait()
         closing = asyncio.create_task(port.close())
         assert await idle_reader.read() == b""
         with pytest.raises(ConnectionError):
             await asyncio.open_connection(HOST, number)
-        go_on.set()
+        app.go_on.set()
         answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 202 Accepted\r\n")
         assert b"Connection: close" in answer
-        assert answer.count(b"HTTP/1.1") == served == 1
+        assert answer.count(b"HTTP/1.1") == app.served == 1
         await closing
         writer.close()
         idle_writer.close()
+
+
+async def test_who_does_not_wait_for_an_answer_gets_that_one_alone() -> None:
+    app = HeldApp()
+    async with port_of(app) as (_, number):
+        reader, writer = await asyncio.open_connection(HOST, number)
+        writer.write(POST * 1000)
+        await app.asked.wait()
+        await writer.drain()
+        app.go_on.set()
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 202 Accepted\r\n")
+        assert b"Connection: close" in answer
+        assert answer.count(b"HTTP/1.1") == app.served == 1
+        writer.close()
+
+
+async def test_a_server_that_finishes_answers_what_is_whole_where_more_has_begun() -> None:
+    exchanges: list[Exchange] = []
+    handled = asyncio.Event()
+
+    def handle(exchange: Exchange) -> None:
+        exchanges.append(exchange)
+        handled.set()
+
+    listener = Listener(handle)
+    reader, writer = await asyncio.open_connection(HOST, await listener.start(HOST, 0))
+    writer.write(POST + POST.replace(b"th: 0", b"th: 9"))
+    await handled.wait()
+    listener.finish()
+    exchanges[0].answer(reply(HTTPStatus.OK))
+    answer = await reader.read()
+    assert b"Connection: close" in answer
+    assert answer.count(b"HTTP/1.1") == len(exchanges) == 1
+    writer.close()
+    await listener.close()
 
 
 async def test_a_bug_is_logged_and_ends_the_connection(
@@ -320,3 +344,13 @@ async def test_several_processes_have_no_such_port() -> None:
     _, errors = await process.communicate()
     assert process.returncode == 2
     assert "--payments-port is for one process" in errors.decode()
+
+
+async def test_both_ports_must_differ() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "payswitch", "ingress", "--port=9001", "--payments-port=9001"),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await process.communicate()
+    assert process.returncode == 2
+    assert "must be another than --port" in errors.decode()
