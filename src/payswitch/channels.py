@@ -28,8 +28,10 @@ class Channel(asyncio.Protocol):
     """One connection: a command goes out, its answer comes back. Whatever else happens to it ends
     it, so that no call ever gets another's answer."""
 
-    def __init__(self, connection: Connection) -> None:
-        """Take over a connection that redis-py has opened and greeted."""
+    def __init__(self, connection: Connection, limit_s: float) -> None:
+        """Take over a connection that redis-py has opened and greeted. A call is given up after
+        `limit_s`."""
+        self._limit_s = limit_s
         # Kept, as redis-py's writer closes the transport when it is collected.
         self._opened = cast(Any, connection)
         self._transport: asyncio.Transport = self._opened._writer.transport
@@ -39,6 +41,8 @@ class Channel(asyncio.Protocol):
             notEnoughData=_INCOMPLETE,
         )
         self._answer: asyncio.Future[Any] | None = None
+        self._ends_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._poll = select.poll()
         self._poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
@@ -54,7 +58,7 @@ class Channel(asyncio.Protocol):
         an answer that is nobody's (or, under TLS, no more than a session ticket)."""
         return bool(self._poll.poll(0))
 
-    async def call(self, command: bytes, limit_s: float) -> Any:
+    async def call(self, command: bytes) -> Any:
         """Redis' answer to a packed command.
 
         Raises `RedisTimeoutError` after the limit, `RedisConnectionError` where the connection ends
@@ -63,7 +67,10 @@ class Channel(asyncio.Protocol):
         if not self.is_open:
             raise RedisConnectionError("the connection ended before the call")
         self._answer = self._loop.create_future()
-        timer = self._loop.call_later(limit_s, self._expire, limit_s)
+        self._ends_at = self._loop.time() + self._limit_s
+        # One timer serves many calls, as one for each would cost as much as packing the command.
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._ends_at, self._expire)
         self._transport.write(command)
         try:
             return await self._answer
@@ -71,7 +78,6 @@ class Channel(asyncio.Protocol):
             self.close()
             raise
         finally:
-            timer.cancel()
             self._answer = None
 
     def close(self) -> None:
@@ -92,6 +98,8 @@ class Channel(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop."""
         self._opened._writer = None  # else redis-py warns of a connection left open
+        if self._timer is not None:
+            self._timer.cancel()
         self._fail(RedisConnectionError(f"the connection ended: {exc or 'closed by redis'}"))
 
     def _take(self, answer: Any) -> None:
@@ -102,8 +110,14 @@ class Channel(asyncio.Protocol):
         else:
             self._answer.set_result(answer)
 
-    def _expire(self, limit_s: float) -> None:
-        self._fail(RedisTimeoutError(f"no answer within {limit_s:g} s"))
+    def _expire(self) -> None:
+        self._timer = None
+        if self._answer is None:
+            return
+        if self._loop.time() < self._ends_at:
+            self._timer = self._loop.call_at(self._ends_at, self._expire)
+            return
+        self._fail(RedisTimeoutError(f"no answer within {self._limit_s:g} s"))
 
     def _fail(self, error: Exception) -> None:
         if self._answer is not None and not self._answer.done():
@@ -125,7 +139,7 @@ class Channels:
         channel = self._take() or await self._open()
         try:
             packed = hiredis.pack_command(cast(Any, command))
-            return await channel.call(packed, self._limit_s)
+            return await channel.call(packed)
         finally:
             if channel.is_open:
                 self._give_back(channel)
@@ -157,7 +171,7 @@ class Channels:
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        return Channel(connection)
+        return Channel(connection, self._limit_s)
 
 
 class ChannelScript(AsyncScript):

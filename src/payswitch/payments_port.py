@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 IDLE_S = 5.0
 MAX_BODY_BYTES = 4 * 1024
+WHOLE_BODY = "payswitch.whole_body"
+"""Stands among a scope's ASGI extensions where the body comes whole, within its bounds, as the
+first message: asking for it takes no time, and needs no limit."""
 
 _SERVED = frozenset({(b"POST", b"/payments"), (b"GET", b"/readyz")})
 
@@ -137,6 +140,7 @@ def _scope(exchange: Exchange) -> Scope:
         "query_string": exchange.query,
         "root_path": "",
         "headers": list(exchange.headers.items()),
+        "extensions": {WHOLE_BODY: {}},
     }
 
 

@@ -5,10 +5,11 @@
 -- Returns: now (ms), then for each payment 'new', 'same', 'other' (another amount), 'late', 'full',
 --   'broken' (something else is kept under its key)
 
-demand_queues()
+size_of(QUEUE)
+local backlog = size_of(OPEN)
 local now = now_ms()
 local current = generation()
-local room = tonumber(ARGV[1]) - redis.call('ZCARD', OPEN)
+local room = tonumber(ARGV[1]) - backlog
 local answer = { now }
 local by_time = {}
 local fresh = {}
