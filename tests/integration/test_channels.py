@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any, cast
@@ -254,6 +255,24 @@ async def test_a_frozen_redis_is_given_up_and_its_late_answer_is_nobodys(
         for number in range(20):
             with contextlib.suppress(RedisTimeoutError):  # a slow machine
                 assert await script(args=[number]) == [[], [str(number).encode()]]
+    finally:
+        own_redis.signal(signal.SIGCONT)
+        await client.aclose(close_connection_pool=True)
+
+
+async def test_a_call_has_its_whole_time_though_an_earlier_one_set_the_timer(
+    own_redis: RedisServer,
+) -> None:
+    client = connect(own_redis.url, limit_s=1.0)
+    script = cast(Any, client.register_script(ECHO))
+    try:
+        await script(args=["earlier"])
+        await asyncio.sleep(0.6)
+        own_redis.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(RedisTimeoutError):
+            await script(args=["late"])
+        assert time.monotonic() - began > 0.9
     finally:
         own_redis.signal(signal.SIGCONT)
         await client.aclose(close_connection_pool=True)

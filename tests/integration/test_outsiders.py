@@ -63,6 +63,14 @@ async def test_a_foreign_key_in_the_queues_place_accepts_nothing_halfway(
     assert await redis.keys("*") == [key.encode()]
 
 
+@pytest.mark.parametrize("key", ["payments:dead", "payments:in-flight", "payments:incidents"])
+async def test_a_foreign_key_where_nothing_is_accepted_keeps_no_payment_out(
+    redis: ArqRedis, key: str
+) -> None:
+    await redis.set(key, "foreign")
+    assert await accept_queue(redis).accept(Payment(ID, 1)) is Acceptance.NEW
+
+
 async def test_an_acknowledged_payment_that_fell_out_goes_back_when_it_is_sent_again(
     b: Bench, redis: ArqRedis
 ) -> None:
