@@ -63,7 +63,9 @@ async def test_a_foreign_key_in_the_queues_place_accepts_nothing_halfway(
     assert await redis.keys("*") == [key.encode()]
 
 
-@pytest.mark.parametrize("key", ["payments:dead", "payments:in-flight", "payments:incidents"])
+@pytest.mark.parametrize(
+    "key", ["payments:dead", "payments:in-flight", "payments:incidents", "payments:wake"]
+)
 async def test_a_foreign_key_where_nothing_is_accepted_keeps_no_payment_out(
     redis: ArqRedis, key: str
 ) -> None:
