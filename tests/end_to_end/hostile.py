@@ -62,6 +62,8 @@ class Edge:
 
     redis: RedisServer
     ports: dict[str, int]
+    payments_ports: list[int]
+    """Where HAProxy sends payments."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def url(self, door: str) -> str:
@@ -123,19 +125,25 @@ def parse_answers(received: bytes, *, head: bool = False) -> list[Answer]:
 
 
 @contextlib.contextmanager
-def running_edge(folder: Path, *, purge: str = "off") -> Iterator[Edge]:
-    """Redis, two ingress and, where it is installed, HAProxy before them."""
+def running_edge(
+    folder: Path, *, purge: str = "off", payments_ports: bool = True
+) -> Iterator[Edge]:
+    """Redis, two ingress and, where it is installed, HAProxy before them; without `payments_ports`
+    nobody listens where HAProxy looks for these."""
     redis = RedisServer(folder)
     redis.start()
     ports = Ports()
     names = {"ingress": ports.ingress, "ingress-2": ports.ingress + 1, "haproxy": ports.endpoint}
-    payments_ports = {"ingress": ports.default, "ingress-2": ports.fallback}
-    edge = Edge(redis, {**names, "payments port": ports.default})
+    payments_at = {"ingress": ports.default, "ingress-2": ports.fallback}
+    doors = {**names, "payments port": ports.default}
+    edge = Edge(redis, doors, list(payments_at.values()))
     environment = clean_environment({"REDIS_URL": redis.url, "PAYSWITCH_PURGE": purge})
     try:
         for name in ("ingress", "ingress-2"):
             command = [sys.executable, "-P", "-m", "payswitch", "ingress"]
-            options = [f"--port={names[name]}", f"--payments-port={payments_ports[name]}"]
+            options = [f"--port={names[name]}"]
+            if payments_ports:
+                options.append(f"--payments-port={payments_at[name]}")
             edge.processes[name] = subprocess.Popen(
                 [*command, *options], env=environment, stderr=subprocess.DEVNULL
             )
@@ -143,8 +151,7 @@ def running_edge(folder: Path, *, purge: str = "off") -> Iterator[Edge]:
             bindings = {"PAYSWITCH_BIND": f"{HOST}:{ports.endpoint}"}
             bindings |= {f"INGRESS_{n + 1}": f"{HOST}:{ports.ingress + n}" for n in (0, 1)}
             bindings |= {
-                f"PAYMENTS_{n}": f"{HOST}:{port}"
-                for n, port in enumerate(payments_ports.values(), 1)
+                f"PAYMENTS_{n}": f"{HOST}:{port}" for n, port in enumerate(payments_at.values(), 1)
             }
             edge.processes["haproxy"] = subprocess.Popen(
                 haproxy, env=environment | bindings, stderr=subprocess.DEVNULL

@@ -86,6 +86,28 @@ async def test_one_flush_is_in_flight_at_a_time() -> None:
     assert flushes.count == 1
 
 
+async def test_as_many_flushes_are_in_flight_as_may_be() -> None:
+    flushes = Flushes()
+    commits = GroupCommit(flushes, at_once=2)
+    first = submit(commits, 1, 2)
+    one = await flushes.next()
+    second = submit(commits, 3)
+    other = await flushes.next()
+    third = submit(commits, 4, 5)
+    await all_have_run()
+    await all_have_run()
+    assert (one.items, other.items, flushes.count) == ([1, 2], [3], 2)
+    other.succeed()
+    assert await second[0] == "3"
+    last = await flushes.next()
+    assert last.items == [4, 5]
+    one.succeed()
+    last.succeed()
+    assert await asyncio.gather(*first, *third) == ["1", "2", "4", "5"]
+    submit(commits, 6)
+    assert (await flushes.next()).items == [6]
+
+
 async def test_a_batch_holds_no_more_than_the_maximum() -> None:
     flushes = Flushes()
     commits = GroupCommit(flushes, max_batch=3)

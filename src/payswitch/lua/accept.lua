@@ -5,7 +5,6 @@
 -- Returns: now (ms), then for each payment 'new', 'same', 'other' (another amount), 'late', 'full',
 --   'broken' (something else is kept under its key)
 
-size_of(QUEUE)
 local backlog = size_of(OPEN)
 local now = now_ms()
 local current = generation()
@@ -44,8 +43,13 @@ end
 for i = 2, #ARGV, 4 do answer[#answer + 1] = judge(i) end
 
 if #by_time > 0 then
+  -- The first write: where it fails, as something else is there or memory is short, none is done.
+  local queued = redis.pcall('ZADD', QUEUE, unpack(by_time))
+  if type(queued) == 'table' then
+    demand('zset', QUEUE)
+    return queued
+  end
   redis.call('ZADD', OPEN, unpack(by_time))
-  redis.call('ZADD', QUEUE, unpack(by_time))
   wake_a_worker()
 end
 for _, i in ipairs(fresh) do

@@ -26,7 +26,7 @@ local function add(key, field, value)
   node[field] = (node[field] or 0) + value
 end
 
-local function enter(processor, requested_at, cents)
+local function enter(processor, requested_at, cents, count)
   local root = 'ledger:' .. processor .. ':' .. current .. ':'
   local index, width = requested_at, 1
   for _ = 1, 5 do
@@ -34,14 +34,27 @@ local function enter(processor, requested_at, cents)
     local key = root .. string.format('%.0f:%.0f', width, above)
     local field = string.format('%d', index - above * 100)
     add(key, field, cents)
-    add(key, field .. '#', 1)
+    add(key, field .. '#', count)
     index, width = above, width * 100
   end
   local field = string.format('%.0f', index)
   add(root .. 'top', field, cents)
-  add(root .. 'top', field .. '#', 1)
+  add(root .. 'top', field .. '#', count)
   add(root .. 'total', 'cents', cents)
-  add(root .. 'total', 'count', 1)
+  add(root .. 'total', 'count', count)
+end
+
+-- What was routed in one call has one requestedAt, and is entered as one sum.
+local of_an_instant = {}
+local function collect(processor, requested_at, cents)
+  local key = processor .. ' ' .. requested_at
+  local sum = of_an_instant[key]
+  if not sum then
+    sum = { processor = processor, requested_at = tonumber(requested_at), cents = 0, count = 0 }
+    of_an_instant[key] = sum
+  end
+  sum.cents = sum.cents + cents
+  sum.count = sum.count + 1
 end
 
 -- The newest are kept: a processor that answers for payments that were never pinned to it must not
@@ -68,13 +81,16 @@ local function judge(i)
     return 'incident'
   end
   if known[2] == 'settled' then return 'known' end
-  enter(processor, tonumber(requested_at), tonumber(known[4]))
+  collect(processor, requested_at, tonumber(known[4]))
   to_settle[id] = { requested_at = requested_at, was = known[2] }
   return 'settled'
 end
 
 for i = 2, #ARGV, 4 do answer[#answer + 1] = judge(i) end
 
+for _, sum in pairs(of_an_instant) do
+  enter(sum.processor, sum.requested_at, sum.cents, sum.count)
+end
 for key in pairs(sums) do demand('hash', key) end
 for key, node in pairs(sums) do
   for field, value in pairs(node) do
