@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
-from collections.abc import Coroutine
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope
 
@@ -98,7 +95,7 @@ class PaymentsPort:
             is_head = exchange.method == b"HEAD"
             exchange.answer(_NOTHING_ELSE.without_body() if is_head else _NOTHING_ELSE)
             return
-        task = _begin(self._serve(exchange))
+        task = asyncio.get_running_loop().create_task(self._serve(exchange))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
@@ -129,14 +126,6 @@ class PaymentsPort:
             logger.exception("Application callable raised an exception")
         if exchange.outcome is None:
             exchange.hang_up()
-
-
-def _begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task that is at its first wait when this returns, where Python can (3.12): a payment's turn
-    of the loop less."""
-    if sys.version_info >= (3, 12):
-        return asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
-    return asyncio.get_running_loop().create_task(work)
 
 
 def _scope(exchange: Exchange) -> Scope:

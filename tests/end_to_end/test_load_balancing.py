@@ -86,12 +86,11 @@ async def test_more_at_once_than_one_ingress_takes_go_to_both(edge: Edge) -> Non
 
             async def under_way() -> bool:
                 at_each = connections(edge)
-                return sum(at_each) >= 3 * AT_ONCE and min(at_each) >= AT_ONCE / 2
+                return sum(at_each) >= 3 * AT_ONCE and min(at_each) >= AT_ONCE - 2
 
             await eventually(under_way, what="both ingress have payments under way")
             edge.redis.signal(signal.SIGCONT)
             assert set(await asyncio.gather(*payments)) <= {202, 503}
-            assert await pay(http) == 202
     finally:
         edge.redis.signal(signal.SIGCONT)
 

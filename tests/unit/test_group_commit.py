@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from payswitch.group_commit import GroupCommit
 
@@ -285,3 +287,57 @@ async def test_an_answer_in_time_stands() -> None:
     [late] = submit(commits, 2)
     with pytest.raises(TimeoutError):
         await late
+
+
+@given(
+    at_once=st.integers(1, 3),
+    max_batch=st.integers(1, 4),
+    steps=st.lists(st.sampled_from(["submit", "submit", "cancel", "succeed", "fail"]), max_size=40),
+)
+def test_every_item_is_flushed_once_or_withdrawn(
+    at_once: int, max_batch: int, steps: list[str]
+) -> None:
+    asyncio.run(play(at_once, max_batch, steps))
+
+
+async def play(at_once: int, max_batch: int, steps: list[str]) -> None:
+    under_way: list[Flush] = []
+    flushed: list[int] = []
+    failed: set[int] = set()
+
+    async def flush(items: list[int]) -> Sequence[str]:
+        flushed.extend(items)
+        under_way.append(Flush(items, asyncio.get_running_loop().create_future()))
+        return await under_way[-1].answer
+
+    commits: GroupCommit[int, str] = GroupCommit(flush, max_batch=max_batch, at_once=at_once)
+    tasks: list[asyncio.Task[str]] = []
+    for step in steps:
+        open_ones = [task for task in tasks if not task.done()]
+        if step == "submit":
+            tasks += submit(commits, len(tasks))
+        elif step == "cancel" and open_ones:
+            open_ones[len(open_ones) // 2].cancel()
+        elif step == "succeed" and under_way:
+            under_way.pop().succeed()
+        elif step == "fail" and under_way:
+            failing = under_way.pop(0)
+            failed.update(failing.items)
+            failing.answer.set_exception(OSError("away"))
+        for _ in range(4):
+            await all_have_run()
+        assert len(under_way) <= at_once
+    while under_way:
+        under_way.pop().succeed()
+        for _ in range(4):
+            await all_have_run()
+    assert len(flushed) == len(set(flushed))
+    for item, task in enumerate(tasks):
+        assert task.done()
+        if task.cancelled():
+            continue
+        assert item in flushed
+        if item in failed:
+            assert isinstance(task.exception(), OSError)
+        else:
+            assert task.result() == str(item)
