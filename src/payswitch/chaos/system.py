@@ -37,6 +37,8 @@ _OWN_VARIABLES = (
     "PAYSWITCH_LOG_FORMAT",
 )
 _STOP_SLACK_S = 3.0
+_BLOCK = 150
+"""Ports: more than lie between a system's first and its last."""
 
 
 def find_libfaketime() -> str | None:
@@ -148,7 +150,7 @@ async def running(
     if clocks and library is None:
         raise MachineError("to set clocks needs libfaketime: install it (Debian: libfaketime)")
     with contextlib.ExitStack() as stack:
-        options = _options(folder / "state", workers)
+        options = options_of(folder / "state", workers)
         state = stack.enter_context(redis_folder(options.state))
         forget_redis(state)
         system = LocalSystem(options, variables)
@@ -202,7 +204,8 @@ def _has_clock(service: Service) -> bool:
     return service.part.name not in (*PROCESSORS, "haproxy")
 
 
-def _options(state: Path, workers: int) -> Options:
+def options_of(state: Path, workers: int) -> Options:
+    """A system with ports of its own and this folder. Raises `MachineError` where none are free."""
     ports = _free_ports(7)
     return Options(
         host=LOCAL,
@@ -219,9 +222,16 @@ def _options(state: Path, workers: int) -> Options:
 
 
 def _free_ports(count: int) -> range:
-    """Ports in a row that nothing listens on, below those that the kernel gives to connections."""
-    for first in range(21_000 + os.getpid() % 8000, 32_000, count):
-        row = range(first, first + count)
+    """Ports in a row that nothing listens on, below those that the kernel gives to connections.
+
+    Runs that begin at the same time find the same ones free, and HAProxy shares a port with whoever
+    has it. So each has a block of its own by its process id, large enough for the parts' further
+    ports.
+    """
+    blocks = range(21_000, 32_000, _BLOCK)
+    first = os.getpid() % len(blocks)
+    for block in (*blocks[first:], *blocks[:first]):
+        row = range(block, block + count)
         if all(map(_is_free, row)):
             return row
     raise MachineError("no free ports from 21000 to 32000")
