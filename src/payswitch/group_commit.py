@@ -1,7 +1,7 @@
 """Group commit: many small writes share a round trip.
 
-The batch is what arrived while as many flushes were under way as may be, one or a few. There is no
-timer, so an idle system adds no latency.
+The batch is what arrived while the previous flush was under way. There is no timer, so an idle
+system adds no latency, and one flush is in flight at a time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ class GroupCommit(Generic[Item, Result]):
 
     An exception of `flush` reaches every submitter of that batch. A submitter that is cancelled
     before its item was handed over takes the item with it; so does one that has waited for
-    `limit_s`, which gets a `TimeoutError`. Up to `at_once` flushes are under way at a time; with
-    more than one, items may be flushed in another order than they came.
+    `limit_s`, which gets a `TimeoutError`.
     """
 
     def __init__(
@@ -31,7 +30,6 @@ class GroupCommit(Generic[Item, Result]):
         *,
         max_batch: int = 256,
         limit_s: float = math.inf,
-        at_once: int = 1,
     ) -> None:
         self._flush = flush
         self._max_batch = max_batch
@@ -39,9 +37,7 @@ class GroupCommit(Generic[Item, Result]):
         self._limited: deque[tuple[float, asyncio.Future[Result]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._at_once = at_once
-        self._starting: asyncio.Task[None] | None = None
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._flusher: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Result:
         """Wait until the item's batch was flushed; returns its result or raises flush's error."""
@@ -49,8 +45,8 @@ class GroupCommit(Generic[Item, Result]):
         self._waiting.append((item, future))
         if self._limit_s != math.inf:
             self._limit(future)
-        if self._starting is None and len(self._under_way) < self._at_once:
-            self._starting = asyncio.create_task(self._flush_all())
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush_all())
         return await future
 
     def _limit(self, future: asyncio.Future[Result]) -> None:
@@ -76,14 +72,11 @@ class GroupCommit(Generic[Item, Result]):
             self._limited.popleft()
 
     async def _flush_all(self) -> None:
-        assert self._starting is not None
-        flusher, self._starting = self._starting, None
-        self._under_way.add(flusher)
         try:
             while self._waiting:
                 await self._flush_batch(self._next_batch())
         finally:
-            self._under_way.discard(flusher)
+            self._flusher = None
             # Not empty only where the flusher was cancelled.
             for _, future in self._waiting:
                 future.cancel()

@@ -95,10 +95,7 @@ class AcceptQueue:
         self._max_backlog = max_backlog
         self.verdicts: Counter[str] = Counter()
         self._redis_ahead_ms: float | None = None
-        # The second is executed with the first where Redis is busy with something else meanwhile.
-        self._commits: GroupCommit[_Entry, str] = GroupCommit(
-            self._flush, limit_s=limit_ms / 1000, at_once=2
-        )
+        self._commits: GroupCommit[_Entry, str] = GroupCommit(self._flush, limit_s=limit_ms / 1000)
 
     async def accept(self, payment: Payment, traceparent: str | None = None) -> Acceptance:
         """Put the payment on the queue; returns once Redis has it. Where it is traced, its job

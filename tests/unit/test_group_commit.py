@@ -88,28 +88,6 @@ async def test_one_flush_is_in_flight_at_a_time() -> None:
     assert flushes.count == 1
 
 
-async def test_as_many_flushes_are_in_flight_as_may_be() -> None:
-    flushes = Flushes()
-    commits = GroupCommit(flushes, at_once=2)
-    first = submit(commits, 1, 2)
-    one = await flushes.next()
-    second = submit(commits, 3)
-    other = await flushes.next()
-    third = submit(commits, 4, 5)
-    await all_have_run()
-    await all_have_run()
-    assert (one.items, other.items, flushes.count) == ([1, 2], [3], 2)
-    other.succeed()
-    assert await second[0] == "3"
-    last = await flushes.next()
-    assert last.items == [4, 5]
-    one.succeed()
-    last.succeed()
-    assert await asyncio.gather(*first, *third) == ["1", "2", "4", "5"]
-    submit(commits, 6)
-    assert (await flushes.next()).items == [6]
-
-
 async def test_a_batch_holds_no_more_than_the_maximum() -> None:
     flushes = Flushes()
     commits = GroupCommit(flushes, max_batch=3)
@@ -290,17 +268,14 @@ async def test_an_answer_in_time_stands() -> None:
 
 
 @given(
-    at_once=st.integers(1, 3),
     max_batch=st.integers(1, 4),
     steps=st.lists(st.sampled_from(["submit", "submit", "cancel", "succeed", "fail"]), max_size=40),
 )
-def test_every_item_is_flushed_once_or_withdrawn(
-    at_once: int, max_batch: int, steps: list[str]
-) -> None:
-    asyncio.run(play(at_once, max_batch, steps))
+def test_every_item_is_flushed_once_or_withdrawn(max_batch: int, steps: list[str]) -> None:
+    asyncio.run(play(max_batch, steps))
 
 
-async def play(at_once: int, max_batch: int, steps: list[str]) -> None:
+async def play(max_batch: int, steps: list[str]) -> None:
     under_way: list[Flush] = []
     flushed: list[int] = []
     failed: set[int] = set()
@@ -310,7 +285,7 @@ async def play(at_once: int, max_batch: int, steps: list[str]) -> None:
         under_way.append(Flush(items, asyncio.get_running_loop().create_future()))
         return await under_way[-1].answer
 
-    commits: GroupCommit[int, str] = GroupCommit(flush, max_batch=max_batch, at_once=at_once)
+    commits: GroupCommit[int, str] = GroupCommit(flush, max_batch=max_batch)
     tasks: list[asyncio.Task[str]] = []
     for step in steps:
         open_ones = [task for task in tasks if not task.done()]
@@ -326,7 +301,7 @@ async def play(at_once: int, max_batch: int, steps: list[str]) -> None:
             failing.answer.set_exception(OSError("away"))
         for _ in range(4):
             await all_have_run()
-        assert len(under_way) <= at_once
+        assert len(under_way) <= 1
     while under_way:
         under_way.pop().succeed()
         for _ in range(4):
