@@ -235,8 +235,9 @@ class Settings:
         "PAYSWITCH_CLAIM_PAUSE_MS",
         20,
         _whole(0, 1000),
-        "A worker that has just taken a few payments waits this long before it takes again: the "
-        "longer, the less CPU in the workers and in Redis, and the later a payment is sent.",
+        "A worker that has just taken a few payments waits this long before it takes again, and up "
+        "to a quarter longer right after another worker: the longer, the less CPU in the workers "
+        "and in Redis, and the later a payment is sent.",
     )
     lease_ms: int = _setting(
         "PAYSWITCH_LEASE_MS",

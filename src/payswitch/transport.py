@@ -6,7 +6,8 @@ same errors, with these differences:
 
 - The response is read into memory, up to a limit; beyond it, `httpx.RemoteProtocolError`.
 - The read timeout bounds the whole response, from the write on, not the single read.
-- The connect timeout bounds DNS, TCP and TLS together.
+- The connect timeout bounds DNS, TCP and TLS together. A host's addresses are remembered for ten
+  seconds, or until one can't be reached.
 - A request's extension `before_write` is asked directly before the bytes are written.
 - Every error tells whether bytes of the request may have left, see `bytes_left`. A connection that
   ends before they could is an `httpx.ConnectError`.
@@ -25,6 +26,7 @@ from functools import partial
 
 import httpx
 
+from payswitch.addresses import Address, Addresses
 from payswitch.http1 import Connection, encode
 
 
@@ -173,6 +175,7 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         self._host = url.raw_host.decode("ascii")
         self._port = url.port or (443 if ssl_context else 80)
+        self._addresses = Addresses(self._host, self._port)
         self._ssl_context = ssl_context
         self._max_connections = max_connections
         self._keepalive_expiry = keepalive_expiry
@@ -228,6 +231,7 @@ class Pool:
     def close(self) -> None:
         """Close all connections; who waits for a place gets one to fail in."""
         self._is_closed = True
+        self._addresses.close()
         for connection in tuple(self._open):
             connection.close()
 
@@ -304,16 +308,31 @@ class Pool:
             raise httpx.ConnectError("the transport was closed")
         try:
             async with asyncio.timeout(limit):
-                _, connection = await self._loop.create_connection(
-                    self._new_connection,
-                    self._host,
-                    self._port,
-                    ssl=self._ssl_context,
-                )
+                return await self._connect_to_any(await self._addresses.get())
         except TimeoutError as error:
+            self._addresses.forget()
             raise httpx.ConnectTimeout("no connection in time") from error
         except (OSError, UnicodeError) as error:
+            self._addresses.forget()
             raise httpx.ConnectError(str(error)) from error
+
+    async def _connect_to_any(self, addresses: list[Address]) -> Connection:
+        """The first address that takes a connection; the error is that of the last."""
+        *others, last = addresses
+        for address in others:
+            with contextlib.suppress(OSError):
+                return await self._connect_to(address)
+        return await self._connect_to(last)
+
+    async def _connect_to(self, address: Address) -> Connection:
+        _, connection = await self._loop.create_connection(
+            self._new_connection,
+            address.host,
+            self._port,
+            family=address.family,
+            ssl=self._ssl_context,
+            server_hostname=self._host if self._ssl_context else None,
+        )
         return connection
 
 

@@ -1303,6 +1303,80 @@ async def test_every_origin_has_its_own_places() -> None:
         await call
 
 
+# Names
+
+
+class Names:
+    """What the name `processor.test` stands for, on asyncio's own loop, and how often it was
+    asked for."""
+
+    def __init__(self, *hosts: str) -> None:
+        self.hosts = list(hosts)
+        self.asked = 0
+        self._getaddrinfo = socket.getaddrinfo
+
+    def getaddrinfo(self, host: Any, *rest: Any, **options: Any) -> Any:
+        """In the place of `socket.getaddrinfo`."""
+        if host != "processor.test":
+            return self._getaddrinfo(host, *rest, **options)
+        self.asked += 1
+        return [found for each in self.hosts for found in self._getaddrinfo(each, *rest, **options)]
+
+
+def named(url: httpx.URL) -> httpx.Request:
+    return post(url.copy_with(host="processor.test"))
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    made = Names(HOST)
+    monkeypatch.setattr(socket, "getaddrinfo", made.getaddrinfo)
+    return made
+
+
+async def test_many_connections_at_once_cost_one_lookup(names: Names) -> None:
+    async with serving(echo) as server, Transport() as transport:
+        calls = [start(transport, named(server.url)) for _ in range(100)]
+        assert {response.status_code for response in await asyncio.gather(*calls)} == {200}
+        assert len(server.peers) == 100
+    assert names.asked == 1
+
+
+async def test_the_first_address_that_takes_a_connection_is_used(names: Names) -> None:
+    names.hosts = ["127.0.0.2", HOST]
+    async with serving(echo) as server, Transport() as transport:
+        response = await transport.handle_async_request(named(server.url))
+        assert response.status_code == 200
+
+
+async def test_where_no_address_takes_a_connection_it_is_a_connect_error(names: Names) -> None:
+    names.hosts = ["127.0.0.2", "127.0.0.3"]
+    async with serving(echo) as server, Transport() as transport:
+        error = await failure(start(transport, named(server.url)))
+        assert type(error) is httpx.ConnectError
+        assert not bytes_left(error)
+
+
+async def test_a_server_that_has_moved_is_found_with_the_next_call(names: Names) -> None:
+    names.hosts = ["127.0.0.2"]
+    async with serving(echo) as server, Transport() as transport:
+        error = await failure(start(transport, named(server.url)))
+        assert type(error) is httpx.ConnectError
+        names.hosts = [HOST]
+        response = await transport.handle_async_request(named(server.url))
+        assert response.status_code == 200
+    assert names.asked == 2
+
+
+async def test_a_server_that_is_silent_may_have_moved_too(names: Names) -> None:
+    with deaf_server() as url:
+        async with Transport(connect_timeout=SOON_S) as transport:
+            for count in (1, 2):
+                error = await failure(start(transport, named(url)))
+                assert type(error) is httpx.ConnectTimeout
+                assert names.asked == count
+
+
 # Closing
 
 

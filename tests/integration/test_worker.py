@@ -25,7 +25,7 @@ from payswitch.queue import JOB_FUNCTION
 from payswitch.redis_client import connect
 from payswitch.selector import SELECTION_KEY
 from payswitch.settings import Settings
-from payswitch.worker import PaymentWorker
+from payswitch.worker import PaymentWorker, pause_for_others
 from tests.integration.harness import FAST, Bench, bench
 from tests.support import LOST_REPLY, NEVER, RedisServer, Reply, eventually
 
@@ -117,14 +117,18 @@ async def test_a_payment_that_is_due_later_is_paid_when_it_is_due(
 async def test_who_has_taken_a_few_lets_others_arrive_first(
     b: Bench, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[tuple[float, float, bool]] = []
+    calls: list[tuple[float, float, float | None]] = []
     take = Claims.take
     now = asyncio.get_running_loop().time
 
     async def noted(claims: Claims, limit: int) -> Batch:
         began = now()
         batch = await take(claims, limit)
-        calls.append((began, now(), 0 < len(batch.taken) < limit))
+        few_s = None
+        if 0 < len(batch.taken) < limit:
+            waited_ms = max(each.claim.claimed_at - each.score for each in batch.taken)
+            few_s = pause_for_others(b.settings.claim_pause_ms, waited_ms) / 1000
+        calls.append((began, now(), few_s))
         return batch
 
     monkeypatch.setattr(Claims, "take", noted)
@@ -132,9 +136,13 @@ async def test_who_has_taken_a_few_lets_others_arrive_first(
         for _ in range(60):
             await b.accept()
         await all_settled(b, 60)
-    pauses = [begins - ended for (_, ended, few), (begins, *_) in pairwise(calls) if few]
-    assert pauses
-    assert min(pauses) >= 0.019
+    pauses = [
+        (begins - ended, few_s)
+        for (_, ended, few_s), (begins, *_) in pairwise(calls)
+        if few_s is not None
+    ]
+    assert max(few_s for _, few_s in pauses) > 0.021, "who is woken at once finds others' batches"
+    assert min(pause_s - few_s for pause_s, few_s in pauses) >= -0.001
 
 
 @pytest.mark.parametrize(
