@@ -18,6 +18,7 @@ import uvloop
 from payswitch import logs
 from payswitch.metrics_folder import shared_by_processes
 from payswitch.open_files import allow_many_open_files
+from payswitch.priority import yield_to_others
 from payswitch.redis_client import connect
 from payswitch.resilient_worker import ResilientWorker, run_worker
 from payswitch.settings import Settings, SettingsError
@@ -244,6 +245,8 @@ def health() -> None:
 
 
 def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: Settings) -> None:
+    if settings.workers_yield == "on":
+        yield_to_others()
     try:
         run_worker(worker_class, worker_settings, connect(settings.redis_url, limit_s=10))
     except StartError as error:

@@ -239,6 +239,13 @@ class Settings:
         "to a quarter longer right after another worker: the longer, the less CPU in the workers "
         "and in Redis, and the later a payment is sent.",
     )
+    workers_yield: str = _setting(
+        "PAYSWITCH_WORKERS_YIELD",
+        "off",
+        _choice("on", "off"),
+        "Whether workers and health check take only the CPU that nobody else on the machine wants "
+        "(Linux' SCHED_IDLE). For workers that share their cores with the ingress and Redis.",
+    )
     lease_ms: int = _setting(
         "PAYSWITCH_LEASE_MS",
         15_000,

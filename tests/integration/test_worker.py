@@ -26,7 +26,7 @@ from payswitch.redis_client import connect
 from payswitch.selector import SELECTION_KEY
 from payswitch.settings import Settings
 from payswitch.worker import PaymentWorker, pause_for_others
-from tests.integration.harness import FAST, Bench, bench
+from tests.integration.harness import FAST, Bench, bench, worker_process
 from tests.support import LOST_REPLY, NEVER, RedisServer, Reply, eventually
 
 
@@ -397,6 +397,17 @@ async def test_arqs_check_tells_whether_a_worker_lives(b: Bench, redis_server: R
 async def _is_zero(run: Any) -> bool:
     code, _ = await run
     return bool(code == 0)
+
+
+@pytest.mark.parametrize(("setting", "policy"), [("on", os.SCHED_IDLE), ("off", os.SCHED_OTHER)])
+async def test_every_thread_of_a_worker_yields_the_cpu_where_that_is_wanted(
+    b: Bench, redis_server: RedisServer, setting: str, policy: int
+) -> None:
+    await b.accept()
+    async with worker_process(b, redis_server.url, PAYSWITCH_WORKERS_YIELD=setting) as process:
+        await all_settled(b, 1)
+        threads = [int(thread) for thread in os.listdir(f"/proc/{process.pid}/task")]
+        assert {os.sched_getscheduler(thread) for thread in threads} == {policy}
 
 
 async def test_sigterm_finishes_what_is_in_flight_and_exits_cleanly(

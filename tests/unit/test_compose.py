@@ -128,6 +128,14 @@ def test_payments_are_paid_and_health_is_watched() -> None:
     assert SERVICES["health"]["command"] == "health"
 
 
+def test_who_a_client_waits_for_goes_first() -> None:
+    later = WORKERS | {"health"}
+    assert len({SERVICES[name]["cpu_shares"] for name in later}) == 1
+    first = min(service["cpu_shares"] for name, service in SERVICES.items() if name not in later)
+    assert all(SERVICES[name]["cpu_shares"] < first for name in later)
+    assert SERVICES["health"]["environment"]["PAYSWITCH_WORKERS_YIELD"] == "on"
+
+
 def test_a_worker_may_finish_before_it_is_killed() -> None:
     assert all(SERVICES[name]["stop_grace_period"] == "15s" for name in WORKERS)
 
