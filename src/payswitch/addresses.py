@@ -22,6 +22,13 @@ class Address:
     host: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    addresses: list[Address]
+    until: float
+    """The loop's time, s."""
+
+
 class Addresses:
     """The addresses of one host, remembered for ten seconds, or until `forget` is called as nobody
     answers there. Who asks while a lookup is under way shares it."""
@@ -30,18 +37,16 @@ class Addresses:
         self._host = host
         self._port = port
         self._loop = asyncio.get_running_loop()
-        self._lookup: asyncio.Task[list[Address]] | None = None
-        self._known_until = float("-inf")
+        self._lookup: asyncio.Task[_Found] | None = None
 
     async def get(self) -> list[Address]:
         """The addresses, in the order in which to try them. Raises `OSError` or `UnicodeError`
         where there is none; that is not remembered."""
         lookup = self._lookup
-        if lookup is None or (lookup.done() and self._loop.time() >= self._known_until):
-            self._known_until = float("-inf")
+        if lookup is None or self._is_over(lookup):
             lookup = self._lookup = self._loop.create_task(self._look_up(), name="lookup")
         try:
-            return await asyncio.shield(lookup)
+            return (await asyncio.shield(lookup)).addresses
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if lookup.cancelled() and caller is not None and not caller.cancelling():
@@ -57,7 +62,15 @@ class Addresses:
         if self._lookup is not None:
             self._lookup.cancel()
 
-    async def _look_up(self) -> list[Address]:
+    def _is_over(self, lookup: asyncio.Task[_Found]) -> bool:
+        """Whether it has failed, or has found what is no longer remembered."""
+        if not lookup.done():
+            return False
+        if lookup.cancelled() or lookup.exception() is not None:
+            return True
+        return self._loop.time() >= lookup.result().until
+
+    async def _look_up(self) -> _Found:
         found = await self._loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        self._known_until = self._loop.time() + _REMEMBERED_S
-        return [Address(family, str(sockaddr[0])) for family, *_, sockaddr in found]
+        addresses = [Address(family, str(sockaddr[0])) for family, *_, sockaddr in found]
+        return _Found(addresses, self._loop.time() + _REMEMBERED_S)

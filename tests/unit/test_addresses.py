@@ -116,6 +116,22 @@ async def test_a_lookup_that_does_not_come_back_can_be_forgotten(
     assert await stuck == [V4]
 
 
+async def test_a_forgotten_lookup_that_comes_back_late_vouches_for_no_other(
+    names: Names, known: Addresses
+) -> None:
+    [late] = await asked(known)
+    known.forget()
+    [failed] = await asked(known)
+    names.asked[0].set_result([V4])
+    await late
+    names.asked[1].set_exception(socket.gaierror("no such name"))
+    with pytest.raises(socket.gaierror):
+        await failed
+    [task] = await asked(known)
+    names.asked[2].set_result([MOVED])
+    assert await task == [MOVED]
+
+
 async def test_who_is_cancelled_takes_the_lookup_from_nobody(
     names: Names, known: Addresses
 ) -> None:
