@@ -8,11 +8,24 @@ local current = generation()
 local billion = 1000000000
 local count, high, low
 
-local function take(cents, number)
-  if cents then
-    high = high + tonumber('0' .. string.sub(cents, 1, -10))
-    low = low + tonumber(string.sub(cents, -9))
-    count = count + tonumber(number)
+local function take_cents(cents)
+  if #cents < 10 then
+    low = low + cents
+  else
+    high = high + string.sub(cents, 1, -10)
+    low = low + string.sub(cents, -9)
+  end
+end
+
+-- Which entry a field is of: cents under its number, the count under the number and a #. Those of
+-- nodes have small numbers, so each is worked out once.
+local of_cents, of_count = {}, {}
+local function learn(field)
+  local number = string.match(field, '^(%d+)#$')
+  if number then
+    of_count[field] = tonumber(number)
+  else
+    of_cents[field] = tonumber(field)
   end
 end
 
@@ -20,14 +33,17 @@ end
 -- name takes Redis twice as long.
 local function take_node(key, first, past)
   local values = redis.call('HGETALL', key)
-  local by_field, wanted = {}, {}
   for i = 1, #values, 2 do
     local field = values[i]
-    by_field[field] = values[i + 1]
-    local entry = tonumber(field)
-    if entry and entry >= first and entry < past then wanted[#wanted + 1] = field end
+    if not (of_cents[field] or of_count[field]) then learn(field) end
+    local entry = of_cents[field]
+    if entry then
+      if entry >= first and entry < past then take_cents(values[i + 1]) end
+    else
+      entry = of_count[field]
+      if entry and entry >= first and entry < past then count = count + values[i + 1] end
+    end
   end
-  for _, field in ipairs(wanted) do take(by_field[field], by_field[field .. '#']) end
 end
 
 -- Adds the entries [first, past) of one level; they lie in one node or two.
@@ -59,7 +75,10 @@ for i = 3, #ARGV do
   local root = 'ledger:' .. ARGV[i] .. ':' .. current .. ':'
   if ARGV[1] == '' and ARGV[2] == '' then
     local total = redis.call('HMGET', root .. 'total', 'cents', 'count')
-    take(total[1], total[2])
+    if total[1] then
+      take_cents(total[1])
+      count = count + total[2]
+    end
   else
     local first = ARGV[1] == '' and 0 or tonumber(ARGV[1])
     local past = ARGV[2] == '' and 10000000000000 or tonumber(ARGV[2]) + 1
