@@ -6,8 +6,8 @@ same errors, with these differences:
 
 - The response is read into memory, up to a limit; beyond it, `httpx.RemoteProtocolError`.
 - The read timeout bounds the whole response, from the write on, not the single read.
-- The connect timeout bounds DNS, TCP and TLS together. A host's addresses are remembered for ten
-  seconds, or until one can't be reached.
+- The connect timeout bounds DNS, TCP and TLS together. Connections that are opened at the same time
+  share one look-up.
 - A request's extension `before_write` is asked directly before the bytes are written.
 - Every error tells whether bytes of the request may have left, see `bytes_left`. A connection that
   ends before they could is an `httpx.ConnectError`.
@@ -310,10 +310,9 @@ class Pool:
             async with asyncio.timeout(limit):
                 return await self._connect_to_any(await self._addresses.get())
         except TimeoutError as error:
-            self._addresses.forget()
+            self._addresses.give_up()
             raise httpx.ConnectTimeout("no connection in time") from error
         except (OSError, UnicodeError) as error:
-            self._addresses.forget()
             raise httpx.ConnectError(str(error)) from error
 
     async def _connect_to_any(self, addresses: list[Address]) -> Connection:

@@ -16,6 +16,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -1313,13 +1314,26 @@ class Names:
     def __init__(self, *hosts: str) -> None:
         self.hosts = list(hosts)
         self.asked = 0
+        self.answers = True
+        self._end_of_silence = threading.Event()
         self._getaddrinfo = socket.getaddrinfo
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Questions get no answer before the end, until `answers` is set again."""
+        self.answers = False
+        try:
+            yield
+        finally:
+            self._end_of_silence.set()
 
     def getaddrinfo(self, host: Any, *rest: Any, **options: Any) -> Any:
         """In the place of `socket.getaddrinfo`."""
         if host != "processor.test":
             return self._getaddrinfo(host, *rest, **options)
         self.asked += 1
+        if not self.answers:
+            self._end_of_silence.wait()
         return [found for each in self.hosts for found in self._getaddrinfo(each, *rest, **options)]
 
 
@@ -1357,24 +1371,31 @@ async def test_where_no_address_takes_a_connection_it_is_a_connect_error(names: 
         assert not bytes_left(error)
 
 
-async def test_a_server_that_has_moved_is_found_with_the_next_call(names: Names) -> None:
-    names.hosts = ["127.0.0.2"]
-    async with serving(echo) as server, Transport() as transport:
+async def test_a_host_is_looked_up_anew_for_the_next_connection(names: Names) -> None:
+    async def once(peer: Peer) -> None:
+        await peer.answer(OK)
+        peer.hang_up()
+
+    async with serving(once) as server, Transport() as transport:
+        await transport.handle_async_request(named(server.url))
+        names.hosts = ["127.0.0.2"]
+        await asyncio.wait(server.tasks)
         error = await failure(start(transport, named(server.url)))
         assert type(error) is httpx.ConnectError
-        names.hosts = [HOST]
-        response = await transport.handle_async_request(named(server.url))
-        assert response.status_code == 200
-    assert names.asked == 2
+        assert len(server.peers) == 1
 
 
-async def test_a_server_that_is_silent_may_have_moved_too(names: Names) -> None:
-    with deaf_server() as url:
-        async with Transport(connect_timeout=SOON_S) as transport:
-            for count in (1, 2):
-                error = await failure(start(transport, named(url)))
-                assert type(error) is httpx.ConnectTimeout
-                assert names.asked == count
+async def test_a_lookup_that_does_not_come_back_costs_one_connect_timeout(names: Names) -> None:
+    async with serving(echo) as server, Transport() as transport:
+        with names.silent():
+            stuck = named(server.url)
+            stuck.extensions["timeout"] = limits(connect=SOON_S)
+            error = await failure(start(transport, stuck))
+            assert type(error) is httpx.ConnectTimeout
+            assert not bytes_left(error)
+            names.answers = True
+            response = await transport.handle_async_request(named(server.url))
+            assert response.status_code == 200
 
 
 # Closing

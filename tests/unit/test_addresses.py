@@ -1,4 +1,4 @@
-"""A host's addresses: one lookup for many, remembered, and never what has become wrong."""
+"""A host's addresses: one lookup for all who ask at once, and nothing remembered."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from payswitch import addresses
 from payswitch.addresses import Address, Addresses
 
 V4 = Address(socket.AF_INET, "127.0.0.1")
@@ -60,76 +59,37 @@ async def test_all_who_ask_at_once_share_one_lookup(names: Names, known: Address
     assert await asyncio.gather(*tasks) == [[V6, V4]] * 50
 
 
-async def test_what_was_found_is_remembered(names: Names, known: Addresses) -> None:
-    [task] = await asked(known)
-    names.asked[0].set_result([V4])
-    await task
-    assert await known.get() == [V4]
-    assert len(names.asked) == 1
-
-
-async def test_what_was_found_is_remembered_for_its_time_only(
-    names: Names, known: Addresses, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(addresses, "_REMEMBERED_S", 0.0)
+async def test_what_was_found_is_not_remembered(names: Names, known: Addresses) -> None:
     for count, address in enumerate([V4, MOVED]):
         [task] = await asked(known)
         names.asked[count].set_result([address])
         assert await task == [address]
 
 
-async def test_what_was_forgotten_is_looked_up_anew(names: Names, known: Addresses) -> None:
-    for count, address in enumerate([V4, MOVED]):
-        [task] = await asked(known)
-        names.asked[count].set_result([address])
-        assert await task == [address]
-        known.forget()
-
-
-async def test_a_failure_reaches_all_who_wait_and_is_not_remembered(
+async def test_a_failure_reaches_all_who_wait_and_nobody_else(
     names: Names, known: Addresses
 ) -> None:
-    [first] = await asked(known)
-    names.asked[0].set_result([V4])
-    await first
-    known.forget()
     tasks = await asked(known, 2)
-    names.asked[1].set_exception(socket.gaierror("no such name"))
+    names.asked[0].set_exception(socket.gaierror("no such name"))
     for task in tasks:
         with pytest.raises(socket.gaierror):
             await task
     [task] = await asked(known)
-    names.asked[2].set_result([MOVED])
-    assert await task == [MOVED]
+    names.asked[1].set_result([V4])
+    assert await task == [V4]
 
 
-async def test_a_lookup_that_does_not_come_back_can_be_forgotten(
+async def test_a_lookup_that_does_not_come_back_holds_up_nobody_who_comes_later(
     names: Names, known: Addresses
 ) -> None:
     [stuck] = await asked(known)
-    known.forget()
+    known.give_up()
     [task] = await asked(known)
-    names.asked[1].set_result([V4])
-    assert await task == [V4]
+    names.asked[1].set_result([MOVED])
+    assert await task == [MOVED]
     assert not stuck.done()
     names.asked[0].set_result([V4])
     assert await stuck == [V4]
-
-
-async def test_a_forgotten_lookup_that_comes_back_late_vouches_for_no_other(
-    names: Names, known: Addresses
-) -> None:
-    [late] = await asked(known)
-    known.forget()
-    [failed] = await asked(known)
-    names.asked[0].set_result([V4])
-    await late
-    names.asked[1].set_exception(socket.gaierror("no such name"))
-    with pytest.raises(socket.gaierror):
-        await failed
-    [task] = await asked(known)
-    names.asked[2].set_result([MOVED])
-    assert await task == [MOVED]
 
 
 async def test_who_is_cancelled_takes_the_lookup_from_nobody(
