@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import select
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import hiredis
@@ -20,6 +22,8 @@ from redis.exceptions import InvalidResponse, NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Argument = str | bytes | int | float
+Deliver = Callable[[Any], None]
+"""Gets Redis' answer, or the error that came instead."""
 
 _INCOMPLETE = object()
 
@@ -40,7 +44,7 @@ class Channel(asyncio.Protocol):
             replyError=self._opened._parser.parse_error,
             notEnoughData=_INCOMPLETE,
         )
-        self._answer: asyncio.Future[Any] | None = None
+        self._deliver: Deliver | None = None
         self._ends_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -66,19 +70,23 @@ class Channel(asyncio.Protocol):
         """
         if not self.is_open:
             raise RedisConnectionError("the connection ended before the call")
-        self._answer = self._loop.create_future()
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self.send(command, partial(_set, answer))
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self.close()
+            raise
+
+    def send(self, command: bytes, deliver: Deliver) -> None:
+        """Send a packed command through an open connection; `deliver` gets what `call` returns or
+        raises."""
+        self._deliver = deliver
         self._ends_at = self._loop.time() + self._limit_s
         # One timer serves many calls, as one for each would cost as much as packing the command.
         if self._timer is None:
             self._timer = self._loop.call_at(self._ends_at, self._expire)
         self._transport.write(command)
-        try:
-            return await self._answer
-        except asyncio.CancelledError:
-            self.close()
-            raise
-        finally:
-            self._answer = None
 
     def close(self) -> None:
         """End the connection; what has not left is not sent."""
@@ -103,16 +111,14 @@ class Channel(asyncio.Protocol):
         self._fail(RedisConnectionError(f"the connection ended: {exc or 'closed by redis'}"))
 
     def _take(self, answer: Any) -> None:
-        if self._answer is None or self._answer.done() or self._reader.has_data():
+        if self._deliver is None or self._reader.has_data():
             self._fail(RedisConnectionError("an answer that nobody asked for"))
-        elif isinstance(answer, Exception):
-            self._answer.set_exception(answer)
         else:
-            self._answer.set_result(answer)
+            self._end(answer)
 
     def _expire(self) -> None:
         self._timer = None
-        if self._answer is None:
+        if self._deliver is None:
             return
         if self._loop.time() < self._ends_at:
             self._timer = self._loop.call_at(self._ends_at, self._expire)
@@ -120,9 +126,22 @@ class Channel(asyncio.Protocol):
         self._fail(RedisTimeoutError(f"no answer within {self._limit_s:g} s"))
 
     def _fail(self, error: Exception) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(error)
         self.close()
+        self._end(error)
+
+    def _end(self, outcome: Any) -> None:
+        deliver, self._deliver = self._deliver, None
+        if deliver is not None:
+            deliver(outcome)
+
+
+def _set(future: asyncio.Future[Any], outcome: Any) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 class Channels:
@@ -143,6 +162,22 @@ class Channels:
         finally:
             if channel.is_open:
                 self._give_back(channel)
+
+    def begin(self, command: Sequence[Argument], deliver: Deliver) -> bool:
+        """The same for who can't wait, where a channel is open and free: `deliver` gets answer or
+        error, later. False where there is none, and nothing has been done."""
+        packed = hiredis.pack_command(cast(Any, command))
+        channel = self._take()
+        if channel is None:
+            return False
+
+        def end(outcome: Any) -> None:
+            if channel.is_open:
+                self._give_back(channel)
+            deliver(outcome)
+
+        channel.send(packed, end)
+        return True
 
     def close(self) -> None:
         """End the connections; those that are in use end with their calls."""
@@ -181,6 +216,11 @@ class ChannelScript(AsyncScript):
         super().__init__(client, text)
         self._text = text
         self._channels = channels
+
+    def begin(self, args: Sequence[Argument], deliver: Deliver) -> bool:
+        """Call it without keys for who can't wait, as `Channels.begin` says. Where Redis has
+        forgotten the script, that is the error."""
+        return self._channels.begin(("EVALSHA", self.sha, 0, *args), deliver)
 
     async def __call__(self, keys: Any = (), args: Any = (), client: Any = None) -> Any:
         """Redis' answer; where Redis has forgotten the script, it is sent. Raises `RedisError`."""

@@ -7,55 +7,97 @@ system adds no latency, and one flush is in flight at a time.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Deliver = Callable[[Result | BaseException], None]
+"""Gets a result, or the error that came instead."""
+
+logger = logging.getLogger(__name__)
+
+_running: set[asyncio.Future[Any]] = set()
+
+
+def flush_in_a_task(
+    flush: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+    items: list[Item],
+    done: Deliver[Sequence[Result]],
+) -> None:
+    """Run a flush that is a coroutine; `done` gets its results, one for each item, or its error."""
+
+    def deliver(task: asyncio.Future[Sequence[Result]]) -> None:
+        _running.discard(task)
+        if task.cancelled():
+            done(asyncio.CancelledError())
+        else:
+            done(task.exception() or task.result())
+
+    task = asyncio.ensure_future(flush(items))
+    _running.add(task)  # the loop itself keeps no task alive
+    task.add_done_callback(deliver)
 
 
 class GroupCommit(Generic[Item, Result]):
     """Collects items and hands them to `flush`, which answers with one result for each, in order.
 
-    An exception of `flush` reaches every submitter of that batch. A submitter that is cancelled
-    before its item was handed over takes the item with it; so does one that has waited for
-    `limit_s`, which gets a `TimeoutError`.
+    A flush is a task, unless `begin` says that it has begun the same without one; it then gives
+    results or error to `done`, later.
+
+    An error of a flush reaches every submitter of that batch. A submitter that is cancelled before
+    its item was handed over takes the item with it; so does one that has waited for `limit_s`,
+    which gets a `TimeoutError`.
     """
 
     def __init__(
         self,
         flush: Callable[[list[Item]], Awaitable[Sequence[Result]]],
         *,
+        begin: Callable[[list[Item], Deliver[Sequence[Result]]], bool] | None = None,
         max_batch: int = 256,
         limit_s: float = math.inf,
     ) -> None:
         self._flush = flush
+        self._begin = begin
         self._max_batch = max_batch
         self._limit_s = limit_s
-        self._limited: deque[tuple[float, asyncio.Future[Result]]] = deque()
+        self._limited: deque[tuple[float, _Waiter[Item, Result]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._flusher: asyncio.Task[None] | None = None
+        self._waiting: deque[_Waiter[Item, Result]] = deque()
+        self._is_flushing = False
 
     async def submit(self, item: Item) -> Result:
         """Wait until the item's batch was flushed; returns its result or raises flush's error."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
-        if self._limit_s != math.inf:
-            self._limit(future)
-        if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush_all())
+        self._add(_Submitter(item, future))
         return await future
 
-    def _limit(self, future: asyncio.Future[Result]) -> None:
+    def put(self, item: Item, deliver: Deliver[Result]) -> None:
+        """The same for who can't wait: `deliver` gets the result or the error, later."""
+        self._add(_Caller(item, deliver))
+
+    def _add(self, waiter: _Waiter[Item, Result]) -> None:
+        self._waiting.append(waiter)
+        if self._limit_s != math.inf:
+            self._limit(waiter)
+        if not self._is_flushing:
+            self._is_flushing = True
+            # Who comes in the same round of the loop is in the same batch.
+            asyncio.get_running_loop().call_soon(self._flush_next)
+
+    def _limit(self, waiter: _Waiter[Item, Result]) -> None:
         """One timer serves all who wait, as their limits end in the order in which they came: a
         timer each would cost as much as everything else in here."""
         loop = asyncio.get_running_loop()
-        while self._limited and self._limited[0][1].done():
+        while self._limited and self._limited[0][1].is_over:
             self._limited.popleft()
-        self._limited.append((loop.time() + self._limit_s, future))
+        self._limited.append((loop.time() + self._limit_s, waiter))
         if self._timer is None:
             self._timer = loop.call_later(self._limit_s, self._expire)
 
@@ -63,49 +105,106 @@ class GroupCommit(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         self._timer = None
         while self._limited:
-            ends_at, future = self._limited[0]
-            if not future.done():
+            ends_at, waiter = self._limited[0]
+            if not waiter.is_over:
                 if ends_at > loop.time():
                     self._timer = loop.call_at(ends_at, self._expire)
                     return
-                future.set_exception(TimeoutError())
+                waiter.end(TimeoutError())
             self._limited.popleft()
 
-    async def _flush_all(self) -> None:
-        try:
-            while self._waiting:
-                await self._flush_batch(self._next_batch())
-        finally:
-            self._flusher = None
-            # Not empty only where the flusher was cancelled.
-            for _, future in self._waiting:
-                future.cancel()
-            self._waiting.clear()
-
-    def _next_batch(self) -> list[tuple[Item, asyncio.Future[Result]]]:
-        batch: list[tuple[Item, asyncio.Future[Result]]] = []
-        while self._waiting and len(batch) < self._max_batch:
-            entry = self._waiting.popleft()
-            if not entry[1].done():
-                batch.append(entry)
-        return batch
-
-    async def _flush_batch(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+    def _flush_next(self) -> None:
+        batch = self._next_batch()
+        self._is_flushing = bool(batch)
         if not batch:
             return
-        try:
-            results = await self._flush([item for item, _ in batch])
-            if len(results) != len(batch):
-                raise RuntimeError(f"{len(results)} results for {len(batch)} items")
-        except asyncio.CancelledError:
-            for _, future in batch:
-                future.cancel()
-            raise
-        except Exception as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+        items = [waiter.item for waiter in batch]
+        done = partial(self._flushed, batch)
+        if self._begin is None or not self._begin(items, done):
+            flush_in_a_task(self._flush, items, done)
+
+    def _next_batch(self) -> list[_Waiter[Item, Result]]:
+        batch: list[_Waiter[Item, Result]] = []
+        while self._waiting and len(batch) < self._max_batch:
+            waiter = self._waiting.popleft()
+            if not waiter.is_over:
+                batch.append(waiter)
+        return batch
+
+    def _flushed(
+        self, batch: list[_Waiter[Item, Result]], outcome: Sequence[Result] | BaseException
+    ) -> None:
+        if isinstance(outcome, asyncio.CancelledError):
+            batch += self._waiting
+            self._waiting.clear()
+        self._flush_next()
+        if isinstance(outcome, BaseException):
+            for waiter in batch:
+                waiter.end(outcome)
+        elif len(outcome) != len(batch):
+            for waiter in batch:
+                waiter.end(RuntimeError(f"{len(outcome)} results for {len(batch)} items"))
         else:
-            for (_, future), result in zip(batch, results, strict=True):
-                if not future.done():
-                    future.set_result(result)
+            for waiter, result in zip(batch, outcome, strict=True):
+                waiter.end(result)
+
+
+class _Waiter(ABC, Generic[Item, Result]):
+    """Who waits for the flush of an item."""
+
+    __slots__ = ("item",)
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+
+    @property
+    @abstractmethod
+    def is_over(self) -> bool:
+        """Whether nobody waits any longer."""
+
+    @abstractmethod
+    def end(self, outcome: Result | BaseException) -> None:
+        """Say what came of it, to who still waits."""
+
+
+class _Submitter(_Waiter[Item, Result]):
+    __slots__ = ("_future",)
+
+    def __init__(self, item: Item, future: asyncio.Future[Result]) -> None:
+        super().__init__(item)
+        self._future = future
+
+    @property
+    def is_over(self) -> bool:
+        return self._future.done()
+
+    def end(self, outcome: Result | BaseException) -> None:
+        if self._future.done():
+            return
+        if isinstance(outcome, asyncio.CancelledError):
+            self._future.cancel()
+        elif isinstance(outcome, BaseException):
+            self._future.set_exception(outcome)
+        else:
+            self._future.set_result(outcome)
+
+
+class _Caller(_Waiter[Item, Result]):
+    __slots__ = ("_deliver",)
+
+    def __init__(self, item: Item, deliver: Deliver[Result]) -> None:
+        super().__init__(item)
+        self._deliver: Deliver[Result] | None = deliver
+
+    @property
+    def is_over(self) -> bool:
+        return self._deliver is None
+
+    def end(self, outcome: Result | BaseException) -> None:
+        deliver, self._deliver = self._deliver, None
+        if deliver is None:
+            return
+        try:
+            deliver(outcome)
+        except Exception:
+            logger.exception("what came of a write could not be said")

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from payswitch import openapi, page
 from payswitch.garbage import collect_seldom
+from payswitch.http_server import Exchange
 from payswitch.ingress_metrics import IngressMetrics
 from payswitch.instants import parse_instant_us
 from payswitch.ledger import Ledger, summary_json
@@ -37,10 +38,11 @@ from payswitch.metrics import CONTENT_TYPE
 from payswitch.payment import (
     InvalidPaymentError,
     MalformedPaymentError,
+    Payment,
     parse_correlation_id,
     parse_payment,
 )
-from payswitch.payments_port import WHOLE_BODY, PaymentsPort
+from payswitch.payments_port import WHOLE_BODY, Answer, PaymentsPort
 from payswitch.problem import MEDIA_TYPE, problem_json
 from payswitch.purge import Purge
 from payswitch.queue import Acceptance, AcceptQueue, NotAcceptedError
@@ -150,50 +152,85 @@ class Ingress:
         """
         began = perf_counter()
         try:
-            _demand_json(scope)
-            correlation_id = await self._accept(await self._bodies.read(scope, receive), step)
-        except Problem as problem:
-            self._refused[problem.status.value] += 1
-            self._metrics.refused(problem.status.value, perf_counter() - began)
-            await problem.response()(scope, receive, send)
+            _demand_json(_header(scope, b"content-type"))
+            payment = _read(await self._bodies.read(scope, receive))
+            if step is not None:
+                step.is_for(payment.correlation_id)
+            self._demand_memory()
+            self._demand_acceptance(payment, await self._accept(payment, step))
+        except Exception as error:
+            await self._refusal(error, began)(scope, receive, send)
             return
-        except Exception:
-            logger.exception("a payment could not be accepted")
-            self._metrics.refused(500, perf_counter() - began)
-            await _bug().response()(scope, receive, send)
-            return
-        location = b"/payments/" + correlation_id.encode()
-        headers = [(b"location", location), (b"content-length", b"0")]
         # Before it is sent: who has the answer finds it counted.
         self._metrics.accepted(perf_counter() - began)
+        headers = _headers_of(payment)
         await send({"type": "http.response.start", "status": 202, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _accept(self, body: bytes, step: Step | None) -> str:
-        """The payment's id, once Redis holds it. Raises `Problem`."""
+    def pay_at_once(self, exchange: Exchange, answer: Answer) -> None:
+        """`POST /payments` whose body is whole, without a task and what ASGI takes between its ends
+        (docs/performance.md)."""
+        began = perf_counter()
         try:
-            payment = parse_payment(body)
-        except MalformedPaymentError as error:
-            raise Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
-        except InvalidPaymentError as error:
-            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
-        if step is not None:
-            step.is_for(payment.correlation_id)
+            _demand_json(exchange.headers.get(b"content-type"))
+            payment = _read(bytes(exchange.body))
+            self._demand_memory()
+        except Exception as error:
+            self._refuse(error, began, answer)
+            return
+        self._queue.put(payment, partial(self._put, payment, began, answer))
+
+    def _put(
+        self, payment: Payment, began: float, answer: Answer, outcome: Acceptance | BaseException
+    ) -> None:
+        try:
+            self._demand_acceptance(payment, outcome)
+        except Exception as error:
+            self._refuse(error, began, answer)
+            return
+        self._metrics.accepted(perf_counter() - began)
+        answer(202, _headers_of(payment), b"")
+
+    def _refuse(self, error: Exception, began: float, answer: Answer) -> None:
+        response = self._refusal(error, began)
+        answer(response.status_code, response.raw_headers, bytes(response.body))
+
+    def _refusal(self, error: Exception, began: float) -> Response:
+        """The answer to a payment that is not accepted, once it is counted."""
+        if not isinstance(error, Problem):
+            logger.error("a payment could not be accepted", exc_info=error)
+            self._metrics.refused(500, perf_counter() - began)
+            return _bug().response()
+        self._refused[error.status.value] += 1
+        self._metrics.refused(error.status.value, perf_counter() - began)
+        return error.response()
+
+    def _demand_memory(self) -> None:
+        """Raises `Problem` where Redis is short of it."""
         if self._memory.is_short:
             self._metrics.unavailable("memory")
             raise _try_later("the payment was not accepted: Redis is short of memory")
+
+    async def _accept(self, payment: Payment, step: Step | None) -> Acceptance | NotAcceptedError:
         try:
-            traceparent = None if step is None else step.traceparent
-            acceptance = await self._queue.accept(payment, traceparent)
+            return await self._queue.accept(payment, None if step is None else step.traceparent)
         except NotAcceptedError as error:
-            self._metrics.unavailable("refused" if error.refused else "silent")
-            reason = "Redis is full" if says_out_of_memory(error) else error
-            if error.refused:
-                raise _try_later(f"the payment was not accepted: {reason}") from None
-            raise _try_later(
-                f"it is not known whether the payment was accepted, so send it again: {reason}"
-            ) from None
-        match acceptance:
+            return error
+
+    def _demand_acceptance(self, payment: Payment, outcome: Acceptance | BaseException) -> None:
+        """Raises `Problem` unless Redis holds the payment."""
+        match outcome:
+            case Acceptance.NEW | Acceptance.SAME:
+                return
+            case NotAcceptedError():
+                self._metrics.unavailable("refused" if outcome.refused else "silent")
+                reason = "Redis is full" if says_out_of_memory(outcome) else outcome
+                said = (
+                    "the payment was not accepted"
+                    if outcome.refused
+                    else "it is not known whether the payment was accepted, so send it again"
+                )
+                raise _try_later(f"{said}: {reason}")
             case Acceptance.OTHER_AMOUNT:
                 raise Problem(
                     HTTPStatus.CONFLICT,
@@ -207,8 +244,8 @@ class Ingress:
                     HTTPStatus.INTERNAL_SERVER_ERROR,
                     f"Redis holds something else under the key of {payment.correlation_id}",
                 )
-            case Acceptance.NEW | Acceptance.SAME:
-                return payment.correlation_id
+            case _:
+                raise outcome
 
     async def payment(self, request: Request) -> Response:
         """`GET /payments/{id}`: what is known of one payment."""
@@ -320,7 +357,8 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await ingress.open()
-        payments_port = PaymentsPort(app)
+        # A trace's step is a context of its own, which only a task has.
+        payments_port = PaymentsPort(app, ingress.pay_at_once if traces is None else None)
         if payments_at is not None:
             await payments_port.start(*payments_at)
         yield
@@ -375,8 +413,23 @@ def _header(scope: Scope, wanted: bytes) -> bytes | None:
     return None
 
 
-def _demand_json(scope: Scope) -> None:
-    content_type = _header(scope, b"content-type")
+def _read(body: bytes) -> Payment:
+    """The payment in a body. Raises `Problem`."""
+    try:
+        return parse_payment(body)
+    except MalformedPaymentError as error:
+        raise Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
+    except InvalidPaymentError as error:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+
+
+def _headers_of(payment: Payment) -> list[tuple[bytes, bytes]]:
+    """Those of a payment's acceptance."""
+    location = b"/payments/" + payment.correlation_id.encode()
+    return [(b"location", location), (b"content-length", b"0")]
+
+
+def _demand_json(content_type: bytes | None) -> None:
     if content_type is None or content_type == _JSON.encode():
         return
     media_type = content_type.decode("latin-1").partition(";")[0].strip().lower()

@@ -7,7 +7,6 @@ shared like this; a gauge here is a fact that every process sees alike.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Metric
@@ -43,7 +42,8 @@ class IngressMetrics:
         )
         self.accepted: Callable[[float], None] = seconds.labels("accepted").observe
         """Counts an accepted payment and how long its answer took (s)."""
-        self._verdicts = _counter(metrics.ACCEPTANCES, _VERDICTS, own)
+        verdicts = _counter(metrics.ACCEPTANCES, _VERDICTS, own)
+        self._verdicts = {verdict: verdicts.labels(verdict).inc for verdict in _VERDICTS}
         self._reasons = _counter(metrics.UNAVAILABLE, _REASONS, own)
         self._statuses = _counter(metrics.REFUSALS, map(str, _STATUSES), own)
         self._registry = self._whole(own)
@@ -64,8 +64,8 @@ class IngressMetrics:
 
     def verdicts(self, verdicts: Iterable[str]) -> None:
         """Count what Redis said to a batch."""
-        for verdict, count in Counter(verdicts).items():
-            self._verdicts.labels(verdict).inc(count)
+        for verdict in verdicts:
+            self._verdicts[verdict]()
 
     def scrape(self) -> bytes:
         """The text of a scrape: the counts of all processes, whichever answers."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Iterable
 from email.utils import formatdate
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Scope
@@ -29,7 +30,11 @@ WHOLE_BODY = "payswitch.whole_body"
 """Stands among a scope's ASGI extensions where the body comes whole, within its bounds, as the
 first message: asking for it takes no time, and needs no limit."""
 
-_SERVED = frozenset({(b"POST", b"/payments"), (b"GET", b"/readyz")})
+Answer = Callable[[int, Iterable[tuple[bytes, bytes]], bytes], None]
+"""Takes an answer's status, headers and body."""
+
+_PAYMENT = (b"POST", b"/payments")
+_SERVED = frozenset({_PAYMENT, (b"GET", b"/readyz")})
 
 
 def _refusal(status: HTTPStatus, detail: str) -> Reply:
@@ -55,15 +60,19 @@ _BOUNDS = Bounds(
 
 class PaymentsPort:
     """Serves `POST /payments`, and `GET /readyz` for the load balancer's checks, from an ASGI
-    application whose answers are whole.
+    application whose answers are whole. Where there is a `pay`, it gets the payments instead, and
+    gives each an answer, now or later.
 
     A connection that brings no whole request for `IDLE_S` to twice that is closed; so is the oldest
     that waits for no answer, where there are too many, and one on which the next request comes
     before an answer, after that answer.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, pay: Callable[[Exchange, Answer], None] | None = None) -> None:
         self._app = app
+        self._pay = pay
+        self._unanswered = 0
+        self._all_answered = asyncio.Event()
         self._listener = Listener(self._handle, _BOUNDS)
         self._under_way: set[asyncio.Task[None]] = set()
         self._sweeping: asyncio.Task[None] | None = None
@@ -82,6 +91,9 @@ class PaymentsPort:
         self._listener.finish()
         if self._under_way:
             await asyncio.wait(self._under_way)
+        self._all_answered.clear()
+        if self._unanswered:
+            await self._all_answered.wait()
         await self._listener.close()
 
     async def _sweep(self) -> None:
@@ -90,7 +102,12 @@ class PaymentsPort:
             self._listener.end_idle()
 
     def _handle(self, exchange: Exchange) -> None:
-        if (exchange.method, exchange.path) not in _SERVED:
+        asked = (exchange.method, exchange.path)
+        if asked == _PAYMENT and self._pay is not None:
+            self._unanswered += 1
+            self._pay(exchange, partial(self._answer, exchange))
+            return
+        if asked not in _SERVED:
             exchange.close_after()
             is_head = exchange.method == b"HEAD"
             exchange.answer(_NOTHING_ELSE.without_body() if is_head else _NOTHING_ELSE)
@@ -98,6 +115,18 @@ class PaymentsPort:
         task = asyncio.get_running_loop().create_task(self._serve(exchange))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
+
+    def _answer(
+        self,
+        exchange: Exchange,
+        status: int,
+        headers: Iterable[tuple[bytes, bytes]],
+        body: bytes,
+    ) -> None:
+        exchange.answer(Reply(_head(status, headers), body))
+        self._unanswered -= 1
+        if not self._unanswered:
+            self._all_answered.set()
 
     async def _serve(self, exchange: Exchange) -> None:
         is_read = False
@@ -114,7 +143,7 @@ class PaymentsPort:
         async def send(message: Message) -> None:
             nonlocal head, body
             if message["type"] == "http.response.start":
-                head = _head(message)
+                head = _head(message["status"], message["headers"])
                 return
             body += message.get("body", b"")
             if not message.get("more_body"):
@@ -144,9 +173,9 @@ def _scope(exchange: Exchange) -> Scope:
     }
 
 
-def _head(message: Message) -> bytes:
-    lines = [_status_line(message["status"])]
-    lines += [name + b": " + value for name, value in message["headers"]]
+def _head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    lines = [_status_line(status)]
+    lines += [name + b": " + value for name, value in headers]
     lines += (_date_line(int(time.time())), b"")
     return b"\r\n".join(lines)
 

@@ -12,19 +12,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import orjson
 from arq.constants import default_queue_name
 from arq.jobs import serialize_job
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch import scripts
+from payswitch.channels import ChannelScript
 from payswitch.clock import boottime_ms
-from payswitch.group_commit import GroupCommit
+from payswitch.group_commit import Deliver, GroupCommit, flush_in_a_task
 from payswitch.payment import Payment
 
 QUEUE = default_queue_name
@@ -95,7 +97,9 @@ class AcceptQueue:
         self._max_backlog = max_backlog
         self.verdicts: Counter[str] = Counter()
         self._redis_ahead_ms: float | None = None
-        self._commits: GroupCommit[_Entry, str] = GroupCommit(self._flush, limit_s=limit_ms / 1000)
+        self._commits: GroupCommit[_Entry, str] = GroupCommit(
+            self._flush, begin=self._begin, limit_s=limit_ms / 1000
+        )
 
     async def accept(self, payment: Payment, traceparent: str | None = None) -> Acceptance:
         """Put the payment on the queue; returns once Redis has it. Where it is traced, its job
@@ -105,44 +109,78 @@ class AcceptQueue:
         the instant, by Redis' clock, after which the script refuses it, so that a call that was
         given up is not begun when Redis comes back.
         """
-        entry = _Entry(payment, boottime_ms() + self._limit_ms, traceparent)
         try:
-            verdict = await self._commits.submit(entry)
-            if verdict == "late":
-                verdict = await self._submit_again(entry)
-        except TimeoutError:
-            raise NotAcceptedError("Redis did not answer in time") from None
-        except ResponseError as error:
-            raise NotAcceptedError(f"Redis refused: {error}", refused=True) from None
-        except RedisError as error:
-            raise NotAcceptedError(f"Redis can't be reached: {error}") from None
-        except OSError as error:
-            raise NotAcceptedError(f"Redis can't be reached: {error}") from None
-        return Acceptance(verdict)
+            judged = _judged(await self._commits.submit(self._entry(payment, traceparent)))
+        except (RedisError, OSError) as error:
+            judged = _judged(error)
+        if isinstance(judged, BaseException):
+            raise judged from None
+        return judged
 
-    async def _submit_again(self, entry: _Entry) -> str:
-        """It was refused by a clock that was set meanwhile; the answer brought the new time."""
-        async with asyncio.timeout((entry.gives_up_at - boottime_ms()) / 1000):
-            while (verdict := await self._commits.submit(entry)) == "late":
-                pass
-        return verdict
+    def put(self, payment: Payment, deliver: Deliver[Acceptance]) -> None:
+        """The same for who can't wait: `deliver` gets what `accept` returns or raises, later."""
+        self._commits.put(self._entry(payment, None), lambda outcome: deliver(_judged(outcome)))
+
+    def _entry(self, payment: Payment, traceparent: str | None) -> _Entry:
+        return _Entry(payment, boottime_ms() + self._limit_ms, traceparent)
+
+    def _begin(self, entries: list[_Entry], done: Deliver[Sequence[str]]) -> bool:
+        """Begin what `_flush` does without a task, where Redis' clock is known and a channel open:
+        a task, and the coroutines between it and the channel, cost as much as the rest."""
+        if self._redis_ahead_ms is None or not isinstance(self._script, ChannelScript):
+            return False
+        return self._script.begin(self._arguments(entries), partial(self._answered, entries, done))
+
+    def _answered(self, entries: list[_Entry], done: Deliver[Sequence[str]], answer: Any) -> None:
+        if isinstance(answer, NoScriptError | RedisConnectionError):
+            # Accepting twice is harmless.
+            flush_in_a_task(self._flush, entries, done)
+        elif isinstance(answer, Exception):
+            self._forget_clock(answer)
+            done(answer)
+        else:
+            verdicts = self._read(answer)
+            if "late" in verdicts:
+                flush_in_a_task(partial(self._retry_late, verdicts), entries, done)
+            else:
+                done(verdicts)
 
     async def _flush(self, entries: list[_Entry]) -> list[str]:
+        return await self._retry_late(await self._call(entries), entries)
+
+    async def _retry_late(self, verdicts: list[str], entries: list[_Entry]) -> list[str]:
+        """Who was refused by a clock that was set meanwhile comes again, as long as there is time;
+        the answer has brought the new one."""
+        margin_ms = self._limit_ms * _REPLY_SHARE
+        while late := [
+            number
+            for number, verdict in enumerate(verdicts)
+            if verdict == "late" and boottime_ms() < entries[number].gives_up_at - margin_ms
+        ]:
+            again = await self._call([entries[number] for number in late])
+            for number, verdict in zip(late, again, strict=True):
+                verdicts[number] = verdict
+        return verdicts
+
+    async def _call(self, entries: list[_Entry]) -> list[str]:
         if self._redis_ahead_ms is None:
             await self._read_clock()
-        args = self._arguments(entries)
         try:
-            answer = await self._script(args=args)
+            answer = await self._script(args=self._arguments(entries))
         except (RedisConnectionError, RedisTimeoutError) as error:
-            self._redis_ahead_ms = None
+            self._forget_clock(error)
             if isinstance(error, RedisTimeoutError):
                 raise
             # A pooled connection may have died with an earlier Redis. Accepting twice is harmless.
             await self._read_clock()
             answer = await self._script(args=self._arguments(entries))
+        return self._read(answer)
+
+    def _read(self, answer: list[Any]) -> list[str]:
         self._learn_clock(int(answer[0]))
         verdicts = [verdict.decode() for verdict in cast(list[bytes], answer[1:])]
-        self.verdicts.update(verdicts)
+        for verdict in verdicts:
+            self.verdicts[verdict] += 1
         if self._on_verdicts is not None:
             self._on_verdicts(verdicts)
         return verdicts
@@ -161,6 +199,11 @@ class AcceptQueue:
             )
         return args
 
+    def _forget_clock(self, error: Exception) -> None:
+        """Another Redis may be there next."""
+        if isinstance(error, RedisConnectionError | RedisTimeoutError):
+            self._redis_ahead_ms = None
+
     async def _read_clock(self) -> None:
         seconds, microseconds = await self._redis.time()
         self._learn_clock(seconds * 1000 + microseconds // 1000)
@@ -169,3 +212,20 @@ class AcceptQueue:
         """Take Redis to have read its clock only just now: the latest instants that follow from it
         are too early by the answer's way, never too late."""
         self._redis_ahead_ms = redis_now_ms - boottime_ms()
+
+
+def _judged(outcome: str | BaseException) -> Acceptance | BaseException:
+    if isinstance(outcome, str) and outcome != "late":
+        return Acceptance(outcome)
+    match outcome:
+        case "late" | TimeoutError():
+            return NotAcceptedError("Redis did not answer in time")
+        case ResponseError():
+            return NotAcceptedError(f"Redis refused: {outcome}", refused=True)
+        case RedisError() | OSError():
+            return NotAcceptedError(f"Redis can't be reached: {outcome}")
+        case asyncio.CancelledError():
+            return NotAcceptedError("the ingress ends")
+        case _:
+            assert isinstance(outcome, BaseException)
+            return outcome

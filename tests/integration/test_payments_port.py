@@ -21,7 +21,8 @@ from starlette.types import Receive, Scope, Send
 from payswitch import payments_port
 from payswitch.http_server import Exchange, Listener, reply
 from payswitch.ingress import create_app
-from payswitch.payments_port import PaymentsPort
+from payswitch.payment import Payment
+from payswitch.payments_port import Answer, PaymentsPort
 from payswitch.settings import Settings
 from tests.support import RedisServer, eventually, free_port
 
@@ -101,6 +102,78 @@ async def test_what_is_no_payment_is_answered_as_everywhere(client: httpx.AsyncC
         assert answer.headers["content-type"] == "application/problem+json"
     answer = await client.post("/payments", content=b"{", headers={"content-type": "text/plain"})
     assert answer.status_code == 415
+
+
+async def test_a_payment_is_told_that_redis_is_away(
+    own_redis: RedisServer,
+) -> None:
+    settings = Settings(redis_url=own_redis.url, accept_limit_ms=300)
+    async with serving(settings) as client:
+        own_redis.kill()
+        answer = await client.post("/payments", json={"correlationId": str(uuid4()), "amount": 1})
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+        assert "send it again" in answer.json()["detail"]
+        own_redis.start()
+
+        async def accepted() -> bool:
+            body = {"correlationId": str(uuid4()), "amount": 1}
+            return (await client.post("/payments", json=body)).status_code == 202
+
+        await eventually(accepted, what="a payment is accepted again")
+
+
+async def test_payments_at_once_are_all_answered(
+    client: httpx.AsyncClient, redis: ArqRedis
+) -> None:
+    bodies = [{"correlationId": str(uuid4()), "amount": 1} for _ in range(100)]
+    bodies += bodies[:50]
+    answers = await asyncio.gather(*(client.post("/payments", json=body) for body in bodies))
+    assert {answer.status_code for answer in answers} == {202}
+    assert await redis.zcard("arq:queue") == 100
+
+
+async def test_a_bug_is_a_500_and_logged(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(body: bytes) -> Payment:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("payswitch.ingress.parse_payment", fail)
+    answer = await client.post("/payments", json={"correlationId": str(uuid4()), "amount": 1})
+    assert answer.status_code == answer.json()["status"] == 500
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_at_its_end_payments_are_answered_that_nothing_waits_for() -> None:
+    held: list[Answer] = []
+    number = free_port()
+    port = PaymentsPort(HeldApp(), lambda _, answer: held.append(answer))
+    await port.start(HOST, number)
+    reader, writer = await asyncio.open_connection(HOST, number)
+    writer.write(POST)
+
+    async def is_held() -> bool:
+        return bool(held)
+
+    await eventually(is_held, what="the payment is there")
+    closing = asyncio.create_task(port.close())
+
+    async def is_ending() -> bool:
+        try:
+            _, other = await asyncio.open_connection(HOST, number)
+        except OSError:
+            return True
+        other.close()
+        return False
+
+    await eventually(is_ending, what="nobody listens there")
+    held[0](202, [(b"location", b"/payments/x")], b"")
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 202 Accepted\r\nlocation: /payments/x\r\n")
+    assert b"Connection: close" in answer
+    await closing
+    writer.close()
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ for i = 1, #ARGV, 7 do
     if may_be_recorded_later(open) and not horizon_passed then
       verdict = 'open'
     else
-      leave_queue(id)
+      leave_queue({ id })
       redis.call('HDEL', record, 'token', 'lease_until')
       redis.call('HSET', record, 'state', 'dead', 'reason', reason, 'dead_at', now)
       redis.call('ZADD', DEAD, now, id)

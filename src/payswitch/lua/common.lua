@@ -73,9 +73,16 @@ local function changed_tries(open, closed, ended)
   return table.concat(left, ' ')
 end
 
-local function leave_queue(id)
-  redis.call('ZREM', QUEUE, id)
-  redis.call('ZREM', IN_FLIGHT, id)
-  redis.call('ZREM', OPEN, id)
-  redis.call('DEL', 'arq:job:' .. id, 'arq:in-progress:' .. id, 'arq:retry:' .. id)
+local function leave_queue(ids)
+  if #ids == 0 then return end
+  local keys = {}
+  for _, id in ipairs(ids) do
+    keys[#keys + 1] = 'arq:job:' .. id
+    keys[#keys + 1] = 'arq:in-progress:' .. id
+    keys[#keys + 1] = 'arq:retry:' .. id
+  end
+  redis.call('ZREM', QUEUE, unpack(ids))
+  redis.call('ZREM', IN_FLIGHT, unpack(ids))
+  redis.call('ZREM', OPEN, unpack(ids))
+  redis.call('DEL', unpack(keys))
 end

@@ -97,9 +97,11 @@ for key, node in pairs(sums) do
     redis.call('HINCRBY', key, field, string.format('%.0f', value))
   end
 end
+local ids = {}
+for id in pairs(to_settle) do ids[#ids + 1] = id end
+leave_queue(ids)
 for id, settled in pairs(to_settle) do
   local record = 'payment:' .. id
-  leave_queue(id)
   if settled.was == 'dead' then redis.call('ZREM', DEAD, id) end
   redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'reason', 'dead_at')
   redis.call('HSET', record, 'state', 'settled', 'requested_at', settled.requested_at,
