@@ -23,6 +23,7 @@ from payswitch.http_server import Exchange, Listener, reply
 from payswitch.ingress import create_app
 from payswitch.payment import Payment
 from payswitch.payments_port import Answer, PaymentsPort
+from payswitch.redis_client import connect
 from payswitch.settings import Settings
 from tests.support import RedisServer, eventually, free_port
 
@@ -121,6 +122,39 @@ async def test_a_payment_is_told_that_redis_is_away(
             return (await client.post("/payments", json=body)).status_code == 202
 
         await eventually(accepted, what="a payment is accepted again")
+
+
+async def test_a_payment_is_told_that_redis_is_short_of_memory(own_redis: RedisServer) -> None:
+    redis = connect(own_redis.url, limit_s=5)
+    await redis.config_set("maxmemory", "100mb")
+    settings = Settings(redis_url=own_redis.url, max_memory_percent=1)
+    async with serving(settings) as client:
+
+        async def is_told() -> bool:
+            body = {"correlationId": str(uuid4()), "amount": 1}
+            answer = await client.post("/payments", json=body)
+            return answer.status_code == 503 and "short of memory" in answer.json()["detail"]
+
+        await eventually(is_told, what="Redis is short of memory")
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_its_payments_are_counted_as_all_others(redis_server: RedisServer) -> None:
+    port = free_port()
+    app = create_app(Settings(redis_url=redis_server.url), payments_at=(HOST, port))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient() as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as scraper,
+    ):
+        body = {"correlationId": str(uuid4()), "amount": 1}
+        for document in (body, body, {**body, "amount": -1}):
+            await client.post(f"http://{HOST}:{port}/payments", json=document)
+        text = (await scraper.get("/metrics")).text
+    assert 'payswitch_accept_seconds_count{result="accepted"} 2.0' in text
+    assert 'payswitch_accept_seconds_count{result="refused"} 1.0' in text
+    assert 'payswitch_acceptances_total{verdict="new"} 1.0' in text
+    assert 'payswitch_acceptances_total{verdict="same"} 1.0' in text
 
 
 async def test_payments_at_once_are_all_answered(

@@ -228,3 +228,16 @@ async def test_a_clock_that_was_set_refuses_nobody(
         assert outcomes == [Acceptance.NEW] * 3
     assert await redis.zcard("arq:queue") == 7
     assert queue.verdicts["late"] == 6
+
+
+async def test_a_clock_that_was_set_refuses_nobody_on_a_new_connection(
+    redis: ArqRedis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = accept_queue(redis)
+    await queue.accept(new_payment())
+    fresh = connect(redis_server.url, limit_s=5)
+    other = accept_queue(fresh)
+    monkeypatch.setattr(other, "_redis_ahead_ms", cast(float, queue._redis_ahead_ms) - 3.6e6)
+    assert await other.accept(new_payment()) is Acceptance.NEW
+    assert other.verdicts == {"late": 1, "new": 1}
+    await fresh.aclose(close_connection_pool=True)

@@ -196,6 +196,23 @@ async def test_the_job_carries_the_requests_context_in_55_bytes(
     assert (TRACE_ID in carried) is (TRACE_ID in header)
 
 
+async def test_the_context_comes_through_the_payments_port_too(
+    b: Bench, redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    settings, address = Settings(redis_url=redis_server.url), ("127.0.0.1", free_port())
+    app = create_app(settings, traces=Traced(b).traces, payments_at=address)
+    payment = str(uuid4())
+    async with app.router.lifespan_context(app), httpx.AsyncClient() as client:
+        answer = await client.post(
+            f"http://{address[0]}:{address[1]}/payments",
+            json={"correlationId": payment, "amount": 1},
+            headers={"traceparent": SAMPLED},
+        )
+    assert answer.status_code == 202
+    job = orjson.loads(await redis.get(f"arq:job:{payment}") or b"")
+    assert TRACE_ID in job["k"]["traceparent"]
+
+
 async def test_a_refused_request_is_in_the_trace_with_its_payments_id(
     b: Bench, redis_server: RedisServer
 ) -> None:

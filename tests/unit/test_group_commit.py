@@ -297,14 +297,18 @@ async def test_who_cannot_wait_is_called_with_the_error() -> None:
 async def test_who_cannot_wait_is_called_once_when_its_limit_ends() -> None:
     flushes = Flushes()
     commits = GroupCommit(flushes, limit_s=0.01)
-    outcome: asyncio.Future[str | BaseException] = asyncio.get_running_loop().create_future()
-    commits.put(1, outcome.set_result)
+    results: list[str | BaseException] = []
+    commits.put(1, results.append)
     flush = await flushes.next()
-    assert isinstance(await outcome, TimeoutError)
+    [waiting] = submit(commits, 2)  # its limit ends later
+    with pytest.raises(TimeoutError):
+        await waiting
+    assert [type(result) for result in results] == [TimeoutError]
     flush.succeed()
-    [next_one] = submit(commits, 2)
+    [next_one] = submit(commits, 3)
     (await flushes.next()).succeed()
-    assert await next_one == "2"  # and nobody has set the result a second time
+    assert await next_one == "3"
+    assert len(results) == 1
 
 
 async def test_one_who_fails_at_its_result_keeps_no_other_from_its_own(
