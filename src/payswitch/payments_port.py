@@ -2,9 +2,9 @@
 
 Granian hands each request between three threads, up to twelve times, which is most of what a
 payment costs in an ingress when they come one by one (docs/performance.md). Between a load balancer
-that has read a request whole and an ingress little is needed of HTTP, so these go to the same ASGI
-application without a hand-over. Everything else, and who comes without a load balancer, is
-Granian's.
+that has read a request whole and an ingress little is needed of HTTP, so these go to the same
+ingress without a hand-over, and payments without ASGI. Everything else, and who comes without a
+load balancer, is Granian's.
 """
 
 from __future__ import annotations

@@ -132,18 +132,19 @@ class AcceptQueue:
         return self._script.begin(self._arguments(entries), partial(self._answered, entries, done))
 
     def _answered(self, entries: list[_Entry], done: Deliver[Sequence[str]], answer: Any) -> None:
-        if isinstance(answer, NoScriptError | RedisConnectionError):
-            # Accepting twice is harmless.
-            flush_in_a_task(self._flush, entries, done)
-        elif isinstance(answer, Exception):
-            self._forget_clock(answer)
-            done(answer)
-        else:
+        if not isinstance(answer, Exception):
             verdicts = self._read(answer)
             if "late" in verdicts:
                 flush_in_a_task(partial(self._retry_late, verdicts), entries, done)
             else:
                 done(verdicts)
+            return
+        self._forget_clock(answer)
+        if isinstance(answer, NoScriptError | RedisConnectionError):
+            # Accepting twice is harmless.
+            flush_in_a_task(self._flush, entries, done)
+        else:
+            done(answer)
 
     async def _flush(self, entries: list[_Entry]) -> list[str]:
         return await self._retry_late(await self._call(entries), entries)
