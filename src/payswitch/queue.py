@@ -133,7 +133,11 @@ class AcceptQueue:
 
     def _answered(self, entries: list[_Entry], done: Deliver[Sequence[str]], answer: Any) -> None:
         if not isinstance(answer, Exception):
-            verdicts = self._read(answer)
+            try:
+                verdicts = self._read(answer)
+            except Exception as error:
+                done(error)
+                return
             if "late" in verdicts:
                 flush_in_a_task(partial(self._retry_late, verdicts), entries, done)
             else:
@@ -151,14 +155,17 @@ class AcceptQueue:
 
     async def _retry_late(self, verdicts: list[str], entries: list[_Entry]) -> list[str]:
         """Who was refused by a clock that was set meanwhile comes again, as long as there is time;
-        the answer has brought the new one."""
+        the answer has brought the new one. Where that fails, what was said of the others stands."""
         margin_ms = self._limit_ms * _REPLY_SHARE
         while late := [
             number
             for number, verdict in enumerate(verdicts)
             if verdict == "late" and boottime_ms() < entries[number].gives_up_at - margin_ms
         ]:
-            again = await self._call([entries[number] for number in late])
+            try:
+                again = await self._call([entries[number] for number in late])
+            except (RedisError, OSError):
+                break
             for number, verdict in zip(late, again, strict=True):
                 verdicts[number] = verdict
         return verdicts

@@ -241,3 +241,13 @@ async def test_a_clock_that_was_set_refuses_nobody_on_a_new_connection(
     assert await other.accept(new_payment()) is Acceptance.NEW
     assert other.verdicts == {"late": 1, "new": 1}
     await fresh.aclose(close_connection_pool=True)
+
+
+async def test_who_cannot_wait_is_told_of_an_answer_that_cannot_be_read(redis: ArqRedis) -> None:
+    def fail(verdicts: object) -> None:
+        raise ZeroDivisionError
+
+    queue = AcceptQueue(redis, limit_ms=5000, max_backlog=10, on_verdicts=fail)
+    with pytest.raises(ZeroDivisionError):
+        await queue.accept(new_payment())
+    assert isinstance(await outcome_of(queue, new_payment()), ZeroDivisionError)
