@@ -37,7 +37,8 @@ def flush_in_a_task(
         if task.cancelled():
             done(asyncio.CancelledError())
         else:
-            done(task.exception() or task.result())
+            error = task.exception()
+            done(task.result() if error is None else error)
 
     task = asyncio.ensure_future(flush(items))
     _running.add(task)  # the loop itself keeps no task alive
@@ -106,12 +107,11 @@ class GroupCommit(Generic[Item, Result]):
         self._timer = None
         while self._limited:
             ends_at, waiter = self._limited[0]
-            if not waiter.is_over:
-                if ends_at > loop.time():
-                    self._timer = loop.call_at(ends_at, self._expire)
-                    return
-                waiter.end(TimeoutError())
+            if not waiter.is_over and ends_at > loop.time():
+                self._timer = loop.call_at(ends_at, self._expire)
+                return
             self._limited.popleft()
+            waiter.end(TimeoutError())
 
     def _flush_next(self) -> None:
         batch = self._next_batch()
@@ -120,7 +120,12 @@ class GroupCommit(Generic[Item, Result]):
             return
         items = [waiter.item for waiter in batch]
         done = partial(self._flushed, batch)
-        if self._begin is None or not self._begin(items, done):
+        try:
+            has_begun = self._begin is not None and self._begin(items, done)
+        except Exception as error:
+            asyncio.get_running_loop().call_soon(done, error)
+            return
+        if not has_begun:
             flush_in_a_task(self._flush, items, done)
 
     def _next_batch(self) -> list[_Waiter[Item, Result]]:

@@ -99,10 +99,11 @@ def parse_amount(value: Any) -> int:
     most two decimals.
     """
     if type(value) is float:
-        cents = round(value * 100)
-        # The common case without Decimal: the double nearest to cents/100 is the one given.
-        if 0 < cents <= MAX_CENTS and cents / 100 == value:
-            return cents
+        if 0 < value <= MAX_CENTS // 100:
+            cents = round(value * 100)
+            # The common case without Decimal: the double nearest to cents/100 is the one given.
+            if cents / 100 == value:
+                return cents
     elif type(value) is int:
         if 0 < value <= MAX_CENTS // 100:
             return value * 100

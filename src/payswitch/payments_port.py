@@ -61,7 +61,7 @@ _BOUNDS = Bounds(
 class PaymentsPort:
     """Serves `POST /payments`, and `GET /readyz` for the load balancer's checks, from an ASGI
     application whose answers are whole. Where there is a `pay`, it gets the payments instead, and
-    gives each an answer, now or later.
+    gives each an answer after it has returned: a request that comes before is one too many.
 
     A connection that brings no whole request for `IDLE_S` to twice that is closed; so is the oldest
     that waits for no answer, where there are too many, and one on which the next request comes
@@ -123,8 +123,8 @@ class PaymentsPort:
         headers: Iterable[tuple[bytes, bytes]],
         body: bytes,
     ) -> None:
-        exchange.answer(Reply(_head(status, headers), body))
         self._unanswered -= 1
+        exchange.answer(Reply(_head(status, headers), body))
         if not self._unanswered:
             self._all_answered.set()
 

@@ -129,7 +129,11 @@ class AcceptQueue:
         a task, and the coroutines between it and the channel, cost as much as the rest."""
         if self._redis_ahead_ms is None or not isinstance(self._script, ChannelScript):
             return False
-        return self._script.begin(self._arguments(entries), partial(self._answered, entries, done))
+        answered = partial(self._answered, entries, done)
+        has_begun = self._script.begin(self._arguments(entries), answered)
+        if not has_begun:
+            self._redis_ahead_ms = None  # at the next connection's end may be another Redis
+        return has_begun
 
     def _answered(self, entries: list[_Entry], done: Deliver[Sequence[str]], answer: Any) -> None:
         if not isinstance(answer, Exception):
@@ -224,7 +228,10 @@ class AcceptQueue:
 
 def _judged(outcome: str | BaseException) -> Acceptance | BaseException:
     if isinstance(outcome, str) and outcome != "late":
-        return Acceptance(outcome)
+        try:
+            return Acceptance(outcome)
+        except ValueError as error:
+            return error
     match outcome:
         case "late" | TimeoutError():
             return NotAcceptedError("Redis did not answer in time")

@@ -21,7 +21,6 @@ from starlette.types import Receive, Scope, Send
 from payswitch import payments_port
 from payswitch.http_server import Exchange, Listener, reply
 from payswitch.ingress import create_app
-from payswitch.payment import Payment
 from payswitch.payments_port import Answer, PaymentsPort
 from payswitch.redis_client import connect
 from payswitch.settings import Settings
@@ -167,13 +166,31 @@ async def test_payments_at_once_are_all_answered(
     assert await redis.zcard("arq:queue") == 100
 
 
-async def test_a_bug_is_a_500_and_logged(
-    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_who_sends_bad_requests_without_waiting_gets_one_answer(
+    redis_server: RedisServer,
 ) -> None:
-    def fail(body: bytes) -> Payment:
+    port = free_port()
+    app = create_app(Settings(redis_url=redis_server.url), payments_at=(HOST, port))
+    async with app.router.lifespan_context(app):
+        reader, writer = await asyncio.open_connection(HOST, port)
+        writer.write(POST * 1000)
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("step", ["parse_payment", "_headers_of"])
+async def test_a_bug_is_a_500_and_logged(
+    client: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: str,
+) -> None:
+    def fail(what: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("payswitch.ingress.parse_payment", fail)
+    monkeypatch.setattr(f"payswitch.ingress.{step}", fail)
     answer = await client.post("/payments", json={"correlationId": str(uuid4()), "amount": 1})
     assert answer.status_code == answer.json()["status"] == 500
     assert "ZeroDivisionError" in caplog.text

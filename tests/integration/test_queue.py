@@ -230,7 +230,7 @@ async def test_a_clock_that_was_set_refuses_nobody(
     assert queue.verdicts["late"] == 6
 
 
-async def test_a_clock_that_was_set_refuses_nobody_on_a_new_connection(
+async def test_a_new_connection_asks_for_the_clock_as_it_may_be_anothers(
     redis: ArqRedis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = accept_queue(redis)
@@ -239,15 +239,19 @@ async def test_a_clock_that_was_set_refuses_nobody_on_a_new_connection(
     other = accept_queue(fresh)
     monkeypatch.setattr(other, "_redis_ahead_ms", cast(float, queue._redis_ahead_ms) - 3.6e6)
     assert await other.accept(new_payment()) is Acceptance.NEW
-    assert other.verdicts == {"late": 1, "new": 1}
+    assert other.verdicts == {"new": 1}
     await fresh.aclose(close_connection_pool=True)
 
 
-async def test_who_cannot_wait_is_told_of_an_answer_that_cannot_be_read(redis: ArqRedis) -> None:
+async def test_who_cannot_wait_is_told_of_a_bug_and_the_next_is_accepted(redis: ArqRedis) -> None:
+    bugs = [ZeroDivisionError(), ZeroDivisionError()]
+
     def fail(verdicts: object) -> None:
-        raise ZeroDivisionError
+        if bugs:
+            raise bugs.pop()
 
     queue = AcceptQueue(redis, limit_ms=5000, max_backlog=10, on_verdicts=fail)
     with pytest.raises(ZeroDivisionError):
         await queue.accept(new_payment())
     assert isinstance(await outcome_of(queue, new_payment()), ZeroDivisionError)
+    assert await outcome_of(queue, new_payment()) is Acceptance.NEW

@@ -374,6 +374,29 @@ async def test_a_batch_that_is_not_begun_is_flushed_in_a_task() -> None:
     assert await task == "2"
 
 
+async def test_a_beginning_that_fails_is_an_error_for_its_batch_alone() -> None:
+    beginnings = Beginnings()
+
+    def begin(items: list[int], done: Deliver[Sequence[str]]) -> bool:
+        if 1 in items:
+            raise ZeroDivisionError
+        return beginnings(items, done)
+
+    commits = GroupCommit(Flushes(), begin=begin, max_batch=1)
+    failing, other = submit(commits, 1, 2)
+    await asyncio.wait([failing])
+    assert isinstance(failing.exception(), ZeroDivisionError)
+    beginnings.succeed()
+    assert await other == "2"
+
+
+async def test_who_puts_again_when_its_limit_ends_has_a_limit_again() -> None:
+    commits = GroupCommit(Flushes(), limit_s=0.02)
+    again: asyncio.Future[str | BaseException] = asyncio.get_running_loop().create_future()
+    commits.put(1, lambda _: commits.put(2, again.set_result))
+    assert isinstance(await again, TimeoutError)
+
+
 @given(
     max_batch=st.integers(1, 4),
     begins=st.booleans(),
