@@ -197,7 +197,6 @@ async def test_who_cannot_wait_is_told_that_redis_is_away_or_frozen_or_back(
     assert isinstance(away, NotAcceptedError)
     own_redis.start()
     assert await outcome_of(queue, payment) is Acceptance.SAME
-    # A connection that dies under the call costs it nothing.
     assert await outcome_of(queue, new_payment()) is Acceptance.NEW
     await redis.aclose(close_connection_pool=True)
 
