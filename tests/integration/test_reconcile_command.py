@@ -154,7 +154,11 @@ async def test_a_processor_that_is_away_is_one_line(payswitch: Payswitch) -> Non
 async def test_a_wrong_token_is_one_line_that_does_not_show_it(payswitch: Payswitch) -> None:
     payswitch.environment["PAYSWITCH_PROCESSOR_ADMIN_TOKEN"] = "hunter2"
     ended = await payswitch("reconcile")
-    assert ended == Ended(2, "", "payswitch: default refuses PAYSWITCH_PROCESSOR_ADMIN_TOKEN\n")
+    # Both are asked at once, and the first to refuse is named.
+    assert ended in [
+        Ended(2, "", f"payswitch: {name} refuses PAYSWITCH_PROCESSOR_ADMIN_TOKEN\n")
+        for name in ("default", "fallback")
+    ]
 
 
 async def test_redis_being_away_is_one_line(payswitch: Payswitch) -> None:
