@@ -11,11 +11,13 @@ BENCH_STAMP := $(VENV)/.bench-installed
 up: $(STAMP)
 	@exec $(BIN)/payswitch up $(ARGS)
 
+# Two files at a time, as tests mostly wait for something; one test in this terminal:
+# make test ARGS='-n 0 -k NAME'
 test: lint
-	$(BIN)/pytest -m "not long" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not long" $(ARGS)
 
 test-long: $(STAMP)
-	$(BIN)/pytest -m long $(ARGS)
+	$(BIN)/pytest -n 2 -m long $(ARGS)
 
 # Breaks the system on purpose and audits every payment: make chaos ARGS='--seed 7 --minutes 2'
 chaos: $(STAMP)

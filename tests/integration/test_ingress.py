@@ -296,7 +296,7 @@ async def test_a_payment_shows_its_states(
     assert settled["requestedAt"] == b.default.posts[-1]["requestedAt"]
 
 
-@pytest.mark.parametrize("path", [f"/payments/{uuid4()}", "/payments/7"])
+@pytest.mark.parametrize("path", [f"/payments/{ID}", "/payments/7"])
 async def test_an_unknown_payment_is_not_found(client: httpx.AsyncClient, path: str) -> None:
     assert_problem(await client.get(path), 404)
 

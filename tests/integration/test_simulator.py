@@ -25,6 +25,7 @@ from payswitch.simulator_book import Totals
 
 HOST = "127.0.0.1"
 TOKEN = {"X-Rinha-Token": "123"}
+ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 SLACK_S = 20
 SLOTS = 800
 PLACES = 500
@@ -170,7 +171,7 @@ async def test_a_payment_is_processed_and_found(processor: Processor) -> None:
     )
 
 
-@pytest.mark.parametrize("correlation_id", [str(uuid4()), "", "x", "%C3%A9", "a/b"])
+@pytest.mark.parametrize("correlation_id", [ID, "", "x", "%C3%A9", "a/b"])
 async def test_a_payment_that_was_not_recorded_is_not_found(
     processor: Processor, correlation_id: str
 ) -> None:
@@ -209,9 +210,9 @@ async def test_a_failing_processor_fails_a_known_id_too(processor: Processor) ->
         b"{",
         b"[]",
         orjson.dumps(payment(correlationId="x")),
-        orjson.dumps(payment(amount="19.90")),
-        orjson.dumps(payment(amount=-1)),
-        orjson.dumps(payment(requestedAt="yesterday")),
+        orjson.dumps(payment(correlationId=ID, amount="19.90")),
+        orjson.dumps(payment(correlationId=ID, amount=-1)),
+        orjson.dumps(payment(correlationId=ID, requestedAt="yesterday")),
         orjson.dumps({"amount": 19.9}),
     ],
 )
@@ -522,7 +523,7 @@ async def test_an_unknown_path_is_not_found(processor: Processor, path: str) -> 
         ("GET", "/payments", "POST"),
         ("HEAD", "/payments", "POST"),
         ("POST", "/payments/service-health", "GET"),
-        ("DELETE", f"/payments/{uuid4()}", "GET"),
+        ("DELETE", f"/payments/{ID}", "GET"),
         ("POST", "/admin/payments-summary", "GET"),
         ("GET", "/admin/purge-payments", "POST"),
         ("POST", "/admin/configurations/delay", "PUT"),
