@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -118,6 +118,15 @@ async def test_a_killed_part_is_started_again_and_no_payment_is_lost(
     assert f"{part} was ended by SIGKILL; starts again in 0.2 s" in system.output
 
 
+@pytest.fixture
+def hang_ups_are_heard() -> Iterator[None]:
+    """Under nohup SIGHUP is ignored, by what a test starts as well; a handler isn't inherited."""
+    before = signal.signal(signal.SIGHUP, lambda *_: None)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_ups_are_heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_stop_leaves_no_process_and_frees_the_ports(
     start_system: StartSystem, number: signal.Signals
