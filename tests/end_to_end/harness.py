@@ -19,10 +19,14 @@ from uuid import uuid4
 import httpx
 import orjson
 
+from payswitch.machine import find_haproxy
 from tests.support import SLACK_S, eventually
 
 HOST = "127.0.0.1"
 READY = "Payswitch is ready"
+HAS_HAPROXY = find_haproxy() is not None
+ENDPOINT = ["haproxy", "ingress-1", "ingress-2"] if HAS_HAPROXY else ["ingress"]
+"""The parts that serve the endpoint, as `payswitch up` chooses them on this machine."""
 UP = (sys.executable, "-P", "-m", "payswitch", "up")
 _OURS = re.compile("REDIS_URL|PAYMENT_PROCESSOR_|PAYSWITCH_|TRANSACTION_FEE|RATE_LIMIT_|INITIAL_")
 _ROW = re.compile(r"^  ([a-z]+(?:-\d+)?) +\S+ +(\d+)\b", re.MULTILINE)

@@ -11,11 +11,11 @@ import pytest
 
 from payswitch.chaos.system import running
 from tests.end_to_end.conftest import StartSystem
-from tests.end_to_end.harness import clean_environment
+from tests.end_to_end.harness import ENDPOINT, clean_environment
 
 CENTS = 73_412_981
-PARTS = {"ingress-1", "ingress-2", "worker-1", "worker-2", "health", "default", "fallback"}
 OTHERS = {"haproxy", "redis", "payswitch"}
+PARTS = {*ENDPOINT, "worker-1", "worker-2", "health", "default", "fallback"} - OTHERS
 
 
 @pytest.mark.parametrize("level", ["debug", "info"])

@@ -15,7 +15,7 @@ from arq.connections import ArqRedis
 
 from payswitch.redis_client import connect
 from tests.end_to_end.conftest import StartSystem
-from tests.end_to_end.harness import System
+from tests.end_to_end.harness import ENDPOINT, System
 from tests.end_to_end.load import (
     Load,
     all_settled,
@@ -109,7 +109,7 @@ async def test_fifty_at_the_same_time_pay_one_id_once(system: System) -> None:
     assert sum(paid.values()) == 1
 
 
-@pytest.mark.parametrize("part", ["worker-1", "ingress-1", "health", "redis"])
+@pytest.mark.parametrize("part", ["worker-1", ENDPOINT[-1], "health", "redis"])
 async def test_a_part_killed_under_load_loses_nothing_and_doubles_nothing(
     start_system: StartSystem, part: str
 ) -> None:

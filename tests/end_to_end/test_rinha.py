@@ -11,6 +11,8 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.end_to_end.harness import ENDPOINT
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,7 +43,7 @@ def test_a_shortened_preview_is_played_scored_and_drawn(tmp_path: Path) -> None:
     assert sum(each["num_pagamentos"] for each in processed) + result["lag"]["lag"] == accepted
     assert ours["differenceAtRest"] == {"count": 0, "cents": 0}, run.stdout
     assert ours["problems"] == []
-    assert {"redis", "worker-1", "ingress-1", "(users)"} <= set(ours["parts"])
+    assert {"redis", "worker-1", ENDPOINT[-1], "(users)"} <= set(ours["parts"])
     assert 0 <= ours["host"]["idleCores"] <= ours["host"]["cores"]
     samples = read(folder / "timeline.json")["samples"]
     assert samples[-1]["accepted"] == accepted
