@@ -4,5 +4,17 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 # A background job of a shell ignores SIGINT, and so would what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes (`pytest -n`), let one run all tests that share a module's fixture, so
+    that what it starts is started once."""
+    for item in items:
+        if isinstance(item, pytest.Function):
+            fixtures = item._fixtureinfo.name2fixturedefs.values()
+            if any(fixture.scope == "module" for [*_, fixture] in fixtures):
+                item.add_marker(pytest.mark.xdist_group(item.module.__name__))

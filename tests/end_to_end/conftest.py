@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -22,18 +23,20 @@ class StartSystem(Protocol):
 @pytest.fixture
 def start_system(tmp_path: Path) -> Iterator[StartSystem]:
     """Starts systems that end with the test; returns each when it is ready."""
-    yield from _starter(tmp_path)
+    with starting(tmp_path) as start:
+        yield start
 
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system that the tests of a module share: each leaves it able to pay."""
-    starter = _starter(tmp_path_factory.mktemp("system"))
-    yield next(starter)()
-    next(starter, None)
+    with starting(tmp_path_factory.mktemp("system")) as start:
+        yield start()
 
 
-def _starter(folder: Path) -> Iterator[StartSystem]:
+@contextlib.contextmanager
+def starting(folder: Path) -> Iterator[StartSystem]:
+    """Starts systems that end with the context; returns each when it is ready."""
     systems: list[System] = []
 
     def start(
@@ -45,6 +48,8 @@ def _starter(folder: Path) -> Iterator[StartSystem]:
             system.wait_until_ready()
         return system
 
-    yield start
-    for system in systems:
-        system.stop()
+    try:
+        yield start
+    finally:
+        for system in systems:
+            system.stop()

@@ -199,10 +199,14 @@ class System:
         return {(pid, table[pid][1]) for pid in family if pid in table}
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Stop it, if it runs, and return its exit code."""
+        """Stop it, if it runs, and return its exit code; no process and no port of it is left."""
+        family = self.family()
         if self.supervisor.poll() is None:
             self.supervisor.send_signal(number)
-        return self.supervisor.wait(SLACK_S)
+        code = self.supervisor.wait(SLACK_S)
+        assert not still_running(family)
+        assert not any(map(is_taken, self.ports))
+        return code
 
 
 def up(*options: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

@@ -44,7 +44,7 @@ def scrape(system: System) -> dict[str, str]:
     """What every part shows now."""
     found = {}
     for name, address in targets(system).items():
-        response = httpx.get(f"http://{address}/metrics", timeout=SLACK_S)
+        response = httpx.get(f"http://{address}/metrics", timeout=SLACK_S, verify=False)
         assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
         found[name] = response.text
     return found

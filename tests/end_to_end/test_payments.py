@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from uuid import uuid4
 
 import httpx
@@ -14,9 +15,10 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.redis_client import connect
-from tests.end_to_end.conftest import StartSystem
-from tests.end_to_end.harness import ENDPOINT, System
+from tests.end_to_end.conftest import StartSystem, starting
+from tests.end_to_end.harness import ENDPOINT, System, client
 from tests.end_to_end.load import (
+    TOKEN,
     Load,
     all_settled,
     arrivals,
@@ -56,16 +58,35 @@ async def selection_is(redis: ArqRedis, processor: str) -> None:
     await eventually(selected, what=f"{processor} is selected")
 
 
-async def test_a_load_is_paid_once_and_the_books_are_equal(start_system: StartSystem) -> None:
-    system = start_system()
-    load = await drive(system, rate=300, count=1500)
-    assert (len(load.accepted), load.refused) == (1500, [])
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A system that recovers from anything within seconds; the tests of this module share it."""
+    with starting(tmp_path_factory.mktemp("system")) as start:
+        yield start(PAYSWITCH_LEASE_MS="3000", PAYSWITCH_PROCESSOR_MAX_DELAY_MS="1000")
+
+
+@pytest.fixture
+async def system(started: System) -> System:
+    """The shared system, without a payment, before healthy processors."""
+    async with client(started.endpoint) as http:
+        assert (await http.post("/purge-payments")).status_code == 200
+    for url in (started.default_url, started.fallback_url):
+        await configure(url, "delay", 0)
+        await configure(url, "failure", False)
+        async with client(url) as http:
+            answer = await http.post("/admin/purge-payments", headers=TOKEN)
+            assert answer.status_code == 200
+    return started
+
+
+async def test_a_load_is_paid_once_and_the_books_are_equal(system: System) -> None:
+    load = await drive(system, rate=300, count=600)
+    assert (len(load.accepted), load.refused) == (600, [])
     await all_settled(system, load)
     await assert_paid_once(system, load)
 
 
-async def test_payments_move_to_the_fallback_and_back(start_system: StartSystem) -> None:
-    system = start_system()
+async def test_payments_move_to_the_fallback_and_back(system: System) -> None:
     await configure(system.default_url, "failure", True)
     async with asyncio.timeout(11):
         while (await ours(system))["fallback"][0] == 0:
@@ -82,13 +103,10 @@ async def test_payments_move_to_the_fallback_and_back(start_system: StartSystem)
     await eventually(all_paid, what="the books are equal")
 
 
-async def test_while_both_fail_the_backlog_is_held_and_then_paid_once(
-    start_system: StartSystem,
-) -> None:
-    system = start_system()
+async def test_while_both_fail_the_backlog_is_held_and_then_paid_once(system: System) -> None:
     for url in (system.default_url, system.fallback_url):
         await configure(url, "failure", True)
-    load = await drive(system, rate=200, count=1000)
+    load = await drive(system, rate=200, count=400)
     assert await ours(system) == {"default": (0, 0), "fallback": (0, 0)}
     for url in (system.default_url, system.fallback_url):
         await configure(url, "failure", False)
@@ -100,7 +118,7 @@ async def test_fifty_at_the_same_time_pay_one_id_once(system: System) -> None:
     before = await theirs(system)
     payment = str(uuid4())
     body = {"correlationId": payment, "amount": 12.34}
-    async with httpx.AsyncClient(base_url=system.endpoint) as http:
+    async with httpx.AsyncClient(verify=False, base_url=system.endpoint) as http:
         answers = await asyncio.gather(*(http.post("/payments", json=body) for _ in range(50)))
     assert Counter(answer.status_code for answer in answers) == {202: 50}
     await system.settled(payment)
@@ -111,34 +129,30 @@ async def test_fifty_at_the_same_time_pay_one_id_once(system: System) -> None:
 
 @pytest.mark.parametrize("part", ["worker-1", ENDPOINT[-1], "health", "redis"])
 async def test_a_part_killed_under_load_loses_nothing_and_doubles_nothing(
-    start_system: StartSystem, part: str
+    system: System, part: str
 ) -> None:
-    system = start_system(PAYSWITCH_LEASE_MS="4000", PAYSWITCH_PROCESSOR_MAX_DELAY_MS="1000")
     await configure(system.default_url, "delay", 30)
-    driving = asyncio.create_task(drive(system, rate=200, count=1000, again=True))
+    driving = asyncio.create_task(drive(system, rate=200, count=400, again=True))
 
     async def some_paid() -> bool:
-        count, _ = (await theirs(system))["default"]
-        return count > 200
+        return sum(count for count, _ in (await theirs(system)).values()) > 100
 
     await eventually(some_paid, what="the load is under way")
     pid = system.kill(part)
     await system.runs_again(part, pid)
     load = await driving
-    assert len(load.accepted) == 1000
+    assert len(load.accepted) == 400
     await all_settled(system, load)
     await assert_paid_once(system, load)
 
 
 async def test_a_worker_frozen_beyond_its_leases_sends_nothing_when_it_goes_on(
-    start_system: StartSystem,
+    system: System,
 ) -> None:
-    system = start_system(
-        "--workers=2", PAYSWITCH_LEASE_MS="3000", PAYSWITCH_PROCESSOR_MAX_DELAY_MS="1500"
-    )
-    await configure(system.default_url, "delay", 300)
+    for url in (system.default_url, system.fallback_url):
+        await configure(url, "delay", 300)
     await keep_a_journal(system)
-    driving = asyncio.create_task(drive(system, rate=400, count=1200, again=True))
+    driving = asyncio.create_task(drive(system, rate=400, count=800, again=True))
     await wait_for_in_flight(system, 100)
     # Frozen while Redis is, so that it finds leases and opened tries when it wakes.
     system.kill("redis", signal.SIGSTOP)
@@ -158,11 +172,10 @@ async def test_a_worker_frozen_beyond_its_leases_sends_nothing_when_it_goes_on(
     await assert_paid_once(system, load)
 
 
-async def test_a_purge_under_load_starts_the_summary_anew(start_system: StartSystem) -> None:
-    system = start_system()
+async def test_a_purge_under_load_starts_the_summary_anew(system: System) -> None:
     await configure(system.default_url, "delay", 100)
     await drive(system, rate=200, count=200)
-    async with httpx.AsyncClient(base_url=system.endpoint) as http:
+    async with httpx.AsyncClient(verify=False, base_url=system.endpoint) as http:
         assert (await http.post("/purge-payments")).status_code == 200
         response = await http.get("/payments-summary")
     assert response.text.count('"totalRequests":0') == 2

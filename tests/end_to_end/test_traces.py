@@ -9,17 +9,24 @@ from uuid import uuid4
 import pytest
 
 from tests.collector import Collector, Seen
-from tests.end_to_end.conftest import StartSystem
+from tests.end_to_end.conftest import StartSystem, starting
 from tests.end_to_end.harness import System, client
 from tests.support import eventually, free_port
 
 ADMIN = {"X-Rinha-Token": "123"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
     with Collector().running() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[System]:
+    """A system whose traces the collector takes."""
+    with starting(tmp_path_factory.mktemp("system")) as start:
+        yield start("--workers=1", **traced(collector.url))
 
 
 def traced(endpoint: str, **more: str) -> dict[str, Any]:
@@ -51,9 +58,8 @@ async def set_failure(system: System, *, to: bool) -> None:
 
 
 async def test_one_trace_goes_from_the_post_to_the_settlement(
-    start_system: StartSystem, collector: Collector
+    system: System, collector: Collector
 ) -> None:
-    system = start_system(**traced(collector.url))
     payment = await system.pay(1990)
     spans = await trace_with(collector, payment, "settle")
     post = spans[0]
@@ -69,9 +75,8 @@ async def test_one_trace_goes_from_the_post_to_the_settlement(
 
 
 async def test_a_clients_own_trace_goes_on_across_a_retry(
-    start_system: StartSystem, collector: Collector
+    system: System, collector: Collector
 ) -> None:
-    system = start_system(**traced(collector.url))
     await set_failure(system, to=True)
     trace_id, payment = uuid4().hex, str(uuid4())
     async with client(system.endpoint) as http:
@@ -99,17 +104,16 @@ async def test_a_collector_that_takes_nothing_loses_no_payment_and_no_stop(
 ) -> None:
     with Collector(hangs=True).running() as hanging:
         url = hanging.url if hangs else f"http://127.0.0.1:{free_port()}"
-        system = start_system(**traced(url))
+        system = start_system("--workers=1", **traced(url))
         payments = [await system.pay(100) for _ in range(20)]
         await system.settled(*payments)
         assert system.stop() == 0
         assert "killed" not in system.output
 
 
-async def test_without_the_setting_nothing_is_exported(
-    start_system: StartSystem, collector: Collector
-) -> None:
-    system = start_system(**traced(collector.url, PAYSWITCH_TRACES="off"))
-    await system.settled(await system.pay(100))
-    assert system.stop() == 0
-    assert collector.spans == []
+async def test_without_the_setting_nothing_is_exported(start_system: StartSystem) -> None:
+    with Collector().running() as collector:
+        system = start_system("--workers=1", **traced(collector.url, PAYSWITCH_TRACES="off"))
+        await system.settled(await system.pay(100))
+        assert system.stop() == 0
+        assert collector.spans == []

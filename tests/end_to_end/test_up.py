@@ -127,16 +127,11 @@ def hang_ups_are_heard() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hang_ups_are_heard")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_a_stop_leaves_no_process_and_frees_the_ports(
-    start_system: StartSystem, number: signal.Signals
-) -> None:
+def test_a_terminal_that_closes_stops_it(start_system: StartSystem) -> None:
+    """As SIGTERM and SIGINT do in other tests; `System.stop` looks for what is left."""
     system = start_system("--workers=1")
-    family = system.family()
-    assert {pid for pid, _ in family} > {system.supervisor.pid, *system.pids().values()}
-    assert system.stop(number) == 0
-    assert not still_running(family)
-    assert not any(map(is_taken, system.ports))
+    assert {pid for pid, _ in system.family()} > {system.supervisor.pid, *system.pids().values()}
+    assert system.stop(signal.SIGHUP) == 0
     assert "killed" not in system.output
 
 
@@ -147,15 +142,12 @@ async def test_a_stop_before_all_is_ready_leaves_no_process(start_system: StartS
         return re.search(r"^ingress\S* +\| ", system.output, re.MULTILINE) is not None
 
     await eventually(has_begun, what="an ingress begins")
-    family = system.family()
     assert system.stop() == 0
-    assert not still_running(family)
     assert "is ready" not in system.output
 
 
 async def test_a_second_signal_kills_what_does_not_stop(start_system: StartSystem) -> None:
     system = start_system("--workers=1")
-    family = system.family()
     system.kill("worker-1", signal.SIGSTOP)
     system.supervisor.send_signal(signal.SIGINT)
 
@@ -165,10 +157,9 @@ async def test_a_second_signal_kills_what_does_not_stop(start_system: StartSyste
     await eventually(is_stopping, what="the stop has begun")
     assert system.supervisor.poll() is None
     assert system.stop(signal.SIGINT) == 0
-    assert not still_running(family)
 
 
-@pytest.mark.parametrize("options", [[], ["--no-haproxy"]], ids=["haproxy", "no haproxy"])
+@pytest.mark.parametrize("options", [["--no-haproxy"], *([[]] if HAS_HAPROXY else [])], ids=str)
 async def test_a_killed_supervisor_leaves_no_process(
     start_system: StartSystem, options: list[str]
 ) -> None:

@@ -66,7 +66,7 @@ async def ingress(
     )
     running = Running(process, f"http://127.0.0.1:{port}")
     try:
-        async with httpx.AsyncClient(base_url=running.url) as client:
+        async with httpx.AsyncClient(verify=False, base_url=running.url) as client:
 
             async def ready() -> bool:
                 try:
@@ -88,7 +88,7 @@ async def test_a_bug_in_a_request_is_one_line_with_its_traceback(
 ) -> None:
     options = ("--workers", processes)
     async with ingress(redis_server.url, *options, program=WITH_A_BUG) as part:
-        async with httpx.AsyncClient(base_url=part.url) as client:
+        async with httpx.AsyncClient(verify=False, base_url=part.url) as client:
             assert (await client.get(f"/payments/{uuid4()}")).status_code == 500
         documents = await part.documents()
     [bug] = [document for document in documents if "exception" in document]
@@ -104,7 +104,7 @@ async def test_an_ingress_says_that_redis_is_away_and_back(
 ) -> None:
     async with (
         ingress(own_redis.url, "--workers", processes) as part,
-        httpx.AsyncClient(base_url=part.url) as client,
+        httpx.AsyncClient(verify=False, base_url=part.url) as client,
     ):
         own_redis.kill()
         err = part.process.stderr

@@ -41,14 +41,14 @@ class Ingress:
         self.url = f"http://127.0.0.1:{port}"
 
     async def get(self, path: str) -> httpx.Response:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(verify=False) as client:
             return await client.get(self.url + path)
 
     async def pay(self, times: int) -> None:
         """Have so many payments accepted, each through a connection of its own."""
         for _ in range(times):
             body = {"correlationId": str(uuid4()), "amount": 1.5}
-            async with httpx.AsyncClient() as client:
+            async with httpx.AsyncClient(verify=False) as client:
                 assert (await client.post(f"{self.url}/payments", json=body)).status_code == 202
 
     async def seen(self) -> set[tuple[float | None, float | None]]:
@@ -142,7 +142,7 @@ async def test_a_killed_ingress_takes_its_processes_along(redis_server: RedisSer
 
 
 async def test_refusals_are_counted_by_status_and_reason(redis_server: RedisServer) -> None:
-    async with an_ingress(redis_server.url) as ingress, httpx.AsyncClient() as client:
+    async with an_ingress(redis_server.url) as ingress, httpx.AsyncClient(verify=False) as client:
         payments = f"{ingress.url}/payments"
         await client.post(payments, json={})
         await client.post(payments, content=b"x", headers={"content-type": "text/plain"})
@@ -209,7 +209,7 @@ class Worker:
         self.url = url
 
     async def request(self, path: str, method: str = "GET") -> httpx.Response:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(verify=False) as client:
             return await client.request(method, self.url + path)
 
     async def value(self, sample: str, **labels: str) -> float | None:

@@ -52,7 +52,7 @@ async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(settings, payments_at=(HOST, port))
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(base_url=f"http://{HOST}:{port}") as client,
+        httpx.AsyncClient(verify=False, base_url=f"http://{HOST}:{port}") as client,
     ):
         yield client
 
@@ -143,7 +143,7 @@ async def test_its_payments_are_counted_as_all_others(redis_server: RedisServer)
     app = create_app(Settings(redis_url=redis_server.url), payments_at=(HOST, port))
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient() as client,
+        httpx.AsyncClient(verify=False) as client,
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as scraper,
     ):
         body = {"correlationId": str(uuid4()), "amount": 1}
@@ -429,7 +429,7 @@ async def test_the_command_serves_both_ports(redis: ArqRedis, redis_server: Redi
         f"--payments-port={payments}",
         env={**os.environ, "REDIS_URL": redis_server.url},
     )
-    async with httpx.AsyncClient(timeout=30) as client:
+    async with httpx.AsyncClient(verify=False, timeout=30) as client:
         for url in (f"http://{HOST}:{port}", f"http://{HOST}:{payments}"):
 
             async def ready(url: str = url) -> bool:

@@ -109,7 +109,10 @@ async def running(config: SimulatorConfig) -> AsyncIterator[Processor]:
     port = await simulator.start(HOST, 0)
     try:
         async with httpx.AsyncClient(
-            base_url=f"http://{HOST}:{port}", timeout=SLACK_S, trust_env=False, verify=False
+            verify=False,
+            base_url=f"http://{HOST}:{port}",
+            timeout=SLACK_S,
+            trust_env=False,
         ) as http:
             yield Processor(simulator, port, http)
     finally:

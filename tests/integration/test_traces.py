@@ -202,7 +202,7 @@ async def test_the_context_comes_through_the_payments_port_too(
     settings, address = Settings(redis_url=redis_server.url), ("127.0.0.1", free_port())
     app = create_app(settings, traces=Traced(b).traces, payments_at=address)
     payment = str(uuid4())
-    async with app.router.lifespan_context(app), httpx.AsyncClient() as client:
+    async with app.router.lifespan_context(app), httpx.AsyncClient(verify=False) as client:
         answer = await client.post(
             f"http://{address[0]}:{address[1]}/payments",
             json={"correlationId": payment, "amount": 1},
@@ -339,7 +339,7 @@ async def test_only_parts_that_trace_load_opentelemetry(
     async with (
         part(source, "ingress", f"--port={port}", **environment) as ingress,
         part(source, "worker", **environment) as worker,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+        httpx.AsyncClient(verify=False, base_url=f"http://127.0.0.1:{port}") as client,
     ):
 
         async def is_accepted() -> bool:
