@@ -150,7 +150,7 @@ async def test_a_worker_frozen_beyond_its_leases_sends_nothing_when_it_goes_on(
     system: System,
 ) -> None:
     for url in (system.default_url, system.fallback_url):
-        await configure(url, "delay", 300)
+        await configure(url, "delay", 700)
     await keep_a_journal(system)
     driving = asyncio.create_task(drive(system, rate=400, count=800, again=True))
     await wait_for_in_flight(system, 100)

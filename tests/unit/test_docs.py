@@ -86,21 +86,27 @@ def test_every_link_of_every_page_leads_somewhere(site: Path) -> None:
     assert broken_links(site) == []
 
 
+def site_of_two_pages(folder: Path, text: str) -> Path:
+    """A folder to build, with this text on its first page."""
+    (folder / "docs").mkdir()
+    (folder / "docs" / "index.md").write_text(f"# First\n\n{text}\n")
+    (folder / "docs" / "http.md").write_text("# Second\n")
+    (folder / "mkdocs.yml").write_text(
+        re.sub(r"(?ms)^nav:.*?(?=^\S|\Z)", "", CONFIGURATION.read_text())
+    )
+    return folder
+
+
 @pytest.mark.parametrize("link", ["nothing.md", "http.md#nothing"])
 def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, link: str) -> None:
-    folder = copy_to(tmp_path)
-    with (folder / "docs" / "index.md").open("a") as page:
-        page.write(f"\n[broken]({link})\n")
-    built = build(folder)
+    built = build(site_of_two_pages(tmp_path, f"[broken]({link})"))
     assert built.returncode != 0
     assert "index.md" in built.stdout + built.stderr
 
 
 @pytest.mark.parametrize("link", ["../README.md", "../nothing.txt", "nothing.png", "#nothing"])
 def test_a_link_out_of_the_site_is_found(tmp_path: Path, link: str) -> None:
-    folder = copy_to(tmp_path)
-    with (folder / "docs" / "index.md").open("a") as page:
-        page.write(f"\n![broken]({link})\n[broken]({link})\n")
+    folder = site_of_two_pages(tmp_path, f"![broken]({link})\n[broken]({link})")
     if build(folder).returncode == 0:
         assert broken_links(folder / "site")
 
