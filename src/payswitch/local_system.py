@@ -26,6 +26,7 @@ from payswitch.machine import (
     find_haproxy,
     find_redis,
     forget_redis,
+    haproxy_trouble,
     redis_folder,
     redis_version,
 )
@@ -152,7 +153,7 @@ class LocalSystem:
         """HAProxy before two ingress instances; without it one ingress of two processes."""
         options = self.options
         if self.haproxy is None:
-            why = "no HAProxy here" if options.haproxy else "without HAProxy"
+            why = (haproxy_trouble() if options.haproxy else None) or "without HAProxy"
             note = f"the endpoint: {why}, Granian serves it with two processes"
             return [[self._ingress("ingress", self._port, note, options=["--workers", "2"])]]
         ports = [

@@ -6,26 +6,29 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import importlib.util
+import os
 import re
 import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 LOCAL = "127.0.0.1"
 
-_HAPROXY_CONFIG = Path(__file__).parents[2] / "haproxy.cfg"
+_OLDEST_HAPROXY = (2, 6)
 _SYSTEM_FOLDERS = "/usr/sbin:/usr/local/sbin"
 _REDIS_PROGRAMS = ("redis-server", "valkey-server")
 _OLDEST_REDIS = 7
 _REDIS_FILES = ("appendonly.aof*", "appendonlydir/appendonly.aof*", "temp-*.aof", "temp-*.rdb")
 _FORMAT = re.compile(rb"REDIS\d{4}|VALKEY\d{3}")
 _HEAD_SIZE = 64  # bytes: the format and the server's version
-_READ_LIMIT_S = 10
+_ANSWER_LIMIT_S = 10
+_MANY_WORDS = 100  # characters
 _ANY_ADDRESS = {"0.0.0.0": LOCAL, "::": "::1"}
 
 
@@ -150,19 +153,14 @@ def bundled_redis() -> str:
 
 def redis_version(program: str) -> str:
     """Name and version of a server, such as `Redis 7.0.15`; its first words if it says neither."""
-    try:
-        output = subprocess.run([program, "--version"], capture_output=True, check=False).stdout
-    except OSError as error:
-        return str(error.strerror)
-    said = output.decode(errors="backslashreplace")
+    _, said = _output([program, "--version"])
     found = re.search(r"(?:(\w+) )?server v=(\S+)", said, re.IGNORECASE)
-    return f"{found[1] or 'Redis'} {found[2]}" if found else said.partition("\n")[0]
+    return f"{found[1] or 'Redis'} {found[2]}" if found else _first_words(said)
 
 
 def _is_supported(version: str) -> bool:
-    """Whether a server is no Redis before 7; what names no version is given a try."""
-    major = re.match(r"\w+ (\d+)\.", version)
-    return major is None or int(major[1]) >= _OLDEST_REDIS
+    major = re.match(r"\w+ (\d+)\.\d", version)
+    return major is not None and int(major[1]) >= _OLDEST_REDIS
 
 
 def _base_of(folder: Path) -> bytes | None:
@@ -198,28 +196,71 @@ def _reads(program: str, base: bytes) -> bool:
         (folder / "b").write_bytes(form[0] + b"\xff" + bytes(8))  # its end, and no checksum
         (folder / "i").write_bytes(b"*3\r\n$8\r\nSHUTDOWN\r\n$6\r\nNOSAVE\r\n$3\r\nNOW\r\n")
         options = ["--dir", name, "--appendonly", "yes", "--port", "0", "--unixsocket", "socket"]
-        try:
-            ended = subprocess.run(
-                [program, *options],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_READ_LIMIT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return True
-        return ended.returncode == 0
+        return _output([program, *options])[0] == 0
+
+
+def _output(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Exit code and words of a program that ends by itself, in time or with code 1."""
+    try:
+        ended = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            timeout=_ANSWER_LIMIT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 1, str(error)
+    return ended.returncode, ended.stdout.decode(errors="backslashreplace")
+
+
+def _first_words(said: str) -> str:
+    return " ".join(said.split())[:_MANY_WORDS]
 
 
 def find_haproxy() -> list[str] | None:
-    """The command that starts HAProxy with the repository's configuration; None without either.
+    """The command that starts HAProxy with our configuration; None where `haproxy_trouble` says
+    why not.
 
     It runs as master and worker, as in its container: SIGUSR2 has it read the file again.
     """
-    program = shutil.which("haproxy") or shutil.which("haproxy", path=_SYSTEM_FOLDERS)
-    if program is None or not _HAPROXY_CONFIG.is_file():
+    if haproxy_trouble() is not None:
         return None
-    return [program, "-W", "-db", "-f", str(_HAPROXY_CONFIG)]
+    return [_haproxy(), "-W", "-db", "-f", str(_haproxy_config())]
+
+
+def haproxy_trouble() -> str | None:
+    """Why HAProxy can't be used here, in a few words; None where it can."""
+    return _trouble_with(_haproxy()) if _haproxy() else "no HAProxy here"
+
+
+def _haproxy() -> str:
+    return shutil.which("haproxy") or shutil.which("haproxy", path=_SYSTEM_FOLDERS) or ""
+
+
+def _haproxy_config() -> Path:
+    """The package's own in an installed wheel, else the checkout's."""
+    installed = Path(__file__).with_name("haproxy.cfg")
+    return installed if installed.is_file() else Path(__file__).parents[2] / "haproxy.cfg"
+
+
+@functools.cache
+def _trouble_with(program: str) -> str | None:
+    """Why this HAProxy can't be used: it is too old, or refuses the configuration."""
+    version = re.search(r"version ((\d+)\.(\d+)\S*)", _output([program, "-v"])[1])
+    if version is not None and (int(version[2]), int(version[3])) < _OLDEST_HAPROXY:
+        return f"HAProxy {version[1]} is too old (2.6 or newer is needed)"
+    places = {"PAYSWITCH_BIND": f"{LOCAL}:9999"}
+    places |= {f"INGRESS_{n}": f"{LOCAL}:900{n}" for n in (1, 2)}
+    code, said = _output([program, "-c", "-f", str(_haproxy_config())], os.environ | places)
+    if code == 0:
+        return None
+    alert = re.search(r"\[ALERT\][^:]*: (?:config : )?(.+)", said)
+    return f"{program} can't be used: {alert[1] if alert else _first_words(said)}"
 
 
 @contextlib.contextmanager
