@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from payswitch.cli import up
 from payswitch.local_system import LocalSystem, Options
 from payswitch.machine import MachineError, bundled_redis, find_haproxy, find_redis, haproxy_trouble
 
@@ -123,7 +126,11 @@ def test_what_no_server_reads_is_refused_in_one_line(
 
 
 def options(state: Path, *, fresh: bool) -> Options:
-    return Options("127.0.0.1", 9999, 9001, 8001, 8002, 6379, 2, state, fresh, haproxy=True)
+    """What `payswitch up` takes by default, but for these."""
+    defaults: dict[str, Any] = {
+        each.name: each.default for each in up.params if each.name in Options.__slots__
+    }
+    return Options(**defaults | {"state": state, "fresh": fresh})
 
 
 def test_what_no_server_reads_is_forgotten_with_fresh(stub: Stub, tmp_path: Path) -> None:
@@ -194,3 +201,21 @@ def test_a_haproxy_that_takes_the_configuration_is_used(stub: Stub) -> None:
 
 def test_no_haproxy_is_said(stub: Stub) -> None:
     assert haproxy_trouble() == "no HAProxy here"
+
+
+def test_the_readme_names_every_port_that_it_listens_on(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub("haproxy", "HAProxy version 2.6.12")
+    monkeypatch.setattr("payswitch.metrics_targets.is_taken", lambda port: False)
+    system = LocalSystem(options(tmp_path, fresh=False), {})
+    services = [each for group in system.groups(tmp_path) for each in group]
+    bound = {port.number for each in services for port in (each.port, each.metrics) if port}
+    for each in services:
+        places = [place for name, place in each.part.environment.items() if "PAYMENTS_" in name]
+        bound |= {int(place.rpartition(":")[2]) for place in places}
+
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    [needs] = re.findall(r"^All it needs is (?:.+\n)+", readme, re.MULTILINE)
+    named = re.findall(r"\b(\d{4})(?: to (\d{4}))?\b", re.sub(r"`[^`]*`", "", needs))
+    assert {n for first, last in named for n in range(int(first), int(last or first) + 1)} == bound
