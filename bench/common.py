@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from payswitch.machine import MachineError, find_redis
+from payswitch.machine import MachineError, find_redis, redis_version
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 5
@@ -221,7 +220,7 @@ def machine(distributions: Sequence[str] = ()) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "redis": redis_version(),
+        "redis": server_version(),
         "versions": {name: metadata.version(name) for name in distributions},
     }
 
@@ -234,15 +233,12 @@ def _cpu_model() -> str:
     return found[1] if found else platform.machine()
 
 
-def redis_version() -> str | None:
-    """The version of the Redis server that the benches use; None if there is none."""
+def server_version() -> str | None:
+    """Name and version of the Redis server that the benches use; None if there is none."""
     try:
-        program = find_redis()
+        return redis_version(find_redis())
     except MachineError:
         return None
-    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    found = re.search(r"v=(\S+)", output.stdout)
-    return found[1] if found else None
 
 
 def publish(result: Result, *, pictured: Sequence[str]) -> None:

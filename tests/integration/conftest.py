@@ -11,6 +11,13 @@ from payswitch.redis_client import connect
 from tests.support import RedisServer
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs against a Redis of the tests: CI runs it once for each server."""
+    for item in items:
+        if {"shared_redis", "own_redis"} & {*getattr(item, "fixturenames", ())}:
+            item.add_marker(pytest.mark.store)
+
+
 @pytest.fixture(scope="session")
 def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One Redis for all tests that leave it running."""

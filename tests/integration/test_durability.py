@@ -21,11 +21,12 @@ from uuid import uuid4
 
 import pytest
 
-from payswitch.machine import find_redis
 from payswitch.payment import Payment
 from payswitch.queue import Acceptance, AcceptQueue, NotAcceptedError
 from payswitch.redis_client import connect
-from tests.support import RedisServer, eventually
+from tests.support import RedisServer, eventually, find_redis
+
+pytestmark = pytest.mark.store
 
 _CALL = re.compile(
     r"(?P<pid>\d+) +(?P<call>write|fdatasync)\(\d+<[^>]*/appendonly\.aof(\.\d+\.incr\.aof)?>"

