@@ -160,7 +160,7 @@ class Dispatcher:
         self, breaker: Breaker, claim: Claim, processor: str, findings: Findings
     ) -> None:
         is_probe = breaker.enter()
-        verdict = Verdict.NEUTRAL
+        outcome: Outcome | None = None
         try:
             routed = await self._tries.open(claim, processor, findings)
             if routed is None:
@@ -171,12 +171,11 @@ class Dispatcher:
                 return
             began = self._clock()
             outcome = await self._send(claim, routed)
-            verdict = _verdict(outcome)
             self.calls[processor, type(outcome)].add((self._clock() - began) / 1000)
         finally:
             was = breaker.state
-            breaker.leave(verdict, probe=is_probe, now=self._clock())
-            _log_change(processor, was, breaker.state)
+            breaker.leave(_verdict(outcome), probe=is_probe, now=self._clock())
+            _log_change(processor, was, breaker.state, outcome)
         await self._conclude(claim, routed, outcome, findings)
 
     async def _send(self, claim: Claim, routed: Routed) -> Outcome:
@@ -342,10 +341,11 @@ class Dispatcher:
         return {open_try.number for open_try in claim.open_tries} - findings.closed
 
 
-def _log_change(processor: str, was: BreakerState, now: BreakerState) -> None:
+def _log_change(processor: str, was: BreakerState, now: BreakerState, last: Outcome | None) -> None:
     if was is BreakerState.CLOSED and now is BreakerState.OPEN:
         logger.warning(
-            "%(processor)s keeps failing: its circuit breaker opens", {"processor": processor}
+            "%(processor)s keeps failing, so its circuit breaker opens: %(reason)s",
+            {"processor": processor, "reason": _reason(last)},
         )
     elif was is not BreakerState.CLOSED and now is BreakerState.CLOSED:
         logger.info(
@@ -353,11 +353,21 @@ def _log_change(processor: str, was: BreakerState, now: BreakerState) -> None:
         )
 
 
-def _verdict(outcome: Outcome) -> Verdict:
+def _reason(outcome: Outcome | None) -> str:
+    match outcome:
+        case NotPaid() | Unknown():
+            return outcome.reason
+        case Ended():
+            return f"status {outcome.status}"
+    return "no outcome"
+
+
+def _verdict(outcome: Outcome | None) -> Verdict:
+    """What a call says of its processor; without an outcome it was never made."""
     match outcome:
         case Paid() | Refused():
             return Verdict.GOOD
-        case NotPaid(healthy=True) | NotSentInTime():
+        case NotPaid(healthy=True) | NotSentInTime() | None:
             return Verdict.NEUTRAL
         case NotPaid() | Ended() | Unknown():
             return Verdict.BAD

@@ -19,6 +19,8 @@ from typing import NamedTuple, cast
 import httptools
 import orjson
 
+from payswitch.reasons import reason
+
 MAX_BODY_BYTES = 64 * 1024
 LINGER_S = 5.0
 _MOST_THROWN_AWAY = 512 * 1024
@@ -504,7 +506,7 @@ class Listener:
             except OSError as error:  # somebody's outgoing connection may have got the port
                 _logger.warning(
                     "can't listen on %(host)s:%(port)d yet: %(error)s",
-                    {"host": self._host, "port": self._port, "error": error},
+                    {"host": self._host, "port": self._port, "error": reason(error)},
                 )
                 await asyncio.sleep(_RELISTEN_S)
             else:

@@ -7,13 +7,13 @@ It is served by the small HTTP server of the simulator: Granian would take 1 MB 
 from __future__ import annotations
 
 import logging
-import os
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
 
 from payswitch import metrics
 from payswitch.http_server import Exchange, Listener, Reply, message, reply
+from payswitch.reasons import reason
 from payswitch.start_error import StartError
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,9 @@ class MetricsServer:
         try:
             await self._listener.start(host, port)
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-            raise MetricsPortError(f"{host}:{port} for the metrics: {reason}") from None
+            raise MetricsPortError(
+                f"{host}:{port} for the metrics: {reason(error, host)}"
+            ) from None
         logger.info("metrics at %(address)s", {"address": f"{host}:{port}"})
 
     async def close(self) -> None:

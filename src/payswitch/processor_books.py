@@ -10,6 +10,7 @@ import httpx
 from payswitch.instants import format_instant
 from payswitch.ledger import Total
 from payswitch.payment import exact_cents
+from payswitch.reasons import reason
 from payswitch.redis_client import shown
 
 _MOST_PAYMENTS = 10**15
@@ -74,7 +75,7 @@ class ProcessorBooks:
         except httpx.RequestError as error:
             where = f"{shown(self._base_url)} (PAYMENT_PROCESSOR_URL_{self._name.upper()})"
             raise CannotAskError(
-                f"{self._name} at {where} can't be reached: {type(error).__name__}"
+                f"{self._name} at {where} can't be asked: {reason(error)}"
             ) from None
         if response.status_code == 401:
             raise CannotAskError(f"{self._name} refuses PAYSWITCH_PROCESSOR_ADMIN_TOKEN")

@@ -17,6 +17,7 @@ import orjson
 
 from payswitch.instants import format_instant, parse_instant_ms
 from payswitch.payment import exact_cents, format_cents
+from payswitch.reasons import reason
 from payswitch.transport import NotSent, bytes_left
 
 if TYPE_CHECKING:
@@ -127,10 +128,9 @@ def classify_error(error: httpx.RequestError) -> Outcome:
     """What the lack of a complete answer to a payment means."""
     if isinstance(error, NotSent):
         return NotSentInTime()
-    reason = type(error).__name__
     if not isinstance(error, httpx.TransportError) or bytes_left(error):
-        return Unknown(reason)
-    return NotPaid(reason, healthy=isinstance(error, httpx.PoolTimeout))
+        return Unknown(reason(error))
+    return NotPaid(reason(error), healthy=isinstance(error, httpx.PoolTimeout))
 
 
 def classify_finding(status: int, content: bytes, correlation_id: str) -> Finding:
@@ -239,7 +239,7 @@ class Processor:
         try:
             response, content = await self._exchange(request, step)
         except httpx.RequestError as error:
-            return Unclear(type(error).__name__)
+            return Unclear(reason(error))
         return classify_finding(response.status_code, content, correlation_id)
 
     async def health(self, limit_ms: int) -> Report | None:
