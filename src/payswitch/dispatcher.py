@@ -153,7 +153,7 @@ class Dispatcher:
                     await self._bury(claim, reason, findings, horizon_passed=True)
                 else:
                     error = f"asked {claim.processor}: {finding.reason}"
-                    await self._retry(claim, findings, error)
+                    await self._retry(claim, findings, error, finding.retry_after_ms)
                 return False
 
     async def _pay_through(
@@ -215,12 +215,8 @@ class Dispatcher:
                 await self._after_end(claim, routed, outcome, findings)
             case NotPaid():
                 findings.closed.add(number)
-                delay_ms = self._pauses.after(claim.job_try)
-                if outcome.retry_after_ms is not None:
-                    delay_ms = max(delay_ms, min(outcome.retry_after_ms, self._pauses.cap_ms))
-                await self._give_back(
-                    claim, findings, delay_ms=delay_ms, error=f"{who}: {outcome.reason}"
-                )
+                error = f"{who}: {outcome.reason}"
+                await self._retry(claim, findings, error, outcome.retry_after_ms)
             case NotSentInTime():
                 findings.closed.add(number)
                 await self._give_back(claim, findings, delay_ms=0, error="lease ran out unsent")
@@ -233,6 +229,7 @@ class Dispatcher:
         self, claim: Claim, routed: Routed, outcome: Ended, findings: Findings
     ) -> None:
         """The processor has ended the try with an error: it alone knows whether it recorded it."""
+        asked_ms = outcome.retry_after_ms
         finding = await self._find(claim, routed.processor)
         match finding:
             case Found():
@@ -240,7 +237,9 @@ class Dispatcher:
                 return
             case Missing():
                 findings.closed.add(routed.number)
-        await self._retry(claim, findings, f"{routed.processor}: status {outcome.status}")
+            case Unclear():
+                asked_ms = max(asked_ms or 0, finding.retry_after_ms or 0)
+        await self._retry(claim, findings, f"{routed.processor}: status {outcome.status}", asked_ms)
 
     async def _after_refusal(
         self, claim: Claim, routed: Routed, outcome: Refused, findings: Findings
@@ -258,7 +257,7 @@ class Dispatcher:
                 else:
                     await self._bury(claim, error, findings)
             case Unclear():
-                await self._retry(claim, findings, error)
+                await self._retry(claim, findings, error, finding.retry_after_ms)
 
     async def _settle_found(
         self,
@@ -319,8 +318,12 @@ class Dispatcher:
                 {"payment": claim.correlation_id, "reason": reason},
             )
 
-    async def _retry(self, claim: Claim, findings: Findings, error: str) -> None:
-        delay_ms = self._pauses.after(claim.job_try)
+    async def _retry(
+        self, claim: Claim, findings: Findings, error: str, asked_ms: int | None = None
+    ) -> None:
+        """Give it back for a pause; `asked_ms` is what the processor asked for (`Retry-After`)."""
+        longest = self._pauses.cap_ms
+        delay_ms = max(self._pauses.after(claim.job_try), min(asked_ms or 0, longest))
         await self._give_back(claim, findings, delay_ms=delay_ms, error=error)
 
     async def _give_back(
