@@ -445,7 +445,10 @@ class Listener:
         Raises:
             OSError: the address is taken or not this machine's.
         """
-        self._server = await self._listen(host, port)
+        try:
+            self._server = await self._listen(host, port)
+        except UnicodeError as error:
+            raise OSError(reason(error, host)) from None
         self._host, self._port = host, self._server.sockets[0].getsockname()[1]
         return self._port
 

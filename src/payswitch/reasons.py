@@ -30,7 +30,10 @@ def reason(error: BaseException, host: str | None = None) -> str:
     behind = error.__cause__ or error.__context__
     if isinstance(error, RedisError) and isinstance(behind, OSError) and behind.errno:
         error = behind
-    words = _of_system(error, host) if isinstance(error, OSError) else str(error)
+    if isinstance(error, UnicodeError) and host is not None:  # a label of it is empty or too long
+        words = f"host name not valid: {host}"
+    else:
+        words = _of_system(error, host) if isinstance(error, OSError) else str(error)
     return _one_line(words) or _from_type(error)
 
 

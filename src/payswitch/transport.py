@@ -314,9 +314,7 @@ class Pool:
             self._addresses.give_up()
             within = "in time" if limit is None else f"within {limit:g} s"
             raise httpx.ConnectTimeout(f"no connection {within}") from error
-        except UnicodeError as error:
-            raise httpx.ConnectError(f"host name not valid: {self._host}") from error
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise httpx.ConnectError(reason(error, self._host)) from error
 
     async def _connect_to_any(self, addresses: list[Address]) -> Connection:
