@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any, NoReturn
 
 import click
 import uvloop
+from click.core import ParameterSource
 
 from payswitch import logs
 from payswitch.metrics_folder import shared_by_processes
 from payswitch.open_files import allow_many_open_files
 from payswitch.priority import yield_to_others
+from payswitch.reasons import reason
 from payswitch.redis_client import connect
 from payswitch.resilient_worker import ResilientWorker, run_worker
 from payswitch.settings import Settings, SettingsError
@@ -29,6 +32,16 @@ logger = logging.getLogger(__name__)
 PORT = click.IntRange(1, 65535)
 
 _OF_LOGS = ("PAYSWITCH_LOG_LEVEL", "PAYSWITCH_LOG_FORMAT")
+
+
+def _parse_mode(_: click.Context, __: click.Parameter, text: str) -> int:
+    if not re.fullmatch("0?[0-7]{3}", text, re.ASCII):
+        raise click.BadParameter(f"{text!r} is no mode such as 660 or 666")
+    return int(text, 8)
+
+
+def _is_given(ctx: click.Context, option: str) -> bool:
+    return ctx.get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 def fail(message: str) -> NoReturn:
@@ -182,6 +195,13 @@ def up(**options: Any) -> None:
 @click.option("--port", default=9001, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--uds", type=click.Path(path_type=Path), help="Listen on this unix socket instead.")
 @click.option(
+    "--uds-mode",
+    default="600",
+    show_default=True,
+    callback=_parse_mode,
+    help="Who may connect to it, in octal; 666: every user.",
+)
+@click.option(
     "--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes."
 )
 @click.option(
@@ -189,8 +209,15 @@ def up(**options: Any) -> None:
     type=PORT,
     help="Takes payments from a load balancer here, too, at less cost; for one process.",
 )
+@click.pass_context
 def ingress(
-    host: str, port: int, uds: Path | None, workers: int, payments_port: int | None
+    ctx: click.Context,
+    host: str,
+    port: int,
+    uds: Path | None,
+    uds_mode: int,
+    workers: int,
+    payments_port: int | None,
 ) -> None:
     """Run the HTTP ingress.
 
@@ -200,23 +227,21 @@ def ingress(
         raise click.UsageError("--payments-port is for one process: leave out --workers")
     if payments_port == port and uds is None:
         raise click.UsageError("--payments-port must be another than --port")
+    if uds is None and _is_given(ctx, "uds_mode"):
+        raise click.UsageError("--uds-mode is for --uds")
+    if uds is not None and _is_given(ctx, "port"):
+        raise click.UsageError("--uds stands instead of --port: leave one of them out")
+    if uds is not None and payments_port is None and _is_given(ctx, "host"):
+        raise click.UsageError("--host is for --port and --payments-port, not for --uds")
     settings = read_settings("ingress")
     try:
         with shared_by_processes() if workers > 1 else contextlib.nullcontext():
             from payswitch import server
 
-            server.serve(
-                settings,
-                host=host,
-                port=port,
-                uds=uds,
-                payments_port=payments_port,
-                workers=workers,
-            )
-    except OSError as error:
-        _end(settings, error.strerror or str(error))
-    except RuntimeError as error:
-        _end(settings, str(error))
+            place = server.Place(host, port, uds, uds_mode, payments_port)
+            server.serve(settings, place, workers=workers)
+    except (OSError, StartError) as error:
+        _end(settings, reason(error))
 
 
 @main.command()
@@ -247,7 +272,10 @@ def health() -> None:
 def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: Settings) -> None:
     if settings.workers_yield == "on":
         yield_to_others()
+    from payswitch.metrics_server import check_address
+
     try:
+        check_address(settings.metrics_host, settings.metrics_port)
         run_worker(worker_class, worker_settings, connect(settings.redis_url, limit_s=10))
     except StartError as error:
         _end(settings, str(error))
@@ -277,4 +305,4 @@ def simulator(name: str, host: str, port: int, fee: str) -> None:
     try:
         uvloop.run(serve(config, host, port))
     except OSError as error:
-        _end(log, f"port {port}: {error.strerror or error}")
+        _end(log, f"port {port}: {reason(error, host)}")

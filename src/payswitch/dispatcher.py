@@ -153,14 +153,14 @@ class Dispatcher:
                     await self._bury(claim, reason, findings, horizon_passed=True)
                 else:
                     error = f"asked {claim.processor}: {finding.reason}"
-                    await self._retry(claim, findings, error)
+                    await self._retry(claim, findings, error, finding.retry_after_ms)
                 return False
 
     async def _pay_through(
         self, breaker: Breaker, claim: Claim, processor: str, findings: Findings
     ) -> None:
         is_probe = breaker.enter()
-        verdict = Verdict.NEUTRAL
+        outcome: Outcome | None = None
         try:
             routed = await self._tries.open(claim, processor, findings)
             if routed is None:
@@ -171,12 +171,11 @@ class Dispatcher:
                 return
             began = self._clock()
             outcome = await self._send(claim, routed)
-            verdict = _verdict(outcome)
             self.calls[processor, type(outcome)].add((self._clock() - began) / 1000)
         finally:
             was = breaker.state
-            breaker.leave(verdict, probe=is_probe, now=self._clock())
-            _log_change(processor, was, breaker.state)
+            breaker.leave(_verdict(outcome), probe=is_probe, now=self._clock())
+            _log_change(processor, was, breaker.state, outcome)
         await self._conclude(claim, routed, outcome, findings)
 
     async def _send(self, claim: Claim, routed: Routed) -> Outcome:
@@ -216,12 +215,8 @@ class Dispatcher:
                 await self._after_end(claim, routed, outcome, findings)
             case NotPaid():
                 findings.closed.add(number)
-                delay_ms = self._pauses.after(claim.job_try)
-                if outcome.retry_after_ms is not None:
-                    delay_ms = max(delay_ms, min(outcome.retry_after_ms, self._pauses.cap_ms))
-                await self._give_back(
-                    claim, findings, delay_ms=delay_ms, error=f"{who}: {outcome.reason}"
-                )
+                error = f"{who}: {outcome.reason}"
+                await self._retry(claim, findings, error, outcome.retry_after_ms)
             case NotSentInTime():
                 findings.closed.add(number)
                 await self._give_back(claim, findings, delay_ms=0, error="lease ran out unsent")
@@ -234,6 +229,7 @@ class Dispatcher:
         self, claim: Claim, routed: Routed, outcome: Ended, findings: Findings
     ) -> None:
         """The processor has ended the try with an error: it alone knows whether it recorded it."""
+        asked_ms = outcome.retry_after_ms
         finding = await self._find(claim, routed.processor)
         match finding:
             case Found():
@@ -241,7 +237,9 @@ class Dispatcher:
                 return
             case Missing():
                 findings.closed.add(routed.number)
-        await self._retry(claim, findings, f"{routed.processor}: status {outcome.status}")
+            case Unclear():
+                asked_ms = max(asked_ms or 0, finding.retry_after_ms or 0)
+        await self._retry(claim, findings, f"{routed.processor}: status {outcome.status}", asked_ms)
 
     async def _after_refusal(
         self, claim: Claim, routed: Routed, outcome: Refused, findings: Findings
@@ -259,7 +257,7 @@ class Dispatcher:
                 else:
                     await self._bury(claim, error, findings)
             case Unclear():
-                await self._retry(claim, findings, error)
+                await self._retry(claim, findings, error, finding.retry_after_ms)
 
     async def _settle_found(
         self,
@@ -320,8 +318,12 @@ class Dispatcher:
                 {"payment": claim.correlation_id, "reason": reason},
             )
 
-    async def _retry(self, claim: Claim, findings: Findings, error: str) -> None:
-        delay_ms = self._pauses.after(claim.job_try)
+    async def _retry(
+        self, claim: Claim, findings: Findings, error: str, asked_ms: int | None = None
+    ) -> None:
+        """Give it back for a pause; `asked_ms` is what the processor asked for (`Retry-After`)."""
+        longest = self._pauses.cap_ms
+        delay_ms = max(self._pauses.after(claim.job_try), min(asked_ms or 0, longest))
         await self._give_back(claim, findings, delay_ms=delay_ms, error=error)
 
     async def _give_back(
@@ -342,10 +344,11 @@ class Dispatcher:
         return {open_try.number for open_try in claim.open_tries} - findings.closed
 
 
-def _log_change(processor: str, was: BreakerState, now: BreakerState) -> None:
+def _log_change(processor: str, was: BreakerState, now: BreakerState, last: Outcome | None) -> None:
     if was is BreakerState.CLOSED and now is BreakerState.OPEN:
         logger.warning(
-            "%(processor)s keeps failing: its circuit breaker opens", {"processor": processor}
+            "%(processor)s keeps failing, so its circuit breaker opens: %(reason)s",
+            {"processor": processor, "reason": _reason(last)},
         )
     elif was is not BreakerState.CLOSED and now is BreakerState.CLOSED:
         logger.info(
@@ -353,11 +356,21 @@ def _log_change(processor: str, was: BreakerState, now: BreakerState) -> None:
         )
 
 
-def _verdict(outcome: Outcome) -> Verdict:
+def _reason(outcome: Outcome | None) -> str:
+    match outcome:
+        case NotPaid() | Unknown():
+            return outcome.reason
+        case Ended():
+            return f"status {outcome.status}"
+    return "no outcome"
+
+
+def _verdict(outcome: Outcome | None) -> Verdict:
+    """What a call says of its processor; without an outcome it was never made."""
     match outcome:
         case Paid() | Refused():
             return Verdict.GOOD
-        case NotPaid(healthy=True) | NotSentInTime():
+        case NotPaid(healthy=True) | NotSentInTime() | None:
             return Verdict.NEUTRAL
         case NotPaid() | Ended() | Unknown():
             return Verdict.BAD

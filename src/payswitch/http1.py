@@ -17,6 +17,8 @@ from typing import NamedTuple, cast
 import httptools
 import httpx
 
+from payswitch.reasons import reason
+
 # h11's grammar, which httpx' own transport enforces.
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+"
 _VALUE = rb"(?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?"
@@ -138,7 +140,7 @@ class ResponseReader:
     def feed(self, data: bytes) -> None:
         """Take what arrived; `is_complete` tells whether it held the response's end."""
         if self._is_untouched and not data.startswith(b"H"):
-            raise httpx.RemoteProtocolError("not an HTTP response")
+            raise httpx.RemoteProtocolError("the answer is not HTTP")
         self._is_untouched = False
         body_size = self._body_size
         try:
@@ -148,7 +150,7 @@ class ResponseReader:
                 cause = error.__context__
                 if isinstance(cause, httpx.RemoteProtocolError):
                     raise cause from None
-                raise httpx.RemoteProtocolError(str(error)) from error
+                raise httpx.RemoteProtocolError(f"not HTTP: {error}") from error
             # The response stands, but nobody asked for what follows it.
             self.keeps_alive = False
         self._overhead += len(data) - (self._body_size - body_size)
@@ -158,9 +160,9 @@ class ResponseReader:
     def end(self) -> None:
         """Take the end of the stream, which completes a response of no announced length."""
         if self._is_untouched:
-            raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+            raise httpx.RemoteProtocolError("the connection ended without an answer")
         if self._in_head or self._has_length or self._codings:
-            raise httpx.RemoteProtocolError("Server disconnected within the response.")
+            raise httpx.RemoteProtocolError("the connection ended within the answer")
         self.is_complete = True
 
     def response(self) -> httpx.Response:
@@ -349,7 +351,7 @@ class Connection(asyncio.Protocol):
             self.eof_received()
             return
         kind = httpx.WriteError if isinstance(exc, BrokenPipeError) else httpx.ReadError
-        error = kind(str(exc))
+        error = kind(reason(exc))
         error.__cause__ = exc
         self._fail(error)
 
@@ -361,16 +363,16 @@ class Connection(asyncio.Protocol):
         """Called by the loop."""
         self._is_stuck = False
 
-    def _limit(self, seconds: float | None, expire: Callable[[], None]) -> None:
+    def _limit(self, seconds: float | None, expire: Callable[[float], None]) -> None:
         if seconds is not None:
-            self._timers.append(self._loop.call_later(seconds, expire))
+            self._timers.append(self._loop.call_later(seconds, expire, seconds))
 
-    def _expire_read(self) -> None:
-        self._fail(httpx.ReadTimeout("no complete response in time"))
+    def _expire_read(self, seconds: float) -> None:
+        self._fail(httpx.ReadTimeout(f"no complete answer within {seconds:g} s"))
 
-    def _expire_write(self) -> None:
+    def _expire_write(self, seconds: float) -> None:
         if self._is_stuck:
-            self._fail(httpx.WriteTimeout("the request could not be written in time"))
+            self._fail(httpx.WriteTimeout(f"the request was not taken within {seconds:g} s"))
 
     def _fail(self, error: httpx.TransportError) -> None:
         exchange = self._take_exchange()

@@ -19,6 +19,8 @@ from typing import NamedTuple, cast
 import httptools
 import orjson
 
+from payswitch.reasons import reason
+
 MAX_BODY_BYTES = 64 * 1024
 LINGER_S = 5.0
 _MOST_THROWN_AWAY = 512 * 1024
@@ -193,6 +195,7 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._unread_bytes = 0
         self._headers: dict[bytes, bytes] = {}
+        self._head_without_offer = b""
         self._incoming: Exchange | None = None
         self._deaf = False
         self._mute = False  # flush sends nothing: a stream has the word, or nobody ever will
@@ -349,21 +352,38 @@ class Connection(asyncio.Protocol):
                 return
             piece, data = data[:room], data[room:]
             self._unread_bytes += len(piece)
-            self._read(piece)
+            rest = self._read(piece)
+            if rest is not None:
+                self._read_on(rest)
 
     def _throw_away(self, size: int) -> None:
         self._unread_bytes += size
         if self._unread_bytes > _MOST_THROWN_AWAY:
             self.abort()
 
-    def _read(self, data: bytes) -> None:
+    def _read(self, data: bytes | memoryview) -> memoryview | None:
+        """Have data parsed; what is left of it where the parser stopped, else None."""
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stop:
+            return memoryview(data)[stop.args[0] :]
         except httptools.HttpParserCallbackError:
             raise  # a fault of ours, not of the client
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        except httptools.HttpParserError:
             if not self._deaf:
                 self._refuse(self._bounds.malformed)
+        return None
+
+    def _read_on(self, rest: memoryview | None) -> None:
+        """Ignore an offer to go on in another protocol, as a server may (RFC 9110, section 7.8).
+
+        Java's client makes one with its first request. The parser can't ignore it: it stops after
+        the head, as if no body came. So it gets that head once more, without the offer.
+        """
+        while rest is not None and self._head_without_offer:
+            head, self._head_without_offer = self._head_without_offer, b""
+            self._read(head)
+            rest = self._read(rest)
 
     # What httptools calls, in this order.
 
@@ -384,20 +404,36 @@ class Connection(asyncio.Protocol):
             self._deaf = True
             self._pipeline[-1].close_after()
             return
+        if self._parser.should_upgrade():
+            self._take_offer()
+            return
         exchange = self._incoming = Exchange(self)
         self._pipeline.append(exchange)
         exchange.method = self._parser.get_method()
         exchange.headers = headers = self._headers
         old = self._parser.get_http_version() == "1.0"
-        if self._parser.should_upgrade() or not self._parser.should_keep_alive():
+        if not self._parser.should_keep_alive():
             exchange.close_after()
         elif old:
             exchange.separator = _STAY_OLD
-        if int(headers.get(b"content-length", 0)) > self._bounds.body_bytes:
+        length = headers.get(b"content-length")
+        if length is None:
+            self._headers = {}  # what a trailer adds is no header
+        if length is not None and int(length) > self._bounds.body_bytes:
             self._refuse(self._bounds.too_large)
         elif headers.get(b"expect", b"").lower() == b"100-continue" and not old:
             exchange.awaits_continue = True
             self.flush()
+
+    def _take_offer(self) -> None:
+        method = self._parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(self._bounds.malformed)
+            return
+        version = self._parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (method, self._url, version)]
+        lines += [b"%b: %b" % each for each in self._headers.items() if each[0] != b"upgrade"]
+        self._head_without_offer = b"\r\n".join([*lines, b"", b""])
 
     def on_body(self, body: bytes) -> None:
         if self._incoming is None:
@@ -443,7 +479,10 @@ class Listener:
         Raises:
             OSError: the address is taken or not this machine's.
         """
-        self._server = await self._listen(host, port)
+        try:
+            self._server = await self._listen(host, port)
+        except UnicodeError as error:
+            raise OSError(reason(error, host)) from None
         self._host, self._port = host, self._server.sockets[0].getsockname()[1]
         return self._port
 
@@ -504,7 +543,7 @@ class Listener:
             except OSError as error:  # somebody's outgoing connection may have got the port
                 _logger.warning(
                     "can't listen on %(host)s:%(port)d yet: %(error)s",
-                    {"host": self._host, "port": self._port, "error": error},
+                    {"host": self._host, "port": self._port, "error": reason(error)},
                 )
                 await asyncio.sleep(_RELISTEN_S)
             else:

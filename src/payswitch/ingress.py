@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
@@ -23,7 +24,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from payswitch import openapi, page
@@ -62,6 +63,7 @@ RETRY_AFTER_S = 1
 
 _JSON = "application/json"
 _CLOSE = {"connection": "close"}
+_SPACE_OF_AN_OFFSET = re.compile(r" (?=\d\d(:?\d\d)?$)", re.ASCII)
 _SMALL_BODY_BYTES = 4 * 1024
 _MAX_HELD_BYTES = 16 * 1024 * 1024
 
@@ -438,7 +440,7 @@ def _demand_json(content_type: bytes | None) -> None:
     if media_type != _JSON:
         raise Problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"the body must be {_JSON}, not {media_type[:64]!r}",
+            f"Content-Type must be {_JSON}, or be left out; it is {media_type[:64]!r}",
             {"accept": _JSON},
         )
 
@@ -490,15 +492,20 @@ class _Bodies:
 
 
 def _instant(request: Request, name: str) -> int | None:
-    text = request.query_params.get(name)
-    if not text:
+    texts = request.query_params.getlist(name)
+    if len(texts) > 1:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"`{name}` is given twice")
+    if not texts or not texts[0]:
         return None
+    # A + that isn't encoded as %2B arrives as a space. Nothing else in an instant is one.
+    text = _SPACE_OF_AN_OFFSET.sub("+", texts[0])
     try:
         return parse_instant_us(text)
     except (ValueError, OverflowError):
         raise Problem(
             HTTPStatus.UNPROCESSABLE_ENTITY,
-            f"`{name}` must be an ISO-8601 instant in UTC such as 2026-07-10T12:34:56.000Z",
+            f"`{name}` must be an ISO-8601 instant in UTC such as 2026-07-10T12:34:56.000Z, "
+            f"not {texts[0][:64]!r}",
         ) from None
 
 
@@ -519,11 +526,23 @@ async def _answer_problem(request: Request, error: Exception) -> Response:
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
+    allowed = (error.headers or {}).get("Allow", "nothing")
     details = {
-        HTTPStatus.NOT_FOUND: f"there is nothing at {request.url.path[:200]}",
-        HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method[:16]} is not allowed here",
+        HTTPStatus.NOT_FOUND: f"there is nothing at {request.url.path[:200]}{_nearest(request)}",
+        HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method[:16]} is not allowed here, but {allowed}",
     }
     return Problem(status, details.get(status, error.detail), error.headers).response()
+
+
+def _nearest(request: Request) -> str:
+    """The path that was meant, where slashes and capital letters are all that is wrong."""
+    path = "/" + "/".join(part for part in request.url.path[:200].lower().split("/") if part)
+    scope = {**request.scope, "path": path}
+    routes = request.app.routes
+    meant = path != request.url.path and any(
+        route.matches(scope)[0] is not Match.NONE for route in routes
+    )
+    return f": {path} was meant" if meant else ""
 
 
 async def _answer_redis_away(request: Request, error: Exception) -> Response:

@@ -7,20 +7,22 @@ It is served by the small HTTP server of the simulator: Granian would take 1 MB 
 from __future__ import annotations
 
 import logging
-import os
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
 
 from payswitch import metrics
 from payswitch.http_server import Exchange, Listener, Reply, message, reply
-from payswitch.start_error import StartError
+from payswitch.listening import ListenError, numeric
+from payswitch.reasons import reason
 
 logger = logging.getLogger(__name__)
 
 
-class MetricsPortError(StartError):
-    """The metrics' address can't be had."""
+def check_address(host: str, port: int) -> None:
+    """Raise `ListenError` unless the metrics' address can be had now; port 0 stands for none."""
+    if port:
+        numeric(host, port, _name(host, port))
 
 
 class MetricsServer:
@@ -31,14 +33,13 @@ class MetricsServer:
         self._listener = Listener(self._answer)
 
     async def start(self, host: str, port: int) -> None:
-        """Listen there; port 0 means not at all. Raises `MetricsPortError`."""
+        """Listen there; port 0 means not at all. Raises `ListenError`."""
         if not port:
             return
         try:
             await self._listener.start(host, port)
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-            raise MetricsPortError(f"{host}:{port} for the metrics: {reason}") from None
+            raise ListenError(f"{_name(host, port)}: {reason(error, host)}") from None
         logger.info("metrics at %(address)s", {"address": f"{host}:{port}"})
 
     async def close(self) -> None:
@@ -62,3 +63,7 @@ class MetricsServer:
             )
         text = metrics.exposition(self._registry)
         return reply(HTTPStatus.OK, text, content_type=metrics.CONTENT_TYPE.encode())
+
+
+def _name(host: str, port: int) -> str:
+    return f"{host}:{port} for the metrics"

@@ -14,6 +14,8 @@ from typing import Any
 
 import orjson
 
+from payswitch.mistakes import why_missing, why_no_id, why_no_json, why_no_object
+
 MAX_CENTS = 10**12
 """The largest amount taken, in cents: a double still tells every cent up to there, and so do the
 sums that the Lua scripts make of a batch (2^53)."""
@@ -60,14 +62,18 @@ def parse_payment(body: bytes) -> Payment:
     except orjson.JSONDecodeError as error:
         if _holds_no_number(body):
             raise InvalidPaymentError("amount must be a finite number") from None
-        raise MalformedPaymentError(f"the body is not valid JSON: {error}") from None
+        cause = why_no_json(body, error)
+        raise MalformedPaymentError(f"the body is not valid JSON: {cause}") from None
     if _MANY_DIGITS.search(body):
         document = _read_exactly(body)
     if type(document) is not dict:
-        raise InvalidPaymentError(f"the body must be a JSON object, not {_kind(document)}")
-    return Payment(
-        parse_correlation_id(document.get("correlationId")), parse_amount(document.get("amount"))
-    )
+        kind = f"{_kind(document)}{why_no_object(document)}"
+        raise InvalidPaymentError(f"the body must be a JSON object, not {kind}")
+    correlation_id, amount = document.get("correlationId"), document.get("amount")
+    if correlation_id is None or amount is None:
+        name = "correlationId" if correlation_id is None else "amount"
+        raise InvalidPaymentError(why_missing(document, name))
+    return Payment(parse_correlation_id(correlation_id), parse_amount(amount))
 
 
 def parse_correlation_id(value: Any) -> str:
@@ -77,17 +83,14 @@ def parse_correlation_id(value: Any) -> str:
     Raises `InvalidPaymentError`.
     """
     if type(value) is not str:
-        raise InvalidPaymentError(
-            "correlationId is missing"
-            if value is None
-            else f"correlationId must be a string, not {_kind(value)}"
-        )
+        raise InvalidPaymentError(f"correlationId must be a string, not {_kind(value)}")
     if _CANONICAL_ID.fullmatch(value):
         return value
     if _ANY_ID.fullmatch(value):
         return value[-36:].lower()
     raise InvalidPaymentError(
-        "correlationId must be a UUID such as 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
+        f"correlationId must be a UUID{why_no_id(value)}, "
+        "such as 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
     )
 
 
@@ -111,10 +114,9 @@ def parse_amount(value: Any) -> int:
         exact = _EXACT.scaleb(value, Decimal(2))
         if 0 < exact <= MAX_CENTS and exact == exact.to_integral_value():
             return int(exact)
-    elif value is None:
-        raise InvalidPaymentError("amount is missing")
     else:
-        raise InvalidPaymentError(f"amount must be a number, not {_kind(value)}")
+        advice = ": leave out the quotes" if type(value) is str else ""
+        raise InvalidPaymentError(f"amount must be a number, not {_kind(value)}{advice}")
     if value <= 0:
         raise InvalidPaymentError("amount must be more than 0")
     if value > MAX_CENTS // 100:

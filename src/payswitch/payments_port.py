@@ -20,7 +20,9 @@ from http import HTTPStatus
 from starlette.types import ASGIApp, Message, Scope
 
 from payswitch.http_server import Bounds, Exchange, Listener, Reply, reply
+from payswitch.listening import ListenError
 from payswitch.problem import MEDIA_TYPE, problem_json
+from payswitch.reasons import reason
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +80,11 @@ class PaymentsPort:
         self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> None:
-        """Listen there. Raises `OSError` when the address is taken."""
-        await self._listener.start(host, port)
+        """Listen there. Raises `ListenError` when the address is taken."""
+        try:
+            await self._listener.start(host, port)
+        except OSError as error:
+            raise ListenError(f"port {port}: {reason(error, host)}") from None
         self._sweeping = asyncio.create_task(self._sweep(), name="idle connections")
 
     async def close(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 
+from payswitch.reasons import reason
+
 logger = logging.getLogger(__name__)
 
 
@@ -18,4 +20,4 @@ def yield_to_others() -> None:
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except (AttributeError, OSError) as error:  # no Linux, or forbidden in this container
-        logger.warning("can't yield the CPU to others: %(error)s", {"error": str(error)})
+        logger.warning("can't yield the CPU to others: %(error)s", {"error": reason(error)})

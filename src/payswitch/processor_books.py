@@ -10,7 +10,8 @@ import httpx
 from payswitch.instants import format_instant
 from payswitch.ledger import Total
 from payswitch.payment import exact_cents
-from payswitch.redis_client import shown
+from payswitch.processor_url import parse_processor_url
+from payswitch.reasons import reason
 
 _MOST_PAYMENTS = 10**15
 
@@ -33,10 +34,9 @@ class ProcessorBooks:
         limit_ms: int,
     ) -> None:
         self._name = name
-        self._base_url = url
-        self._url = f"{url}/admin/payments-summary"
+        self._url, _ = place = parse_processor_url(url)
         self._transport = transport
-        self._token = token
+        self._headers = {**place.headers, "X-Rinha-Token": token}
         connect_s, limit_s = connect_limit_ms / 1000, limit_ms / 1000
         self._limits = {"connect": connect_s, "pool": limit_s, "read": limit_s, "write": limit_s}
 
@@ -63,8 +63,8 @@ class ProcessorBooks:
         last = format_instant(last_ms).replace("Z", "999Z")
         request = httpx.Request(
             "GET",
-            f"{self._url}?from={format_instant(first_ms)}&to={last}",
-            headers={"X-Rinha-Token": self._token},
+            f"{self._url}/admin/payments-summary?from={format_instant(first_ms)}&to={last}",
+            headers=self._headers,
             extensions={"timeout": self._limits},
         )
         try:
@@ -72,9 +72,9 @@ class ProcessorBooks:
             assert isinstance(response.stream, httpx.AsyncByteStream)
             content = b"".join([part async for part in response.stream])
         except httpx.RequestError as error:
-            where = f"{shown(self._base_url)} (PAYMENT_PROCESSOR_URL_{self._name.upper()})"
+            where = f"{self._url} (PAYMENT_PROCESSOR_URL_{self._name.upper()})"
             raise CannotAskError(
-                f"{self._name} at {where} can't be reached: {type(error).__name__}"
+                f"{self._name} at {where} can't be asked: {reason(error)}"
             ) from None
         if response.status_code == 401:
             raise CannotAskError(f"{self._name} refuses PAYSWITCH_PROCESSOR_ADMIN_TOKEN")

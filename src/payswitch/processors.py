@@ -7,7 +7,6 @@ this very try have been recorded, or may it be recorded yet?
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,9 @@ import orjson
 
 from payswitch.instants import format_instant, parse_instant_ms
 from payswitch.payment import exact_cents, format_cents
+from payswitch.processor_url import parse_processor_url
+from payswitch.reasons import reason
+from payswitch.retry_after import asked_pause_ms
 from payswitch.transport import NotSent, bytes_left
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class Ended:
     """The try is over; it was recorded or not."""
 
     status: int
+    retry_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class Unclear:
     """The answer tells nothing."""
 
     reason: str
+    retry_after_ms: int | None = None
 
 
 Finding = Found | Missing | Unclear
@@ -102,11 +106,10 @@ _MISCONFIGURED = frozenset({401, 403, 404, 405, 408, 425})
 _GATEWAY_GAVE_UP = frozenset({502, 504})
 _LEDGER_ENDS_MS = 10**13
 """The year 2286: the ledger's windows reach from 1970 to there."""
-_WHOLE_SECONDS = re.compile(r"\d{1,6}", re.ASCII)
 
 
-def classify(status: int, retry_after: str | None, content: bytes) -> Outcome:
-    """What a complete answer to a payment means."""
+def classify(status: int, retry_after_ms: int | None, content: bytes) -> Outcome:
+    """What a complete answer to a payment means; `retry_after_ms` is the pause that it asks for."""
     if 200 <= status < 300:
         if content and not _is_json(content):
             return Unknown(f"status {status} with a body that is not JSON")
@@ -114,31 +117,31 @@ def classify(status: int, retry_after: str | None, content: bytes) -> Outcome:
     if status in (400, 422):
         return Refused(status)
     if status == 429:
-        seconds = retry_after if retry_after and _WHOLE_SECONDS.fullmatch(retry_after) else None
-        return NotPaid("status 429", int(seconds) * 1000 if seconds else None)
+        return NotPaid("status 429", retry_after_ms)
     if status in _MISCONFIGURED:
         return NotPaid(f"status {status}", healthy=False)
     if status in _GATEWAY_GAVE_UP:
         return Unknown(f"status {status}")
-    return Ended(status)
+    return Ended(status, retry_after_ms)
 
 
 def classify_error(error: httpx.RequestError) -> Outcome:
     """What the lack of a complete answer to a payment means."""
     if isinstance(error, NotSent):
         return NotSentInTime()
-    reason = type(error).__name__
     if not isinstance(error, httpx.TransportError) or bytes_left(error):
-        return Unknown(reason)
-    return NotPaid(reason, healthy=isinstance(error, httpx.PoolTimeout))
+        return Unknown(reason(error))
+    return NotPaid(reason(error), healthy=isinstance(error, httpx.PoolTimeout))
 
 
-def classify_finding(status: int, content: bytes, correlation_id: str) -> Finding:
-    """What a complete answer to `GET /payments/{id}` means."""
+def classify_finding(
+    status: int, content: bytes, correlation_id: str, retry_after_ms: int | None = None
+) -> Finding:
+    """What a complete answer to `GET /payments/{id}` means; `retry_after_ms` as in `classify`."""
     if status == 404:
         return Missing()
     if status != 200:
-        return Unclear(f"status {status}")
+        return Unclear(f"status {status}", retry_after_ms)
     try:
         document = orjson.loads(content)
         found_id, amount = document["correlationId"], document["amount"]
@@ -188,12 +191,17 @@ class Processor:
     ) -> None:
         self.name = name
         self._transport = transport
-        self._url = url
-        self._payments = httpx.URL(f"{url}/payments")
+        self._url, _ = place = parse_processor_url(url)
+        self._payments = httpx.URL(f"{self._url}/payments")
         connect = connect_limit_ms / 1000
         self._pay_limits = _limits(connect, pay_limit_ms / 1000)
         self._find_limits = _limits(connect, find_limit_ms / 1000)
-        self._host = self._payments.netloc
+        self._question_headers = place.headers
+        self._payment_headers = [
+            (b"host", self._payments.netloc),
+            (b"content-type", b"application/json"),
+            *((name.encode(), value.encode()) for name, value in place.headers.items()),
+        ]
 
     async def pay(
         self,
@@ -214,11 +222,7 @@ class Processor:
         request = httpx.Request(
             "POST",
             self._payments,
-            headers=[
-                (b"host", self._host),
-                (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % len(body)),
-            ],
+            headers=[*self._payment_headers, (b"content-length", b"%d" % len(body))],
             stream=httpx.ByteStream(body),
             extensions={"timeout": self._pay_limits, "before_write": may_send},
         )
@@ -226,7 +230,7 @@ class Processor:
             response, content = await self._exchange(request, step)
         except httpx.RequestError as error:
             return classify_error(error)
-        return classify(response.status_code, response.headers.get("retry-after"), content)
+        return classify(response.status_code, asked_pause_ms(response), content)
 
     async def find(self, correlation_id: str, step: Step | None = None) -> Finding:
         """Ask whether the processor has a payment. Nothing but cancellation is raised. `step`
@@ -234,19 +238,22 @@ class Processor:
         request = httpx.Request(
             "GET",
             f"{self._url}/payments/{correlation_id}",
+            headers=self._question_headers,
             extensions={"timeout": self._find_limits},
         )
         try:
             response, content = await self._exchange(request, step)
         except httpx.RequestError as error:
-            return Unclear(type(error).__name__)
-        return classify_finding(response.status_code, content, correlation_id)
+            return Unclear(reason(error))
+        pause_ms = asked_pause_ms(response)
+        return classify_finding(response.status_code, content, correlation_id, pause_ms)
 
     async def health(self, limit_ms: int) -> Report | None:
         """Ask how the processor is; None where it doesn't say so in time."""
         request = httpx.Request(
             "GET",
             f"{self._url}/payments/service-health",
+            headers=self._question_headers,
             extensions={"timeout": self._find_limits},
         )
         try:

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,18 @@ from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import Server as ProcessesServer
+from granian.server.common import AbstractServer
 from granian.server.embed import Server as EmbeddedServer
 from starlette.applications import Starlette
 
 from payswitch import logs
 from payswitch.ingress import create_app
+from payswitch.listening import ListenError, create_sockets_with, free_path, numeric
 from payswitch.orphans import die_with_parent
+from payswitch.reasons import reason
 from payswitch.redis_client import check_trust, connect
 from payswitch.settings import Settings
+from payswitch.start_error import StartError
 
 if TYPE_CHECKING:
     from payswitch.traces import Traces
@@ -44,35 +48,54 @@ _HTTP = HTTP1Settings(
 )
 
 
-def serve(
-    settings: Settings,
-    *,
-    host: str,
-    port: int,
-    uds: Path | None,
-    payments_port: int | None,
-    workers: int,
-) -> None:
-    """Serve until SIGTERM or SIGINT; requests under way are finished. `payments_port` is for one
-    process only.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an ingress is to be served: at a unix socket of a mode, else at a host and a port; and
+    its payments port, which is for one process only."""
 
-    Raises `OSError` when the address is taken and `UntrustworthyRedisError` when Redis may lose
-    payments and the settings demand that it doesn't.
+    host: str
+    port: int
+    uds: Path | None
+    uds_mode: int
+    payments_port: int | None
+
+    def __str__(self) -> str:
+        if self.uds is not None:
+            return str(self.uds)
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def payments_at(self) -> tuple[str, int] | None:
+        """Host and port for payments alone."""
+        return None if self.payments_port is None else (self.host, self.payments_port)
+
+    def checked(self) -> Place:
+        """The same with a host in numbers and a whole path. Raises `ListenError` unless all of it
+        can be had."""
+        uds = None if self.uds is None else free_path(self.uds)
+        ports = [self.port] if uds is None else []
+        ports += [] if self.payments_port is None else [self.payments_port]
+        hosts = [numeric(self.host, port) for port in ports]
+        return replace(self, host=hosts[0] if hosts else self.host, uds=uds)
+
+
+def serve(settings: Settings, place: Place, *, workers: int) -> None:
+    """Serve until SIGTERM or SIGINT; requests under way are finished.
+
+    Raises `ListenError` when the place can't be had and `UntrustworthyRedisError` when Redis may
+    lose payments and the settings demand that it doesn't.
     """
+    place = place.checked()
     uvloop.run(_check_redis(settings))
-    if uds is None:
-        _demand_free_port(host, port)
-    else:
-        _remove_dead_socket(uds)
-    payments_at = None
-    if payments_port is not None:
-        _demand_free_port(host, payments_port)
-        payments_at = host, payments_port
-    logger.info("listening on %(address)s", {"address": str(uds or f"{host}:{port}")})
-    if workers == 1:
-        uvloop.run(_serve_embedded(settings, host, port, uds, payments_at))
-    else:
-        _serve_processes(settings, host, port, uds, workers)
+    try:
+        if workers == 1:
+            uvloop.run(_serve_embedded(settings, place))
+        else:
+            _serve_processes(settings, place, workers)
+    except StartError:
+        raise
+    except RuntimeError as error:  # Granian's, where somebody got the place meanwhile
+        raise ListenError(f"{place}: {reason(error)}") from None
 
 
 def app_from_environment() -> Starlette:
@@ -104,20 +127,15 @@ def _end_streams_at_stop(loop: asyncio.AbstractEventLoop, stopping: asyncio.Even
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
-async def _serve_embedded(
-    settings: Settings,
-    host: str,
-    port: int,
-    uds: Path | None,
-    payments_at: tuple[str, int] | None,
-) -> None:
+async def _serve_embedded(settings: Settings, place: Place) -> None:
     stopping = asyncio.Event()
+    app = create_app(settings, stopping, _traces(settings), place.payments_at)
     server = EmbeddedServer(
-        create_app(settings, stopping, _traces(settings), payments_at),
-        address=host,
-        port=port,
-        uds=uds,
-        interface=Interfaces.ASGI,
+        app,
+        address=place.host,
+        port=place.port,
+        uds=place.uds,
+        interface=Interfaces.ASGINL,  # its lifespan is begun here, as Granian hides what it raises
         http=HTTPModes.http1,
         websockets=False,
         backlog=_BACKLOG,
@@ -134,18 +152,18 @@ async def _serve_embedded(
     loop = asyncio.get_running_loop()
     for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stop)
-    await server.serve()
+    async with app.router.lifespan_context(app):
+        _prepare(server, place)
+        await server.serve()
 
 
-def _serve_processes(
-    settings: Settings, host: str, port: int, uds: Path | None, workers: int
-) -> None:
-    ProcessesServer(
+def _serve_processes(settings: Settings, place: Place, workers: int) -> None:
+    server = ProcessesServer(
         f"{__name__}:app_from_environment",
         factory=True,
-        address=host,
-        port=port,
-        uds=uds,
+        address=place.host,
+        port=place.port,
+        uds=place.uds,
         workers=workers,
         interface=Interfaces.ASGI,
         loop=Loops.uvloop,
@@ -158,7 +176,21 @@ def _serve_processes(
         log_dictconfig=_granian_logging(),
         respawn_failed_workers=True,
         respawn_interval=0.5,
-    ).serve()
+    )
+    _prepare(server, place)
+    server.serve()
+
+
+def _prepare(server: AbstractServer[Any], place: Place) -> None:
+    """Have Granian's socket made with its mode, and say that it is there."""
+    restore = create_sockets_with(place.uds_mode) if place.uds is not None else None
+
+    def bound() -> None:
+        if restore is not None:
+            restore()
+        logger.info("listening on %(address)s", {"address": str(place)})
+
+    server.on_startup(bound)
 
 
 def _traces(settings: Settings) -> Traces | None:
@@ -195,27 +227,3 @@ async def _check_redis(settings: Settings) -> None:
         await check_trust(redis, demand=settings.redis_trust == "require")
     finally:
         await redis.aclose(close_connection_pool=True)
-
-
-def _demand_free_port(host: str, port: int) -> None:
-    """Granian listens with SO_REUSEPORT, which would share a port that another ingress has."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise OSError(error.errno, f"port {port}: {error.strerror}") from None
-
-
-def _remove_dead_socket(path: Path) -> None:
-    """Remove what a killed process left; raises `OSError` where one still listens."""
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise OSError(f"socket {path} is in use")

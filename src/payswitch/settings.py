@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
+from payswitch.processor_url import parse_processor_url
+
 MASK = "***"
 """Stands for a secret."""
 
@@ -91,15 +93,10 @@ def _whole(low: int, high: int) -> tuple[Callable[[str], int], str]:
 
 def _processor_url() -> tuple[Callable[[str], str], str]:
     def parse(text: str) -> str:
-        parts = urlsplit(text)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(text)
-        if parts.query or parts.fragment or not _is_one_word(text):
-            raise ValueError(text)
-        _ = parts.port
+        parse_processor_url(text)
         return text.rstrip("/")
 
-    return parse, "a URL with http:// or https:// and without a query"
+    return parse, "a URL with http:// or https:// and without a query or fragment"
 
 
 def _redis_url() -> tuple[Callable[[str], str], str]:
@@ -163,13 +160,14 @@ class Settings:
         "PAYMENT_PROCESSOR_URL_DEFAULT",
         "http://localhost:8001",
         _processor_url(),
-        "Base URL of the processor `default`, the cheaper one.",
+        "Base URL of the processor `default`, the cheaper one. What stands before an `@` in it, as "
+        "`user:password`, is sent as Basic credentials.",
     )
     processor_url_fallback: str = _setting(
         "PAYMENT_PROCESSOR_URL_FALLBACK",
         "http://localhost:8002",
         _processor_url(),
-        "Base URL of the processor `fallback`.",
+        "Base URL of the processor `fallback`, likewise.",
     )
     processor_admin_token: str = _setting(
         "PAYSWITCH_PROCESSOR_ADMIN_TOKEN",

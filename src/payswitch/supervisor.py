@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from payswitch.orphans import die_with_parent
+from payswitch.reasons import reason
 from payswitch.screen import LogPipe, Screen
 
 FIRST_PAUSE_S = 0.2
@@ -233,7 +234,7 @@ class Keeper:
         try:
             self._start()
         except OSError as error:
-            return f"can't be started: {error}"
+            return f"can't be started: {reason(error)}"
         await self.ended.wait()
         return self._how
 

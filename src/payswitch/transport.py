@@ -28,6 +28,7 @@ import httpx
 
 from payswitch.addresses import Address, Addresses
 from payswitch.http1 import Connection, encode
+from payswitch.reasons import reason
 
 
 class NotSent(httpx.TransportError):
@@ -255,7 +256,7 @@ class Pool:
         """Wait for a place to be reserved, with a connection in it or without."""
         waiter: asyncio.Future[Connection | None] = self._loop.create_future()
         self._waiters.append(waiter)
-        timer = None if limit is None else self._loop.call_later(limit, _expire, waiter)
+        timer = None if limit is None else self._loop.call_later(limit, _expire, waiter, limit)
         try:
             return await waiter
         except BaseException:
@@ -311,9 +312,10 @@ class Pool:
                 return await self._connect_to_any(await self._addresses.get())
         except TimeoutError as error:
             self._addresses.give_up()
-            raise httpx.ConnectTimeout("no connection in time") from error
+            within = "in time" if limit is None else f"within {limit:g} s"
+            raise httpx.ConnectTimeout(f"no connection {within}") from error
         except (OSError, UnicodeError) as error:
-            raise httpx.ConnectError(str(error)) from error
+            raise httpx.ConnectError(reason(error, self._host)) from error
 
     async def _connect_to_any(self, addresses: list[Address]) -> Connection:
         """The first address that takes a connection; the error is that of the last."""
@@ -335,6 +337,6 @@ class Pool:
         return connection
 
 
-def _expire(waiter: asyncio.Future[Connection | None]) -> None:
+def _expire(waiter: asyncio.Future[Connection | None], limit: float) -> None:
     if not waiter.done():
-        waiter.set_exception(httpx.PoolTimeout("no connection was free in time"))
+        waiter.set_exception(httpx.PoolTimeout(f"no connection was free within {limit:g} s"))

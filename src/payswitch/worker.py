@@ -25,6 +25,7 @@ from payswitch.clock import boottime_ms
 from payswitch.dispatcher import Dispatcher
 from payswitch.instants import LATEST_MS
 from payswitch.lock import Lock
+from payswitch.reasons import reason
 from payswitch.resilient_worker import ResilientWorker
 from payswitch.selector import SELECTION_KEYS, parse_standing
 from payswitch.sweeper import Sweeper
@@ -214,7 +215,8 @@ class PaymentWorker(ResilientWorker):
             if not task.cancelled() and (error := task.exception()) is not None:
                 logger.error(
                     "payment %(payment)s: %(error)s",
-                    {"payment": correlation_id, "error": repr(error)},
+                    {"payment": correlation_id, "error": reason(error)},
+                    exc_info=error,
                 )
 
         task.add_done_callback(done)

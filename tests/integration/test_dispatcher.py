@@ -263,20 +263,74 @@ async def test_a_refused_connection_closes_the_try(redis: ArqRedis) -> None:
         payment = await b.accept()
         await b.dispatcher.dispatch(await b.claim_when_due(payment))
         assert await b.field(payment, "open") == ""
-        assert (await b.record(payment)).last_error == "default: ConnectError"
+        assert (await b.record(payment)).last_error == "default: connection refused"
         b.choose("fallback")
         assert (await b.dispatch_until_done(payment)).processor == "fallback"
 
 
-async def test_retry_after_is_heeded(b: Bench, redis: ArqRedis) -> None:
-    b.use(replace(b.settings, retry_cap_ms=10_000))
-    payment = await b.accept()
-    b.default.script = [Reply(429, headers=(("retry-after", "5"),))]
-    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+IN_FIVE_SECONDS = (
+    ("date", "Sun, 22 Nov 2026 16:05:00 GMT"),
+    ("retry-after", "Sun, 22 Nov 2026 16:05:05 GMT"),
+)
+
+
+async def pause_of(payment: str, redis: ArqRedis) -> float:
+    """Seconds until the payment is due."""
     due = await redis.zscore("arq:queue", payment)
     seconds, _ = await redis.time()
     assert due is not None
-    assert 3 < due / 1000 - seconds <= 6
+    return float(due / 1000 - seconds)
+
+
+@pytest.mark.parametrize("headers", [(("retry-after", "5"),), IN_FIVE_SECONDS])
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_is_heeded(
+    b: Bench, redis: ArqRedis, status: int, headers: tuple[tuple[str, str], ...]
+) -> None:
+    b.use(replace(b.settings, retry_cap_ms=10_000))
+    payment = await b.accept()
+    b.default.script = [Reply(status, headers=headers)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert 3 < await pause_of(payment, redis) <= 6
+    assert await b.field(payment, "open") == ""
+
+
+async def test_retry_after_of_a_question_is_heeded(b: Bench, redis: ArqRedis) -> None:
+    b.use(replace(b.settings, retry_cap_ms=10_000))
+    payment = await b.accept()
+    b.default.script = [Reply(503)]
+    b.default.finds = [Reply(503, headers=IN_FIVE_SECONDS)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert 3 < await pause_of(payment, redis) <= 6
+
+
+async def test_a_503_of_a_payment_that_is_recorded_settles_whatever_its_retry_after(
+    b: Bench,
+) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(503, record=True, headers=IN_FIVE_SECONDS)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert (await b.record(payment)).state == "settled"
+
+
+async def test_retry_after_is_capped(b: Bench, redis: ArqRedis) -> None:
+    b.use(replace(b.settings, retry_cap_ms=2000))
+    payment = await b.accept()
+    b.default.script = [Reply(503, headers=(("retry-after", "3600"),))]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert await pause_of(payment, redis) <= 3
+
+
+async def test_a_breaker_that_opens_says_why(
+    redis: ArqRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bench(redis) as b:
+        gone = f"http://127.0.0.1:{free_port()}"
+        b.use(replace(FAST, processor_url_default=gone, breaker_failures=1))
+        await b.dispatcher.dispatch(await b.claim_when_due(await b.accept()))
+    assert [record.getMessage() for record in caplog.records] == [
+        "default keeps failing, so its circuit breaker opens: connection refused"
+    ]
 
 
 async def test_a_lease_that_ran_out_sends_nothing(b: Bench) -> None:

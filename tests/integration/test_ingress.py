@@ -261,13 +261,47 @@ async def test_both_bounds_of_the_summary_are_inclusive(
         ({"to": "2026-13-01T00:00:00Z"}, "`to` must be an ISO-8601 instant"),
         ({"from": "2026-01-01"}, "`from` must be an ISO-8601 instant"),
         ({"from": "1767225600000"}, "`from` must be an ISO-8601 instant"),
+        ({"from": "2026-01-01 00:00:00"}, "not '2026-01-01 00:00:00'"),
+        ({"from": ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]}, "`from` is given twice"),
         ({"from": "2026-01-02T00:00:00Z", "to": "2026-01-01T00:00:00Z"}, "after"),
     ],
 )
 async def test_a_window_that_is_none_is_refused(
-    client: httpx.AsyncClient, query: dict[str, str], says: str
+    client: httpx.AsyncClient, query: dict[str, str | list[str]], says: str
 ) -> None:
     assert_problem(await client.get("/payments-summary", params=query), 422, says=says)
+
+
+@pytest.mark.parametrize("offset", ["+01:00", "+0100", "+01", " 01:00", "%2B01:00"])
+async def test_the_plus_of_an_offset_needs_no_encoding(
+    client: httpx.AsyncClient, b: Bench, offset: str
+) -> None:
+    await settle_at(b, 1767225600000)
+    for second, count in (("00", 1), ("01", 0)):
+        query = f"from=2026-01-01T01:00:{second}{offset}"
+        response = await client.get(f"/payments-summary?{query}")
+        assert response.json()["default"]["totalRequests"] == count
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "says"),
+    [
+        ("POST", "/payments/", "/payments was meant"),
+        ("GET", "/payments-summary/", "/payments-summary was meant"),
+        ("GET", "//Payments-Summary", "/payments-summary was meant"),
+        ("GET", "/payment", "there is nothing at /payment"),
+    ],
+)
+async def test_a_path_that_is_nearly_right_is_told_so(
+    client: httpx.AsyncClient, method: str, path: str, says: str
+) -> None:
+    answer = await client.request(method, f"http://ingress{path}")
+    assert_problem(answer, 404, says=says)
+    assert answer.json()["detail"].endswith(says)
+
+
+async def test_another_method_than_the_paths_is_told_which_it_is(client: httpx.AsyncClient) -> None:
+    assert_problem(await client.get("/payments"), 405, says="GET is not allowed here, but POST")
 
 
 async def test_a_payment_shows_its_states(

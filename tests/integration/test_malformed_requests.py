@@ -8,14 +8,14 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from decimal import Decimal
 from typing import TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.end_to_end.harness import client
+from tests.end_to_end.harness import HOST, client
 from tests.end_to_end.hostile import DOORS, Answer, Edge, running_edge
 from tests.support import SLACK_S
 
@@ -319,3 +319,100 @@ def test_no_broken_bytes_make_it_fail(edge: Edge, door: str, count: int) -> None
                 assert await exists(edge, answer.accepted)
 
     send_many(edge, door, mutated(), count, send)
+
+
+# Offers and wishes that concern one connection, of which a server may take no notice.
+HOP_BY_HOP = {
+    "h2c, as Java's client offers it": (
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+    ),
+    "websocket": (
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    ),
+    "several protocols": b"Connection: keep-alive, upgrade\r\nUpgrade: TLS/1.0, foo/2\r\n",
+    "an offer that Connection doesn't name": b"Upgrade: h2c\r\n",
+    "an upgrade to nothing": b"Connection: upgrade\r\n",
+    "names in Connection": b"Connection: x-a, te\r\nX-A: 1\r\nTE: trailers, deflate\r\n",
+    "the content type in Connection": b"Connection: content-type\r\n",
+    "Keep-Alive": b"Connection: Keep-Alive\r\nKeep-Alive: timeout=5, max=1\r\n",
+    "Proxy-Connection": b"Proxy-Connection: keep-alive\r\n",
+}
+
+
+def post_with(headers: bytes, *, chunked: bool, trailer: bytes = b"") -> bytes:
+    """A new payment with these headers."""
+    body = b'{"correlationId":"%b","amount":1}' % str(uuid4()).encode()
+    framing = b"Content-Length: %d\r\n" % len(body)
+    if chunked:
+        framing = b"Transfer-Encoding: chunked\r\n"
+        body = b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, trailer)
+    return b"POST /payments HTTP/1.1\r\nHost: x\r\n" + headers + framing + b"\r\n" + body
+
+
+async def both_answers(edge: Edge, door: str, first: bytes) -> bytes:
+    """What comes over one connection, on which a plain payment follows."""
+    reader, writer = await asyncio.open_connection(HOST, edge.ports[door])
+    async with asyncio.timeout(SLACK_S):
+        writer.write(first)
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(post_with(b"Connection: close\r\n", chunked=False))
+        rest = await reader.read()
+    writer.close()
+    return head + rest
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
+@pytest.mark.parametrize("headers", HOP_BY_HOP.values(), ids=HOP_BY_HOP)
+async def test_what_concerns_one_connection_changes_no_answer(
+    edge: Edge, door: str, headers: bytes, chunked: bool
+) -> None:
+    data = await both_answers(edge, door, post_with(headers, chunked=chunked))
+    assert data.count(b"HTTP/1.1 202 Accepted\r\n") == 2, data
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_an_offer_in_pieces_is_ignored_as_well(edge: Edge, door: str) -> None:
+    data = post_with(HOP_BY_HOP["h2c, as Java's client offers it"], chunked=False)
+    reader, writer = await asyncio.open_connection(HOST, edge.ports[door])
+    async with asyncio.timeout(SLACK_S):
+        for at in range(0, len(data), 40):
+            writer.write(data[at : at + 40])
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert await reader.readline() == b"HTTP/1.1 202 Accepted\r\n"
+    writer.close()
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_a_trailer_is_no_header(edge: Edge, door: str) -> None:
+    data = post_with(
+        b"Trailer: content-type\r\n", chunked=True, trailer=b"Content-Type: text/plain\r\n"
+    )
+    data = await both_answers(edge, door, data)
+    assert data.count(b"HTTP/1.1 202 Accepted\r\n") == 2, data
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_a_client_of_an_older_kind_is_answered(edge: Edge, door: str) -> None:
+    reader, writer = await asyncio.open_connection(HOST, edge.ports[door])
+    async with asyncio.timeout(SLACK_S):
+        writer.write(post_with(b"", chunked=False).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        answer = await reader.read()
+    writer.close()
+    assert answer.partition(b"\r\n")[0].endswith(b" 202 Accepted")
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_a_client_that_asks_before_its_body_is_told_to_go_on(edge: Edge, door: str) -> None:
+    data = post_with(b"Expect: 100-continue\r\nConnection: close\r\n", chunked=False)
+    head, separator, body = data.partition(b"\r\n\r\n")
+    reader, writer = await asyncio.open_connection(HOST, edge.ports[door])
+    async with asyncio.timeout(SLACK_S):
+        writer.write(head + separator)
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        assert (await reader.read()).startswith(b"HTTP/1.1 202 Accepted\r\n")
+    writer.close()

@@ -176,7 +176,7 @@ async def test_a_taken_port_ends_a_part_with_one_line(redis_server: RedisServer,
         )
         _, err = await asyncio.wait_for(process.communicate(), SLACK_S)
     assert process.returncode == 1
-    expected = f"payswitch: 127.0.0.1:{port} for the metrics: Address already in use\n"
+    expected = f"payswitch: 127.0.0.1:{port} for the metrics: address already in use\n"
     assert err.decode() == expected
 
 

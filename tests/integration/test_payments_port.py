@@ -457,7 +457,7 @@ async def test_a_taken_port_is_one_line(redis_server: RedisServer) -> None:
         )
         _, errors = await process.communicate()
     assert process.returncode == 1
-    assert errors.decode().splitlines()[-1].endswith(f"port {number}: Address already in use")
+    assert errors.decode().splitlines()[-1].endswith(f"port {number}: address already in use")
 
 
 async def test_several_processes_have_no_such_port() -> None:

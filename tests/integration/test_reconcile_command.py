@@ -148,7 +148,7 @@ async def test_a_processor_that_is_away_is_one_line(payswitch: Payswitch) -> Non
     payswitch.environment["PAYMENT_PROCESSOR_URL_FALLBACK"] = f"http://ann:secret@127.0.0.1:{port}"
     ended = await payswitch("reconcile", "--json")
     where = f"fallback at http://127.0.0.1:{port} (PAYMENT_PROCESSOR_URL_FALLBACK)"
-    assert ended == Ended(2, "", f"payswitch: {where} can't be reached: ConnectError\n")
+    assert ended == Ended(2, "", f"payswitch: {where} can't be asked: connection refused\n")
 
 
 @pytest.mark.parametrize(("refusing", "other"), [("default", "fallback"), ("fallback", "default")])

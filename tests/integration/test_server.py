@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import stat
 import sys
 import tempfile
 from uuid import uuid4
 
 import httpx
+import pytest
 from arq.connections import ArqRedis
+from click.testing import CliRunner
 
+from payswitch.cli import main
 from tests.support import RedisServer, eventually
 
 
@@ -29,14 +33,51 @@ async def test_it_serves_a_unix_socket_also_where_a_killed_one_left_its_own(
                 except httpx.TransportError:
                     return False
 
-            for number in (signal.SIGKILL, signal.SIGTERM):
+            for number, options, mode in (
+                (signal.SIGKILL, [], 0o600),
+                (signal.SIGTERM, ["--uds-mode", "666", "--workers", "2"], 0o666),
+            ):
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "payswitch", "ingress", "--uds", path),
+                    *(sys.executable, "-m", "payswitch", "ingress", "--uds", path, *options),
                     env={**os.environ, "REDIS_URL": redis_server.url},
                 )
                 await eventually(ready, what="the ingress is ready")
+                assert stat.S_IMODE(os.stat(path).st_mode) == mode
                 body = {"correlationId": str(uuid4()), "amount": 1.5}
                 assert (await client.post("/payments", json=body)).status_code == 202
                 process.send_signal(number)
                 assert await asyncio.wait_for(process.wait(), 30) == (-9 if number == 9 else 0)
     assert await redis.zcard("arq:queue") == 2
+
+
+async def refused(*options: str) -> tuple[int | None, str]:
+    """The exit code and the text of an ingress that can't start."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "payswitch", "ingress", *options),
+        env={**os.environ, "REDIS_URL": "redis://127.0.0.1:1"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await asyncio.wait_for(process.communicate(), 30)
+    return process.returncode, errors.decode()
+
+
+async def test_a_place_that_can_not_be_had_is_one_line_before_anything_else() -> None:
+    code, text = await refused("--uds", "/nonexistent/x")
+    assert (code, text) == (1, "payswitch: socket /nonexistent/x: no such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--uds", "x", "--uds-mode", "888"], "'888' is no mode such as 660 or 666"),
+        (["--uds-mode", "660"], "--uds-mode is for --uds"),
+        (["--uds", "x", "--port", "9001"], "--uds stands instead of --port"),
+        (["--uds", "x", "--host", "::1"], "--host is for --port and --payments-port"),
+    ],
+)
+def test_an_option_that_would_count_for_nothing_is_refused(
+    options: list[str], problem: str
+) -> None:
+    ended = CliRunner().invoke(main, ["ingress", *options])
+    assert ended.exit_code == 2
+    assert problem in ended.stderr

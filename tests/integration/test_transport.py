@@ -758,6 +758,25 @@ async def test_a_server_that_cannot_be_is_the_error_that_stock_httpx_raises(
 
 
 @on_both_loops
+async def test_no_connection_is_told_in_words() -> None:
+    with socket.create_server((HOST, 0)) as listener:
+        refused = f"http://{HOST}:{listener.getsockname()[1]}/"
+    async with Transport() as transport:
+        assert str(await failure(start(transport, post(refused)))) == "connection refused"
+        unknown = str(await failure(start(transport, post("http://nowhere.invalid/"))))
+        # Without a name server the second is all that can be said.
+        assert unknown.startswith(
+            (
+                "host name not known: nowhere.invalid",
+                "host name can't be looked up: nowhere.invalid (",
+            )
+        )
+        too_long = f"http://{'a' * 70}.invalid/"
+        error = await failure(start(transport, post(too_long)))
+        assert str(error) == f"host name not valid: {'a' * 70}.invalid"
+
+
+@on_both_loops
 async def test_a_refused_connection_is_a_connect_error() -> None:
     with socket.create_server((HOST, 0)) as listener:
         url = httpx.URL(f"http://{HOST}:{listener.getsockname()[1]}/")
@@ -789,7 +808,9 @@ async def test_a_connection_that_is_not_answered_is_a_connect_timeout() -> None:
         )
         async with Transport(connect_timeout=SOON_S) as transport:
             call = start(transport, post(url, timeout=None))
-            assert not bytes_left(await failure(call))
+            error = await failure(call)
+            assert str(error) == f"no connection within {SOON_S:g} s"
+            assert not bytes_left(error)
 
 
 @on_both_loops
@@ -1484,10 +1505,17 @@ async def test_over_tls_the_server_is_named_and_its_certificate_checked(
     assert named == ["localhost"]
 
 
-@pytest.mark.parametrize("host", ["localhost", HOST], ids=["unknown issuer", "another name"])
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("localhost", "certificate not trusted: self-signed certificate"),
+        (HOST, "certificate is for another host"),
+    ],
+    ids=["unknown issuer", "another name"],
+)
 @on_both_loops
 async def test_over_tls_a_bad_certificate_is_a_connect_error(
-    host: str, certificate: Path, server_tls: ssl.SSLContext
+    host: str, words: str, certificate: Path, server_tls: ssl.SSLContext
 ) -> None:
     context = None if host == "localhost" else ssl.create_default_context(cafile=certificate)
     asyncio.get_running_loop().set_exception_handler(lambda _, __: None)
@@ -1496,7 +1524,19 @@ async def test_over_tls_a_bad_certificate_is_a_connect_error(
         error = await failure(start(transport, post(url)))
     assert type(error) is httpx.ConnectError
     assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+    assert str(error).replace("self signed", "self-signed") == words  # as OpenSSL 1.1 has it
     assert not bytes_left(error)
+
+
+@on_both_loops
+async def test_over_tls_a_server_that_speaks_plain_http_is_told_from_others() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+    async with serving(serve) as server, Transport() as transport:
+        url = server.url.copy_with(scheme="https")
+        error = await failure(start(transport, post(url)))
+    assert str(error) in ("TLS failed: wrong version number", "TLS failed: record layer failure")
 
 
 @on_both_loops

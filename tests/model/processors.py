@@ -27,7 +27,7 @@ from payswitch.tries import Claim
 from tests.model.stepped import Process
 
 UNCLEAR = Unclear("status 503")
-REFUSED_CONNECTION = NotPaid("ConnectError", healthy=False)
+REFUSED_CONNECTION = NotPaid("connection refused", healthy=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Books:
 
     def leave_unknown(self, wire: Wire) -> None:
         """The sender gives up or is cut off; what was sent lives on."""
-        self.answer(wire, Unknown("ReadTimeout"))
+        self.answer(wire, Unknown("no complete answer within 10.5 s"))
 
     def answers(self, wire: Wire) -> dict[str, tuple[int, Callable[[], None]]]:
         """What may happen to this request now: a weight and what to do, by name."""

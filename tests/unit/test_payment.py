@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from decimal import Decimal
 from random import Random
 from uuid import UUID
@@ -188,7 +190,7 @@ def test_an_amount_that_is_not_finite_is_refused_as_invalid(amount: str) -> None
 @pytest.mark.parametrize(
     ("amount", "kind"),
     [
-        ('"19.90"', "a string"),
+        ('"19.90"', "a string: leave out the quotes"),
         ("true", "a boolean"),
         ("false", "a boolean"),
         ("[19.90]", "an array"),
@@ -293,6 +295,58 @@ def test_a_missing_id_is_refused(body: bytes) -> None:
 
 
 # Bodies.
+
+PAYMENT = f'{{"correlationId":"{ID}","amount":19.90}}'
+
+
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [
+        (b"", "it is empty"),
+        (b" \r\n", "it is empty"),
+        (gzip.compress(PAYMENT.encode()), r"it is compressed \(gzip\)"),
+        (zlib.compress(PAYMENT.encode()), r"it is compressed \(zlib\)"),
+        (b"\xef\xbb\xbf" + PAYMENT.encode(), r"a byte order mark \(BOM\)"),
+        (PAYMENT.encode("utf-16"), "it is UTF-16 or UTF-32"),
+        (PAYMENT.encode("utf-16-le"), "it is UTF-16 or UTF-32"),
+        (PAYMENT.encode("utf-16-be"), "it is UTF-16 or UTF-32"),
+        (PAYMENT.encode("utf-32"), "it is UTF-16 or UTF-32"),
+        ('{"note":"\u00e9"}'.encode("latin-1"), r"it is not UTF-8 \(byte 10\)"),
+        (f"correlationId={ID}&amount=19.90".encode(), "it is a form"),
+        (PAYMENT.replace("19.90", "19,90").encode(), "a decimal point is needed"),
+        (PAYMENT.replace('"', "'").encode(), "double quotes are needed, not single ones"),
+        (PAYMENT.replace('"amount"', "amount").encode(), "needed, also around names"),
+        (PAYMENT.replace("}", ",}").encode(), "trailing comma is not allowed"),
+    ],
+)
+def test_what_is_not_json_is_told_what_it_is(body: bytes, cause: str) -> None:
+    with pytest.raises(MalformedPaymentError, match=f"^the body is not valid JSON: .*{cause}"):
+        parse_payment(body)
+
+
+@pytest.mark.parametrize(
+    ("document", "cause"),
+    [
+        ({"correlation_id": ID, "amount": 1}, "correlationId is missing: it is spelt 'correlation"),
+        ({"correlationId": ID, "Amount": 1}, "amount is missing: it is spelt 'Amount'"),
+        ({"correlationId": ID, "amount": None}, "amount is missing: it is null"),
+        ({"correlationId": ID, "sum": 1}, "amount is missing$"),
+        ({"correlationId": f"{{{ID}}}", "amount": 1}, "four hyphens and nothing around it"),
+        ({"correlationId": ID.replace("-", ""), "amount": 1}, "four hyphens and nothing around it"),
+        ({"correlationId": "order-7", "amount": 1}, "must be a UUID, such as"),
+        (PAYMENT, "not a string: it was made JSON twice"),
+    ],
+)
+def test_a_common_mistake_is_told_by_its_cause(document: object, cause: str) -> None:
+    with pytest.raises(InvalidPaymentError, match=cause):
+        parse_payment(orjson.dumps(document))
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=80))
+def test_any_bytes_are_a_payment_or_told_why_not(body: bytes) -> None:
+    with pytest.raises((InvalidPaymentError, MalformedPaymentError)):
+        parse_payment(body)
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,10 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
     assert VARIABLES["redis_url"].shown(url) == shown
 
 
+def test_a_processors_url_is_shown_without_its_password() -> None:
+    assert VARIABLES["processor_url_default"].shown("http://user:pw@h/a") == "http://user:***@h/a"
+
+
 def test_a_token_is_masked_where_there_is_one() -> None:
     assert VARIABLES["purge_token"].shown("hunter2") == "***"
     assert VARIABLES["purge_token"].shown("") == ""

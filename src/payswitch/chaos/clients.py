@@ -14,6 +14,7 @@ from uuid import UUID
 import httpx
 
 from payswitch.payment import format_cents
+from payswitch.reasons import reason
 from payswitch.transport import Transport
 
 _LIMIT_S = 1.5
@@ -125,7 +126,7 @@ class Clients:
                     headers={"content-type": "application/json"},
                 )
         except (httpx.TransportError, TimeoutError) as error:
-            self._note(sent, type(error).__name__)
+            self._note(sent, reason(error))
             return
         self._note(sent, f"status {response.status_code}")
         if response.status_code not in _RIGHT_ANSWERS:
@@ -148,7 +149,7 @@ class Clients:
                 await writer.drain()
                 writer.transport.abort()
         except (OSError, TimeoutError) as error:
-            self._note(sent, type(error).__name__)
+            self._note(sent, reason(error))
             return
         self._note(sent, HUNG_UP)
 

@@ -1,0 +1,59 @@
+"""A processor's base URL, apart from the credentials that may stand in it."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import re
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import httpx
+
+_NAME = re.compile(r"[a-z0-9._-]+", re.ASCII | re.IGNORECASE)
+
+
+class ProcessorUrl(NamedTuple):
+    """Where a processor is, and the value of the `Authorization` header that it wants."""
+
+    base: str
+    """Ends without a slash and holds no credentials: it may be shown."""
+    authorization: str | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every call needs beside its own headers."""
+        return {} if self.authorization is None else {"authorization": self.authorization}
+
+
+def parse_processor_url(text: str) -> ProcessorUrl:
+    """Read `http://user:password@host:port/path`, of which user, password, port and path may be
+    missing. Raises `ValueError` for anything that no call could honour."""
+    if not text.isprintable() or any(char in text for char in " ?#\\"):
+        raise ValueError("a URL has no space, backslash, query or fragment")
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or parts.port == 0 or not _is_host(parts.hostname):
+        raise ValueError("neither http:// nor https:// with a host and a port")
+    base = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    return ProcessorUrl(base, _basic(parts.username, parts.password))
+
+
+def _is_host(name: str | None) -> bool:
+    if not name:
+        return False
+    if ":" in name:
+        return "%" not in name and bool(ipaddress.IPv6Address(name))
+    try:
+        return bool(_NAME.fullmatch(httpx.URL(scheme="http", host=name).raw_host.decode()))
+    except httpx.InvalidURL:
+        return False
+
+
+def _basic(user: str | None, password: str | None) -> str | None:
+    """RFC 7617, in UTF-8; percent-encoded characters in the URL stand for themselves."""
+    name, secret = (unquote(part or "", errors="strict") for part in (user, password))
+    if ":" in name or not (name + secret).isprintable():
+        raise ValueError("a user has no colon, and neither user nor password a control character")
+    if not name and not secret:
+        return None
+    return f"Basic {base64.b64encode(f'{name}:{secret}'.encode()).decode()}"
