@@ -17,18 +17,20 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+_CLUSTER = "it is a node of a cluster, which is not supported"
 _WRONG_SERVER = {
     "READONLY": "it is a replica, which takes no writes",
     "UNBLOCKED": "it has just become a replica",
     "MASTERDOWN": "it is a replica without its primary",
     "LOADING": "it is still loading its data",
     "CLUSTERDOWN": "it is a node of a cluster that is down",
-    "MOVED": "it is a node of a cluster, which is not supported",
-    "ASK": "it is a node of a cluster, which is not supported",
+    "MOVED": _CLUSTER,
+    "ASK": _CLUSTER,
 }
 """By the code of the error. Nothing of the command was carried out."""
 
 _REFUSALS = (
+    (r"^CROSSSLOT|non local key|do not hash to the same slot", _CLUSTER),
     (
         r"^MISCONF|^Errors writing to the AOF|is configured to save RDB",
         "it can't write to its disk",
@@ -50,6 +52,9 @@ class WrongServerError(RedisConnectionError):
     """The server that answered is not the one to ask: it is a replica, or not up yet. Its
     connection is closed, and the next one looks the server's name up again."""
 
+    is_starting = False
+    """Whether it is the right one as soon as it has loaded its data."""
+
 
 class Epoch:
     """Counts how often the server behind the name turned out to be the wrong one. A connection
@@ -69,9 +74,11 @@ class Parser(_AsyncHiredisParser):
     @classmethod
     def parse_error(cls, response: str) -> Exception:
         """The exception for the text of an error."""
-        reason = _WRONG_SERVER.get(response.partition(" ")[0])
-        if reason is not None:
-            return WrongServerError(reason)
+        code = response.partition(" ")[0]
+        if code in _WRONG_SERVER:
+            wrong = WrongServerError(_WRONG_SERVER[code])
+            wrong.is_starting = code == "LOADING"
+            return wrong
         error: Exception = super().parse_error(response)  # type: ignore[no-untyped-call]
         return error
 

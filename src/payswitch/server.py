@@ -26,7 +26,8 @@ from starlette.applications import Starlette
 from payswitch import logs
 from payswitch.ingress import create_app
 from payswitch.orphans import die_with_parent
-from payswitch.redis_client import check_trust, connect
+from payswitch.redis_client import connect
+from payswitch.redis_watch import RedisWatch
 from payswitch.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def serve(
     Raises `OSError` when the address is taken and `UntrustworthyRedisError` when Redis may lose
     payments and the settings demand that it doesn't.
     """
-    uvloop.run(_check_redis(settings))
+    if settings.redis_trust == "require":
+        uvloop.run(_require_trust(settings))
     if uds is None:
         _demand_free_port(host, port)
     else:
@@ -189,10 +191,11 @@ def _max_connections() -> int:
     return max(min(_MAX_CONNECTIONS, files - _OTHER_FILES), files // 2)
 
 
-async def _check_redis(settings: Settings) -> None:
+async def _require_trust(settings: Settings) -> None:
+    """Wait for Redis. Raises `UntrustworthyRedisError`."""
     redis = connect(settings.redis_url, limit_s=settings.accept_limit_ms / 1000)
     try:
-        await check_trust(redis, demand=settings.redis_trust == "require")
+        await RedisWatch(redis, demand=True).check_trust()
     finally:
         await redis.aclose(close_connection_pool=True)
 

@@ -22,10 +22,10 @@ from arq.connections import ArqRedis
 from payswitch.ingress import create_app
 from payswitch.ledger import Settlement, Total
 from payswitch.machine import find_redis
-from payswitch.memory import MemoryWatch
 from payswitch.payment import Payment
 from payswitch.queue import AcceptQueue, NotAcceptedError
 from payswitch.redis_client import connect
+from payswitch.redis_watch import RedisWatch
 from payswitch.selector import SELECTION_KEY
 from payswitch.settings import Settings
 from tests.integration.harness import Bench, bench
@@ -146,7 +146,7 @@ async def test_while_redis_is_frozen_a_look_ends_and_the_last_one_stands(
     own_redis: RedisServer,
 ) -> None:
     redis = connect(own_redis.url, limit_s=30)
-    watch = MemoryWatch(redis, max_percent=85)
+    watch = RedisWatch(redis, demand=False, max_percent=85)
     await set_used_share(redis, 0.9)
     await watch.look()
     own_redis.signal(signal.SIGSTOP)
@@ -254,7 +254,7 @@ async def test_a_full_redis_that_forgot_its_scripts_goes_on(full_redis: RedisSer
         assert await redis.zcard("payments:dead") == 1
         assert (await b.summary())["default"] == Total(2, 2 * 1990)
         await redis.script_flush()
-        with pytest.raises(NotAcceptedError, match="used memory"):
+        with pytest.raises(NotAcceptedError, match="Redis is full"):
             await AcceptQueue(redis, limit_ms=5000, max_backlog=10).accept(Payment("new", 1))
         await b.purge()
     assert not await redis.exists("payment:new", *(f"payment:{each}" for each in payments))
