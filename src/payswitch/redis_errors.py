@@ -103,6 +103,8 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, NoPermissionError) or "ACL failure" in text or text.startswith("NOPERM"):
         denied = re.sub(r"^(?:NOPERM |ACL failure in script: )+", "", text)
         return f"its user lacks a right: {denied}"
+    if "closed by server" in text or "the connection ended" in text:
+        return "it ended the connection"
     if isinstance(error, RedisError):
         known = (words for pattern, words in _REFUSALS if re.search(pattern, text))
         return next(known, text or "it gives no reason")
@@ -121,6 +123,8 @@ def unreachable(error: BaseException, address: str) -> str:
         return f"{at}{'it does not speak TLS' if speaks_plainly else f'TLS fails: {said}'}"
     if isinstance(error, socket.gaierror):
         return f"{at}the host name is unknown"
+    if isinstance(error, ConnectionResetError | BrokenPipeError) or text == "Connection lost":
+        return f"{at}it ended the connection"
     number = getattr(error, "errno", None)
     # Where several addresses of a name fail, the first error says why.
     if number is None and (found := re.search(r"\[Errno (\d+)\]", text)):

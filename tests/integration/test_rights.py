@@ -1,5 +1,5 @@
-"""The user of Redis as the documentation makes one: its rights are enough, and a missing one is seen
-before a payment is accepted."""
+"""The user of Redis as the documentation makes one: its rights are enough, and one that is missing
+is seen before a payment is accepted."""
 
 from __future__ import annotations
 
