@@ -23,7 +23,7 @@ from payswitch.redis_trust import UntrustworthyRedisError
 from payswitch.redis_watch import RedisWatch
 from payswitch.settings import Settings
 from tests.integration.harness import bench, worker_process
-from tests.support import RedisServer, eventually
+from tests.support import RedisServer, eventually, free_port
 
 
 class Name:
@@ -33,8 +33,10 @@ class Name:
         self.leads_to = port
         self.url = ""
         self._writers: list[asyncio.StreamWriter] = []
+        self._served: set[asyncio.Task[None] | None] = set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._served.add(asyncio.current_task())
         try:
             theirs, ours = await asyncio.open_connection("127.0.0.1", self.leads_to)
         except OSError:
@@ -59,6 +61,7 @@ class Name:
             server.close()
             for writer in self._writers:
                 writer.transport.abort()
+            await asyncio.gather(*(each for each in self._served if each is not None))
 
 
 def admin(server: RedisServer) -> blocking.Redis:
@@ -199,7 +202,8 @@ async def test_replicas_are_a_risk_and_a_replica_is_never_used(
 async def test_a_node_of_a_cluster_is_never_used(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    server = RedisServer(tmp_path_factory.mktemp("redis"), "--cluster-enabled", "yes")
+    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    server = RedisServer(tmp_path_factory.mktemp("redis"), *options)
     server.start()
     async with watching(server.url, demand=False) as watch:
         await watch.look()
@@ -223,6 +227,28 @@ async def test_a_restart_is_noticed_and_the_server_judged_anew(
         assert "appendfsync is everysec" in str(watch.unusable)
     assert "redis has restarted, or another one is there in its place" in caplog.messages
     assert caplog.messages.count("redis is back") == 1
+
+
+async def test_once_another_server_is_seen_no_connection_to_the_old_one_is_used(
+    own_redis: RedisServer, redis_server: RedisServer
+) -> None:
+    async with Name(own_redis.port).running() as name:
+        client = connect(name.url, limit_s=5)
+        watch = RedisWatch(client, demand=False)
+        await watch.look()
+        old = (await client.info("server"))["run_id"]
+        name.leads_to = redis_server.port
+        with admin(own_redis) as their:
+            for each in their.client_list():
+                if each["cmd"] in ("eval", "evalsha"):
+                    their.client_kill_filter(_id=each["id"])
+
+        async def leads_to_the_other() -> bool:
+            await watch.look()
+            return bool((await client.info("server"))["run_id"] != old)
+
+        await eventually(leads_to_the_other, what="the pool has left the old one", within_s=5)
+        await client.aclose(close_connection_pool=True)
 
 
 async def test_where_trust_is_required_a_redis_that_is_away_is_waited_for(
@@ -293,10 +319,7 @@ async def test_a_connection_to_the_wrong_server_is_closed(answer: bytes, way: st
 async def test_one_wrong_answer_ends_every_connection_that_was_open() -> None:
     async with pretending(b":0\r\n") as client:
         script = client.register_script("return 1")
-        assert [await script(), await script(), await client.execute_command("INCR", "n")] == [
-            0,
-            1,
-            2,
-        ]
-        cast(Any, client).epoch.end()
-        assert [await script(), await client.execute_command("INCR", "n")] == [3, 4]
+        assert (await script(), await script()) == (0, 1)
+        assert await client.execute_command("INCR", "n") == 2
+        client.epoch.end()
+        assert (await script(), await client.execute_command("INCR", "n")) == (3, 4)
