@@ -18,7 +18,6 @@ from payswitch import assembly
 from payswitch.dispatcher import Dispatcher
 from payswitch.metrics_server import MetricsServer
 from payswitch.queue import JOB_FUNCTION, QUEUE
-from payswitch.redis_client import check_trust
 from payswitch.settings import Settings
 from payswitch.tries import Claim
 from payswitch.vitals import SettleCounts
@@ -50,7 +49,6 @@ async def startup(ctx: dict[Any, Any]) -> None:
     if "payments_worker" not in ctx:
         raise SystemExit("arq's own worker would lose payments; start it as: payswitch worker")
     redis = ctx["redis"]
-    await check_trust(redis, demand=settings.redis_trust == "require")
     ctx["transport"] = assembly.transport(settings)
     settled = SettleCounts()
     ctx["dispatcher"] = assembly.dispatcher(settings, redis, ctx["transport"], settled)
@@ -84,6 +82,7 @@ class WorkerSettings:
     redis_settings = RedisSettings.from_dsn(settings.redis_url)
     on_startup = startup
     on_shutdown = shutdown
+    redis_trust = settings.redis_trust
     job_serializer = orjson.dumps
     job_deserializer = orjson.loads
     max_jobs = settings.worker_slots

@@ -21,6 +21,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from payswitch.redis_errors import Epoch, WrongServerError
+
 Argument = str | bytes | int | float
 Deliver = Callable[[Any], None]
 """Gets Redis' answer, or the error that came instead."""
@@ -38,6 +40,8 @@ class Channel(asyncio.Protocol):
         self._limit_s = limit_s
         # Kept, as redis-py's writer closes the transport when it is collected.
         self._opened = cast(Any, connection)
+        self._epoch: Epoch = self._opened.epoch
+        self._opened_in = self._epoch.number
         self._transport: asyncio.Transport = self._opened._writer.transport
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse,
@@ -55,7 +59,7 @@ class Channel(asyncio.Protocol):
     @property
     def is_open(self) -> bool:
         """Whether it can take a call, as far as the loop has heard."""
-        return not self._transport.is_closing()
+        return self._opened_in == self._epoch.number and not self._transport.is_closing()
 
     def has_news(self) -> bool:
         """Whether the kernel has something of Redis', which was not asked for anything: its end, or
@@ -113,6 +117,9 @@ class Channel(asyncio.Protocol):
     def _take(self, answer: Any) -> None:
         if self._deliver is None or self._reader.has_data():
             self._fail(RedisConnectionError("an answer that nobody asked for"))
+        elif isinstance(answer, WrongServerError):
+            self._epoch.end()
+            self._fail(answer)
         else:
             self._end(answer)
 
@@ -160,8 +167,7 @@ class Channels:
             packed = hiredis.pack_command(cast(Any, command))
             return await channel.call(packed)
         finally:
-            if channel.is_open:
-                self._give_back(channel)
+            self._give_back(channel)
 
     def begin(self, command: Sequence[Argument], deliver: Deliver) -> bool:
         """The same for who can't wait, where a channel is open and free: `deliver` gets answer or
@@ -172,8 +178,7 @@ class Channels:
             return False
 
         def end(outcome: Any) -> None:
-            if channel.is_open:
-                self._give_back(channel)
+            self._give_back(channel)
             deliver(outcome)
 
         channel.send(packed, end)
@@ -194,7 +199,7 @@ class Channels:
         return None
 
     def _give_back(self, channel: Channel) -> None:
-        if self._is_closed:
+        if self._is_closed or not channel.is_open:
             channel.close()
         else:
             self._idle.append(channel)

@@ -91,17 +91,17 @@ class Changes:
     """Compares successive overviews: what each process has counted in between."""
 
     def __init__(self) -> None:
-        self._before: dict[tuple[str, str, int, int], Process] = {}
+        self._before: dict[str, Process] = {}
         self._settle_times: deque[Histogram] = deque(maxlen=WINDOW_S)
         self._is_first = True
 
     def sample(self, overview: Overview) -> Sample:
         """The sample that an overview is, following the ones before."""
-        changes = [(each, self._before.get(each.life)) for each in overview.processes]
+        changes = [(each, self._before.get(each.name)) for each in overview.processes]
         if self._is_first:  # what had been counted before the first look is no second's
             changes = [(each, each) for each in overview.processes]
         self._is_first = False
-        self._before = {each.life: each for each in overview.processes}
+        self._before = {each.name: each for each in overview.processes}
         self._settle_times.append(
             merged(
                 now.settle_times.since(then.settle_times if then else Histogram())

@@ -1,7 +1,7 @@
 """The ingress: parse, validate, accept, answer.
 
 Thin: it speaks HTTP on one side and the domain's functions on the other, and spells no Redis
-command but `PING`.
+command.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from payswitch.ingress_metrics import IngressMetrics
 from payswitch.instants import parse_instant_us
 from payswitch.ledger import Ledger, summary_json
 from payswitch.live import Live
-from payswitch.memory import MemoryWatch, says_out_of_memory
 from payswitch.metrics import CONTENT_TYPE
 from payswitch.payment import (
     InvalidPaymentError,
@@ -49,6 +48,7 @@ from payswitch.purge import Purge
 from payswitch.queue import Acceptance, AcceptQueue, NotAcceptedError
 from payswitch.records import UnreadableRecordError, read_record
 from payswitch.redis_client import connect
+from payswitch.redis_watch import RedisWatch
 from payswitch.settings import Settings
 from payswitch.vitals import Fields, Vitals
 
@@ -96,7 +96,7 @@ class Ingress:
         self._settings = settings
         self._traces = traces
         self._stopping = stopping
-        self._metrics = IngressMetrics(lambda: self._memory.is_short)
+        self._metrics = IngressMetrics(lambda: self._watch.is_short)
         self._bodies = _Bodies(lambda: self._metrics.unavailable("bodies"))
         self._refused: Counter[int] = Counter()
 
@@ -117,8 +117,13 @@ class Ingress:
             retention_ms=settings.retention_ms,
         )
         self._purge = Purge(self._redis, limit_ms=settings.accept_limit_ms)
-        self._memory = MemoryWatch(self._redis, max_percent=settings.max_memory_percent)
-        self._memory.start()
+        self._watch = RedisWatch(
+            self._redis,
+            demand=settings.redis_trust == "require",
+            max_percent=settings.max_memory_percent,
+            max_backlog=settings.max_backlog,
+        )
+        self._watch.start()
         self._vitals = Vitals(self._redis, "ingress", self._vital_signs)
         self._vitals.start()
         self.live = Live(self._redis, self._stopping)
@@ -127,7 +132,7 @@ class Ingress:
         """Close the connections."""
         await self.live.close()
         await self._vitals.close()
-        await self._memory.close()
+        await self._watch.close()
         await self._purge.close()
         await self._redis.aclose(close_connection_pool=True)
         if self._traces is not None:
@@ -158,7 +163,9 @@ class Ingress:
             payment = _read(await self._bodies.read(scope, receive))
             if step is not None:
                 step.is_for(payment.correlation_id)
-            self._demand_memory()
+            if self._watch.refusal is not None:
+                await self._watch.look_again()
+            self._require_redis()
             self._demand_acceptance(payment, await self._accept(payment, step))
         except Exception as error:
             await self._refusal(error, began)(scope, receive, send)
@@ -176,11 +183,20 @@ class Ingress:
         try:
             _demand_json(exchange.headers.get(b"content-type"))
             payment = _read(bytes(exchange.body))
-            self._demand_memory()
-            self._queue.put(payment, partial(self._put, payment, began, answer))
+            if self._watch.refusal is None:
+                self._queue.put(payment, partial(self._put, payment, began, answer))
+            else:
+                self._watch.after_look(partial(self._put_if_usable, payment, began, answer))
         except Exception as error:
             # Else who sends many bad requests at once had an answer to each, and nobody else one.
             asyncio.get_running_loop().call_soon(self._refuse, error, began, answer)
+
+    def _put_if_usable(self, payment: Payment, began: float, answer: Answer) -> None:
+        try:
+            self._require_redis()
+            self._queue.put(payment, partial(self._put, payment, began, answer))
+        except Exception as error:
+            self._refuse(error, began, answer)
 
     def _put(
         self, payment: Payment, began: float, answer: Answer, outcome: Acceptance | BaseException
@@ -209,11 +225,12 @@ class Ingress:
         self._metrics.refused(error.status.value, perf_counter() - began)
         return error.response()
 
-    def _demand_memory(self) -> None:
-        """Raises `Problem` where Redis is short of it."""
-        if self._memory.is_short:
-            self._metrics.unavailable("memory")
-            raise _try_later("the payment was not accepted: Redis is short of memory")
+    def _require_redis(self) -> None:
+        """Raises `Problem` where Redis can't be used, or is short of memory."""
+        reason = self._watch.refusal
+        if reason is not None:
+            self._metrics.unavailable("redis" if self._watch.unusable else "memory")
+            raise _try_later(f"the payment was not accepted: {reason}")
 
     async def _accept(self, payment: Payment, step: Step | None) -> Acceptance | NotAcceptedError:
         try:
@@ -228,13 +245,12 @@ class Ingress:
                 return
             case NotAcceptedError():
                 self._metrics.unavailable("refused" if outcome.refused else "silent")
-                reason = "Redis is full" if says_out_of_memory(outcome) else outcome
                 said = (
                     "the payment was not accepted"
                     if outcome.refused
                     else "it is not known whether the payment was accepted, so send it again"
                 )
-                raise _try_later(f"{said}: {reason}")
+                raise _try_later(f"{said}: {outcome}")
             case Acceptance.OTHER_AMOUNT:
                 raise Problem(
                     HTTPStatus.CONFLICT,
@@ -300,8 +316,11 @@ class Ingress:
         return Response(b'{"status":"alive"}', media_type=_JSON)
 
     async def ready(self, request: Request) -> Response:
-        """`GET /readyz`: Redis answers."""
-        await self._redis.ping()
+        """`GET /readyz`: a payment would be accepted, and a worker could take it."""
+        await self._watch.look()
+        reason = self._watch.not_ready
+        if reason is not None:
+            raise _try_later(reason)
         return Response(b'{"status":"ready"}', media_type=_JSON)
 
     async def metrics(self, request: Request) -> Response:
@@ -309,7 +328,7 @@ class Ingress:
         return Response(self._metrics.scrape(), headers={"content-type": CONTENT_TYPE})
 
     def _vital_signs(self) -> Fields:
-        fields: dict[str, str | int] = {"redis:short_of_memory": int(self._memory.is_short)}
+        fields: dict[str, str | int] = {"redis:short_of_memory": int(self._watch.is_short)}
         fields |= {f"accepted:{verdict}": n for verdict, n in self._queue.verdicts.items()}
         fields |= {f"refused:{status}": n for status, n in self._refused.items()}
         return fields

@@ -107,8 +107,9 @@ REFUSALS = Definition(
 UNAVAILABLE = Definition(
     "payswitch_unavailable_total",
     "counter",
-    "Why payments were answered 503: memory (Redis is short of it), backlog (it is full), refused "
-    "(by Redis), silent (Redis gave no answer), bodies (too many large ones).",
+    "Why payments were answered 503: redis (it can't be used), memory (Redis is short of it), "
+    "backlog (it is full), refused (by Redis), silent (Redis gave no answer), bodies (too many "
+    "large ones).",
     ("reason",),
 )
 SHORT_OF_MEMORY = Definition(

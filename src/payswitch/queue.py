@@ -28,6 +28,7 @@ from payswitch.channels import ChannelScript
 from payswitch.clock import boottime_ms
 from payswitch.group_commit import Deliver, GroupCommit, flush_in_a_task
 from payswitch.payment import Payment
+from payswitch.redis_errors import WrongServerError, in_words, says_out_of_memory
 
 QUEUE = default_queue_name
 JOB_FUNCTION = "pay"
@@ -235,10 +236,14 @@ def _judged(outcome: str | BaseException) -> Acceptance | BaseException:
     match outcome:
         case "late" | TimeoutError():
             return NotAcceptedError("Redis did not answer in time")
+        case WrongServerError():
+            return NotAcceptedError(f"Redis can't be used: {in_words(outcome)}")
+        case ResponseError() if says_out_of_memory(outcome):
+            return NotAcceptedError("Redis is full", refused=True)
         case ResponseError():
-            return NotAcceptedError(f"Redis refused: {outcome}", refused=True)
+            return NotAcceptedError(f"Redis refused: {in_words(outcome)}", refused=True)
         case RedisError() | OSError():
-            return NotAcceptedError(f"Redis can't be reached: {outcome}")
+            return NotAcceptedError(f"Redis can't be reached: {in_words(outcome)}")
         case asyncio.CancelledError():
             return NotAcceptedError("the ingress ends")
         case _:

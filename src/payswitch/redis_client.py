@@ -1,9 +1,8 @@
-"""Connections to Redis, and whether it may be trusted with acknowledged payments."""
+"""Connections to Redis."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import select
 from collections.abc import Iterable
 from typing import Any
@@ -11,28 +10,53 @@ from urllib.parse import urlsplit
 
 import orjson
 from arq.connections import ArqRedis
-from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
+from redis.asyncio import Connection, ConnectionPool, SSLConnection
 from redis.asyncio.connection import AbstractConnection, UnixDomainSocketConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch.channels import Channels, ChannelScript
-from payswitch.start_error import StartError
-
-logger = logging.getLogger(__name__)
-
-_ASK_AGAIN_S = 0.5
+from payswitch.redis_errors import Epoch, Parser, WrongServerError, unreachable
 
 
-class UntrustworthyRedisError(StartError):
-    """Redis may lose what it has acknowledged, and the settings demand that it doesn't."""
+class _OwnConnection(AbstractConnection):
+    """Not used again once its server turned out to be the wrong one (`Epoch`).
 
-
-class _CancellableSends(AbstractConnection):
-    """Sends without `asyncio.wait_for`, which before Python 3.12 swallows a cancellation that comes
+    It sends without `asyncio.wait_for`, which before Python 3.12 swallows a cancellation that comes
     just as the send ends (python/cpython issue 86296), so that a worker told to stop would go on
-    for ever; it also costs a task for every command."""
+    for ever; it also costs a task for every command.
+    """
+
+    def __init__(self, *args: Any, epoch: Epoch, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.epoch = epoch
+        self._opened_in = epoch.number
+
+    async def connect(self) -> None:
+        """Connect and greet, unless it is connected."""
+        if not self.is_connected:
+            self._opened_in = self.epoch.number
+        await super().connect()  # type: ignore[no-untyped-call]
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it leads to a server that has turned out to be the wrong one."""
+        return self._opened_in != self.epoch.number
+
+    async def can_read_destructive(self) -> bool:
+        """Whether the pool must open it anew before its next use."""
+        return self.is_stale or bool(await super().can_read_destructive())  # type: ignore[no-untyped-call]
+
+    async def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the answer to a command."""
+        try:
+            return await super().read_response(*args, **kwargs)
+        except WrongServerError:
+            self.epoch.end()
+            raise
+
+    def _error_message(self, exception: BaseException) -> str:
+        return unreachable(exception, self._host_error())
 
     async def send_packed_command(
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
@@ -50,20 +74,20 @@ class _CancellableSends(AbstractConnection):
             raise RedisTimeoutError("Timeout writing to socket") from None
         except OSError as error:
             await self.disconnect(nowait=True)
-            raise RedisConnectionError(f"Error while writing to socket: {error}") from error
+            raise RedisConnectionError(self._error_message(error)) from error
         except BaseException:
             await self.disconnect(nowait=True)
             raise
 
 
-class _PolledConnection(_CancellableSends):
+class _PolledConnection(_OwnConnection):
     """Asks before each use whether Redis has closed the connection or sent what nobody asked for:
     the kernel, the loop's buffer, and the parser, wherever that got to. redis-py reads until a
     timer ends at once, a quarter of a command's CPU; under TLS that remains, as what can be read
     there may be a session ticket."""
 
     async def can_read_destructive(self) -> bool:
-        if self._writer is None:
+        if self._writer is None or self.is_stale:
             return True
         buffer: Any = self._reader
         parser: Any = self._parser
@@ -78,7 +102,7 @@ class _TcpConnection(_PolledConnection, Connection):
     pass
 
 
-class _TlsConnection(_CancellableSends, SSLConnection):
+class _TlsConnection(_OwnConnection, SSLConnection):
     pass
 
 
@@ -93,13 +117,14 @@ _CONNECTIONS: dict[type[AbstractConnection], type[AbstractConnection]] = {
 }
 
 
-class _Client(ArqRedis):
+class Client(ArqRedis):
     """An `ArqRedis` that calls its scripts through channels of its own."""
 
     def __init__(self, pool: ConnectionPool, *, limit_s: float) -> None:
         super().__init__(
             pool_or_conn=pool, job_serializer=orjson.dumps, job_deserializer=orjson.loads
         )
+        self.epoch: Epoch = pool.connection_kwargs["epoch"]
         self._channels = Channels(pool, limit_s=limit_s)
 
     def register_script(self, script: Any) -> ChannelScript:  # type: ignore[override]
@@ -112,88 +137,25 @@ class _Client(ArqRedis):
         await super().aclose(close_connection_pool)
 
 
-def connect(url: str, *, limit_s: float) -> ArqRedis:
+def connect(url: str, *, limit_s: float) -> Client:
     """A client for `url` whose every command is given up after `limit_s`.
 
     It connects when it is first used. arq's jobs go through it as JSON, scripts through lean
-    channels (`payswitch.channels`).
+    channels (`payswitch.channels`). Where a server answers that it is the wrong one, no connection
+    that is open then is used again.
     """
     pool: ConnectionPool = ConnectionPool.from_url(
-        url, socket_timeout=limit_s, socket_connect_timeout=min(limit_s, 1.0)
+        url,
+        socket_timeout=limit_s,
+        socket_connect_timeout=min(limit_s, 1.0),
+        parser_class=Parser,
+        epoch=Epoch(),
     )
     pool.connection_class = _CONNECTIONS[pool.connection_class]
-    return _Client(pool, limit_s=limit_s)
+    return Client(pool, limit_s=limit_s)
 
 
 def shown(url: str) -> str:
     """A URL without its credentials."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-
-
-async def risks(redis: Redis) -> list[str]:
-    """What this Redis may lose, a sentence each; empty when it may be trusted.
-
-    Raises `RedisError` when it can't be reached.
-    """
-    try:
-        config: dict[str, Any] = {}
-        for pattern in ("maxmemory*", "append*", "no-appendfsync-on-rewrite"):
-            config.update(await redis.config_get(pattern))
-    except RedisError as error:
-        if "CONFIG" not in str(error).upper() and "NOPERM" not in str(error).upper():
-            raise
-        return ["CONFIG is not allowed, so it can't be checked what Redis may lose"]
-    return judge(config)
-
-
-def judge(config: dict[str, Any]) -> list[str]:
-    """What a Redis with these settings may lose."""
-    found: list[str] = []
-    if config.get("maxmemory", "0") != "0" and config.get("maxmemory-policy") != "noeviction":
-        found.append(
-            f"maxmemory-policy is {config.get('maxmemory-policy')}: short of memory, Redis throws "
-            "away payments (set noeviction)"
-        )
-    if config.get("appendonly") != "yes":
-        found.append(
-            "appendonly is off: a restart of Redis loses every payment since the last snapshot "
-            "(set appendonly yes)"
-        )
-    elif config.get("appendfsync") != "always":
-        found.append(
-            f"appendfsync is {config.get('appendfsync')}: a crash loses acknowledged payments "
-            "and pins of the last seconds (set appendfsync always)"
-        )
-    elif config.get("no-appendfsync-on-rewrite", "no") != "no":
-        found.append(
-            "no-appendfsync-on-rewrite is on: a crash during a rewrite of the append-only file "
-            "loses acknowledged payments and pins (set it to no)"
-        )
-    return found
-
-
-async def check_trust(redis: Redis, *, demand: bool) -> None:
-    """Log what Redis may lose; with `demand`, raise `UntrustworthyRedisError` instead.
-
-    A Redis that is away is not judged, but with `demand` it is waited for.
-    """
-    is_waiting = False
-    while True:
-        try:
-            found = await risks(redis)
-            break
-        except (RedisError, OSError) as error:
-            if not is_waiting:
-                logger.warning(
-                    "redis is away, so it is not checked what it may lose: %(error)s",
-                    {"error": error},
-                )
-            if not demand:
-                return
-        is_waiting = True
-        await asyncio.sleep(_ASK_AGAIN_S)
-    if found and demand:
-        raise UntrustworthyRedisError("; ".join(found))
-    for risk in found:
-        logger.warning("redis: %(risk)s", {"risk": risk})

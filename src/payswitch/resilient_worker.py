@@ -8,17 +8,20 @@ import inspect
 import logging
 import signal
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import arq.worker
 import uvloop
 from arq.connections import ArqRedis
 from arq.cron import CronJob
+from arq.utils import poll
 from redis.exceptions import RedisError, ResponseError
 
 from payswitch import scripts
 from payswitch.garbage import collect_seldom
-from payswitch.memory import says_out_of_memory
+from payswitch.redis_client import Client
+from payswitch.redis_errors import in_words, says_out_of_memory
+from payswitch.redis_watch import RedisWatch
 
 logger = logging.getLogger(__name__)
 
@@ -31,30 +34,37 @@ class ResilientWorker(arq.worker.Worker):
     clock and a Redis that is full, and which leaves the health key to the other workers when it
     closes."""
 
-    _redis_is_away = False
+    _redis_refuses = False
     _redis_is_full = False
     redis_failures = 0
     """Turns of the main loop that Redis did not answer or refused."""
 
+    def __init__(self, *args: Any, redis_trust: str = "warn", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._watch = RedisWatch(cast(Client, self.pool), demand=redis_trust == "require")
+
     async def main(self) -> None:
-        """Run until cancelled; Redis may come and go meanwhile."""
+        """Run until cancelled; Redis may come and go meanwhile, and nothing is taken while it can't
+        be used. Raises what `on_startup` raises, and `UntrustworthyRedisError`."""
         collect_seldom()
-        while True:
-            try:
-                await self.pool.ping()
-                break
-            except (RedisError, OSError) as error:
-                await self._note_redis_away(error)
-        self._redis_is_back()
+        await self._watch.until_usable()
+        self._watch.start()
         logger.info("taking jobs from %(queue)s", {"queue": self.queue_name})
-        await super().main()
+        self.ctx["redis"] = self.pool
+        if self.on_startup:
+            await self.on_startup(self.ctx)
+        async for _ in poll(self.poll_delay_s):
+            await self._poll_iteration()
 
     async def _poll_iteration(self) -> None:
+        if self._watch.unusable is not None:
+            await asyncio.sleep(_PAUSE_S)
+            return
         try:
             await self._turn()
-            self._redis_is_back()
+            self._redis_takes_it()
         except (RedisError, OSError) as error:
-            await self._note_redis_away(error)
+            await self._note_failure(error)
             await self._recover()
 
     async def _turn(self) -> None:
@@ -148,17 +158,17 @@ class ResilientWorker(arq.worker.Worker):
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
+        await self._watch.close()
         await self.pool.aclose(close_connection_pool=True)
         self._pool = None
 
-    async def _note_redis_away(self, error: Exception) -> None:
+    async def _note_failure(self, error: Exception) -> None:
         self.redis_failures += 1
-        if not self._redis_is_away:
-            self._redis_is_away = True
-            if isinstance(error, ResponseError):
-                logger.warning("redis refuses: %(error)s", {"error": error})
-            else:
-                logger.warning("redis is away: %(error)s", {"error": error})
+        if not isinstance(error, ResponseError):
+            self._watch.note_away(error)
+        elif not self._redis_refuses:
+            self._redis_refuses = True
+            logger.warning("redis refuses: %(error)s", {"error": in_words(error)})
         await asyncio.sleep(_PAUSE_S)
 
     def _note_redis_full(self, is_full: bool) -> None:
@@ -170,10 +180,10 @@ class ResilientWorker(arq.worker.Worker):
             logger.info("redis has memory again")
         self._redis_is_full = is_full
 
-    def _redis_is_back(self) -> None:
-        if self._redis_is_away:
-            self._redis_is_away = False
-            logger.info("redis is back")
+    def _redis_takes_it(self) -> None:
+        if self._redis_refuses:
+            self._redis_refuses = False
+            logger.info("redis no longer refuses")
 
 
 def run_worker(worker_class: type[ResilientWorker], settings: type[Any], redis: ArqRedis) -> None:
@@ -185,6 +195,7 @@ def run_worker(worker_class: type[ResilientWorker], settings: type[Any], redis: 
     asyncio.set_event_loop(loop)
     known = {
         **inspect.signature(arq.worker.Worker).parameters,
+        **inspect.signature(ResilientWorker.__init__).parameters,
         **inspect.signature(worker_class.__init__).parameters,
     }
     values = {name: value for name, value in vars(settings).items() if name in known}

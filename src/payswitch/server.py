@@ -29,7 +29,8 @@ from payswitch.ingress import create_app
 from payswitch.listening import ListenError, create_sockets_with, free_path, numeric
 from payswitch.orphans import die_with_parent
 from payswitch.reasons import reason
-from payswitch.redis_client import check_trust, connect
+from payswitch.redis_client import connect
+from payswitch.redis_watch import RedisWatch
 from payswitch.settings import Settings
 from payswitch.start_error import StartError
 
@@ -86,7 +87,8 @@ def serve(settings: Settings, place: Place, *, workers: int) -> None:
     lose payments and the settings demand that it doesn't.
     """
     place = place.checked()
-    uvloop.run(_check_redis(settings))
+    if settings.redis_trust == "require":
+        uvloop.run(_require_trust(settings))
     try:
         if workers == 1:
             uvloop.run(_serve_embedded(settings, place))
@@ -221,9 +223,10 @@ def _max_connections() -> int:
     return max(min(_MAX_CONNECTIONS, files - _OTHER_FILES), files // 2)
 
 
-async def _check_redis(settings: Settings) -> None:
+async def _require_trust(settings: Settings) -> None:
+    """Wait for Redis. Raises `UntrustworthyRedisError`."""
     redis = connect(settings.redis_url, limit_s=settings.accept_limit_ms / 1000)
     try:
-        await check_trust(redis, demand=settings.redis_trust == "require")
+        await RedisWatch(redis, demand=True).check_trust()
     finally:
         await redis.aclose(close_connection_pool=True)

@@ -13,10 +13,8 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
-from redis.asyncio import ConnectionPool
-from redis.exceptions import RedisError
-
 from payswitch.processor_url import parse_processor_url
+from payswitch.redis_url import REDIS_URL, RedisUrlError, parse_redis_url
 
 MASK = "***"
 """Stands for a secret."""
@@ -100,25 +98,7 @@ def _processor_url() -> tuple[Callable[[str], str], str]:
 
 
 def _redis_url() -> tuple[Callable[[str], str], str]:
-    def parse(text: str) -> str:
-        parts = urlsplit(text)
-        if parts.scheme not in ("redis", "rediss", "unix") or not _is_one_word(text):
-            raise ValueError(text)
-        if parts.scheme != "unix" and not (
-            parts.hostname and re.fullmatch(r"/?[0-9]*", parts.path, re.ASCII)
-        ):
-            raise ValueError(text)
-        try:
-            # What redis-py makes of it, options included; nothing is connected.
-            ConnectionPool.from_url(text).make_connection()  # type: ignore[no-untyped-call]
-        except (TypeError, RedisError) as error:
-            raise ValueError(text) from error
-        return text
-
-    return (
-        parse,
-        "a URL with redis:// or rediss:// or unix:// as redis-py takes it",
-    )
+    return parse_redis_url, REDIS_URL
 
 
 def _is_one_word(text: str) -> bool:
@@ -423,8 +403,9 @@ class Settings:
                 continue
             try:
                 values[name] = variable.parse(text)
-            except ValueError:
-                message = f"{variable.refused(text)}: {variable.allowed}"
+            except ValueError as error:
+                why = str(error) if isinstance(error, RedisUrlError) else variable.allowed
+                message = f"{variable.refused(text)}: {why}"
                 problems[name] = Problem((variable.name,), message)
         settings = cls(**values)
         found = [*problems.values(), *settings._contradictions(problems.keys())]

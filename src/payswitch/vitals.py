@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import socket
 import time
 from collections import Counter, defaultdict
@@ -40,13 +41,16 @@ class Vitals:
 
     def __init__(self, redis: Redis, kind: str, collect: Callable[[], Fields]) -> None:
         host, pid = socket.gethostname(), os.getpid()
-        self.key = f"vitals:{kind}:{host}:{pid}"
+        # Host and pid are for people: containers that share their host's name may all be pid 1.
+        name = f"{host}:{pid}:{secrets.token_hex(4)}"
+        self.key = f"vitals:{kind}:{name}"
         self.redis_ahead_ms: float | None = None
         """How far Redis' clock is ahead of this process' boot time; None until it is known."""
         self._script = scripts.load(redis, "vitals")
         self._collect = collect
         self._who: Fields = {
             "kind": kind,
+            "name": name,
             "host": host,
             "pid": pid,
             "since": time.time_ns() // 1_000_000,
@@ -114,6 +118,8 @@ class Process:
 
     kind: str
     """`ingress`, `worker` or `health`."""
+    name: str
+    """What no other process has, nor this one after a restart."""
     host: str
     pid: int
     since: int
@@ -123,11 +129,6 @@ class Process:
     breakers: Mapping[str, str]
     """By processor: `closed`, `open` or `half-open`."""
     settle_times: Histogram
-
-    @property
-    def life(self) -> tuple[str, str, int, int]:
-        """What no other process has, nor this one after a restart."""
-        return self.kind, self.host, self.pid, self.since
 
     def of(self, prefix: str) -> dict[str, int]:
         """The counts whose names begin so, by the rest of their names."""
@@ -150,6 +151,7 @@ def parse_vitals(fields: Mapping[str, str]) -> Process | None:
                 counts[name] = _whole(text)
         return Process(
             kind=fields["kind"],
+            name=fields.get("name") or f"{fields['host']}:{fields['pid']}:{fields['since']}",
             host=fields["host"],
             pid=_whole(fields["pid"]),
             since=_whole(fields["since"]),

@@ -109,6 +109,7 @@ async def test_a_payment_is_told_that_redis_is_away(
 ) -> None:
     settings = Settings(redis_url=own_redis.url, accept_limit_ms=300)
     async with serving(settings) as client:
+        assert (await client.get("/readyz")).status_code == 200
         own_redis.kill()
         answer = await client.post("/payments", json={"correlationId": str(uuid4()), "amount": 1})
         assert answer.status_code == 503

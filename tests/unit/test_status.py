@@ -21,6 +21,7 @@ NOW = 1_795_363_500_000
 
 def process(kind: str, pid: int = 1, **counts: int) -> Process:
     return Process(
+        name="a-host:1:4f",
         kind=kind,
         host="here",
         pid=pid,

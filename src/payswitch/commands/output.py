@@ -22,12 +22,13 @@ from typing import Any
 import click
 import orjson
 from arq.connections import ArqRedis
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import RedisError
 
 from payswitch.controls import Order
 from payswitch.instants import format_instant
 from payswitch.printable import printable
 from payswitch.redis_client import connect, shown
+from payswitch.redis_errors import in_words
 from payswitch.settings import Settings
 
 _REDIS_LIMIT_S = 10
@@ -52,12 +53,10 @@ def run(task: Coroutine[Any, Any, int], settings: Settings, *, failed: int = 1) 
     """Run a command to its exit code; where Redis can't be asked, say so and return `failed`."""
     try:
         return asyncio.run(task)
-    except OutOfMemoryError:
-        problem = "it has no memory left"
     except BrokenPipeError:  # nobody reads what is printed; click ends quietly
         raise
     except (RedisError, OSError) as error:
-        problem = (str(error) or type(error).__name__).splitlines()[0]
+        problem = in_words(error)
     click.echo(f"payswitch: Redis at {shown(settings.redis_url)}: {problem}", err=True)
     return failed
 

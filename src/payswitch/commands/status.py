@@ -22,6 +22,7 @@ from payswitch.history import parse_sample, read_history
 from payswitch.overview import Overview, OverviewReader
 from payswitch.printable import printable
 from payswitch.redis_client import shown
+from payswitch.redis_errors import in_words
 from payswitch.settings import Settings
 from payswitch.status import Level, Status, breakers, document, duration, money, rates
 from payswitch.vitals import Process
@@ -73,7 +74,7 @@ async def _watch(settings: Settings, *, as_json: bool) -> int:
                     picture: RenderableType = _drawn(await _read(redis), settings)
                 except (RedisError, OSError) as error:
                     where = shown(settings.redis_url)
-                    picture = Text(f"Redis at {where} does not answer: {error}", style="red")
+                    picture = Text(f"Redis at {where}: {in_words(error)}", style="red")
                 live.update(picture, refresh=True)
                 await asyncio.sleep(_EVERY_S)
 

@@ -1,0 +1,37 @@
+-- Look: whether a payment would be accepted and a worker could take it. It changes nothing; its DEL
+-- is a write as all others are, so a replica, or a Redis that can't write to its disk, refuses it.
+--
+-- ARGV: the rights to look for, as pairs of a key ('' for none) and commands with spaces between
+-- Returns: INFO ('' where it is not allowed), the length of the backlog, and the rights that are
+--   missing, as pairs of a key and a command
+
+local ask = redis.acl_check_cmd
+local OTHER_KEYS = { DEL = true, EXISTS = true, MGET = true, UNLINK = true, WATCH = true }
+
+-- A command with as many arguments as it takes to find its key.
+local function may(command, key)
+  if OTHER_KEYS[command] then return ask(command, key) end
+  return ask(command, key == '' and '0' or key, '0')
+end
+
+local missing = {}
+if ask then
+  for i = 1, #ARGV, 2 do
+    for command in string.gmatch(ARGV[i + 1], '%S+') do
+      if not may(command, ARGV[i]) then
+        missing[#missing + 1] = ARGV[i]
+        missing[#missing + 1] = command
+      end
+    end
+  end
+end
+if #missing > 0 then return { '', 0, missing } end
+
+local info = {}
+if not ask or ask('INFO', 'server') then
+  for _, section in ipairs({ 'server', 'memory', 'replication', 'cluster' }) do
+    info[#info + 1] = redis.call('INFO', section)
+  end
+end
+write_even_out_of_memory()
+return { table.concat(info), size_of(OPEN), missing }

@@ -1,0 +1,152 @@
+"""What Redis' errors mean in words, and which of them say that this is the wrong server to ask.
+
+No text of a Lua script or of a library reaches a user: every log line, command and HTTP answer
+takes its reason from `in_words`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import ssl
+
+from redis._parsers import _AsyncHiredisParser
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+_CLUSTER = "it is a node of a cluster, which is not supported"
+_WRONG_SERVER = {
+    "READONLY": "it is a replica, which takes no writes",
+    "UNBLOCKED": "it has just become a replica",
+    "MASTERDOWN": "it is a replica without its primary",
+    "LOADING": "it is still loading its data",
+    "CLUSTERDOWN": "it is a node of a cluster that is down",
+    "MOVED": _CLUSTER,
+    "ASK": _CLUSTER,
+}
+"""By the code of the error. Nothing of the command was carried out."""
+
+_REFUSALS = (
+    (r"^CROSSSLOT|non local key|do not hash to the same slot", _CLUSTER),
+    (
+        r"^MISCONF|^Errors writing to the AOF|is configured to save RDB",
+        "it can't write to its disk",
+    ),
+    (r"^NOREPLICAS|^Not enough good replicas", "it has too few replicas to take writes"),
+    (r"^BUSY|busy running a script", "it is busy with a slow script"),
+    (r"^WRONGTYPE|against a key holding the wrong kind", "a key holds what is not Payswitch's"),
+    (r"max number of clients", "it has as many clients as it takes"),
+)
+
+_SCRIPT_DECORATIONS = (
+    r"^Error running script \(call to f_[0-9a-f]{40}\): ?",
+    r"^(?:@?user_script: ?\d+: ?)+",
+    r" ?script: (?:[0-9a-f]{40}, )?on @?user_script:\d+\.?$",
+)
+
+
+class WrongServerError(RedisConnectionError):
+    """The server that answered is not the one to ask: it is a replica, or not up yet. Its
+    connection is closed, and the next one looks the server's name up again."""
+
+    is_starting = False
+    """Whether it is the right one as soon as it has loaded its data."""
+
+
+class Epoch:
+    """Counts how often the server behind the name turned out to be the wrong one. A connection
+    that was opened in an earlier epoch is not used again: it leads to the server of that time."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def end(self) -> None:
+        """Let every connection that is open now be closed before its next use."""
+        self.number += 1
+
+
+class Parser(_AsyncHiredisParser):
+    """redis-py's parser, which also tells the errors of a wrong server."""
+
+    @classmethod
+    def parse_error(cls, response: str) -> Exception:
+        """The exception for the text of an error."""
+        code = response.partition(" ")[0]
+        if code in _WRONG_SERVER:
+            wrong = WrongServerError(_WRONG_SERVER[code])
+            wrong.is_starting = code == "LOADING"
+            return wrong
+        error: Exception = super().parse_error(response)  # type: ignore[no-untyped-call]
+        return error
+
+
+def says_out_of_memory(error: BaseException) -> bool:
+    """Whether Redis' words in it are those of one whose memory is full. The error code is no sign:
+    a transaction has another."""
+    return "used memory > 'maxmemory'" in str(error)
+
+
+def in_words(error: BaseException) -> str:
+    """The reason why Redis did not do it, as the end of the sentence "Redis: …"."""
+    text = _undecorated(str(error))
+    if says_out_of_memory(error):
+        return "it has no memory left"
+    if isinstance(error, WrongServerError):
+        return text
+    if isinstance(error, RedisTimeoutError | TimeoutError):
+        return "it does not answer in time"
+    if isinstance(error, AuthenticationError):
+        return _of_authentication(text)
+    if isinstance(error, NoPermissionError) or "ACL failure" in text or text.startswith("NOPERM"):
+        denied = re.sub(r"^(?:NOPERM |ACL failure in script: )+", "", text)
+        return f"its user lacks a right: {denied}"
+    if "closed by server" in text or "the connection ended" in text:
+        return "it ended the connection"
+    if isinstance(error, RedisError):
+        known = (words for pattern, words in _REFUSALS if re.search(pattern, text))
+        return next(known, text or "it gives no reason")
+    return unreachable(error, "") if isinstance(error, OSError) else text or "it gives no reason"
+
+
+def unreachable(error: BaseException, address: str) -> str:
+    """The reason why there is no connection to an address."""
+    at = f"{address}: " if address else ""
+    text = str(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{at}its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        speaks_plainly = re.search("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE", text)
+        said = error.reason or text
+        return f"{at}{'it does not speak TLS' if speaks_plainly else f'TLS fails: {said}'}"
+    if isinstance(error, socket.gaierror):
+        return f"{at}the host name is unknown"
+    if isinstance(error, ConnectionResetError | BrokenPipeError) or text == "Connection lost":
+        return f"{at}it ended the connection"
+    number = getattr(error, "errno", None)
+    # Where several addresses of a name fail, the first error says why.
+    if number is None and (found := re.search(r"\[Errno (\d+)\]", text)):
+        number = int(found[1])
+    if number is None:
+        return f"{at}{text or type(error).__name__}"
+    if number == errno.ECONNREFUSED:
+        return f"{at}nothing listens there"
+    return f"{at}{os.strerror(number).lower()}"
+
+
+def _undecorated(text: str) -> str:
+    """The first line of a text, without what Redis says of the script in which it came up."""
+    text = (text.splitlines() or [""])[0]
+    for pattern in _SCRIPT_DECORATIONS:
+        text = re.sub(pattern, "", text)
+    return text.removeprefix("ERR ").removeprefix("-").strip()
+
+
+def _of_authentication(text: str) -> str:
+    if "without any password" in text or "no password is set" in text:
+        return "it has no password, but REDIS_URL names one"
+    if "required" in text:
+        return "it asks for a password"
+    return "it does not take the user and the password"

@@ -1,0 +1,106 @@
+"""`REDIS_URL`: which ones are taken, and why an option is not."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from urllib.parse import parse_qs, urlsplit
+
+from redis.asyncio import ConnectionPool, SSLConnection
+from redis.asyncio.connection import AbstractConnection
+
+REDIS_URL = "a URL with redis:// or rediss:// or unix://"
+
+_SWITCH = r"(?i)true|false|yes|no|1|0", "true or false"
+_FILE = r".+", "the name of a file"
+OPTIONS: Mapping[str, tuple[str, str]] = {
+    "db": (r"[0-9]{1,9}", "a whole number"),
+    "username": (r".+", "a name"),
+    "password": (r".+", "a password"),
+    "client_name": (r"[!-~]+", "printable ASCII without spaces"),
+    "socket_keepalive": _SWITCH,
+    "ssl_ca_certs": _FILE,
+    "ssl_certfile": _FILE,
+    "ssl_keyfile": _FILE,
+    "ssl_check_hostname": _SWITCH,
+    "ssl_cert_reqs": (r"none|optional|required", "none, optional or required"),
+}
+"""The options after the question mark that are taken, and their values: pattern and words."""
+
+_READ_AS_BYTES = "Payswitch reads every answer as bytes"
+_LIMITS = "each part has a time limit of its own"
+_RETRIES = "Payswitch itself repeats what may be repeated"
+_BEFORE_IT = "it belongs before the question mark"
+REFUSED: Mapping[str, str] = {
+    "decode_responses": _READ_AS_BYTES,
+    "encoding": _READ_AS_BYTES,
+    "encoding_errors": _READ_AS_BYTES,
+    "protocol": "Payswitch speaks version 2 of the protocol",
+    "socket_timeout": _LIMITS,
+    "socket_connect_timeout": _LIMITS,
+    "timeout": _LIMITS,
+    "retry_on_timeout": _RETRIES,
+    "retry_on_error": _RETRIES,
+    "max_connections": "a payment must not wait for a connection",
+    "health_check_interval": "Payswitch looks at every connection before it uses it",
+    "host": _BEFORE_IT,
+    "port": _BEFORE_IT,
+    "path": _BEFORE_IT,
+}
+"""Options that redis-py takes, and why Payswitch doesn't."""
+
+
+class RedisUrlError(ValueError):
+    """A URL that is not taken; the message says why, without anything of a password."""
+
+
+def parse_redis_url(text: str) -> str:
+    """The URL itself. Raises `RedisUrlError`."""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+        options = parse_qs(parts.query, keep_blank_values=True)
+    except ValueError:
+        raise RedisUrlError(REDIS_URL) from None
+    if parts.scheme not in ("redis", "rediss", "unix") or not text.isprintable() or " " in text:
+        raise RedisUrlError(REDIS_URL)
+    if parts.fragment:
+        raise RedisUrlError(f"{REDIS_URL}; a # in a password is written %23")
+    if parts.scheme == "unix":
+        if not parts.path:
+            raise RedisUrlError(f"{REDIS_URL}; the path of the socket is missing")
+    elif not (parts.hostname and re.fullmatch(r"/?[0-9]*", parts.path, re.ASCII)):
+        raise RedisUrlError(f"{REDIS_URL}, a host, and at most the number of a database behind it")
+    for name, values in options.items():
+        _check_option(parts.scheme, name, values)
+    if ("ssl_certfile" in options) != ("ssl_keyfile" in options):
+        raise RedisUrlError("the options ssl_certfile and ssl_keyfile go together")
+    _check_tls(ConnectionPool.from_url(text).make_connection())  # type: ignore[no-untyped-call]
+    return text
+
+
+def _check_option(scheme: str, name: str, values: list[str]) -> None:
+    if name in REFUSED:
+        raise RedisUrlError(f"the option {name} is not supported: {REFUSED[name]}")
+    if name not in OPTIONS:
+        raise RedisUrlError(f"the option {name[:40]!r} is unknown; there are {', '.join(OPTIONS)}")
+    if name.startswith("ssl_") and scheme != "rediss":
+        raise RedisUrlError(f"the option {name} is for rediss://")
+    if name == "socket_keepalive" and scheme == "unix":
+        raise RedisUrlError(f"the option {name} is for redis:// and rediss://")
+    pattern, words = OPTIONS[name]
+    if len(values) > 1 or not re.fullmatch(pattern, values[0]):
+        raise RedisUrlError(f"the option {name} must be {words}")
+    if OPTIONS[name] is _FILE and not os.access(values[0], os.R_OK):
+        raise RedisUrlError(f"the option {name} names no file that can be read")
+
+
+def _check_tls(connection: AbstractConnection) -> None:
+    """Read the certificates. Nothing is connected."""
+    if not isinstance(connection, SSLConnection):
+        return
+    try:
+        connection.ssl_context.get()
+    except (OSError, TypeError, ValueError) as error:
+        raise RedisUrlError(f"TLS can't be set up with these options: {error}") from None
