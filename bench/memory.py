@@ -1,7 +1,7 @@
 """What a payment takes of Redis' memory while it waits, while it is paid, and once it is settled.
 
-Payments go through the real accepting, claiming, routing and settling scripts. The server is the one
-that `payswitch up` would start, or, to compare versions, an empty one that runs already:
+Payments go through the real accepting, claiming, routing and settling scripts. The server is the
+one that `payswitch up` would start, or, to compare versions, an empty one that runs already:
 
     python -m bench.memory
     python -m bench.memory --redis-url redis://localhost:6380
@@ -56,27 +56,42 @@ async def weigh(redis: Redis, count: int, per_second: float) -> Weights:
     if await redis.dbsize():
         raise RuntimeError("this Redis is not empty")
     # Scripts and the first of each kind of command take memory of their own.
-    await _settle_all(redis, await _claim_all(redis, await _accept_all(redis, 1)), per_second)
-    empty = await _used(redis)
-    await _accept_all(redis, count)
-    waiting = await _used(redis)
-    claims = await _claim_all(redis, count)
-    in_hand = await _used(redis)
-    await _settle_all(redis, claims, per_second)
-    settled = await _used(redis)
-    return Weights(*((used - empty) / count for used in (waiting, in_hand, settled)))
-
-
-async def _accept_all(redis: Redis, count: int) -> int:
-    queue = AcceptQueue(redis, limit_ms=_LIMIT_S * 1000, max_backlog=count)
+    await _pay(redis, range(1), per_second)
+    used = [await _used(redis)]
+    # As payments flow, so few at once that the tables grow by what is settled alone.
     for batch in _batches(count):
-        payments = (Payment(str(uuid4()), 1000 + n) for n in batch)
-        answers = await asyncio.gather(*(queue.accept(payment) for payment in payments))
-        _require(all(answer is Acceptance.NEW for answer in answers), "accepted")
-    return count
+        await _pay(redis, batch, per_second)
+    used.append(await _used(redis))
+    for batch in _batches(count):
+        await _accept(redis, batch)
+    used.append(await _used(redis))
+    await _claim(redis, count)
+    used.append(await _used(redis))
+    settled, waiting, in_hand = (
+        (used[n] - used[before]) / count for n, before in ((1, 0), (2, 1), (3, 1))
+    )
+    return Weights(waiting, in_hand, settled)
 
 
-async def _claim_all(redis: Redis, count: int) -> list[Claim]:
+async def _pay(redis: Redis, batch: range, per_second: float) -> None:
+    await _accept(redis, batch)
+    ledger = Ledger(redis, processors=["default"], retention_ms=Settings.retention_ms)
+    settlements = await asyncio.gather(
+        *(
+            ledger.settle(claim, "default", _FIRST_MS + int(n / per_second * 1000))
+            for n, claim in zip(batch, await _claim(redis, len(batch)), strict=True)
+        )
+    )
+    _require(all(each is Settlement.SETTLED for each in settlements), "settled")
+
+
+async def _accept(redis: Redis, batch: range) -> None:
+    queue = AcceptQueue(redis, limit_ms=_LIMIT_S * 1000, max_backlog=10**9)
+    answers = await asyncio.gather(*(queue.accept(Payment(str(uuid4()), 1000 + n)) for n in batch))
+    _require(all(answer is Acceptance.NEW for answer in answers), "accepted")
+
+
+async def _claim(redis: Redis, count: int) -> list[Claim]:
     claims = Claims(redis, lease_ms=_LEASE_MS, deadline_ms=_LEASE_MS)
     tries = Tries(redis, max_delay_ms=Settings.processor_max_delay_ms, lease_ms=_LEASE_MS)
     found: list[Claim] = []
@@ -87,18 +102,6 @@ async def _claim_all(redis: Redis, count: int) -> list[Claim]:
         _require(None not in routed, "routed")
         found += taken
     return found
-
-
-async def _settle_all(redis: Redis, claims: list[Claim], per_second: float) -> None:
-    ledger = Ledger(redis, processors=["default"], retention_ms=Settings.retention_ms)
-    for batch in _batches(len(claims)):
-        settlements = await asyncio.gather(
-            *(
-                ledger.settle(claims[n], "default", _FIRST_MS + int(n / per_second * 1000))
-                for n in batch
-            )
-        )
-        _require(all(each is Settlement.SETTLED for each in settlements), "settled")
 
 
 def _batches(count: int) -> Iterator[range]:
