@@ -191,7 +191,7 @@ def test_the_simulators_are_where_the_workers_look_for_processors() -> None:
         simulator = PROCESSORS["services"][f"payment-processor-{name}"]
         url = environment[f"PAYMENT_PROCESSOR_URL_{name.upper()}"]
         assert url == f"http://{simulator['container_name']}:8080"
-        assert simulator["ports"] == [f"{port}:8080"]
+        assert simulator["ports"] == [f"127.0.0.1:{port}:8080"]
         assert simulator["networks"] == ["payment-processor"]
 
 
