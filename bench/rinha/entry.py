@@ -68,13 +68,14 @@ def write_entry(compose: Path, author: Author, folder: Path) -> list[Path]:
 
 def as_published(compose: Mapping[str, Any], image: str) -> dict[str, Any]:
     """The compose file with `image` in the place of what is built from source, and without the
-    parts that only its anchors need."""
+    parts that only its anchors need or that `up` doesn't start."""
     entry = {name: part for name, part in compose.items() if not name.startswith("x-")}
     entry["services"] = {
         name: {key: value for key, value in (service | {"image": image}).items() if key != "build"}
         if "build" in service
         else service
         for name, service in compose["services"].items()
+        if "profiles" not in service
     }
     return entry
 

@@ -176,7 +176,7 @@ def up(**options: Any) -> None:
     """Run the whole system on this machine until Ctrl-C.
 
     REDIS_URL, PAYMENT_PROCESSOR_URL_DEFAULT and PAYMENT_PROCESSOR_URL_FALLBACK name existing ones
-    that are used instead.
+    that are used instead. With none of them anyone may purge, unless PAYSWITCH_PURGE is set.
 
     Example: payswitch up --fresh
     """

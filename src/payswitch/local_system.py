@@ -34,6 +34,7 @@ from payswitch.metrics_targets import free_ports, targets_in
 from payswitch.queue import QUEUE
 from payswitch.redis_client import connect, shown
 from payswitch.screen import Screen
+from payswitch.secret_files import variable_of
 from payswitch.settings import Settings
 from payswitch.supervisor import Part, Supervisor
 
@@ -89,19 +90,26 @@ class LocalSystem:
                 ("default", options.default_port),
                 ("fallback", options.fallback_port),
             )
-            if not environment.get(_url_variable(name))
+            if not variable_of(environment, _url_variable(name))
         }
-        self.own_redis = not environment.get("REDIS_URL")
+        self.own_redis = not variable_of(environment, "REDIS_URL")
         self._environment = dict(environment)
         for name, port in self.simulated.items():
             self._environment[_url_variable(name)] = f"http://{port.address}"
         if self.own_redis:
             self._environment["REDIS_URL"] = f"redis://{LOCAL}:{options.redis_port}/0"
+        if self._is_playground and not environment.get("PAYSWITCH_PURGE"):
+            self._environment["PAYSWITCH_PURGE"] = "open"
         self.settings = Settings.from_environment(self._environment)
         self._port = Port("endpoint", options.host, options.port, "--port")
         self._metrics_ports = self._free_metrics_ports()
         self.haproxy = find_haproxy() if options.haproxy else None
         self.redis = connect(self.settings.redis_url, limit_s=1)
+
+    @property
+    def _is_playground(self) -> bool:
+        """Whether Redis and both processors are its own, so that anyone may forget all payments."""
+        return self.own_redis and self.simulated.keys() == FEES.keys()
 
     def groups(self, redis_folder: Path | None) -> list[list[Service]]:
         """The services in the order in which they are stopped. Redis is among them if it has a
@@ -124,7 +132,7 @@ class LocalSystem:
         if not self.own_redis:
             urls["redis"] = (self.settings.redis_url, "REDIS_URL")
         return [
-            Row(name, shown(url), None, f"from {variable}")
+            Row(name, shown(url), None, f"from {variable_of(self._environment, variable)}")
             for name, (url, variable) in urls.items()
         ]
 

@@ -8,16 +8,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from payswitch.processor_url import parse_processor_url
 from payswitch.redis_url import REDIS_URL, RedisUrlError, parse_redis_url
+from payswitch.secret_files import SUFFIX, Given, SecretFileError, read_secret
 
 MASK = "***"
 """Stands for a secret."""
+
+Secret = Literal["", "all", "password"]
+"""How much of a value is a secret: nothing, all of it, or the password in a URL."""
 
 _LONGEST_SHOWN = 200
 
@@ -46,19 +50,33 @@ class Variable:
     parse: Callable[[str], Any]
     allowed: str
     purpose: str
-    secret: bool = False
+    secret: Secret = ""
+
+    @property
+    def file_name(self) -> str | None:
+        """The variable that may name a file with the value instead; only of a secret."""
+        return self.name + SUFFIX if self.secret else None
+
+    def read(self, environment: Mapping[str, str]) -> Given:
+        """What the environment says. Raises `SecretFileError`."""
+        if self.secret:
+            return read_secret(environment, self.name)
+        return Given(environment.get(self.name, ""))
 
     def shown(self, value: Any) -> Any:
-        """A value that is allowed, its secrets masked: all of it, or the password in a URL."""
-        if self.secret:
+        """A value that is allowed, its secret masked."""
+        if self.secret == "all":
             return MASK if value else value
-        return _without_password(value) if "://" in str(value) else value
+        return _without_password(value) if self.secret else value
 
-    def refused(self, text: str) -> str:
+    def refused(self, given: Given) -> str:
         """The assignment of a value that is not allowed; not of what may hold a secret."""
+        text = given.text
+        if given.path:
+            return f"{self.file_name}={given.path!r} (content not shown)"
         if not text:
             return f"{self.name}=''"
-        if self.secret or "@" in text or "password" in text.lower():
+        if self.secret == "all" or "@" in text or "password" in text.lower():
             return f"{self.name}=(not shown)"
         cut = text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
         return f"{self.name}={cut!r}"
@@ -70,7 +88,7 @@ def _setting(
     kind: tuple[Callable[[str], Any], str],
     purpose: str,
     *,
-    secret: bool = False,
+    secret: Secret = "",
 ) -> Any:
     parse, allowed = kind
     variable = Variable(name, parse, allowed, purpose, secret)
@@ -135,6 +153,7 @@ class Settings:
         "redis://127.0.0.1:6379/0",
         _redis_url(),
         "The Redis that holds queue, records, ledger and selection.",
+        secret="password",
     )
     processor_url_default: str = _setting(
         "PAYMENT_PROCESSOR_URL_DEFAULT",
@@ -142,12 +161,14 @@ class Settings:
         _processor_url(),
         "Base URL of the processor `default`, the cheaper one. What stands before an `@` in it, as "
         "`user:password`, is sent as Basic credentials.",
+        secret="password",
     )
     processor_url_fallback: str = _setting(
         "PAYMENT_PROCESSOR_URL_FALLBACK",
         "http://localhost:8002",
         _processor_url(),
         "Base URL of the processor `fallback`, likewise.",
+        secret="password",
     )
     processor_admin_token: str = _setting(
         "PAYSWITCH_PROCESSOR_ADMIN_TOKEN",
@@ -155,7 +176,7 @@ class Settings:
         _text(),
         "The `X-Rinha-Token` for the processors' admin calls: those of `payswitch reconcile`, and "
         "the health worker's for the fee.",
-        secret=True,
+        secret="all",
     )
     accept_limit_ms: int = _setting(
         "PAYSWITCH_ACCEPT_LIMIT_MS",
@@ -178,7 +199,7 @@ class Settings:
     )
     purge: str = _setting(
         "PAYSWITCH_PURGE",
-        "open",
+        "off",
         _choice("open", "token", "off"),
         "`POST /purge-payments`: anyone may (`open`), only with the token (`token`), or nobody "
         "(`off`).",
@@ -188,7 +209,7 @@ class Settings:
         "",
         _text(),
         "The bearer token that `PAYSWITCH_PURGE=token` demands.",
-        secret=True,
+        secret="all",
     )
     redis_trust: str = _setting(
         "PAYSWITCH_REDIS_TRUST",
@@ -395,32 +416,37 @@ class Settings:
         Raises `SettingsError` that names every variable whose value is not allowed.
         """
         source = os.environ if environment is None else environment
+        given: dict[str, Given] = {}
         values: dict[str, Any] = {}
         problems: dict[str, Problem] = {}
         for name, variable in variables().items():
-            text = source.get(variable.name, "")
-            if not text:
-                continue
             try:
-                values[name] = variable.parse(text)
+                given[name] = variable.read(source)
+                if given[name].text:
+                    values[name] = variable.parse(given[name].text)
+            except SecretFileError as error:
+                problems[name] = Problem((variable.name,), str(error))
             except ValueError as error:
                 why = str(error) if isinstance(error, RedisUrlError) else variable.allowed
-                message = f"{variable.refused(text)}: {why}"
+                message = f"{variable.refused(given[name])}: {why}"
                 problems[name] = Problem((variable.name,), message)
         settings = cls(**values)
-        found = [*problems.values(), *settings._contradictions(problems.keys())]
+        found = [*problems.values(), *settings._contradictions(given, problems.keys())]
         if found:
             raise SettingsError(found)
         return settings
 
-    def _contradictions(self, unknown: Set[str]) -> Iterator[Problem]:
+    def _contradictions(self, given: Mapping[str, Given], unknown: Set[str]) -> Iterator[Problem]:
         """Settings that are allowed one by one but not together; those of which a part is unknown
         are not judged."""
         known = variables()
         for is_kept, names, rule in self._rules():
             if is_kept or not unknown.isdisjoint(names):
                 continue
-            values = (known[name].refused(str(getattr(self, name))) for name in names)
+            values = (
+                known[name].refused(replace(given[name], text=str(getattr(self, name))))
+                for name in names
+            )
             yield Problem(tuple(known[name].name for name in names), f"{', '.join(values)}: {rule}")
 
     def _rules(self) -> Iterator[tuple[bool, tuple[str, ...], str]]:

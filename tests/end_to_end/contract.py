@@ -119,14 +119,14 @@ def running_servers(folder: Path) -> Iterator[Servers]:
     redis_server.start()
     away = f"redis://{HOST}:{free_port()}/0"
     environments = {
-        "open": {"REDIS_URL": redis_server.url},
-        "off": {"REDIS_URL": redis_server.url, "PAYSWITCH_PURGE": "off"},
+        "open": {"REDIS_URL": redis_server.url, "PAYSWITCH_PURGE": "open"},
+        "off": {"REDIS_URL": redis_server.url},
         "token": {
             "REDIS_URL": redis_server.url,
             "PAYSWITCH_PURGE": "token",
             "PAYSWITCH_PURGE_TOKEN": TOKEN,
         },
-        "away": {"REDIS_URL": away},
+        "away": {"REDIS_URL": away, "PAYSWITCH_PURGE": "open"},
     }
     urls = {name: f"http://{HOST}:{free_port()}" for name in environments}
     processes = [

@@ -40,7 +40,7 @@ async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
 
 @contextlib.asynccontextmanager
 async def serving(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(Settings(redis_url=url))
+    app = create_app(Settings(redis_url=url, purge="open"))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://ingress") as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +60,15 @@ async def test_the_table_has_a_line_for_every_setting() -> None:
         line[0] for line in lines if line
     }
     assert "\x1b" not in ended.out
+
+
+async def test_a_secret_that_stands_in_a_file_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("hunter2\n")
+    environment = {"PAYSWITCH_PURGE": "token", "PAYSWITCH_PURGE_TOKEN_FILE": str(path)}
+    found = (await rows(environment))["PAYSWITCH_PURGE_TOKEN"]
+    assert (found["value"], found["from"]) == ("***", f"file {path}")
+    assert (await document(environment))["unknown"] == []
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)])

@@ -27,7 +27,11 @@ def load(name: str) -> dict[str, Any]:
 
 COMPOSE = load("compose.yaml")
 PROCESSORS = load("compose.processors.yaml")
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SERVICES: dict[str, dict[str, Any]] = {
+    name: service for name, service in COMPOSE["services"].items() if "profiles" not in service
+}
+"""What `up` starts."""
+OPERATOR: dict[str, Any] = COMPOSE["services"]["operator"]
 ALL_SERVICES = SERVICES | PROCESSORS["services"]
 INGRESSES = {name for name in SERVICES if name.startswith("ingress")}
 WORKERS = {name for name in SERVICES if name.startswith("worker")}
@@ -165,6 +169,21 @@ def test_parts_of_payswitch_are_one_image_and_agree_on_their_settings() -> None:
         assert part["environment"] == parts[0]["environment"]
 
 
+def test_operators_have_a_service_of_their_own_that_up_does_not_start() -> None:
+    assert COMPOSE["services"].keys() - SERVICES.keys() == {"operator"}
+    assert OPERATOR["profiles"] == ["operator"]
+    assert OPERATOR["restart"] == "no"
+    health = SERVICES["health"]
+    shared = ("image", "environment", "networks", "read_only", "cap_drop", "security_opt")
+    assert [OPERATOR[name] for name in shared] == [health[name] for name in shared]
+
+
+def test_operators_commands_have_memory_and_take_no_cpu_from_who_a_client_waits_for() -> None:
+    # 41 MB were used by `reconcile --thorough` (docs/containers.md).
+    assert size(limits(OPERATOR)["memory"]) >= 2 * 41 * 1024**2
+    assert OPERATOR["cpu_shares"] == SERVICES["health"]["cpu_shares"]
+
+
 def test_the_simulators_are_where_the_workers_look_for_processors() -> None:
     environment = SERVICES["health"]["environment"]
     assert PROCESSORS["networks"]["payment-processor"]["name"] == "payment-processor"
@@ -172,7 +191,7 @@ def test_the_simulators_are_where_the_workers_look_for_processors() -> None:
         simulator = PROCESSORS["services"][f"payment-processor-{name}"]
         url = environment[f"PAYMENT_PROCESSOR_URL_{name.upper()}"]
         assert url == f"http://{simulator['container_name']}:8080"
-        assert simulator["ports"] == [f"{port}:8080"]
+        assert simulator["ports"] == [f"127.0.0.1:{port}:8080"]
         assert simulator["networks"] == ["payment-processor"]
 
 

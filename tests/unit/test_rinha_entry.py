@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from bench.rinha.entry import OTHER_TECHNOLOGIES, Author, EntryError, entry, write_entry
-from tests.unit.test_compose import COMPOSE, ROOT, limits, size
+from tests.unit.test_compose import COMPOSE, ROOT, SERVICES, limits, size
 
 AUTHOR = Author(
     name="Débora",
@@ -25,7 +25,7 @@ AUTHOR = Author(
     repository="https://git.example/debora/payswitch",
     image="docker.io/debora/payswitch:1.2.3",
 )
-NAMES = sorted(COMPOSE["services"])
+NAMES = sorted(SERVICES)
 COMPOSERS = [
     command
     for command in (("docker", "compose"), ("podman-compose",))
@@ -52,7 +52,7 @@ def published(folder: Path) -> dict[str, Any]:
 
 def changed_compose(folder: Path, **service: Any) -> Path:
     """A compose file like ours, whose Redis is another in some respect."""
-    services = COMPOSE["services"] | {"redis": COMPOSE["services"]["redis"] | service}
+    services = SERVICES | {"redis": SERVICES["redis"] | service}
     path = folder / "compose.yaml"
     path.write_text(yaml.safe_dump(COMPOSE | {"services": services}))
     (folder / "haproxy.cfg").touch()
@@ -106,10 +106,14 @@ def test_two_servers_answer_behind_port_9999(published: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_service_is_what_it_is_in_compose_yaml(name: str, published: dict[str, Any]) -> None:
-    ours = dict(COMPOSE["services"][name])
+    ours = dict(SERVICES[name])
     if ours.pop("build", None):
         ours["image"] = AUTHOR.image
     assert published["services"][name] == ours
+
+
+def test_it_has_just_the_services_that_up_starts(published: dict[str, Any]) -> None:
+    assert published["services"].keys() == SERVICES.keys()
 
 
 def test_all_but_the_services_is_as_in_compose_yaml(published: dict[str, Any]) -> None:
@@ -146,6 +150,7 @@ def test_a_composer_reads_the_same_from_both(composer: tuple[str, ...], folder: 
             [*composer, "-f", path.name, "config"], cwd=path.parent, capture_output=True, check=True
         )
         found = yaml.safe_load(read.stdout)["services"]
+        found.pop("operator", None)
         for service in found.values():
             if service.pop("build", None):
                 service["image"] = AUTHOR.image
@@ -178,7 +183,7 @@ def test_the_other_technologies_are_what_payswitch_depends_on() -> None:
 def test_the_readme_links_to_the_source_and_adds_up_the_limits(folder: Path) -> None:
     readme = (folder / "README.md").read_text()
     assert f"<{AUTHOR.repository}>" in readme
-    given = [limits(service) for service in COMPOSE["services"].values()]
+    given = [limits(service) for service in SERVICES.values()]
     cpus = sum(Decimal(each["cpus"]) for each in given)
     memory = sum(size(each["memory"]) for each in given) // 1024**2
     assert f"| **in all** | | **{cpus}** | **{memory}MB** |" in readme
@@ -218,7 +223,7 @@ def test_the_command_makes_its_defaults_from_the_owner(tmp_path: Path) -> None:
     assert info["source-code-repo"] == "https://github.com/Somebody/payswitch"
     assert info["social"] == ["https://github.com/Somebody"]
     services = yaml.safe_load((tmp_path / "docker-compose.yml").read_text())["services"]
-    tag = COMPOSE["services"]["health"]["image"].rpartition(":")[2]
+    tag = SERVICES["health"]["image"].rpartition(":")[2]
     assert services["health"]["image"] == f"docker.io/somebody/payswitch:{tag}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +22,12 @@ CHOICES = {
     field: variable.allowed.removeprefix("one of ").split(", ")
     for field, variable in VARIABLES.items()
     if variable.allowed.startswith("one of ")
+}
+SECRETS = [field for field, variable in VARIABLES.items() if variable.secret]
+SECRET_VALUES = {"redis_url": "redis://:hunter2@elsewhere"} | {
+    field: f"http://user:hunter2@{field.rpartition('_')[2]}"
+    for field in SECRETS
+    if field.startswith("processor_url")
 }
 URLS = [field for field, variable in VARIABLES.items() if variable.allowed.startswith("a URL")]
 
@@ -271,7 +278,7 @@ def test_a_contradiction_is_named(environment: dict[str, str], message: str) -> 
     "environment",
     [
         {"PAYSWITCH_PURGE": "token", "PAYSWITCH_PURGE_TOKEN": "a"},
-        {"PAYSWITCH_PURGE": "off"},
+        {"PAYSWITCH_PURGE": "open"},
         {"PAYSWITCH_HEALTH_LIMIT_MS": "3999"},
         {"PAYSWITCH_HEALTH_LOCK_MS": "5099"},
         {"PAYSWITCH_LEASE_MS": "10501"},
@@ -342,9 +349,115 @@ def test_what_is_no_secret_is_shown_as_it_is(field: str) -> None:
     assert VARIABLES[field].shown(default) == default
 
 
-def test_every_token_is_a_secret() -> None:
-    tokens = {field for field in VARIABLES if "token" in field or "password" in field}
-    assert tokens == {field for field, variable in VARIABLES.items() if variable.secret}
+def test_every_token_and_url_is_marked_as_a_secret() -> None:
+    tokens = {field: "all" for field in VARIABLES if "token" in field or "password" in field}
+    urls = {field: "password" for field in VARIABLES if "url" in field}
+    assert tokens | urls == {
+        field: variable.secret for field, variable in VARIABLES.items() if variable.secret
+    }
+
+
+# Secrets in files.
+
+
+def in_file(folder: Path, content: str | bytes) -> str:
+    """The path of a file with this content."""
+    path = folder / "secret"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+@pytest.mark.parametrize("field", SECRETS)
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_secret_may_stand_in_a_file(field: str, end: str, tmp_path: Path) -> None:
+    value = SECRET_VALUES.get(field, "hunter2")
+    environment = {f"{VARIABLES[field].name}_FILE": in_file(tmp_path, value + end)}
+    if field == "purge_token":
+        environment["PAYSWITCH_PURGE"] = "token"
+    assert getattr(Settings.from_environment(environment), field) == value
+
+
+def test_what_is_no_secret_is_read_from_no_file(tmp_path: Path) -> None:
+    environment = {"PAYSWITCH_PURGE_FILE": in_file(tmp_path, "open")}
+    assert Settings.from_environment(environment) == Settings()
+
+
+def test_an_empty_name_of_a_file_names_none() -> None:
+    environment = {"REDIS_URL": "redis://elsewhere", "REDIS_URL_FILE": ""}
+    assert Settings.from_environment(environment).redis_url == "redis://elsewhere"
+
+
+def test_a_secret_in_both_places_is_refused(tmp_path: Path) -> None:
+    path = in_file(tmp_path, "redis://a")
+    message = errors_of(REDIS_URL="redis://:hunter2@a", REDIS_URL_FILE=path)
+    assert message == "REDIS_URL and REDIS_URL_FILE are both set: set one of them"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "is empty"),
+        ("\n", "is empty"),
+        (b"hunter2\xff", "is not UTF-8"),
+        ("x" * 65_537, "is larger than 65536 bytes"),
+    ],
+)
+def test_a_file_that_holds_no_secret_is_named(
+    content: str | bytes, reason: str, tmp_path: Path
+) -> None:
+    path = in_file(tmp_path, content)
+    assert errors_of(REDIS_URL_FILE=path) == f"REDIS_URL_FILE='{path}': {reason}"
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "nothing"
+    assert errors_of(REDIS_URL_FILE=str(path)) == (
+        f"REDIS_URL_FILE='{path}': No such file or directory"
+    )
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root reads every file")
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    path = in_file(tmp_path, "redis://a")
+    Path(path).chmod(0)
+    assert errors_of(REDIS_URL_FILE=path) == f"REDIS_URL_FILE='{path}': Permission denied"
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    assert errors_of(REDIS_URL_FILE=str(path)) == f"REDIS_URL_FILE='{path}': is no regular file"
+
+
+@pytest.mark.parametrize("path", ["/", "/dev/null", "a\0b"])
+def test_what_is_no_file_is_named_on_one_line(path: str) -> None:
+    message = errors_of(REDIS_URL_FILE=path)
+    assert message.startswith(f"REDIS_URL_FILE={path!r}: ")
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"REDIS_URL": "rdis://hunter2"},
+        {"PAYSWITCH_PURGE_TOKEN": "hunter2\x00", "PAYSWITCH_PURGE": "token"},
+        {"PAYSWITCH_PURGE_TOKEN": "hunter2"},
+        {
+            "PAYMENT_PROCESSOR_URL_DEFAULT": "http://hunter2",
+            "PAYMENT_PROCESSOR_URL_FALLBACK": "http://hunter2/",
+        },
+    ],
+)
+def test_an_error_names_the_file_and_shows_nothing_of_it(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    given = {name: value for name, value in environment.items() if name == "PAYSWITCH_PURGE"}
+    for name in environment.keys() - given.keys():
+        (tmp_path / name).write_text(environment[name])
+        given[f"{name}_FILE"] = str(tmp_path / name)
+    message = errors_of(**given)
+    assert all(path in message for name, path in given.items() if name.endswith("_FILE"))
+    assert "hunter2" not in message
 
 
 # The document.
@@ -370,6 +483,12 @@ def test_every_variable_has_its_row_in_the_document(field: str) -> None:
 def test_the_document_has_no_row_of_an_unknown_variable() -> None:
     known = {variable.name for variable in VARIABLES.values()}
     assert {row.split("`")[1] for row in documented_rows()} <= known
+
+
+def test_the_document_names_every_variable_that_may_name_a_file() -> None:
+    assert set(re.findall(r"`([A-Z_]+_FILE)`", DOCUMENT.read_text())) == {
+        variable.file_name for variable in VARIABLES.values() if variable.file_name
+    }
 
 
 def test_every_field_of_the_settings_is_a_variable() -> None:

@@ -22,6 +22,7 @@ from payswitch.machine import (
     redis_folder,
 )
 from payswitch.screen import Screen
+from payswitch.secret_files import SUFFIX
 from payswitch.settings import Settings
 from payswitch.supervisor import Supervisor
 
@@ -30,12 +31,16 @@ _LIBFAKETIME = (
     "/usr/lib/faketime/libfaketime.so.1",
     "/usr/lib64/faketime/libfaketime.so.1",
 )
-_OWN_VARIABLES = (
+_OWN_SERVERS = (
     "REDIS_URL",
     "PAYMENT_PROCESSOR_URL_DEFAULT",
     "PAYMENT_PROCESSOR_URL_FALLBACK",
-    "PAYSWITCH_LOG_FORMAT",
 )
+_OWN_VARIABLES = {
+    *_OWN_SERVERS,
+    *(name + SUFFIX for name in _OWN_SERVERS),
+    "PAYSWITCH_LOG_FORMAT",
+}
 _STOP_SLACK_S = 3.0
 _BLOCK = 150
 """Ports: more than lie between a system's first and its last."""

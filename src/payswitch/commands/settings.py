@@ -11,7 +11,7 @@ import click
 
 from payswitch.commands.output import print_json, print_table
 from payswitch.printable import printable
-from payswitch.settings import Settings, SettingsError, variables
+from payswitch.settings import Settings, SettingsError, Variable, variables
 
 _OTHER_PROGRAMS = {"PAYSWITCH_BIND"}
 """Variables of haproxy.cfg."""
@@ -20,8 +20,8 @@ _OTHER_PROGRAMS = {"PAYSWITCH_BIND"}
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def settings(as_json: bool) -> None:
-    """Show each setting as a part that is started here and now would have it, and whether it is a
-    default or comes from the environment. Tokens and passwords are masked.
+    """Show each setting as a part that is started here and now would have it, and where it comes
+    from: a default, the environment or a file. Tokens and passwords are masked.
 
     Exit code 1, with all that is wrong, where a value is not allowed.
 
@@ -51,11 +51,17 @@ def _row(effective: Settings, name: str) -> dict[str, Any]:
     return {
         "variable": variable.name,
         "value": variable.shown(getattr(effective, name)),
-        "from": "environment" if os.environ.get(variable.name) else "default",
+        "from": _origin(variable),
         "default": variable.shown(getattr(Settings, name)),
         "allowed": variable.allowed,
         "purpose": variable.purpose,
     }
+
+
+def _origin(variable: Variable) -> str:
+    if variable.file_name and (path := os.environ.get(variable.file_name)):
+        return f"file {printable(path)}"
+    return "environment" if os.environ.get(variable.name) else "default"
 
 
 def _refuse(error: SettingsError, *, as_json: bool) -> int:
@@ -74,7 +80,12 @@ def _refuse(error: SettingsError, *, as_json: bool) -> int:
 
 def _unknown_variables() -> dict[str, str]:
     """Variables that look like settings and are none, each with what may have been meant."""
-    known = [variable.name for variable in variables().values()]
+    known = [
+        name
+        for variable in variables().values()
+        for name in (variable.name, variable.file_name)
+        if name
+    ]
     found = {}
     for name in sorted(os.environ):
         if name.startswith("PAYSWITCH_") and name not in {*known, *_OTHER_PROGRAMS}:
