@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Into $(VENV), also where pip is set up to install into the user's home.
+export PIP_USER := 0
 BENCH_STAMP := $(VENV)/.bench-installed
 
 .PHONY: up check test test-long chaos rinha entry bench-queue bench-processor bench-pipeline bench-summary docs lint format lock clean

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
 
 # A background job of a shell ignores SIGINT, and so would what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What the tests ask is on this machine, and a proxy is elsewhere.
+for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+    for each in (name, name.lower()):
+        os.environ.pop(each, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ import uvloop
 from click.core import ParameterSource
 
 from payswitch import logs
-from payswitch.metrics_folder import shared_by_processes
+from payswitch.metrics_folder import leave_that_of_others, shared_by_processes
 from payswitch.open_files import allow_many_open_files
 from payswitch.priority import yield_to_others
 from payswitch.reasons import reason
@@ -135,6 +135,7 @@ def main() -> None:
     Example: payswitch up
     """
     allow_many_open_files()
+    leave_that_of_others()
 
 
 @main.command()
@@ -251,6 +252,7 @@ def worker() -> None:
     Example: payswitch worker
     """
     settings = read_settings("worker")
+    _check_workers(settings)
     from payswitch.worker import PaymentWorker
     from workers.payments import WorkerSettings
 
@@ -264,9 +266,19 @@ def health() -> None:
     Example: payswitch health
     """
     settings = read_settings("health")
+    _check_workers(settings)
     from workers.health import WorkerSettings
 
     _run(ResilientWorker, WorkerSettings, settings)
+
+
+def _check_workers(settings: Settings) -> None:
+    from payswitch.machine import MachineError, check_workers
+
+    try:
+        check_workers()
+    except MachineError as error:
+        _end(settings, str(error))
 
 
 def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: Settings) -> None:

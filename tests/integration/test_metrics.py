@@ -75,11 +75,11 @@ class Ingress:
 
 
 @contextlib.asynccontextmanager
-async def an_ingress(redis_url: str, *options: str) -> AsyncIterator[Ingress]:
+async def an_ingress(redis_url: str, *options: str, **environment: str) -> AsyncIterator[Ingress]:
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "payswitch", "ingress", "--port", str(port), *options),
-        env={**os.environ, "REDIS_URL": redis_url},
+        env={**os.environ, "REDIS_URL": redis_url, **environment},
     )
     ingress = Ingress(process, port)
     try:
@@ -89,6 +89,15 @@ async def an_ingress(redis_url: str, *options: str) -> AsyncIterator[Ingress]:
         if process.returncode is None:
             process.terminate()
         await process.wait()
+
+
+@pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
+async def test_another_programs_folder_of_metrics_is_left_alone(
+    redis_server: RedisServer, tmp_path: Path, name: str
+) -> None:
+    async with an_ingress(redis_server.url, **{name: str(tmp_path)}) as ingress:
+        await ingress.pay(1)
+    assert not os.listdir(tmp_path)
 
 
 async def test_several_processes_count_as_one_also_after_one_was_killed(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from payswitch import machine
 from payswitch.cli import up
 from payswitch.local_system import LocalSystem, Options
 from payswitch.machine import MachineError, bundled_redis, find_haproxy, find_redis, haproxy_trouble
@@ -199,6 +202,20 @@ def test_a_haproxy_that_takes_the_configuration_is_used(stub: Stub) -> None:
     assert os.path.isfile(command[-1])
 
 
+@pytest.mark.skipif(find_haproxy() is None, reason="haproxy is not installed")
+def test_variables_of_other_programs_keep_haproxy_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {"INGRESS_1": "nonsense", "PAYMENTS_1": "nonsense", "PAYMENTS_2": "nonsense"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    machine._trouble_with.cache_clear()
+    assert haproxy_trouble() is None
+    monkeypatch.setattr("payswitch.local_system.free_ports", lambda *_: iter(()))
+    [[endpoint], *_] = LocalSystem(options(tmp_path, fresh=False), variables).groups(None)
+    assert "nonsense" not in endpoint.part.environment.values()
+
+
 def test_no_haproxy_is_said(stub: Stub) -> None:
     assert haproxy_trouble() == "no HAProxy here"
 
@@ -219,3 +236,21 @@ def test_the_readme_names_every_port_that_it_listens_on(
     [needs] = re.findall(r"^All it needs is (?:.+\n)+", readme, re.MULTILINE)
     named = re.findall(r"\b(\d{4})(?: to (\d{4}))?\b", re.sub(r"`[^`]*`", "", needs))
     assert {n for first, last in named for n in range(int(first), int(last or first) + 1)} == bound
+
+
+def test_another_package_of_the_workers_name_is_said_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "__init__.py").touch()
+    for command in (["up", f"--state={tmp_path / 'state'}"], ["worker"], ["health"]):
+        ended = subprocess.run(
+            [sys.executable, "-P", "-m", "payswitch", *command],
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert ended.stderr == (
+            f"payswitch: Python finds {tmp_path}/workers instead of Payswitch's own `workers`: "
+            "start it without PYTHONPATH\n"
+        )

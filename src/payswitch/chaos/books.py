@@ -91,7 +91,8 @@ class Auditor:
 
     def __init__(self, system: Audited) -> None:
         self._system = system
-        self._http = httpx.AsyncClient(headers={"X-Rinha-Token": system.token}, timeout=30)
+        headers = {"X-Rinha-Token": system.token}
+        self._http = httpx.AsyncClient(headers=headers, timeout=30, trust_env=False)
         self._redis: Redis = connect(system.settings.redis_url, limit_s=10)
 
     async def close(self) -> None:

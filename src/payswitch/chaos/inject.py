@@ -41,7 +41,8 @@ class Injector:
         self._changes = 0
         self._calls = {name: asyncio.Lock() for name in PROCESSORS}
         self._redis = connect(system.settings.redis_url, limit_s=2)
-        self._http = httpx.AsyncClient(headers={"X-Rinha-Token": system.token}, timeout=5)
+        headers = {"X-Rinha-Token": system.token}
+        self._http = httpx.AsyncClient(headers=headers, timeout=5, trust_env=False)
         self._ways: dict[str, _Way] = {
             "gone": self._make_gone,
             "kill": self._kill,

@@ -12,6 +12,7 @@ import click
 
 from payswitch.durations import parse_duration_ms
 from payswitch.payment import InvalidPaymentError, parse_correlation_id
+from payswitch.printable import printable
 
 LONGEST_DURATION_MS = 30 * 86_400_000
 _LONGEST_LINE = 200
@@ -67,4 +68,4 @@ def _who() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
+    return printable(f"{user}@{socket.gethostname()}")[:_LONGEST_LINE]
