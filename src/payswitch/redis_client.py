@@ -62,7 +62,7 @@ class _OwnConnection(AbstractConnection):
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
     ) -> None:
         if not self.is_connected:
-            await self.connect()  # type: ignore[no-untyped-call]
+            await self.connect()
         elif check_health:
             await self.check_health()  # type: ignore[no-untyped-call]
         parts = command.encode() if isinstance(command, str) else command

@@ -130,7 +130,7 @@ def unreachable(error: BaseException, address: str) -> str:
     if number is None and (found := re.search(r"\[Errno (\d+)\]", text)):
         number = int(found[1])
     if number is None:
-        return f"{at}{text or type(error).__name__}"
+        return f"{at}{text or 'it can not be reached'}"
     if number == errno.ECONNREFUSED:
         return f"{at}nothing listens there"
     return f"{at}{os.strerror(number).lower()}"

@@ -64,7 +64,7 @@ class Name:
             await asyncio.gather(*(each for each in self._served if each is not None))
 
 
-def admin(server: RedisServer) -> blocking.Redis:
+def admin(server: RedisServer) -> Any:
     return blocking.Redis(port=server.port, decode_responses=True)
 
 
@@ -85,7 +85,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RedisServer
         server.kill()
 
 
-def role(client: blocking.Redis) -> str:
+def role(client: Any) -> str:
     return str(client.info("replication")["role"])
 
 
