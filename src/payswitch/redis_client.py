@@ -103,7 +103,12 @@ class _TcpConnection(_PolledConnection, Connection):
 
 
 class _TlsConnection(_OwnConnection, SSLConnection):
-    pass
+    async def connect(self) -> None:
+        try:
+            await super().connect()
+        except RedisTimeoutError:
+            # A Redis without TLS waits for the rest of what it takes for a command.
+            raise RedisTimeoutError("it does not answer in time: does it speak TLS?") from None
 
 
 class _UnixConnection(_PolledConnection, UnixDomainSocketConnection):

@@ -97,7 +97,7 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, WrongServerError):
         return text
     if isinstance(error, RedisTimeoutError | TimeoutError):
-        return "it does not answer in time"
+        return text if text.startswith("it ") else "it does not answer in time"
     if isinstance(error, AuthenticationError):
         return _of_authentication(text)
     if isinstance(error, NoPermissionError) or "ACL failure" in text or text.startswith("NOPERM"):
