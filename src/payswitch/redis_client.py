@@ -62,7 +62,7 @@ class _OwnConnection(AbstractConnection):
         self, command: bytes | str | Iterable[bytes], check_health: bool = True
     ) -> None:
         if not self.is_connected:
-            await self.connect()  # type: ignore[no-untyped-call]
+            await self.connect()
         elif check_health:
             await self.check_health()  # type: ignore[no-untyped-call]
         parts = command.encode() if isinstance(command, str) else command
@@ -103,7 +103,12 @@ class _TcpConnection(_PolledConnection, Connection):
 
 
 class _TlsConnection(_OwnConnection, SSLConnection):
-    pass
+    async def connect(self) -> None:
+        try:
+            await super().connect()
+        except RedisTimeoutError:
+            # A Redis without TLS waits for the rest of what it takes for a command.
+            raise RedisTimeoutError("it does not answer in time: does it speak TLS?") from None
 
 
 class _UnixConnection(_PolledConnection, UnixDomainSocketConnection):

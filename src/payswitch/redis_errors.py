@@ -97,7 +97,7 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, WrongServerError):
         return text
     if isinstance(error, RedisTimeoutError | TimeoutError):
-        return "it does not answer in time"
+        return text if text.startswith("it ") else "it does not answer in time"
     if isinstance(error, AuthenticationError):
         return _of_authentication(text)
     if isinstance(error, NoPermissionError) or "ACL failure" in text or text.startswith("NOPERM"):
@@ -130,7 +130,7 @@ def unreachable(error: BaseException, address: str) -> str:
     if number is None and (found := re.search(r"\[Errno (\d+)\]", text)):
         number = int(found[1])
     if number is None:
-        return f"{at}{text or type(error).__name__}"
+        return f"{at}{text or 'it can not be reached'}"
     if number == errno.ECONNREFUSED:
         return f"{at}nothing listens there"
     return f"{at}{os.strerror(number).lower()}"

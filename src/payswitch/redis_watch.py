@@ -65,6 +65,7 @@ class RedisWatch:
         self._script = scripts.load(redis, "look")
         self._looks = 0
         self._missing = ""
+        self._is_checking = False
         self._risks: list[str] = []
         self._server: Mapping[str, str] | None = None
         self._look: asyncio.Task[None] | None = None
@@ -113,10 +114,12 @@ class RedisWatch:
     async def check_trust(self) -> None:
         """Look, and with `demand` wait until Redis has answered. Raises `UntrustworthyRedisError`
         where it may lose payments and the settings demand that it doesn't."""
+        self._is_checking = self._demand
         await self.look()
         while self._demand and self._away is not None:
             await asyncio.sleep(_EVERY_S)
             await self.look()
+        self._is_checking = False
         if self._demand and self.unusable is not None and not self._missing:
             raise UntrustworthyRedisError(f"Redis can't be used: {self.unusable}")
 
@@ -220,7 +223,8 @@ class RedisWatch:
                 logger.warning("redis: %(risk)s", {"risk": risk})
 
     def _set_unusable(self, reason: str | None) -> None:
-        if reason is not None and reason != self.unusable:
+        is_raised = self._is_checking and not self._missing
+        if reason is not None and reason != self.unusable and not is_raised:
             logger.warning("redis can't be used: %(reason)s", {"reason": reason})
         elif reason is None and self.unusable not in (None, _UNSEEN):
             logger.info("redis can be used again")

@@ -67,7 +67,7 @@ NEEDS: Mapping[str, str] = {
     "reconcile:last": _NOTE,
     "ledger:default:0:total": "HINCRBY HMGET HGETALL TYPE UNLINK",
     "vitals": "ZADD ZRANGE ZREMRANGEBYSCORE",
-    "vitals:worker:": "HSET HGETALL PEXPIRE DEL",
+    f"vitals:{_ID}": "HSET HGETALL PEXPIRE DEL",
     "overview:history": "RPUSH LTRIM LRANGE PEXPIRE",
     "overview:beat": "SET",
 }

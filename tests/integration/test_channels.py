@@ -265,7 +265,7 @@ async def test_a_redis_that_ends_during_a_call_is_said(own_redis: RedisServer) -
 
 async def test_who_cannot_wait_is_told_that_redis_ended_or_hangs(own_redis: RedisServer) -> None:
     client = connect(own_redis.url, limit_s=0.3)
-    script = cast(ChannelScript, client.register_script("return redis.call('ECHO', ARGV[1])"))
+    script = client.register_script("return redis.call('ECHO', ARGV[1])")
     await script(args=["a"])
     own_redis.signal(signal.SIGSTOP)
     assert isinstance(await begun(script, "b"), RedisTimeoutError)

@@ -88,6 +88,18 @@ async def test_above_the_share_payments_are_refused_and_below_it_taken_again(
         await answers(client, 202)
 
 
+async def test_as_soon_as_there_is_memory_the_next_payment_at_every_ingress_is_taken(
+    b: Bench, redis: ArqRedis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("payswitch.redis_watch._EVERY_S", 1000)
+    monkeypatch.setattr("payswitch.redis_watch._FRESH_S", 0)
+    await set_used_share(redis, 0.9)
+    async with serving(redis_server.url) as one, serving(redis_server.url) as other:
+        assert [(await pay(client)).status_code for client in (one, other)] == [503, 503]
+        await redis.config_set("maxmemory", 0)  # as after a purge
+        assert [(await pay(client)).status_code for client in (one, other)] == [202, 202]
+
+
 async def test_below_the_share_nothing_is_refused(
     b: Bench, redis: ArqRedis, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:

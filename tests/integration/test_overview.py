@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 
 import orjson
 import pytest
@@ -14,7 +15,7 @@ from arq.connections import ArqRedis
 from payswitch import assembly
 from payswitch.controls import Controls, Order
 from payswitch.fees import FeeWatch
-from payswitch.history import HISTORY_KEY, KEPT, HistoryWriter, parse_sample, read_history
+from payswitch.history import HISTORY_KEY, KEPT, Changes, HistoryWriter, parse_sample, read_history
 from payswitch.instants import format_instant
 from payswitch.ledger import Ledger
 from payswitch.notes import FEES_KEY, RECONCILED_KEY, REPORTS_KEY, write_note
@@ -169,6 +170,31 @@ async def test_a_process_lives_as_long_as_it_says_so(redis: ArqRedis) -> None:
     assert 0 < await redis.pttl(vitals.key) <= 5000
     await redis.delete(vitals.key)
     assert (await look(redis)).processes == []
+
+
+async def test_processes_with_one_host_name_and_one_pid_are_two(
+    redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    monkeypatch.setattr("socket.gethostname", lambda: "host")
+    workers = [
+        Vitals(redis, "worker", partial(dict, {"tries:default:Unknown": count}))
+        for count in (7, 120)
+    ]
+    changes = Changes()
+    for _ in range(3):
+        for worker in workers:
+            await worker.write()
+        sample = changes.sample(await OverviewReader(redis).read())
+        assert sample.failed == {"default": 0, "fallback": 0}
+    found = (await OverviewReader(redis).read()).processes
+    assert sorted(
+        (each.host, each.pid, each.of("tries:default:")["Unknown"]) for each in found
+    ) == [
+        ("host", 1, 7),
+        ("host", 1, 120),
+    ]
+    assert len({each.name for each in found}) == 2
 
 
 async def test_vitals_go_on_where_redis_is_full(redis: ArqRedis) -> None:

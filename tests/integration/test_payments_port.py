@@ -139,6 +139,21 @@ async def test_a_payment_is_told_that_redis_is_short_of_memory(own_redis: RedisS
     await redis.aclose(close_connection_pool=True)
 
 
+async def test_before_a_payment_is_refused_redis_is_looked_at_again(
+    redis_server: RedisServer, redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("payswitch.redis_watch._EVERY_S", 1000)
+    monkeypatch.setattr("payswitch.redis_watch._FRESH_S", 0)
+    await redis.config_set("maxmemory", 1)
+    async with serving(Settings(redis_url=redis_server.url)) as client:
+        statuses = []
+        for memory in (1, 0):
+            await redis.config_set("maxmemory", memory)
+            body = {"correlationId": str(uuid4()), "amount": 1}
+            statuses.append((await client.post("/payments", json=body)).status_code)
+    assert statuses == [503, 202]
+
+
 async def test_its_payments_are_counted_as_all_others(redis_server: RedisServer) -> None:
     port = free_port()
     app = create_app(Settings(redis_url=redis_server.url), payments_at=(HOST, port))

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 
-from payswitch.redis_client import connect, risks
+from payswitch.redis_client import connect
+from payswitch.redis_trust import config_risks
 from tests.support import SLACK_S, RedisServer, eventually
 
 
@@ -34,13 +35,13 @@ async def test_a_command_never_swallows_a_cancellation(redis: ArqRedis, turns: i
 
 
 async def test_a_redis_that_keeps_every_write_may_be_trusted(redis: ArqRedis) -> None:
-    assert await risks(redis) == []
+    assert await config_risks(redis) == []
 
 
 async def test_what_redis_may_lose_is_said(redis: ArqRedis) -> None:
     await redis.config_set("appendfsync", "everysec")
     try:
-        [risk] = await risks(redis)
+        [risk] = await config_risks(redis)
     finally:
         await redis.config_set("appendfsync", "always")
     assert "everysec" in risk

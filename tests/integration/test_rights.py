@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, cast
 from uuid import uuid4
 
 import httpx
@@ -49,14 +50,14 @@ def admin(redis_server: RedisServer) -> Iterator[blocking.Redis]:
         if client.info("server")["redis_version"].startswith("6."):
             pytest.skip("Redis 6 can't tell what a user may do")
         allow(client, documented_rules())
-        client.execute_command("ACL", "LOG", "RESET")
+        client.acl_log_reset()
         yield client
         client.acl_deluser("payswitch")
 
 
 def allow(admin: blocking.Redis, rules: list[str]) -> None:
     """Give the user `payswitch` these rights and no others."""
-    admin.execute_command("ACL", "SETUSER", "payswitch", "reset", *rules)
+    cast(Any, admin).execute_command("ACL", "SETUSER", "payswitch", "reset", *rules)
 
 
 @pytest.fixture
@@ -72,8 +73,8 @@ async def watch(url: str) -> AsyncIterator[RedisWatch]:
 
 
 @contextlib.asynccontextmanager
-async def serving(url: str, **settings: str) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(Settings(redis_url=url, **settings))
+async def serving(url: str, *, trust: str = "warn") -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(Settings(redis_url=url, redis_trust=trust))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://ingress") as client:
@@ -211,7 +212,7 @@ class Monitor:
             await listening
 
     def _listen(self) -> None:
-        with self._admin.monitor() as lines:
+        with cast(Any, self._admin).monitor() as lines:
             for line in lines.listen():
                 if self._is_over:
                     return
@@ -247,7 +248,7 @@ async def test_the_documented_user_may_do_all_that_the_parts_and_commands_do(
     redis: ArqRedis, url: str, admin: blocking.Redis
 ) -> None:
     monitor = Monitor(admin)
-    async with books(redis) as b, monitor.running(), serving(url, redis_trust="require") as client:
+    async with books(redis) as b, monitor.running(), serving(url, trust="require") as client:
         urls = {
             "PAYMENT_PROCESSOR_URL_DEFAULT": b.settings.processor_url_default,
             "PAYMENT_PROCESSOR_URL_FALLBACK": b.settings.processor_url_fallback,

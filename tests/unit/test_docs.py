@@ -151,7 +151,7 @@ def test_every_redis_key_is_in_its_reference() -> None:
     reference = (DOCS / "redis.md").read_text()
     sources = [*(REPOSITORY / "src").rglob("*.py"), *(REPOSITORY / "src").rglob("*.lua")]
     literal = re.compile(
-        r"""['"]f?((?:arq|payments|ledger|healthcheck|selection):[a-z:-]+|selected_payment_processor)['"{]"""
+        r"""['"]f?((?:arq|payments?|ledger|healthcheck|selection|vitals|processors|reconcile|overview):[a-z:-]+|selected_payment_processor)['"{]"""
     )
     keys = {key for source in sources for key in literal.findall(source.read_text())}
     assert len(keys) > 15

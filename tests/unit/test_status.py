@@ -230,7 +230,7 @@ def test_what_a_process_had_counted_before_the_first_look_is_no_seconds_work() -
     worker = process("worker", tries__default__Unknown=7)
     assert changes.sample(replace(WELL, processes=[worker])).failed["default"] == 0
     again = process("worker", tries__default__Unknown=9)
-    anew = replace(process("worker", tries__default__Ended=2), since=NOW)
+    anew = replace(process("worker", tries__default__Ended=2), name="a-host:1:5e")
     assert changes.sample(replace(WELL, processes=[again])).failed["default"] == 2
     assert changes.sample(replace(WELL, processes=[anew])).failed["default"] == 2
     assert changes.sample(replace(WELL, processes=[])).failed["default"] == 0
