@@ -27,8 +27,10 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from payswitch.controls import Order
 from payswitch.instants import format_instant
 from payswitch.printable import printable
+from payswitch.reasons import reason
 from payswitch.redis_client import connect, shown
 from payswitch.settings import Settings
+from payswitch.terminal import can_not_be_written
 
 _REDIS_LIMIT_S = 10
 _WIDE = 10_000
@@ -57,7 +59,9 @@ def run(task: Coroutine[Any, Any, int], settings: Settings, *, failed: int = 1) 
     except BrokenPipeError:  # nobody reads what is printed; click ends quietly
         raise
     except (RedisError, OSError) as error:
-        problem = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, OSError) and can_not_be_written(error):
+            raise
+        problem = reason(error)
     click.echo(f"payswitch: Redis at {shown(settings.redis_url)}: {problem}", err=True)
     return failed
 

@@ -21,6 +21,7 @@ from payswitch.commands.output import print_json, redis_of, run
 from payswitch.history import parse_sample, read_history
 from payswitch.overview import Overview, OverviewReader
 from payswitch.printable import printable
+from payswitch.reasons import reason
 from payswitch.redis_client import shown
 from payswitch.settings import Settings
 from payswitch.status import Level, Status, breakers, document, duration, money, rates
@@ -67,15 +68,21 @@ async def _watch(settings: Settings, *, as_json: bool) -> int:
                 click.echo(orjson.dumps(document(await _read(redis))))
                 await asyncio.sleep(_EVERY_S)
         console = Console(highlight=False)
-        with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        while not console.is_terminal:  # a pipe or a file gets them one after the other
+            console.print(await _picture(redis, settings))
+            await asyncio.sleep(_EVERY_S)
+        with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                try:
-                    picture: RenderableType = _drawn(await _read(redis), settings)
-                except (RedisError, OSError) as error:
-                    where = shown(settings.redis_url)
-                    picture = Text(f"Redis at {where} does not answer: {error}", style="red")
-                live.update(picture, refresh=True)
+                live.update(await _picture(redis, settings), refresh=True)
                 await asyncio.sleep(_EVERY_S)
+
+
+async def _picture(redis: ArqRedis, settings: Settings) -> RenderableType:
+    try:
+        return _drawn(await _read(redis), settings)
+    except (RedisError, OSError) as error:
+        where = shown(settings.redis_url)
+        return Text(f"Redis at {where} does not answer: {reason(error)}", style="red")
 
 
 async def _read(redis: ArqRedis) -> Status:
