@@ -32,6 +32,7 @@ from payswitch.reasons import reason
 from payswitch.redis_client import check_trust, connect
 from payswitch.settings import Settings
 from payswitch.start_error import StartError
+from payswitch.tracing import open_traces
 
 if TYPE_CHECKING:
     from payswitch.traces import Traces
@@ -158,6 +159,8 @@ async def _serve_embedded(settings: Settings, place: Place) -> None:
 
 
 def _serve_processes(settings: Settings, place: Place, workers: int) -> None:
+    if (traces := _traces(settings)) is not None:
+        uvloop.run(traces.close())  # each process opens its own; this one finds out whether it can
     server = ProcessesServer(
         f"{__name__}:app_from_environment",
         factory=True,
@@ -194,11 +197,7 @@ def _prepare(server: AbstractServer[Any], place: Place) -> None:
 
 
 def _traces(settings: Settings) -> Traces | None:
-    if settings.traces == "off":
-        return None
-    from payswitch.traces import Traces
-
-    return Traces.open("payswitch-ingress")
+    return open_traces(settings, "payswitch-ingress")
 
 
 def _granian_level(settings: Settings) -> LogLevels:
