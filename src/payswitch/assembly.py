@@ -15,6 +15,7 @@ from payswitch.processors import Processor
 from payswitch.routing import Breaker, Router
 from payswitch.selector import Limits, Selector
 from payswitch.settings import Settings
+from payswitch.tracing import open_traces
 from payswitch.transport import Transport
 from payswitch.tries import Tries
 from payswitch.vitals import Fields, SettleCounts, Vitals
@@ -122,11 +123,7 @@ def dispatcher(
 
 def worker_traces(settings: Settings) -> Traces | None:
     """Where a payments worker writes down what it does; None where nobody asked for it."""
-    if settings.traces == "off":
-        return None
-    from payswitch.traces import Traces
-
-    return Traces.open("payswitch-worker", settings.processor_urls)
+    return open_traces(settings, "payswitch-worker", settings.processor_urls)
 
 
 def health_check(

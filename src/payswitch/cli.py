@@ -17,7 +17,7 @@ import click
 import uvloop
 from click.core import ParameterSource
 
-from payswitch import logs
+from payswitch import logs, terminal
 from payswitch.metrics_folder import leave_that_of_others, shared_by_processes
 from payswitch.open_files import allow_many_open_files
 from payswitch.priority import yield_to_others
@@ -117,6 +117,11 @@ class _Commands(click.Group):
         module = importlib.import_module(f"payswitch.commands.{name}")
         command: click.Command = getattr(module, name)
         return command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        terminal.prepare()
+        with terminal.one_line_where_nothing_can_be_written():
+            return super().main(*args, **kwargs)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _misuse_in_one_line():

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from payswitch.reasons import reason
+
 LOCAL = "127.0.0.1"
 
 _OLDEST_HAPROXY = (2, 6)
@@ -106,10 +108,10 @@ def is_taken(port: Port) -> bool:
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             return True
-        raise MachineError(f"{port.address} ({port.part}): {error.strerror}") from None
+        raise MachineError(f"{port.address} ({port.part}): {reason(error, port.host)}") from None
     return False
 
 
@@ -283,7 +285,7 @@ def redis_folder(state: Path) -> Iterator[Path]:
     """
     folder = state.absolute() / "redis"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700, parents=True, exist_ok=True)
         lock = (state / "lock").open("w")
     except OSError as error:
         raise MachineError(f"{error.filename}: {error.strerror}") from None

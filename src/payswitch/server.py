@@ -33,6 +33,7 @@ from payswitch.redis_client import connect
 from payswitch.redis_watch import RedisWatch
 from payswitch.settings import Settings
 from payswitch.start_error import StartError
+from payswitch.tracing import open_traces
 
 if TYPE_CHECKING:
     from payswitch.traces import Traces
@@ -160,6 +161,8 @@ async def _serve_embedded(settings: Settings, place: Place) -> None:
 
 
 def _serve_processes(settings: Settings, place: Place, workers: int) -> None:
+    if (traces := _traces(settings)) is not None:
+        uvloop.run(traces.close())  # each process opens its own; this one finds out whether it can
     server = ProcessesServer(
         f"{__name__}:app_from_environment",
         factory=True,
@@ -196,11 +199,7 @@ def _prepare(server: AbstractServer[Any], place: Place) -> None:
 
 
 def _traces(settings: Settings) -> Traces | None:
-    if settings.traces == "off":
-        return None
-    from payswitch.traces import Traces
-
-    return Traces.open("payswitch-ingress")
+    return open_traces(settings, "payswitch-ingress")
 
 
 def _granian_level(settings: Settings) -> LogLevels:

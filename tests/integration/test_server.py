@@ -16,7 +16,7 @@ from arq.connections import ArqRedis
 from click.testing import CliRunner
 
 from payswitch.cli import main
-from tests.support import RedisServer, eventually
+from tests.support import RedisServer, eventually, free_port
 
 
 async def test_it_serves_a_unix_socket_also_where_a_killed_one_left_its_own(
@@ -64,6 +64,19 @@ async def refused(*options: str) -> tuple[int | None, str]:
 async def test_a_place_that_can_not_be_had_is_one_line_before_anything_else() -> None:
     code, text = await refused("--uds", "/nonexistent/x")
     assert (code, text) == (1, "payswitch: socket /nonexistent/x: no such file or directory\n")
+
+
+@pytest.mark.parametrize("options", [[], ["--workers", "2"]], ids=["one process", "two"])
+async def test_a_variable_that_opentelemetry_refuses_is_one_line_before_it_listens(
+    monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.setenv("PAYSWITCH_TRACES", "otlp")
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")
+    monkeypatch.setenv("PAYSWITCH_LOG_LEVEL", "error")
+    code, text = await refused("--port", str(free_port()), *options)
+    assert code == 1
+    assert text.startswith("payswitch: OTEL_… for the traces: OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT must")
+    assert text.count("\n") == 1
 
 
 @pytest.mark.parametrize(

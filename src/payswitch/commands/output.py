@@ -30,6 +30,7 @@ from payswitch.printable import printable
 from payswitch.redis_client import connect, shown
 from payswitch.redis_errors import in_words
 from payswitch.settings import Settings
+from payswitch.terminal import can_not_be_written
 
 _REDIS_LIMIT_S = 10
 _WIDE = 10_000
@@ -56,6 +57,8 @@ def run(task: Coroutine[Any, Any, int], settings: Settings, *, failed: int = 1) 
     except BrokenPipeError:  # nobody reads what is printed; click ends quietly
         raise
     except (RedisError, OSError) as error:
+        if isinstance(error, OSError) and can_not_be_written(error):
+            raise
         problem = in_words(error)
     click.echo(f"payswitch: Redis at {shown(settings.redis_url)}: {problem}", err=True)
     return failed

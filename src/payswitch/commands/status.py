@@ -68,15 +68,21 @@ async def _watch(settings: Settings, *, as_json: bool) -> int:
                 click.echo(orjson.dumps(document(await _read(redis))))
                 await asyncio.sleep(_EVERY_S)
         console = Console(highlight=False)
-        with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        while not console.is_terminal:  # a pipe or a file gets them one after the other
+            console.print(await _picture(redis, settings))
+            await asyncio.sleep(_EVERY_S)
+        with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                try:
-                    picture: RenderableType = _drawn(await _read(redis), settings)
-                except (RedisError, OSError) as error:
-                    where = shown(settings.redis_url)
-                    picture = Text(f"Redis at {where}: {in_words(error)}", style="red")
-                live.update(picture, refresh=True)
+                live.update(await _picture(redis, settings), refresh=True)
                 await asyncio.sleep(_EVERY_S)
+
+
+async def _picture(redis: ArqRedis, settings: Settings) -> RenderableType:
+    try:
+        return _drawn(await _read(redis), settings)
+    except (RedisError, OSError) as error:
+        where = shown(settings.redis_url)
+        return Text(f"Redis at {where}: {in_words(error)}", style="red")
 
 
 async def _read(redis: ArqRedis) -> Status:
