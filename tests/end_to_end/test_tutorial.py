@@ -2,60 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
 
+from tests.documented import REPOSITORY, Command, beside_the_blocks, commands
 from tests.end_to_end.harness import READY, Ports, clean_environment
 from tests.support import SLACK_S
 
-REPOSITORY = Path(__file__).parents[2]
-TUTORIAL = REPOSITORY / "docs" / "tutorial.md"
+PAGE = "docs/tutorial.md"
 TOOLS = ("make", "curl", "redis-cli", "seq")
 LOOKS = re.compile(r"curl localhost\S+$|redis-cli get |\S*payswitch dead list")
 """Commands that only look, which a reader repeats until it is so."""
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command as the tutorial has it, and what it shows."""
-
-    line: str
-    shown: str
-
-    def is_shown(self, output: str) -> bool:
-        """Whether this is what the tutorial promises; `…` is anything."""
-        pattern = ".*".join(re.escape(part) for part in self.shown.split("…"))
-        plain = "\n".join(line.rstrip() for line in output.replace("\r", "").splitlines())
-        return re.fullmatch(pattern, plain.strip(), re.DOTALL) is not None
-
-
-def commands() -> list[Command]:
-    """All commands of the page."""
-    blocks = re.findall(r"^```console\n(.*?)^```", TUTORIAL.read_text(), re.DOTALL | re.MULTILINE)
-    found = []
-    for block in blocks:
-        for each in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            first, *rest = each.splitlines()
-            # A command goes on in lines that are indented; what it shows never is.
-            more = [*itertools.takewhile(lambda line: line.startswith("  "), rest)]
-            found.append(Command("\n".join([first, *more]), "\n".join(rest[len(more) :]).strip()))
-    return found
+def is_shown(command: Command, output: str) -> bool:
+    """Whether this is what the tutorial promises; `…` is anything."""
+    pattern = ".*".join(re.escape(part) for part in command.shown.split("…"))
+    plain = "\n".join(line.rstrip() for line in output.replace("\r", "").splitlines())
+    return re.fullmatch(pattern, plain.strip(), re.DOTALL) is not None
 
 
 @pytest.fixture
 def ports(tmp_path: Path) -> Iterator[Ports]:
     """The ports of the system that the tutorial's first command has started."""
-    start = commands()[0].line
+    start = commands(PAGE)[0].line
     assert start == "make up"
     ports = Ports()
     log = tmp_path / "log"
@@ -113,21 +91,17 @@ def test_every_command_shows_what_the_tutorial_says(ports: Ports) -> None:
             "COLUMNS": "140",
         }
     )
-    _, *rest = commands()
+    _, *rest = commands(PAGE)
     assert len(rest) >= 15
     for command in rest:
         deadline = monotonic() + SLACK_S
         output = run(at(ports, command.line), environment)
-        while not command.is_shown(output):
+        while not is_shown(command, output):
             assert LOOKS.match(command.line), f"{command.line}\n{output}"
             assert monotonic() < deadline, f"{command.line}\n{output}"
             sleep(0.1)
             output = run(at(ports, command.line), environment)
 
 
-def test_nothing_else_in_the_tutorial_looks_like_a_command() -> None:
-    fences = re.findall(r"^```(\w*)$", TUTORIAL.read_text(), re.MULTILINE)
-    assert set(fences) == {"console", "text", ""}
-    outside = re.sub(r"^```console\n.*?^```", "", TUTORIAL.read_text(), flags=re.DOTALL | re.M)
-    assert not re.search(r"^\s*\$ ", outside, re.MULTILINE)
-    assert READY in outside
+def test_the_tutorial_shows_when_the_system_is_ready() -> None:
+    assert READY in beside_the_blocks(PAGE)

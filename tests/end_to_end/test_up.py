@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -80,6 +81,26 @@ def test_the_banner_says_what_runs_where_and_what_to_try(system: System) -> None
         f"PAYMENT_PROCESSOR_URL_DEFAULT=http://localhost:{system.ports.default} "
         f"PAYMENT_PROCESSOR_URL_FALLBACK=http://localhost:{system.ports.fallback}\n"
     ) in text
+
+
+def listening(family: set[Process]) -> set[str]:
+    """The addresses, in hex, at which a family's processes listen on TCP."""
+    links = (link for pid, _ in family for link in Path(f"/proc/{pid}/fd").iterdir())
+    inodes = set()
+    for link in links:
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        if (path := Path(f"/proc/net/{table}")).exists()
+        for line in path.read_text().splitlines()[1:]
+    ]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
+def test_nothing_listens_beyond_this_machine(system: System) -> None:
+    assert listening(system.family()) == {"0100007F"}
 
 
 def test_on_the_usual_ports_another_terminal_needs_no_variables(tmp_path: Path) -> None:
