@@ -178,8 +178,8 @@ def _is_supported(version: str) -> bool:
 
 
 def _base_of(folder: Path) -> bytes | None:
-    """How the snapshot begins on which the append-only files of a folder build; None without one.
-    Before Redis 7 there was none, and every later server reads what was written then."""
+    """The beginning of the snapshot on which the append-only files of a folder build; None without
+    one. Redis 6 wrote none, and every later server takes its file over."""
     try:
         manifest = (folder / "appendonlydir" / "appendonly.aof.manifest").read_text()
         base = re.search(r"^file (\S+) .*type b\b", manifest, re.MULTILINE)
@@ -197,9 +197,8 @@ def _writer(base: bytes) -> str:
 
 
 def _reads(program: str, base: bytes) -> bool:
-    """Whether a server reads snapshots of this format: it gets one that holds nothing, and a log
-    that tells it to stop. Reading each other's ended when Redis and Valkey parted, and their
-    checkers pass what the servers refuse, so the server itself is asked."""
+    """Whether a server reads snapshots of this format. It is started on one that holds nothing and
+    a log that tells it to stop; `valkey-check-rdb` passes formats that the server refuses."""
     form = _FORMAT.match(base)
     assert form is not None
     with tempfile.TemporaryDirectory() as name:
@@ -216,7 +215,8 @@ def _reads(program: str, base: bytes) -> bool:
 def _output(
     command: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """Exit code and words of a program that ends by itself, in time or with code 1."""
+    """Run a program that ends by itself; returns its exit code and what it wrote. The code is 1
+    where it can't be started or takes too long."""
     try:
         ended = subprocess.run(
             command,

@@ -33,7 +33,7 @@ def chaos(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-P", "-m", "payswitch", "chaos", f"--out={folder}", *options],
-        env=clean_environment(environment or {}),
+        env=clean_environment({"ALL_PROXY": "socks5://127.0.0.1:9", **(environment or {})}),
         capture_output=True,
         text=True,
         check=False,

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from payswitch.cli import main
+from payswitch.commands.arguments import signed
 from tests.commands import examples, parse, walk
 
 COMMANDS = dict(walk())
@@ -63,3 +64,19 @@ def test_the_reference_names_no_command_that_there_is_not() -> None:
 def test_what_the_reference_says_to_run_can_be_parsed(block: str) -> None:
     [example] = examples(f"Example: payswitch {block}")
     parse(example)
+
+
+@pytest.mark.parametrize("user", ["m\udcfcller", "x" * 300, "\x1b[2J"])
+def test_a_users_name_that_can_not_be_written_keeps_nobody_from_ordering(
+    monkeypatch: pytest.MonkeyPatch, user: str
+) -> None:
+    monkeypatch.setenv("LOGNAME", user)
+
+    @click.command()
+    @signed
+    def order(by: str, reason: str | None) -> None:
+        click.echo(by)
+
+    ended = CliRunner().invoke(order, [])
+    assert (ended.exit_code, ended.stderr) == (0, "")
+    assert ended.stdout.strip().isprintable()
