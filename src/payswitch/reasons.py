@@ -7,8 +7,6 @@ import re
 import socket
 import ssl
 
-from redis.exceptions import RedisError
-
 from payswitch.printable import printable
 
 _LONGEST = 300
@@ -25,11 +23,8 @@ def reason(error: BaseException, host: str | None = None) -> str:
     """One printable line for people, such as `connection refused`.
 
     `host` is named where it can't be looked up. The message of an error that wraps another one is
-    taken as it is, but for redis-py's, which holds an errno.
+    taken as it is.
     """
-    behind = error.__cause__ or error.__context__
-    if isinstance(error, RedisError) and isinstance(behind, OSError) and behind.errno:
-        error = behind
     if isinstance(error, UnicodeError) and host is not None:  # a label of it is empty or too long
         words = f"host name not valid: {host}"
     else:
@@ -47,9 +42,13 @@ def _of_system(error: OSError, host: str | None) -> str:
             return f"certificate not trusted: {error.verify_message}"
         case ssl.SSLError(reason=str(said)) if said:
             return f"TLS failed: {said.lower().replace('_', ' ')}"
-    if not error.errno or error.errno < 0 or isinstance(error, ssl.SSLError):
+    number = error.errno
+    # Where several addresses of a name fail, asyncio strings their errors together.
+    if number is None and (first := re.search(r"\[Errno (\d+)\]", str(error))):
+        number = int(first[1])
+    if not number or number < 0 or isinstance(error, ssl.SSLError):
         return error.strerror or str(error)
-    text = os.strerror(error.errno)  # uvloop and asyncio put addresses and numbers into their own
+    text = os.strerror(number)  # uvloop and asyncio put addresses and numbers into their own
     where = f": {error.filename}" if isinstance(error.filename, str) and error.filename else ""
     return f"{text[:1].lower()}{text[1:]}{where}"
 

@@ -6,16 +6,14 @@ takes its reason from `in_words`.
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import socket
-import ssl
 
 from redis._parsers import _AsyncHiredisParser
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from payswitch.reasons import reason
 
 _CLUSTER = "it is a node of a cluster, which is not supported"
 _WRONG_SERVER = {
@@ -113,27 +111,11 @@ def in_words(error: BaseException) -> str:
 
 def unreachable(error: BaseException, address: str) -> str:
     """The reason why there is no connection to an address."""
-    at = f"{address}: " if address else ""
-    text = str(error)
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"{at}its certificate is not trusted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        speaks_plainly = re.search("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE", text)
-        said = error.reason or text
-        return f"{at}{'it does not speak TLS' if speaks_plainly else f'TLS fails: {said}'}"
-    if isinstance(error, socket.gaierror):
-        return f"{at}the host name is unknown"
-    if isinstance(error, ConnectionResetError | BrokenPipeError) or text == "Connection lost":
-        return f"{at}it ended the connection"
-    number = getattr(error, "errno", None)
-    # Where several addresses of a name fail, the first error says why.
-    if number is None and (found := re.search(r"\[Errno (\d+)\]", text)):
-        number = int(found[1])
-    if number is None:
-        return f"{at}{text or 'it can not be reached'}"
-    if number == errno.ECONNREFUSED:
-        return f"{at}nothing listens there"
-    return f"{at}{os.strerror(number).lower()}"
+    if isinstance(error, ConnectionResetError | BrokenPipeError) or str(error) == "Connection lost":
+        why = "it ended the connection"
+    else:
+        why = reason(error)
+    return f"{address}: {why}" if address else why
 
 
 def _undecorated(text: str) -> str:

@@ -74,7 +74,7 @@ async def watch(url: str) -> AsyncIterator[RedisWatch]:
 
 @contextlib.asynccontextmanager
 async def serving(url: str, *, trust: str = "warn") -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(Settings(redis_url=url, redis_trust=trust))
+    app = create_app(Settings(redis_url=url, redis_trust=trust, purge="open"))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://ingress") as client:

@@ -3,7 +3,6 @@ import socket
 import ssl
 
 import pytest
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from payswitch.reasons import reason
@@ -53,10 +52,3 @@ def tls_error(said: str) -> ssl.SSLError:
 )
 def test_a_failure_is_told_in_words(error: Exception, words: str) -> None:
     assert reason(error, "pay.invalid") == words
-
-
-def test_redis_errors_are_told_by_what_the_system_said() -> None:
-    error = RedisConnectionError("Error 111 connecting to 127.0.0.1:1. Connection refused.")
-    error.__context__ = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
-
-    assert reason(error) == "connection refused"
