@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import socket
 import subprocess
@@ -40,6 +41,14 @@ async def eventually(
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"not within {within_s} s: {what}") from None
+
+
+def serves_tls() -> bool:
+    """Whether the Redis of this machine can."""
+    probe = [find_redis(), "--port", "0", "--tls-port", str(free_port()), "--tls-cert-file", "/no"]
+    said = subprocess.run(probe, capture_output=True, text=True, check=False, timeout=10)
+    lacks = "bad directive|finding TLS support|connection type tls"
+    return re.search(lacks, said.stdout + said.stderr, re.IGNORECASE) is None
 
 
 class RedisServer:

@@ -197,8 +197,8 @@ class Settings:
         "PAYSWITCH_REDIS_TRUST",
         "warn",
         _choice("warn", "require"),
-        "What a part does where Redis may lose acknowledged payments: say so (`warn`), or refuse it, "
-        "at start and after a failover (`require`); see [guarantees]"
+        "What a part does where Redis may lose acknowledged payments: say so (`warn`), or refuse "
+        "it, at start and after a failover (`require`); see [guarantees]"
         "(guarantees.md#what-survives-which-failure).",
     )
     worker_slots: int = _setting(

@@ -18,7 +18,7 @@ from payswitch.redis_client import connect
 from payswitch.redis_errors import in_words
 from payswitch.redis_watch import RedisWatch
 from payswitch.settings import Settings
-from tests.support import eventually, free_port
+from tests.support import eventually, free_port, serves_tls
 
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "redis-password-tls.md").read_text()
 USERS, CONF = (
@@ -68,14 +68,6 @@ class Place:
         )
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
-
-
-def serves_tls() -> bool:
-    """Whether the Redis of this machine can."""
-    probe = [find_redis(), "--port", "0", "--tls-port", str(free_port()), "--tls-cert-file", "/no"]
-    said = subprocess.run(probe, capture_output=True, text=True, check=False, timeout=10)
-    lacks = "bad directive|finding TLS support|connection type tls"
-    return re.search(lacks, said.stdout + said.stderr, re.IGNORECASE) is None
 
 
 @pytest.fixture(params=["with TLS", "without TLS"])
