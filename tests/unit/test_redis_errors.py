@@ -109,6 +109,7 @@ def test_no_reason_is_empty_or_the_name_of_a_type(error: Exception) -> None:
 
 def test_a_certificate_that_is_not_trusted_is_said() -> None:
     error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_code = 18
     error.verify_message = "self-signed certificate"
     said = unreachable(error, "a:6379")
     assert said == "a:6379: certificate not trusted: self-signed certificate"
