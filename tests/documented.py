@@ -18,6 +18,7 @@ PAID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 """The id in the pages' examples."""
 
 ELSEWHERE = {
+    "docs/how-to/redis-password-tls.md": "tests/integration/test_redis_page.py",
     "docs/tutorial.md": "tests/end_to_end/test_tutorial.py",
     "docs/how-to/several-hosts.md": "tests/end_to_end/test_several_hosts.py",
 }
@@ -58,15 +59,6 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "make up": _SYSTEM,
         "prometheus": "needs Prometheus; test_deploy has promtool read the same file",
         "docker run": _DOCKER,
-    },
-    "docs/how-to/redis-password-tls.md": {
-        # The page's own tests take these over: name their file in ELSEWHERE then.
-        "openssl": "needs openssl",
-        "printf": "needs openssl",
-        "redis-server": "needs a certificate",
-        "redis-cli": "needs a certificate",
-        "export": "needs a certificate",
-        "payswitch up": _SYSTEM,
     },
     "docs/how-to/rolling-deploy.md": {
         "kill": "names processes of the reader",
