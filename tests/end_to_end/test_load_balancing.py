@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from redis import Redis
 
 from payswitch.machine import find_haproxy
 from tests.end_to_end.harness import client
@@ -19,6 +20,10 @@ from tests.metrics import value
 from tests.support import eventually
 
 pytestmark = pytest.mark.skipif(find_haproxy() is None, reason="haproxy is not installed")
+
+
+_ALL_ARE_OUT_S = 2.5
+"""HAProxy takes an ingress out after three looks, half a second apart."""
 
 
 @pytest.fixture
@@ -91,3 +96,20 @@ async def test_payments_ports_that_are_away_keep_no_payment_out(
         await eventually(is_accepted, what="HAProxy has found the other port")
         assert [await pay(http) for _ in range(100)] == [202] * 100
     assert sum(await accepted(edge)) == 101
+
+
+async def test_where_no_ingress_is_ready_the_reason_comes_through_and_reads_go_on(
+    edge: Edge,
+) -> None:
+    with Redis(port=edge.redis.port) as redis:
+        redis.config_set("maxmemory", 1)
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + _ALL_ARE_OUT_S
+    async with client(edge.url("haproxy")) as http:
+        while loop.time() < ends:
+            body = {"correlationId": str(uuid4()), "amount": 1}
+            refused = await http.post("/payments", json=body)
+            assert refused.status_code == 503
+            # Full is what an ingress says that has not looked yet.
+            assert refused.json()["detail"].endswith(("Redis is short of memory", "Redis is full"))
+            assert (await http.get("/payments-summary")).status_code == 200
