@@ -234,7 +234,7 @@ def test_the_readme_names_every_port_that_it_listens_on(
 
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     needs = readme.partition("It listens on this machine alone: ")[2].partition("For others")[0]
-    named = re.findall(r"\b(\d{4})(?: to (\d{4}))?\b", re.sub(r"`[^`]*`", "", needs))
+    named = re.findall(r"\b(\d{4})(?:\s+to\s+(\d{4}))?\b", re.sub(r"`[^`]*`", "", needs))
     assert {n for first, last in named for n in range(int(first), int(last or first) + 1)} == bound
 
 
