@@ -59,11 +59,12 @@ class Collector:
             thread.join()
 
     def trace_of(self, correlation_id: str) -> list[Seen]:
-        """All spans of the traces that name this payment, by their start."""
+        """All spans of the traces that name this payment, by their start; the POST comes first, as
+        the others begin at a whole millisecond of Redis' clock."""
         wanted = ("payswitch.correlation_id", correlation_id)
         ids = {span.trace_id for span in self.spans if wanted in span.attributes.items()}
         found = [span for span in self.spans if span.trace_id in ids]
-        return sorted(found, key=lambda span: (span.start, span.name != "POST /payments"))
+        return sorted(found, key=lambda span: (span.name != "POST /payments", span.start))
 
     def take(self, body: bytes) -> None:
         """Keep what one call brings."""
