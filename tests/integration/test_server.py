@@ -41,12 +41,15 @@ async def test_it_serves_a_unix_socket_also_where_a_killed_one_left_its_own(
                     *(sys.executable, "-m", "payswitch", "ingress", "--uds", path, *options),
                     env={**os.environ, "REDIS_URL": redis_server.url},
                 )
-                await eventually(ready, what="the ingress is ready")
-                assert stat.S_IMODE(os.stat(path).st_mode) == mode
-                body = {"correlationId": str(uuid4()), "amount": 1.5}
-                assert (await client.post("/payments", json=body)).status_code == 202
-                process.send_signal(number)
-                assert await asyncio.wait_for(process.wait(), 30) == (-9 if number == 9 else 0)
+                try:
+                    await eventually(ready, what="the ingress is ready")
+                    assert stat.S_IMODE(os.stat(path).st_mode) == mode
+                    body = {"correlationId": str(uuid4()), "amount": 1.5}
+                    assert (await client.post("/payments", json=body)).status_code == 202
+                finally:
+                    process.send_signal(number)
+                    code = await asyncio.wait_for(process.wait(), 30)
+                assert code == (-9 if number == 9 else 0)
     assert await redis.zcard("arq:queue") == 2
 
 

@@ -29,8 +29,9 @@ def test_a_terminal_that_lacks_a_character_gets_it_spelt_out(command: list[str])
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no full device")
 @pytest.mark.parametrize("command", [COMMAND, [*COMMAND, "--json"]], ids=["table", "json"])
 def test_a_full_disk_is_one_line(command: list[str]) -> None:
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # so that Python tries again at its end
     with open("/dev/full", "wb") as full:
-        ended = run(command, stdout=full, stderr=subprocess.PIPE)
+        ended = run(command, env=buffered, stdout=full, stderr=subprocess.PIPE)
     assert ended.returncode == 1
     assert ended.stderr == b"payswitch: the output can't be written: no space left on device\n"
 
