@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Into $(VENV), also where pip is set up to install into the user's home.
 export PIP_USER := 0
+# Else each of the hundreds of processes that the tests start would compile all modules again.
+export PYTHONDONTWRITEBYTECODE :=
 BENCH_STAMP := $(VENV)/.bench-installed
 
 .PHONY: up check test test-long chaos rinha entry bench-queue bench-processor bench-pipeline bench-summary docs lint format lock clean

@@ -99,6 +99,7 @@ def test_under_clean_faults_the_summary_equals_the_books_all_along(tmp_path: Pat
     assert found["settleGapMs"]["worst"] < 30_000
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_dispatcher_that_unpins_on_a_lost_answer_is_found_out(tmp_path: Path) -> None:
     for part in ("src", "workers", "haproxy.cfg"):

@@ -33,7 +33,7 @@ def read(file: Path) -> Any:
 
 @pytest.mark.timeout(180)
 def test_a_shortened_preview_is_played_scored_and_drawn(tmp_path: Path) -> None:
-    run = rinha("preview", "--target=processes", "--time-scale=0.1", f"--out={tmp_path}")
+    run = rinha("preview", "--target=processes", "--time-scale=0.05", f"--out={tmp_path}")
     assert run.returncode == 0, run.stdout + run.stderr
     folder = tmp_path / "preview"
     result, ours = read(folder / "result.json"), read(folder / "result.json")["payswitch"]

@@ -282,8 +282,11 @@ def test_a_state_in_use_is_not_shared(system: System) -> None:
     assert ended.stderr == f"payswitch: another `payswitch up` is using {system.state}\n"
 
 
-async def test_without_haproxy_two_processes_serve_the_endpoint(start_system: StartSystem) -> None:
-    system = start_system("--no-haproxy", "--workers=1")
+async def test_without_haproxy_and_redis_granian_and_the_wheels_redis_serve(
+    start_system: StartSystem, tmp_path: Path
+) -> None:
+    system = start_system("--no-haproxy", "--workers=1", PATH=str(tmp_path))
+    assert os.readlink(f"/proc/{system.pids()['redis']}/exe") == bundled_redis()
     assert list(system.pids()) == ["ingress", "worker-1", "health", "default", "fallback", "redis"]
     assert "without HAProxy, Granian serves it with two processes" in system.output
     serving = children(system.pids()["ingress"])
@@ -295,15 +298,6 @@ async def test_without_haproxy_two_processes_serve_the_endpoint(start_system: St
     assert not {*serving} & {*processes()}
     await system.settled(await system.pay(200))
     assert await total(system) == (2, 300)
-
-
-async def test_the_redis_of_the_wheel_serves_where_there_is_no_other(
-    start_system: StartSystem, tmp_path: Path
-) -> None:
-    system = start_system("--workers=1", PATH=str(tmp_path))
-    executable = os.readlink(f"/proc/{system.pids()['redis']}/exe")
-    assert executable == bundled_redis()
-    await system.settled(await system.pay(100))
 
 
 def test_what_no_redis_here_reads_is_one_line_and_nothing_runs(tmp_path: Path) -> None:
