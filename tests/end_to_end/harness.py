@@ -37,12 +37,14 @@ Process = tuple[int, int]
 
 
 class Ports:
-    """Six ports in a row that are free, and none that the kernel gives to connections."""
+    """Six ports in a row that are free, and none that the kernel gives to connections. Processes
+    of `pytest -n` choose among different ones, and leave room for the ports beyond these six."""
 
     def __init__(self) -> None:
-        self.first = random.randrange(20_000, 32_000)
+        begin = 20_000 + 1500 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8)
+        self.first = random.randrange(begin, begin + 1300)
         while any(map(is_taken, self)):
-            self.first = random.randrange(20_000, 32_000)
+            self.first = random.randrange(begin, begin + 1300)
         self.endpoint, self.ingress, _, self.default, self.fallback, self.redis = self
 
     def __iter__(self) -> Iterator[int]:
