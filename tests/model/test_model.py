@@ -19,7 +19,7 @@ from tests.model.variants import VARIANTS, Protocol
 pytestmark = pytest.mark.timeout(600)
 
 SETTINGS = hypothesis.settings(
-    max_examples=200,
+    max_examples=100,
     stateful_step_count=60,
     deadline=None,
     database=None,
