@@ -8,8 +8,6 @@ import re
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-import httpx
-
 _NAME = re.compile(r"[a-z0-9._-]+", re.ASCII | re.IGNORECASE)
 
 
@@ -43,6 +41,10 @@ def _is_host(name: str | None) -> bool:
         return False
     if ":" in name:
         return "%" not in name and bool(ipaddress.IPv6Address(name))
+    if name.isascii():
+        return bool(_NAME.fullmatch(name))
+    import httpx
+
     try:
         return bool(_NAME.fullmatch(httpx.URL(scheme="http", host=name).raw_host.decode()))
     except httpx.InvalidURL:

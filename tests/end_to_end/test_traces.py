@@ -109,11 +109,3 @@ async def test_a_collector_that_takes_nothing_loses_no_payment_and_no_stop(
         await system.settled(*payments)
         assert system.stop() == 0
         assert "killed" not in system.output
-
-
-async def test_without_the_setting_nothing_is_exported(start_system: StartSystem) -> None:
-    with Collector().running() as collector:
-        system = start_system("--workers=1", **traced(collector.url, PAYSWITCH_TRACES="off"))
-        await system.settled(await system.pay(100))
-        assert system.stop() == 0
-        assert collector.spans == []
