@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import random
 import re
 import signal
 import socket
@@ -24,12 +26,24 @@ SLACK_S = 30
 """The deadline of what takes milliseconds; only a broken thing reaches it."""
 
 
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+"""Which of the processes of `pytest -n` this is."""
+
+_ports = itertools.cycle(range(10_000 + 1000 * (WORKER % 8), 11_000 + 1000 * (WORKER % 8)))
+for _ in range(random.randrange(1000)):
+    next(_ports)
+
+
 def free_port() -> int:
-    """A port that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nothing listens on at the moment; none that the kernel gives to connections, nor
+    one that another process of this run is given."""
+    for port in _ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise AssertionError("never")
 
 
 async def eventually(

@@ -20,7 +20,7 @@ import httpx
 import orjson
 
 from payswitch.machine import find_haproxy
-from tests.support import SLACK_S, eventually
+from tests.support import SLACK_S, WORKER, eventually
 
 HOST = "127.0.0.1"
 READY = "Payswitch is ready"
@@ -41,7 +41,7 @@ class Ports:
     of `pytest -n` choose among different ones, and leave room for the ports beyond these six."""
 
     def __init__(self) -> None:
-        begin = 20_000 + 1500 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8)
+        begin = 20_000 + 1500 * (WORKER % 8)
         self.first = random.randrange(begin, begin + 1300)
         while any(map(is_taken, self)):
             self.first = random.randrange(begin, begin + 1300)

@@ -231,6 +231,9 @@ async def work(b: Books, payswitch: Payswitch, client: httpx.AsyncClient) -> Non
     async def all_settled() -> bool:
         return not await b.redis.zcard("payments:open")
 
+    async def health_runs() -> bool:
+        return bool(await b.redis.exists("arq:queue:health:health-check"))
+
     for commands in (
         [("select", "fallback"), ("pause", "--for", "5m"), ("dead", "list")],
         [("select", "auto"), ("resume",), ("dead", "replay", "--all")],
@@ -240,6 +243,7 @@ async def work(b: Books, payswitch: Payswitch, client: httpx.AsyncClient) -> Non
             assert (ended.code, ended.err) == (0, "")
         if commands[1] == ("resume",):
             await eventually(all_settled, what="all payments are settled")
+    await eventually(health_runs, what="the health worker takes jobs")
     for path in ("/payments-summary", payment.headers["location"], "/readyz"):
         assert (await client.get(path)).status_code == 200
     assert (await client.post("/purge-payments")).status_code == 200
