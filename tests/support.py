@@ -132,11 +132,15 @@ class Reply:
     record: bool = False
     """Whether the payment is recorded before the answer."""
     hang_up: bool = False
+    until_close: bool = False
+    """Whether the body has no length and ends with the connection."""
     silent: bool = False
 
     def head(self) -> bytes:
         """The head and body as sent."""
-        lines = [f"HTTP/1.1 {self.status} X", f"content-length: {len(self.body)}"]
+        lines = [f"HTTP/1.1 {self.status} X"]
+        if not self.until_close:
+            lines.append(f"content-length: {len(self.body)}")
         lines += [f"{name}: {value}" for name, value in self.headers]
         return "\r\n".join([*lines, "", ""]).encode() + self.body
 
@@ -157,6 +161,8 @@ class ScriptedProcessor:
     finds: list[Reply] = field(default_factory=list)
     books: dict[str, dict[str, object]] = field(default_factory=dict)
     posts: list[dict[str, object]] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
+    """The ids that were asked about."""
     traceparents: list[str] = field(default_factory=list)
     """Of every request that had one."""
     health: Reply = Reply(200, b'{"failing":false,"minResponseTime":0}')
@@ -179,6 +185,7 @@ class ScriptedProcessor:
         if path.endswith("/service-health"):
             self.health_calls.append(asyncio.get_running_loop().time())
             return self.health
+        self.questions.append(path.rpartition("/")[2])
         if self.finds:
             return self.finds.pop(0)
         found = self.books.get(path.rpartition("/")[2])
@@ -229,3 +236,5 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
         elif not reply.silent:
             self._transport.write(reply.head())
+            if reply.until_close:
+                self._transport.close()

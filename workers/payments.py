@@ -93,5 +93,6 @@ class WorkerSettings:
     claim_pause_ms = settings.claim_pause_ms
     lease_ms = settings.lease_ms
     deadline_ms = settings.payment_deadline_ms
+    max_delay_ms = settings.processor_max_delay_ms
     probe_limit_ms = settings.processor_max_delay_ms + settings.processor_find_limit_ms + 1000
     sweep_ms = settings.sweep_ms

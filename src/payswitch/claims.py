@@ -52,11 +52,13 @@ class Claims:
         *,
         lease_ms: int,
         deadline_ms: int,
+        max_delay_ms: int,
         clock: Callable[[], float] = boottime_ms,
     ) -> None:
         self._script = scripts.load(redis, "claim")
         self._lease_ms = lease_ms
         self._deadline_ms = deadline_ms
+        self._max_delay_ms = max_delay_ms
         self._clock = clock
         self.waits = Tally()
         """From acceptance to the first claim, by Redis' clock."""
@@ -65,7 +67,7 @@ class Claims:
         """Take up to `limit` due payments. Raises `RedisError`."""
         expires_at = self._clock() + self._lease_ms
         now, generation, selection, next_due, token, strays, *entries = await self._script(
-            args=[limit, self._lease_ms]
+            args=[limit, self._lease_ms, self._max_delay_ms]
         )
         return Batch(
             taken=list(
@@ -93,7 +95,7 @@ class Claims:
         self, entry: list[Any], now: int, generation: str, token: int, expires_at: float
     ) -> Claimed:
         key, job, score, job_try, cents, accepted, processor, requested, tries = entry[:9]
-        horizon, number, quiet, replayed = entry[9:]
+        horizon, number, quiet, replayed, later_ms = entry[9:]
         accepted_at = int(accepted)
         claim = Claim(
             correlation_id=key.decode(),
@@ -105,8 +107,8 @@ class Claims:
             requested_at=int(requested) if requested else None,
             open_tries=parse_open_tries(tries.decode()) if tries else (),
             tries=int(number or 0),
-            horizon_passed=int(horizon or 0) <= now,
-            quiet_ms=int(quiet or 0),
+            horizon_passed=int(horizon or 0) + later_ms <= now,
+            quiet_ms=int(quiet or 0) + later_ms,
             job_try=int(job_try),
             overdue=now - int(replayed or accepted) > self._deadline_ms,
             accepted_at=accepted_at,

@@ -42,6 +42,9 @@ _MOST_QUESTIONS = 64
 must not hold every slot."""
 _HELD_MS = 200
 """How long a payment is given back for that nobody can take at the moment."""
+_MOST_UNASKED = 16
+"""With this many tries open their processor is asked, also before one more of its own: a 404 closes
+those that have ended, and the record stays small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class Dispatcher:
         `probe` names the processor to use although nothing is healthy.
         """
         findings = Findings()
-        if claim.open_tries and not await self._ask_in_turn(claim, findings):
+        if self._must_ask(claim, probe) and not await self._ask_in_turn(claim, findings):
             return
         still_open = self._open_numbers(claim, findings)
         if claim.overdue:
@@ -114,6 +117,21 @@ class Dispatcher:
             await self._retry(claim, findings, "unpaid at its deadline, but a try is open")
         else:
             await self._bury(claim, "unpaid at its deadline", findings)
+
+    def _must_ask(self, claim: Claim, probe: str | None) -> bool:
+        """Whether the open tries' processor is asked before anything is sent: not where all have
+        ended and the same processor is chosen again, for that one knows the id. After a replay it
+        is asked in any case: the last try may be days old."""
+        if not claim.open_tries:
+            return False
+        if (
+            claim.overdue
+            or claim.job_try == 1
+            or len(claim.open_tries) >= _MOST_UNASKED
+            or not all(open_try.ended for open_try in claim.open_tries)
+        ):
+            return True
+        return claim.processor != (probe or self.router.choose(self._clock()))
 
     async def _ask_in_turn(self, claim: Claim, findings: Findings) -> bool:
         """Ask first, unless too many wait for this processor's answers; True if more can be done
@@ -215,30 +233,32 @@ class Dispatcher:
                 await self._after_end(claim, routed, outcome, findings)
             case NotPaid():
                 findings.closed.add(number)
-                error = f"{who}: {outcome.reason}"
-                await self._retry(claim, findings, error, outcome.retry_after_ms)
+                await self._retry(claim, findings, f"{who}: {outcome.reason}")
             case NotSentInTime():
                 findings.closed.add(number)
                 await self._give_back(claim, findings, delay_ms=0, error="lease ran out unsent")
             case Unknown():
                 last_try = claim.life_of_try(number)
                 self._watch.saw(claim.correlation_id, last_try, self._clock())
-                await self._retry(claim, findings, f"{who}: {outcome.reason}")
+                error = f"{who}: {outcome.reason}"
+                await self._retry(claim, findings, error, outcome.retry_after_ms)
 
     async def _after_end(
         self, claim: Claim, routed: Routed, outcome: Ended, findings: Findings
     ) -> None:
-        """The processor has ended the try with an error: it alone knows whether it recorded it."""
+        """The processor alone knows whether it recorded it. It is asked at once where the answer
+        speaks against it, as the payment goes elsewhere then; else it mostly goes back there."""
         asked_ms = outcome.retry_after_ms
-        finding = await self._find(claim, routed.processor)
-        match finding:
-            case Found():
-                await self._settle_found(claim, routed.processor, finding, findings)
-                return
-            case Missing():
-                findings.closed.add(routed.number)
-            case Unclear():
-                asked_ms = max(asked_ms or 0, finding.retry_after_ms or 0)
+        if not outcome.healthy:
+            finding = await self._find(claim, routed.processor)
+            match finding:
+                case Found():
+                    await self._settle_found(claim, routed.processor, finding, findings)
+                    return
+                case Missing():
+                    self._close_ended(claim, routed, findings)
+                case Unclear():
+                    asked_ms = max(asked_ms or 0, finding.retry_after_ms or 0)
         await self._retry(claim, findings, f"{routed.processor}: status {outcome.status}", asked_ms)
 
     async def _after_refusal(
@@ -251,7 +271,7 @@ class Dispatcher:
             case Found():
                 await self._settle_found(claim, routed.processor, finding, findings)
             case Missing():
-                findings.closed.add(routed.number)
+                self._close_ended(claim, routed, findings)
                 if self._open_numbers(claim, findings):
                     await self._retry(claim, findings, error)
                 else:
@@ -335,6 +355,13 @@ class Dispatcher:
         """How long to give a payment back for that its processor can't take now."""
         wait = _HELD_MS if breaker is None else breaker.reopens_in(self._clock())
         return int(max(wait, _HELD_MS) * random.uniform(1, 1.25))
+
+    @staticmethod
+    def _close_ended(claim: Claim, routed: Routed, findings: Findings) -> None:
+        """After its answer the processor doesn't have the payment: neither that try recorded it,
+        nor one that had ended before."""
+        findings.closed.add(routed.number)
+        findings.closed.update(each.number for each in claim.open_tries if each.ended)
 
     @staticmethod
     def _open_numbers(claim: Claim, findings: Findings) -> set[int]:

@@ -27,6 +27,8 @@ _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding"})
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
+_MOST_TURNS = 10
+"""Of the loop: it reads a socket in the first or the second one."""
 _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 
 
@@ -163,6 +165,9 @@ class ResponseReader:
             raise httpx.RemoteProtocolError("the connection ended without an answer")
         if self._in_head or self._has_length or self._codings:
             raise httpx.RemoteProtocolError("the connection ended within the answer")
+        if 200 <= self._status < 300 and not self._body_size:
+            # Stock httpx takes it for an empty body; but a success may have been cut off here.
+            raise httpx.RemoteProtocolError("the connection ended before the answer's body")
         self.is_complete = True
 
     def response(self) -> httpx.Response:
@@ -248,26 +253,37 @@ class Connection(asyncio.Protocol):
         acknowledge_timeout: float | None = None,
     ) -> None:
         self.idle_since = 0.0
+        self.is_new = True
+        """No request was ever written to it."""
         self._acknowledge_timeout = acknowledge_timeout
         self._loop = loop
         self._reader = ResponseReader(max_response_bytes)
         self._released = released
         self._lost = lost
-        self._probe: select.poll | None = None
+        self._probe = select.poll()
         self._exchange: asyncio.Future[httpx.Response] | None = None
         self._is_last = False
         self._is_stuck = False
         self._timers: list[asyncio.TimerHandle] = []
 
+    def is_open(self) -> bool:
+        """Whether it hasn't ended, as far as the loop has seen."""
+        return not self._transport.is_closing()
+
     def is_usable(self) -> bool:
         """Whether nothing speaks against sending a request: no end, no data that nobody asked for.
 
-        Asks the socket itself, as the loop may not have run since the peer closed. Not under TLS,
-        where something to read may be a session ticket.
+        Asks the socket itself, as the loop may not have run since the peer closed or spoke.
         """
-        if self._transport.is_closing():
-            return False
-        return self._probe is None or not self._probe.poll(0)
+        return self.is_open() and not self._probe.poll(0)
+
+    async def read_on(self) -> None:
+        """Let the loop read what is there. Under TLS that may be a session ticket; anything else
+        closes the connection."""
+        for _ in range(_MOST_TURNS):
+            if not self.is_open() or self.is_usable():
+                return
+            await asyncio.sleep(0)
 
     def send(
         self, message: Message, read_timeout: float | None, write_timeout: float | None
@@ -277,6 +293,7 @@ class Connection(asyncio.Protocol):
         Both limits, in seconds, run from this call on: until the response is complete, and until
         the kernel has taken the last byte. Whoever stops waiting must call `give_up`.
         """
+        self.is_new = False
         self._reader.begin(is_head=message.is_head)
         self._is_last = message.is_last
         self._exchange = exchange = self._loop.create_future()
@@ -305,6 +322,7 @@ class Connection(asyncio.Protocol):
         """Called by the loop."""
         self._transport = cast(asyncio.Transport, transport)
         self.idle_since = self._loop.time()
+        self._probe.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         # What has not left when this process is killed never must: without this the kernel would go
         # on delivering it for minutes, when another worker has long taken the payment over.
         self._linger(_RESET_ON_CLOSE)
@@ -317,8 +335,6 @@ class Connection(asyncio.Protocol):
             # What the kernel doesn't take at once counts as stuck. Besides, up to this mark older
             # versions of uvloop put a write off to the end of the loop's round.
             self._transport.set_write_buffer_limits(high=0)
-            self._probe = select.poll()
-            self._probe.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""

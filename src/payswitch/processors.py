@@ -39,20 +39,22 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class NotPaid:
-    """Certainly not recorded, now or later."""
+    """Certainly not recorded, now or later: nothing of it has left."""
 
     reason: str
-    retry_after_ms: int | None = None
     healthy: bool = True
     """False when it speaks against the processor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The try is over; it was recorded or not."""
+    """The try is over; it was recorded or not, whoever wrote the answer. It may be sent to the same
+    processor again, which knows the id; before it goes elsewhere, its processor must be asked."""
 
     status: int
     retry_after_ms: int | None = None
+    healthy: bool = False
+    """False when it speaks against the processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Unknown:
     """It may be recorded, also later than now."""
 
     reason: str
+    retry_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,8 @@ class Report:
     min_response_ms: int
 
 
-_MISCONFIGURED = frozenset({401, 403, 404, 405, 408, 425})
-_GATEWAY_GAVE_UP = frozenset({502, 504})
+_GAVE_UP_WAITING = frozenset({408, 499})
+"""Of the statuses below 500, those by which a gateway gives up a request that it has passed on."""
 _LEDGER_ENDS_MS = 10**13
 """The year 2286: the ledger's windows reach from 1970 to there."""
 
@@ -116,13 +119,9 @@ def classify(status: int, retry_after_ms: int | None, content: bytes) -> Outcome
         return Paid()
     if status in (400, 422):
         return Refused(status)
-    if status == 429:
-        return NotPaid("status 429", retry_after_ms)
-    if status in _MISCONFIGURED:
-        return NotPaid(f"status {status}", healthy=False)
-    if status in _GATEWAY_GAVE_UP:
-        return Unknown(f"status {status}")
-    return Ended(status, retry_after_ms)
+    if status > 500 or status in _GAVE_UP_WAITING:
+        return Unknown(f"status {status}", retry_after_ms)
+    return Ended(status, retry_after_ms, healthy=status == 429)
 
 
 def classify_error(error: httpx.RequestError) -> Outcome:

@@ -41,6 +41,7 @@ from payswitch.simulator_faults import (
     PaymentFault,
     PaymentLots,
     broken_answer,
+    gateway_answer,
     parse_faults,
 )
 from payswitch.simulator_journal import Journal, Kind
@@ -251,10 +252,12 @@ class Simulator:
         fault = lot.mode
         if fault is PaymentFault.CLOSE_COMMIT:
             self._hang_up(exchange, entry, fault)
-            self._later(lot.later_ms, lambda: self._commit(entry, fault))
-            return
         truth = self._commit(entry, fault) if lot.commits else _PROCESSED
+        if lot.commits_later:
+            self._later(lot.later_ms, lambda: self._commit(entry, fault))
         match fault:
+            case PaymentFault.CLOSE_COMMIT:
+                pass  # it has hung up
             case PaymentFault.COMMIT_CLOSE:
                 self._hang_up(exchange, entry, fault)
             case PaymentFault.COMMIT_LATE:
@@ -262,6 +265,10 @@ class Simulator:
                 self._later(late_ms, lambda: self._answer(exchange, entry, truth, fault))
             case PaymentFault.UNKNOWN_422:
                 self._answer(exchange, entry, _known(entry), fault)
+            case _ if lot.status is not None:
+                said = gateway_answer(lot.status)
+                after_ms = lot.later_ms if fault is PaymentFault.GATEWAY_LATE else 0
+                self._later(after_ms, lambda: self._answer(exchange, entry, said, fault))
             case _:
                 broken = broken_answer(fault, _PROCESSED, exchange.separator)
                 self._answer(exchange, entry, broken, fault)

@@ -43,6 +43,9 @@ class PaymentFault(StrEnum):
     HALF_HEADER = "half-header"
     DRIP = "drip"
     UNKNOWN_422 = "422-unknown"
+    GATEWAY_EARLY = "gateway-early"
+    GATEWAY_LATE = "gateway-late"
+    GATEWAY_COMMIT = "gateway-commit"
 
 
 class HealthFault(StrEnum):
@@ -56,8 +59,30 @@ class HealthFault(StrEnum):
 
 _Mode = TypeVar("_Mode", PaymentFault, HealthFault)
 
+GATEWAY_STATUSES = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+"""What a gateway before the processor answers in its stead."""
+_PASSED_ON = frozenset(GATEWAY_STATUSES) - {HTTPStatus.TOO_MANY_REQUESTS}
+"""Those after which the processor may record the payment still: not after a gateway's limit."""
+_GATEWAY = frozenset(
+    {PaymentFault.GATEWAY_EARLY, PaymentFault.GATEWAY_LATE, PaymentFault.GATEWAY_COMMIT}
+)
+_LATER = frozenset(
+    {PaymentFault.CLOSE_COMMIT, PaymentFault.GATEWAY_EARLY, PaymentFault.GATEWAY_LATE}
+)
+
 _COMMITTING = frozenset(
-    {PaymentFault.COMMIT_CLOSE, PaymentFault.COMMIT_500, PaymentFault.COMMIT_LATE}
+    {
+        PaymentFault.COMMIT_CLOSE,
+        PaymentFault.COMMIT_500,
+        PaymentFault.COMMIT_LATE,
+        PaymentFault.GATEWAY_COMMIT,
+    }
 )
 _BY_COIN = frozenset(
     {
@@ -66,6 +91,7 @@ _BY_COIN = frozenset(
         PaymentFault.HUGE,
         PaymentFault.HALF_HEADER,
         PaymentFault.DRIP,
+        PaymentFault.GATEWAY_LATE,
     }
 )
 
@@ -89,7 +115,8 @@ class Faults:
     """A setting: probabilities by mode (what is missing from 1 is the ordinary outcome) and times.
 
     `late_ms` is how long after its commit `commit-late` answers, `later_ms` the range from which
-    `close-commit` takes the time until its commit.
+    `close-commit` and `gateway-early` take the time until their commit, `gateway-late` the time
+    until its answer.
     """
 
     seed: int = 0
@@ -173,13 +200,15 @@ def _range(name: str, value: object) -> tuple[int, int]:
 class Misfortune(NamedTuple):
     """The fault that a payment meets, with all that chance decides about it.
 
-    `commits` says whether it enters the book before the answer; `later_ms` is the time until a
-    `close-commit` enters it.
+    `commits` says whether it enters the book before the answer, `commits_later` whether it does
+    `later_ms` after it; a `gateway-late` answers after `later_ms`. `status` is a gateway's.
     """
 
     mode: PaymentFault
     commits: bool
+    commits_later: bool
     later_ms: float
+    status: HTTPStatus | None = None
 
 
 class PaymentLots:
@@ -198,10 +227,12 @@ class PaymentLots:
             return None
         mode = self._modes[place]
         commits = mode in _COMMITTING or (mode in _BY_COIN and self._random.random() < 0.5)
-        later_ms = 0.0
-        if mode is PaymentFault.CLOSE_COMMIT:
-            later_ms = self._random.uniform(*self._later_ms)
-        return Misfortune(mode, commits, later_ms)
+        later_ms = self._random.uniform(*self._later_ms) if mode in _LATER else 0.0
+        status = self._random.choice(GATEWAY_STATUSES) if mode in _GATEWAY else None
+        commits_later = mode is PaymentFault.CLOSE_COMMIT
+        if mode is PaymentFault.GATEWAY_EARLY:
+            commits_later = status in _PASSED_ON and self._random.random() < 0.5
+        return Misfortune(mode, commits, commits_later, later_ms, status)
 
 
 class HealthLots:
@@ -268,6 +299,11 @@ def broken_answer(mode: PaymentFault, ordinary: Reply, separator: bytes) -> Repl
             return Stream(_huge(separator))
         case _:
             return _REFUSALS[mode]
+
+
+def gateway_answer(status: HTTPStatus) -> Reply:
+    """What a gateway answers in the processor's stead."""
+    return reply(status, b"<html>%b</html>" % status.phrase.encode(), content_type=b"text/html")
 
 
 def _huge(separator: bytes) -> Iterator[bytes]:

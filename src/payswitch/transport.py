@@ -9,6 +9,8 @@ same errors, with these differences:
 - The connect timeout bounds DNS, TCP and TLS together. Connections that are opened at the same time
   share one look-up.
 - A request's extension `before_write` is asked directly before the bytes are written.
+- What came before the request was written is never its answer: the connection is dropped. A success
+  without a length whose connection ends before a byte of the body is an error.
 - Every error tells whether bytes of the request may have left, see `bytes_left`. A connection that
   ends before they could is an `httpx.ConnectError`.
 - Stricter with responses, as `httptools` is: no line ends without CR, folded lines or control
@@ -97,12 +99,16 @@ class Transport(httpx.AsyncBaseTransport):
             message = await encode(request)
             pool = self._pool_for(request.url)
             limits = self._limits | (request.extensions.get("timeout") or {})
-            connection = pool.take() or await pool.wait(limits["pool"], limits["connect"])
-            try:
-                _ask(request)
-            except BaseException:
-                pool.put(connection)
-                raise
+            while True:
+                connection = pool.take() or await pool.wait(limits["pool"], limits["connect"])
+                try:
+                    _ask(request)
+                except BaseException:
+                    pool.put(connection)
+                    raise
+                if connection.is_usable():
+                    break
+                await pool.check(connection)
             exchange = connection.send(message, limits["read"], limits["write"])
             try:
                 response = await exchange
@@ -195,10 +201,10 @@ class Pool:
         self._is_closed = False
 
     def take(self) -> Connection | None:
-        """The connection that was used last, if one is idle and good."""
+        """The connection that was used last, if one is idle and still open."""
         while self._idle:
             connection = self._idle.pop()
-            if self._is_good(connection):
+            if self._is_alive(connection):
                 return connection
             connection.close()
         return None
@@ -208,11 +214,26 @@ class Pool:
         if self._has_place():
             self._reserved += 1
         elif connection := await self._queue(pool_limit):
-            if self._is_good(connection):
+            if self._is_alive(connection):
                 self._adopt(connection)
                 return connection
             connection.close()
         return await self._connect(connect_limit)
+
+    async def check(self, connection: Connection) -> None:
+        """Something came before the request was written: keep the connection for the next request,
+        or drop it. Raises `httpx.ConnectError` where none was ever written to it."""
+        try:
+            await connection.read_on()
+        except BaseException:
+            connection.close()
+            raise
+        if connection.is_usable():
+            self.put(connection)
+            return
+        connection.close()
+        if connection.is_new:
+            raise httpx.ConnectError("the connection ended before the request was written")
 
     def put(self, connection: Connection) -> None:
         """Hand a connection to who waits longest, or keep it for the next request."""
@@ -242,8 +263,8 @@ class Pool:
     def _is_expired(self, connection: Connection) -> bool:
         return self._loop.time() - connection.idle_since >= self._keepalive_expiry
 
-    def _is_good(self, connection: Connection) -> bool:
-        return not self._is_closed and not self._is_expired(connection) and connection.is_usable()
+    def _is_alive(self, connection: Connection) -> bool:
+        return not self._is_closed and not self._is_expired(connection) and connection.is_open()
 
     def _next_waiter(self) -> asyncio.Future[Connection | None] | None:
         while self._waiters:
@@ -299,9 +320,9 @@ class Pool:
             self._pass_on(None)
             raise
         self._adopt(connection)
-        if self._is_closed or not connection.is_usable():
+        if self._is_closed:
             connection.close()
-            raise httpx.ConnectError("the connection ended before the request was written")
+            raise httpx.ConnectError("the transport was closed")
         return connection
 
     async def _open_connection(self, limit: float | None) -> Connection:

@@ -3,7 +3,8 @@
 A try is opened in Redis before anything is sent, and closed only by a certain answer to that very
 try. While one is open the payment stays with its processor. What may be done with open tries once
 the **horizon** has passed rests on two clocks: Redis' (the record's `horizon`) and the worker's own
-(`QuietWatch`), so that a step of either alone can't unpin a payment too early.
+(`QuietWatch`), so that a step of either alone can't unpin a payment too early. Both are counted
+with the longest delay of a processor that the record or the worker knows, whichever is larger.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class Tries:
         self._release = scripts.load(redis, "release")
         self._bury = scripts.load(redis, "bury")
         self._max_delay_ms = max_delay_ms
-        self._quiet_ms = lease_ms + max_delay_ms
+        self._lease_ms = lease_ms
         self._routes: GroupCommit[tuple[Claim, str, Findings], Routed | None] = GroupCommit(
             self._flush_routes
         )
@@ -144,6 +145,7 @@ class Tries:
         worker's own clock says; Redis' is asked by the script. Raises `RedisError`."""
         [verdict] = await self._bury(
             args=[
+                self._max_delay_ms,
                 claim.correlation_id,
                 claim.token,
                 claim.generation,
@@ -157,7 +159,7 @@ class Tries:
     async def _flush_routes(
         self, items: list[tuple[Claim, str, Findings]]
     ) -> Sequence[Routed | None]:
-        args: list[str | int] = [self._max_delay_ms, self._quiet_ms]
+        args: list[str | int] = [self._max_delay_ms, self._lease_ms]
         for claim, processor, findings in items:
             args += (claim.correlation_id, claim.token, claim.generation, processor)
             args += findings.arguments()

@@ -97,6 +97,7 @@ class PaymentWorker(ResilientWorker):
         claim_pause_ms: int,
         lease_ms: int,
         deadline_ms: int,
+        max_delay_ms: int,
         probe_limit_ms: int,
         sweep_ms: int,
         **kwargs: Any,
@@ -107,6 +108,7 @@ class PaymentWorker(ResilientWorker):
         self._claim_pause_ms = claim_pause_ms
         self._lease_ms = lease_ms
         self._deadline_ms = deadline_ms
+        self._max_delay_ms = max_delay_ms
         self._probe_limit_ms = probe_limit_ms
         self._sweep_ms = sweep_ms
         self._slot_freed = asyncio.Event()
@@ -121,7 +123,12 @@ class PaymentWorker(ResilientWorker):
 
     async def main(self) -> None:
         """Run until cancelled; Redis may come and go meanwhile."""
-        self.claims = Claims(self.pool, lease_ms=self._lease_ms, deadline_ms=self._deadline_ms)
+        self.claims = Claims(
+            self.pool,
+            lease_ms=self._lease_ms,
+            deadline_ms=self._deadline_ms,
+            max_delay_ms=self._max_delay_ms,
+        )
         self._probe_lock = Lock(self.pool, PROBE_LOCK_KEY, life_ms=self._probe_limit_ms)
         self._sweeping = asyncio.create_task(
             Sweeper(self.pool, every_ms=self._sweep_ms).run(), name="sweeper"

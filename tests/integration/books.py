@@ -133,7 +133,7 @@ class Books:
     async def settle_with_a_worker(self) -> None:
         """Claim and dispatch until the backlog is empty."""
         dispatcher = assembly.dispatcher(self.settings, self.redis, self.transport)
-        claims = Claims(self.redis, lease_ms=15_000, deadline_ms=10**8)
+        claims = Claims(self.redis, lease_ms=15_000, deadline_ms=10**8, max_delay_ms=10_000)
         while await self.redis.zcard("payments:open"):
             for claimed in (await claims.take(10)).taken:
                 await dispatcher.dispatch(claimed.claim)

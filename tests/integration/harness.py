@@ -63,6 +63,7 @@ class Bench:
             self.redis,
             lease_ms=self.settings.lease_ms,
             deadline_ms=self.settings.payment_deadline_ms,
+            max_delay_ms=self.settings.processor_max_delay_ms,
         )
         return [claimed.claim for claimed in (await claims.take(limit)).taken]
 

@@ -21,7 +21,7 @@ async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
 
 
 def claims(redis: ArqRedis, lease_ms: int = 60_000) -> Claims:
-    return Claims(redis, lease_ms=lease_ms, deadline_ms=60_000)
+    return Claims(redis, lease_ms=lease_ms, deadline_ms=60_000, max_delay_ms=10_000)
 
 
 async def test_what_is_claimed_is_not_claimed_again_while_the_lease_runs(

@@ -72,7 +72,9 @@ async def workers_have_looked(redis: ArqRedis, *, workers: int = 2) -> None:
 
 
 async def take(b: Bench) -> Batch:
-    return await Claims(b.redis, lease_ms=b.settings.lease_ms, deadline_ms=10**9).take(10)
+    return await Claims(
+        b.redis, lease_ms=b.settings.lease_ms, deadline_ms=10**9, max_delay_ms=300
+    ).take(10)
 
 
 # An override.

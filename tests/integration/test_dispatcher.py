@@ -12,7 +12,9 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.clock import boottime_ms
+from payswitch.dead_letters import DeadLetters
 from payswitch.ledger import Total
+from payswitch.routing import BreakerState
 from payswitch.tries import Findings, Tries
 from tests.integration.harness import FAST, Bench, bench
 from tests.support import LOST_REPLY, NEVER, PAID, Reply, eventually, free_port
@@ -39,6 +41,14 @@ async def test_settled_leaves_nothing_in_the_queue(b: Bench, redis: ArqRedis) ->
     await b.dispatch_until_done(payment)
     keys = {key.decode() for key in await redis.keys("*") if b"ledger" not in key}
     assert keys == {f"payment:{payment}", "payments:token"}
+
+
+async def test_a_settled_record_keeps_nothing_of_its_tries(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(429)]
+    await b.dispatch_until_done(payment)
+    fields = {key.decode() for key in await redis.hkeys(f"payment:{payment}")}  # type: ignore[misc]
+    assert not fields & {"open", "horizon", "quiet", "delay", "token", "lease_until"}
 
 
 async def test_a_settled_record_expires_after_its_retention(b: Bench, redis: ArqRedis) -> None:
@@ -136,14 +146,17 @@ async def test_after_an_unknown_outcome_it_is_sent_to_the_same_processor_with_th
 @pytest.mark.parametrize(
     "reply",
     [
+        Reply(408),
         Reply(502),
+        Reply(503),
         Reply(504),
         Reply(hang_up=True),
         NEVER,
+        Reply(200, b"", until_close=True),
         Reply(200, b"<html>"),
         Reply(200, b"0" * 100_000),
     ],
-    ids=["502", "504", "reset", "silence", "nonsense", "endless"],
+    ids=["408", "502", "503", "504", "reset", "silence", "cut off", "nonsense", "endless"],
 )
 async def test_an_unknown_outcome_keeps_the_try_open(b: Bench, reply: Reply) -> None:
     payment = await b.accept()
@@ -153,19 +166,137 @@ async def test_an_unknown_outcome_keeps_the_try_open(b: Bench, reply: Reply) -> 
     assert (await b.record(payment)).state == "queued"
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 405, 408, 425, 429])
-async def test_a_certain_no_lets_the_payment_go_elsewhere_at_once(b: Bench, status: int) -> None:
+async def test_an_empty_success_that_ends_by_close_is_asked_about(b: Bench) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(200, b"", until_close=True)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert (await b.record(payment)).state == "queued"
+    await b.dispatch_until_done(payment)
+    assert b.default.questions == [payment]
+    assert list(b.default.books) == [payment]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(204, b"", record=True),
+        Reply(200, b"", record=True),
+        Reply(200, b"{}", record=True, until_close=True),
+    ],
+    ids=["204", "a length of 0", "JSON that ends by close"],
+)
+async def test_a_success_that_is_complete_is_settled(b: Bench, reply: Reply) -> None:
+    payment = await b.accept()
+    b.default.script = [reply]
+    await b.dispatch_until_done(payment, times=1)
+    assert b.default.questions == []
+
+
+@pytest.mark.parametrize("times", [1, 5])
+async def test_after_a_429_it_is_sent_again_to_the_same_processor_without_a_question(
+    b: Bench, times: int
+) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(429)] * times
+    record = await b.dispatch_until_done(payment)
+    assert (record.state, record.processor, record.tries) == ("settled", "default", times + 1)
+    assert b.default.questions == []
+    assert b.default.posts == [b.default.posts[0]] * (times + 1)
+
+
+async def test_after_many_429s_the_processor_is_asked_so_that_the_record_stays_small(
+    b: Bench,
+) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(429)] * 40
+    record = await b.dispatch_until_done(payment)
+    assert (record.state, record.tries) == ("settled", 41)
+    assert b.default.questions == [payment] * 2
+
+
+@pytest.mark.parametrize("status", [401, 404, 429, 500])
+async def test_an_answer_after_the_commit_never_lets_the_payment_go_elsewhere(
+    b: Bench, status: int
+) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(status, record=True)]
+    b.default.finds = [Reply(503)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    b.choose("fallback")
+    record = await b.dispatch_until_done(payment)
+    assert (record.state, record.processor) == ("settled", "default")
+    assert not b.fallback.posts
+    assert await b.summary() == {"default": Total(1, 1990), "fallback": Total()}
+
+
+async def test_a_429_after_the_commit_is_settled_by_the_same_processors_refusal(b: Bench) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(429, record=True)]
+    record = await b.dispatch_until_done(payment, times=2)
+    assert (record.state, len(b.default.posts)) == ("settled", 2)
+
+
+@pytest.mark.parametrize("status", [408, 502, 503, 504])
+async def test_what_is_recorded_after_a_gateways_answer_is_never_sent_elsewhere(
+    b: Bench, status: int
+) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(status)] * 2
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    b.choose("fallback")
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert b.default.questions == [payment]
+    b.default.books[payment] = b.default.posts[0]
+    record = await b.dispatch_until_done(payment)
+    assert (record.state, record.processor) == ("settled", "default")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 425, 429, 500])
+async def test_an_ended_try_that_the_processor_does_not_have_lets_the_payment_go_elsewhere(
+    b: Bench, status: int
+) -> None:
     payment = await b.accept()
     b.default.script = [Reply(status)]
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
-    assert await b.field(payment, "open") == ""
     b.choose("fallback")
-    record = await b.dispatch_until_done(payment)
+    record = await b.dispatch_until_done(payment, times=1)
     assert record.processor == "fallback"
-    assert len(b.default.posts) == 1
+    assert len(b.default.posts) == len(b.default.questions) == 1
 
 
-@pytest.mark.parametrize("status", [500, 503, 302])
+async def test_an_ended_try_whose_processor_can_not_tell_keeps_the_payment(b: Bench) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(429)]
+    b.default.finds = [Reply(429)] * 3
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    b.choose("fallback")
+    for _ in range(3):
+        await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert await b.field(payment, "open") == "1e"
+    assert not b.fallback.posts
+
+
+async def test_an_open_breaker_makes_it_ask_before_the_payment_goes_elsewhere(b: Bench) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(429, record=True)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    breaker = b.dispatcher.router.breakers["default"]
+    breaker.state, breaker._probe_at = BreakerState.OPEN, float("inf")
+    record = await b.dispatch_until_done(payment, times=1)
+    assert (record.state, record.processor) == ("settled", "default")
+    assert not b.fallback.posts
+
+
+async def test_a_refusal_that_the_processor_does_not_know_closes_what_had_ended_before(
+    b: Bench,
+) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(429), Reply(422)]
+    record = await b.dispatch_until_done(payment, times=2)
+    assert (record.state, await b.field(payment, "open")) == ("dead", "")
+
+
+@pytest.mark.parametrize("status", [500, 302])
 async def test_an_error_after_recording_is_settled_by_asking(b: Bench, status: int) -> None:
     payment = await b.accept()
     b.default.script = [Reply(status, record=True)]
@@ -173,7 +304,7 @@ async def test_an_error_after_recording_is_settled_by_asking(b: Bench, status: i
     assert (record.state, record.tries) == ("settled", 1)
 
 
-@pytest.mark.parametrize("status", [500, 503, 302])
+@pytest.mark.parametrize("status", [500, 302])
 async def test_an_error_without_recording_lets_the_payment_go_elsewhere(
     b: Bench, status: int
 ) -> None:
@@ -292,23 +423,22 @@ async def test_retry_after_is_heeded(
     b.default.script = [Reply(status, headers=headers)]
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
     assert 3 < await pause_of(payment, redis) <= 6
-    assert await b.field(payment, "open") == ""
 
 
 async def test_retry_after_of_a_question_is_heeded(b: Bench, redis: ArqRedis) -> None:
     b.use(replace(b.settings, retry_cap_ms=10_000))
     payment = await b.accept()
-    b.default.script = [Reply(503)]
+    b.default.script = [Reply(500)]
     b.default.finds = [Reply(503, headers=IN_FIVE_SECONDS)]
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
     assert 3 < await pause_of(payment, redis) <= 6
 
 
-async def test_a_503_of_a_payment_that_is_recorded_settles_whatever_its_retry_after(
+async def test_a_500_of_a_payment_that_is_recorded_settles_whatever_its_retry_after(
     b: Bench,
 ) -> None:
     payment = await b.accept()
-    b.default.script = [Reply(503, record=True, headers=IN_FIVE_SECONDS)]
+    b.default.script = [Reply(500, record=True, headers=IN_FIVE_SECONDS)]
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
     assert (await b.record(payment)).state == "settled"
 
@@ -406,6 +536,29 @@ async def test_an_overdue_payment_becomes_a_dead_letter(b: Bench, redis: ArqRedi
     assert (record.state, record.last_error) == ("dead", "unpaid at its deadline")
     assert not b.default.posts
     assert [key async for key in redis.scan_iter("arq:*")] == []
+
+
+async def test_an_overdue_payment_whose_try_has_ended_is_asked_about_and_not_sent_again(
+    b: Bench,
+) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(429)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    await b.dispatcher.dispatch(replace(await b.claim_when_due(payment), overdue=True))
+    assert (await b.record(payment)).state == "dead"
+    assert len(b.default.posts) == len(b.default.questions) == 1
+
+
+async def test_a_replayed_payment_is_asked_about_though_the_same_processor_is_chosen(
+    b: Bench,
+) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(400)]
+    assert (await b.dispatch_until_done(payment)).state == "dead"
+    b.default.books[payment] = b.default.posts[0]
+    assert [page async for page in DeadLetters(b.redis).replay([payment])]
+    assert (await b.dispatch_until_done(payment, times=1)).state == "settled"
+    assert len(b.default.posts) == 1
 
 
 async def test_an_overdue_payment_with_an_open_try_is_not_buried_before_the_horizon(

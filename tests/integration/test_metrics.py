@@ -308,7 +308,7 @@ async def test_what_was_read_long_ago_is_not_shown(
 async def test_only_the_first_claim_counts_as_the_wait_in_the_queue(redis: ArqRedis) -> None:
     async with bench(redis) as b:
         await b.accept()
-        claims = Claims(redis, lease_ms=1500, deadline_ms=60_000)
+        claims = Claims(redis, lease_ms=1500, deadline_ms=60_000, max_delay_ms=300)
         [claimed] = (await claims.take(10)).taken
         assert claims.waits.total == 1
         await b.dispatcher.give_back(claimed.claim, delay_ms=0)

@@ -71,7 +71,7 @@ async def test_a_running_system_is_equal(redis: ArqRedis) -> None:
         b.simulators["default"].config.delay_ms = 20
         dispatcher = assembly.dispatcher(b.settings, redis, b.transport)
         queue = AcceptQueue(redis, limit_ms=5000, max_backlog=10**6)
-        claims = Claims(redis, lease_ms=15_000, deadline_ms=10**8)
+        claims = Claims(redis, lease_ms=15_000, deadline_ms=10**8, max_delay_ms=10_000)
 
         async def pay_for_ever() -> None:
             while True:

@@ -125,6 +125,35 @@ async def test_the_connection_is_closed_first_and_the_payment_committed_later(
     await until(lambda: len(processor.simulator.book) == 1)
 
 
+GATEWAY = {408, 429, 502, 503, 504}
+
+
+async def test_a_gateway_answers_after_the_commit(processor: Processor) -> None:
+    await fault(processor, "gateway-commit")
+    statuses = {(await processor.pay()).status_code for _ in range(50)}
+    assert statuses == GATEWAY
+    assert len(processor.simulator.book) == 50
+
+
+async def test_a_gateway_answers_early_and_some_payments_are_recorded_later(
+    processor: Processor,
+) -> None:
+    await fault(processor, "gateway-early", laterMs=[400, 400])
+    statuses = [(await processor.pay()).status_code for _ in range(50)]
+    assert set(statuses) == GATEWAY
+    assert len(processor.simulator.book) == 0
+    await until(lambda: len(processor.simulator.book) > 0)
+
+
+async def test_a_gateway_answers_late(processor: Processor) -> None:
+    await fault(processor, "gateway-late", laterMs=[300, 300])
+    started = time.monotonic()
+    answers = await asyncio.gather(*(processor.pay() for _ in range(50)))
+    assert {answer.status_code for answer in answers} == GATEWAY
+    assert time.monotonic() - started > 0.29
+    assert 0 < len(processor.simulator.book) < 50
+
+
 async def test_a_close_comes_before_the_delay_and_nothing_is_recorded(
     processor: Processor,
 ) -> None:

@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import httpx
 import pytest
@@ -29,7 +30,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payswitch.http1 import ResponseReader
+from payswitch.http1 import Connection, ResponseReader
 from payswitch.transport import NotSent, Transport, bytes_left
 
 HOST = "127.0.0.1"
@@ -290,7 +291,8 @@ ANSWERS = {
     "a reason beyond ascii": b"HTTP/1.1 200 \xc3\xa9t\xc3\xa9\r\nContent-Length: 2\r\n\r\nok",
     "no length": b"HTTP/1.1 200 OK\r\nX: y\r\n\r\nuntil the end",
     "no headers": b"HTTP/1.1 200 OK\r\n\r\nuntil the end",
-    "nothing but a head": b"HTTP/1.1 200 OK\r\n\r\n",
+    "nothing but the head of an error": b"HTTP/1.1 404 Not Found\r\n\r\n",
+    "nothing, as it says": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
     "chunks": CHUNKED + b"2\r\nok\r\nA\r\n0123456789\r\n0\r\n\r\n",
     "no chunk": CHUNKED + b"0\r\n\r\n",
     "chunk extensions": CHUNKED + b'2;a=b;c="d"\r\nok\r\n0\r\n\r\n',
@@ -366,6 +368,8 @@ BROKEN = {
 }
 
 STRICTER_THAN_STOCK = {
+    "nothing but the head of a success": b"HTTP/1.1 200 OK\r\n\r\n",
+    "nothing but the head of a success in HTTP/1.0": b"HTTP/1.0 200 OK\r\n\r\n",
     "lines without CR": FINAL.replace(b"\r\n", b"\n"),
     "folded lines": b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 2\r\n\r\nok",
     "control characters": b"HTTP/1.1 200 OK\r\nX: a\x01b\r\nContent-Length: 2\r\n\r\nok",
@@ -828,18 +832,20 @@ async def test_a_connection_reset_after_the_request_is_a_read_error() -> None:
 
 
 @on_both_loops
-async def test_a_connection_that_breaks_before_the_write_is_a_write_error() -> None:
+async def test_a_connection_that_breaks_at_the_write_is_a_write_error() -> None:
     with listening() as listener:
         url = f"http://{HOST}:{listener.getsockname()[1]}/"
 
-        def break_off() -> None:
+        def break_off(_: Connection) -> bool:
             connection = listener.accept()[0]
             connection.shutdown(socket.SHUT_WR)
             reset_on_close(connection)
             connection.close()
+            return True
 
-        async with Transport() as transport:
-            error = await failure(start(transport, post(url, before_write=break_off)))
+        with mock.patch.object(Connection, "is_usable", break_off):
+            async with Transport() as transport:
+                error = await failure(start(transport, post(url)))
     assert type(error) is httpx.WriteError
     assert bytes_left(error)
 
@@ -944,6 +950,43 @@ async def answer_next(server: Server) -> None:
     await (await server.accept()).answer(OK)
 
 
+@pytest.mark.parametrize("spoil", [Peer.end_silently, speak])
+@on_both_loops
+async def test_a_connection_that_ends_while_before_write_is_asked_is_not_used(
+    spoil: Callable[[Peer], None],
+) -> None:
+    async with serving() as server, Transport(max_connections_per_host=1) as transport:
+        peer = await warm(server, transport)
+        server.spawn(answer_next(server))
+        unspoilt = [peer]
+
+        def spoil_once() -> None:
+            if unspoilt:
+                spoil(unspoilt.pop())
+
+        request = post(server.url, before_write=spoil_once)
+        assert (await transport.handle_async_request(request)).status_code == 200
+        assert len(server.peers) == 2
+
+
+@on_both_loops
+async def test_an_answer_that_is_there_before_the_request_is_never_its_answer() -> None:
+    with listening() as listener:
+        accepted: list[socket.socket] = []
+
+        def greet() -> None:
+            accepted.append(listener.accept()[0])
+            accepted[0].send(OK)
+
+        async with Transport() as transport:
+            url = f"http://{HOST}:{listener.getsockname()[1]}/"
+            error = await failure(start(transport, post(url, before_write=greet)))
+        assert type(error) is httpx.ConnectError
+        assert not bytes_left(error)
+        assert accepted[0].recv(1) == b""
+        accepted[0].close()
+
+
 @pytest.mark.parametrize("spoil", [Peer.hang_up, Peer.end_silently, speak])
 @on_both_loops
 async def test_a_connection_that_ended_is_closed_without_being_asked_for(
@@ -1003,6 +1046,25 @@ async def test_a_tls_connection_that_ended_is_not_used(
         peer.hang_up()
         assert await peer.rest() == b""
         await warm(server, transport)
+
+
+@on_both_loops
+async def test_a_tls_connection_on_which_an_answer_came_twice_is_not_used(
+    certificate: Path, server_tls: ssl.SSLContext
+) -> None:
+    """The loop has no chance to run between the second answer and the next request."""
+    trusting = ssl.create_default_context(cafile=certificate)
+    async with (
+        serving(tls=server_tls) as server,
+        Transport(ssl_context=trusting, max_connections_per_host=1) as transport,
+    ):
+        server.url = server.url.copy_with(host="localhost")
+        peer = await warm(server, transport)
+        server.spawn(answer_next(server))
+        peer.writer.write(OK.replace(b"ok", b"no"))
+        response = await transport.handle_async_request(post(server.url))
+        assert response.read() == b"ok"
+        assert len(server.peers) == 2
 
 
 @on_both_loops

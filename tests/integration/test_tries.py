@@ -8,11 +8,15 @@ from dataclasses import replace
 import pytest
 from arq.connections import ArqRedis
 
+from payswitch import scripts
+from payswitch.claims import Claims
 from payswitch.tries import Burial, Claim, Findings, Routed, Tries
 from tests.integration.harness import Bench, bench
+from tests.model.stepped import replace_once
 from tests.support import Reply
 
 NOTHING = Findings()
+_CLOCK = "return time[1] * 1000 + math.floor(time[2] / 1000)"
 
 
 @pytest.fixture
@@ -93,19 +97,21 @@ async def test_a_try_that_has_ended_does_not_hinder_a_burial(b: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_delay_ms", "passed_here", "burial"),
+    ("passed_in_redis", "passed_here", "burial"),
     [
-        (60_000, False, Burial.STILL_OPEN),
-        (60_000, True, Burial.STILL_OPEN),
-        (-60_000, False, Burial.STILL_OPEN),
-        (-60_000, True, Burial.BURIED),
+        (False, False, Burial.STILL_OPEN),
+        (False, True, Burial.STILL_OPEN),
+        (True, False, Burial.STILL_OPEN),
+        (True, True, Burial.BURIED),
     ],
     ids=["neither clock", "only the worker's", "only Redis'", "both clocks"],
 )
 async def test_nothing_is_buried_before_the_horizon_by_both_clocks(
-    b: Bench, max_delay_ms: int, passed_here: bool, burial: Burial
+    b: Bench, passed_in_redis: bool, passed_here: bool, burial: Burial
 ) -> None:
-    claim, _ = await sent(b, max_delay_ms=max_delay_ms)
+    claim, _ = await sent(b)
+    if passed_in_redis:
+        await b.redis.hset(f"payment:{claim.correlation_id}", "horizon", "1")  # type: ignore[misc]
     answer = await tries(b).bury(claim, "why", NOTHING, horizon_passed=passed_here)
     assert answer is burial
 
@@ -144,3 +150,83 @@ async def test_one_clock_alone_does_not_unpin(
     await b.dispatcher.dispatch(replace(claim, horizon_passed=horizon_passed, quiet_ms=quiet_ms))
     assert not b.fallback.posts
     assert len(b.default.posts) == 2
+
+
+# A limit that was raised: records of workers that knew a smaller one.
+
+
+async def test_a_worker_with_a_larger_limit_does_not_bury_before_it_has_passed(b: Bench) -> None:
+    claim, _ = await sent(b, max_delay_ms=500)
+    await b.redis.hset(f"payment:{claim.correlation_id}", "horizon", "1")  # type: ignore[misc]
+    far = 10**13
+    for max_delay_ms, burial in ((far, Burial.STILL_OPEN), (500, Burial.BURIED)):
+        own = tries(b, max_delay_ms=max_delay_ms)
+        assert await own.bury(claim, "why", NOTHING, horizon_passed=True) is burial
+
+
+@pytest.mark.parametrize(
+    ("sent_with", "then_sent_with", "own", "delay"),
+    [
+        (500, None, 10_000, 10_000),
+        (10_000, None, 500, 10_000),
+        (10_000, 500, 500, 10_000),
+        (500, 10_000, 500, 10_000),
+        (10_000, 500, 20_000, 20_000),
+    ],
+)
+async def test_horizon_and_quiet_time_are_those_of_the_largest_limit_that_is_known(
+    b: Bench, sent_with: int, then_sent_with: int | None, own: int, delay: int
+) -> None:
+    lease_ms = b.settings.lease_ms
+    before, _ = await sent(b, max_delay_ms=sent_with)
+    lease_until = int(await b.field(before.correlation_id, "lease_until") or 0)
+    if then_sent_with is not None:
+        await tries(b, max_delay_ms=then_sent_with).open(before, "default", NOTHING)
+    [seen, after] = [
+        await claim_at(b, before.correlation_id, lease_until + ms, max_delay_ms=own)
+        for ms in (delay - 1, delay)
+    ]
+    assert (seen.horizon_passed, after.horizon_passed) == (False, True)
+    assert seen.quiet_ms == lease_ms + delay
+
+
+async def test_what_was_counted_with_a_smaller_limit_grows_by_the_difference(b: Bench) -> None:
+    before, _ = await sent(b, max_delay_ms=500)
+    record = f"payment:{before.correlation_id}"
+    far = 10**13
+    await b.redis.hset(record, mapping={"horizon": far, "quiet": 70_000})  # type: ignore[misc]
+    await tries(b, max_delay_ms=10_000).open(before, "default", NOTHING)
+    assert await b.field(before.correlation_id, "horizon") == str(far + 9_500)
+    assert await b.field(before.correlation_id, "quiet") == "79500"
+
+
+@pytest.mark.parametrize("spoilt", [None, "10000", "10000 1", "x 2", "10000 2 3", ""])
+async def test_a_try_of_a_worker_that_wrote_no_limit_is_waited_for_one_more_limit(
+    b: Bench, spoilt: str | None
+) -> None:
+    before, _ = await sent(b, max_delay_ms=500)
+    await tries(b, max_delay_ms=500).open(before, "default", NOTHING)
+    record = f"payment:{before.correlation_id}"
+    if spoilt is None:
+        await b.redis.hdel(record, "delay")  # type: ignore[misc]
+    else:
+        await b.redis.hset(record, "delay", spoilt)  # type: ignore[misc]
+    horizon = int(await b.field(before.correlation_id, "horizon") or 0)
+    [seen, after] = [
+        await claim_at(b, before.correlation_id, horizon + ms, max_delay_ms=10_000)
+        for ms in (9_999, 10_000)
+    ]
+    assert (seen.horizon_passed, after.horizon_passed) == (False, True)
+    assert seen.quiet_ms == b.settings.lease_ms + 10_500
+
+
+async def claim_at(b: Bench, payment: str, now_ms: int, *, max_delay_ms: int) -> Claim:
+    """Take the payment under this limit, when Redis' clock shows this instant."""
+    text = replace_once(scripts.source("claim"), _CLOCK, f"return {now_ms}")
+    own = Claims(
+        b.redis, lease_ms=b.settings.lease_ms, deadline_ms=10**9, max_delay_ms=max_delay_ms
+    )
+    own._script = b.redis.register_script(text)
+    await b.redis.zadd("arq:queue", {payment: 0}, xx=True)
+    [claimed] = (await own.take(1)).taken
+    return claimed.claim

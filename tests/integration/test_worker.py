@@ -62,6 +62,7 @@ async def running_worker(
         claim_pause_ms=settings.claim_pause_ms,
         lease_ms=settings.lease_ms,
         deadline_ms=settings.payment_deadline_ms,
+        max_delay_ms=settings.processor_max_delay_ms,
         probe_limit_ms=5000,
         sweep_ms=settings.sweep_ms,
         **options,

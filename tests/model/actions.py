@@ -10,7 +10,16 @@ from payswitch.selector import OVERRIDE_KEY, PROCESSORS
 from tests.model.processors import REFUSED_CONNECTION, UNCLEAR
 from tests.model.promise import Snapshot
 from tests.model.stepped import Gate
-from tests.model.world import LEASE_MS, MARGIN_MS, MAX_DELAY_MS, QUIET_MS, Ingress, Worker, World
+from tests.model.world import (
+    LATER_MAX_DELAY_MS,
+    LEASE_MS,
+    MARGIN_MS,
+    MAX_DELAY_MS,
+    QUIET_MS,
+    Ingress,
+    Worker,
+    World,
+)
 
 _MOST_IN_HAND = 4
 _MOST_PAYMENTS = 8
@@ -50,6 +59,8 @@ def possible(world: World, seen: Snapshot) -> Iterator[Action]:
         yield Action(f"after all, Redis does {ghost.label}", 2, partial(wake, world, ghost))
     yield from _of_clients(world, seen)
     yield from _of_operator(world)
+    if world.temper.slower and world.books.max_delay_ms < LATER_MAX_DELAY_MS:
+        yield Action("the processors become slower", 3, world.slow_down)
     yield from _of_time(world)
 
 
@@ -188,6 +199,7 @@ def _of_gate(world: World, gate: Gate) -> Iterator[Action]:
 def _of_time(world: World) -> Iterator[Action]:
     for ms, weight, weight_if_hasty in (
         (1, 1, 1),
+        *(((LATER_MAX_DELAY_MS, 2, 1),) if world.temper.slower else ()),
         (100, 2, 1),
         (MAX_DELAY_MS // 2, 2, 1),
         (LEASE_MS - MARGIN_MS, 1, 0),

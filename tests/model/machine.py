@@ -32,6 +32,7 @@ TEMPERS = st.builds(
     unwilling=st.booleans(),
     slow_claims=st.sampled_from([False, False, True]),
     orders=st.sampled_from([False, False, True]),
+    slower=st.sampled_from([False, False, True]),
 )
 
 

@@ -142,18 +142,27 @@ class Books:
         found["stays silent"] = (5, lambda: self.leave_unknown(wire))
         if self.may_record(wire) or wire.recorded:
             found["pays it"] = (5, lambda: self.pay(wire))
+            found["pays it, and the gateway says 429"] = (
+                1,
+                lambda: self._record_and_end(wire, Ended(429, 5000, healthy=True)),
+            )
         if self.may_record(wire):
-            found["records it and says 500"] = (1, lambda: self._record_and_end(wire))
+            found["records it and says 500"] = (1, lambda: self._record_and_end(wire, Ended(500)))
+            found["lives on, but the gateway says 503"] = (
+                1,
+                lambda: self.answer(wire, Unknown("status 503", 5000)),
+            )
         if not wire.recorded:
             found["refuses with 422"] = (1, lambda: self.end(wire, Refused(422)))
-            found["answers 429"] = (1, lambda: self.end(wire, NotPaid("status 429", 5000)))
-            found["answers 401"] = (1, lambda: self.end(wire, NotPaid("401", healthy=False)))
+            found["answers 429"] = (1, lambda: self.end(wire, Ended(429, 5000, healthy=True)))
+            found["answers 401"] = (1, lambda: self.end(wire, Ended(401)))
         found["says 500"] = (3, lambda: self.end(wire, Ended(500)))
         return found
 
-    def _record_and_end(self, wire: Wire) -> None:
-        self.record(wire)
-        self.end(wire, Ended(500))
+    def _record_and_end(self, wire: Wire, outcome: Outcome) -> None:
+        if not wire.recorded:
+            self.record(wire)
+        self.end(wire, outcome)
 
 
 class Wires(Protocol):
@@ -194,6 +203,8 @@ class ProcessorClient:
 
         label = f"write {correlation_id} to {self.name}"
         unsent = await self._process.pass_gate("write", label, write)
+        if isinstance(unsent, NotPaid):
+            books.counts["outcome: NotPaid"] += 1
         return await reply if unsent is None else cast(Outcome, unsent)
 
     async def find(self, correlation_id: str) -> Finding:

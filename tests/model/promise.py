@@ -14,7 +14,7 @@ from payswitch.selector import PROCESSORS
 from payswitch.tries import parse_open_tries
 from tests.model.processors import Entry
 from tests.model.stepped import Process, SteppedRedis
-from tests.model.world import LEASE_MS, QUIET_MS, World
+from tests.model.world import LEASE_MS, World
 
 
 class BrokenPromiseError(AssertionError):
@@ -168,7 +168,7 @@ def heal(world: World) -> None:
         ingress.call_auto()
         ingress.call_resume()
     seen = read(world)
-    longest_pause = _behind(world, seen) + LEASE_MS + QUIET_MS
+    longest_pause = _behind(world, seen) + 2 * LEASE_MS + world.books.max_delay_ms
     ends_at = world.books.true_ms + 4 * longest_pause
     pause = 1
     while not _all_are_done(seen):

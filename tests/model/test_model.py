@@ -46,6 +46,7 @@ DEPTHS = (
     "recorded after the sender had given up",
     *("Redis' clock steps forward", "Redis' clock steps back"),
     *("claim: an operator has chosen", "claim: paused"),
+    *("the processors become slower", "sent again without a question"),
 )
 """What every run of normal length must have come across."""
 

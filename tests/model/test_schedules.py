@@ -27,7 +27,7 @@ def play(store: Store, protocol: Protocol, schedule: Schedule) -> int:
     """Let it happen to pay-1 as far as it can, then heal; returns how many steps could not happen.
     Raises `BrokenPromiseError`."""
     impossible = 0
-    world = World(store, protocol, Temper())
+    world = World(store, protocol, Temper(slower="the processors become slower" in schedule.steps))
     try:
         accept(world, world.ingresses[0], "pay-1", 1000)
         for step in schedule.steps:
@@ -54,6 +54,34 @@ SCHEDULES = [
             *("worker 1 claims and sends", "fallback says 500: pay-1", "worker 1 runs"),
             "time passes until something is due",
             *("worker 2 claims and sends", "default pays it: pay-1", "worker 2 runs"),
+            "fallback records it: pay-1",
+        ),
+    ),
+    Schedule(
+        "429 closes",
+        (
+            "worker 1 claims and sends",
+            *("fallback pays it, and the gateway says 429: pay-1", "worker 1 runs"),
+            "time passes until something is due",
+            *("worker 2 claims and sends", "default pays it: pay-1", "worker 2 runs"),
+        ),
+    ),
+    Schedule(
+        "404 closes at once after 503",
+        (
+            "worker 1 claims and sends",
+            *("fallback lives on, but the gateway says 503: pay-1", "worker 1 runs"),
+            "time passes until something is due",
+            *("worker 2 claims and sends", "default pays it: pay-1", "worker 2 runs"),
+            "fallback records it: pay-1",
+        ),
+    ),
+    Schedule(
+        "own limit ignored",
+        (
+            *("worker 1 claims and sends", "the processors become slower", "15000 ms pass"),
+            *("worker 2 claims", "worker 2: ask fallback for pay-1: unclear", "worker 2 runs"),
+            *("25000 ms pass", "worker 2 claims and sends", "default pays it: pay-1"),
             "fallback records it: pay-1",
         ),
     ),

@@ -8,7 +8,7 @@ from typing import cast
 
 from payswitch.claims import Batch, Claims
 from payswitch.dispatcher import Dispatcher
-from payswitch.processors import Ended, Outcome, Unknown
+from payswitch.processors import Ended, NotPaid, Outcome, Unknown
 from payswitch.tries import Claim, Findings, LifeOfTry, QuietWatch, Routed, Tries
 from tests.model.stepped import Replacements
 
@@ -71,6 +71,24 @@ class _UnpinsOnThe500OfASecondTry(Dispatcher):
         self, claim: Claim, routed: Routed, outcome: Ended, findings: Findings
     ) -> None:
         await super()._after_end(claim, routed, outcome, _ClosesAllWithOne(claim, findings))
+
+
+class _ClosesOnA429(Dispatcher):
+    async def _conclude(
+        self, claim: Claim, routed: Routed, outcome: Outcome, findings: Findings
+    ) -> None:
+        if isinstance(outcome, Ended) and outcome.status == 429:
+            outcome = NotPaid("status 429")
+        await super()._conclude(claim, routed, outcome, findings)
+
+
+class _ClosesOnA404AfterA503(Dispatcher):
+    async def _conclude(
+        self, claim: Claim, routed: Routed, outcome: Outcome, findings: Findings
+    ) -> None:
+        if outcome == Unknown("status 503", 5000):
+            outcome = Ended(503, 5000)
+        await super()._conclude(claim, routed, outcome, findings)
 
 
 class _ClosesAllWithOne(Findings):
@@ -140,6 +158,7 @@ _ONE_PAYMENT: Mapping[str, object] = {
     "deadline_ms": 24 * 3_600_000,
     "slow_claims": False,
     "orders": False,
+    "slower": False,
     "unwilling": False,
     "sluggish": False,
     "hasty": True,
@@ -175,6 +194,19 @@ VARIANTS = [
         temper=_ONE_PAYMENT,
         steer={"says 500": 4, "stays silent": 3, "records": 0, "loses": 0, "refuses": 0},
     ),
+    Protocol("429 closes", dispatcher=_ClosesOnA429, temper=_ONE_PAYMENT),
+    Protocol(
+        "404 closes at once after 503", dispatcher=_ClosesOnA404AfterA503, temper=_ONE_PAYMENT
+    ),
+    Protocol(
+        "own limit ignored",
+        scripts={
+            name: [("delay and try == tries and tonumber(delay) or 0", "10 ^ 9")]
+            for name in ("claim", "bury")
+        },
+        temper={**_ONE_PAYMENT, "slower": True},
+        rare=True,
+    ),
     Protocol(
         "unpin not fenced",
         scripts={"route": _NOT_FENCED},
@@ -185,8 +217,8 @@ VARIANTS = [
         scripts={
             "route": [
                 (
-                    "math.max(tonumber(known[8] or '0'), tonumber(known[7]) + max_delay)",
-                    "tonumber(requested_at) + quiet",
+                    "math.max(tonumber(known[8] or '0') + later, tonumber(known[7]) + delay)",
+                    "tonumber(requested_at) + lease + delay",
                 )
             ]
         },

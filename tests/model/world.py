@@ -27,7 +27,7 @@ from payswitch.queue import Acceptance, AcceptQueue, NotAcceptedError
 from payswitch.routing import Breaker, Router
 from payswitch.selector import PROCESSORS, SELECTION_KEYS, Selection, parse_override
 from payswitch.sweeper import Sweeper
-from payswitch.tries import Claim
+from payswitch.tries import Claim, parse_open_tries
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
 from tests.model.stepped import (
     Gate,
@@ -42,6 +42,8 @@ from tests.model.variants import Protocol
 LEASE_MS = 15_000
 MARGIN_MS = 500
 MAX_DELAY_MS = 10_000
+LATER_MAX_DELAY_MS = 60_000
+"""The longest delay once the processors have become slower."""
 QUIET_MS = LEASE_MS + MAX_DELAY_MS
 _START_MS = 1_750_000_000_000
 _HOLD_MS = 5000
@@ -70,6 +72,8 @@ class Temper:
     """Whether a claim's answer is often long on its way."""
     orders: bool = False
     """Whether an operator chooses processors, pauses and resumes."""
+    slower: bool = False
+    """Whether the processors become slower, and the workers are replaced by some that know it."""
 
 
 class World:
@@ -179,6 +183,20 @@ class World:
         self.replace_worker(worker)
         self.settle_down()
 
+    def slow_down(self) -> None:
+        """The processors become slower, but for what they have lost by now; all workers are
+        replaced at that instant, and nothing that they asked of Redis is left."""
+        self.counts["the processors become slower"] += 1
+        for worker in list(self.workers):
+            self.crash(worker)
+        while self.ghosts:
+            self.ghosts.pop().perform()
+        for wire in self.books.wires:
+            wire.ended = not self.books.may_record(wire)
+        self.books.max_delay_ms = LATER_MAX_DELAY_MS
+        for worker in list(self.workers):
+            self.replace_worker(worker)
+
     def stop(self, worker: Worker) -> None:
         """A worker whose time to finish is over gives back what it has, and another starts."""
         self.counts["a worker stops"] += 1
@@ -228,8 +246,10 @@ class World:
             for verdict in answer:
                 self.counts[f"{name}: {verdict.decode()}"] += 1
         elif name == "route":
-            for correlation_id, routed in zip(args[2::6], answer, strict=True):
+            for correlation_id, closed, routed in zip(args[2::6], args[6::6], answer, strict=True):
                 self._note_route(correlation_id, routed)
+                if routed is not None and not closed and int(routed[2]) > 1:
+                    self._note_another_try(correlation_id)
         elif name == "claim":
             self._note_claim(answer)
         elif name == "hold" and answer:
@@ -248,6 +268,12 @@ class World:
             self.counts["pinned anew"] += 1
             if before[0] != pin[0]:
                 self.counts["pinned to the other one"] += 1
+
+    def _note_another_try(self, correlation_id: str) -> None:
+        held = cast(bytes, self.store.client.hget(f"payment:{correlation_id}", "open"))
+        *before, _ = parse_open_tries(held.decode())
+        if before and all(each.ended for each in before):
+            self.counts["sent again without a question"] += 1
 
     def _note_claim(self, answer: Any) -> None:
         override, _ = answer[2]
@@ -379,8 +405,13 @@ class Worker(Process):
         self._ahead = 100_000_000 * number
         redis = cast(Redis, SteppedRedis(self, world))
         protocol, temper = world.protocol, world.temper
+        max_delay_ms = world.books.max_delay_ms
         self._claims = protocol.claims(
-            redis, lease_ms=LEASE_MS, deadline_ms=temper.deadline_ms, clock=self.clock
+            redis,
+            lease_ms=LEASE_MS,
+            deadline_ms=temper.deadline_ms,
+            max_delay_ms=max_delay_ms,
+            clock=self.clock,
         )
         self.ledger = Ledger(redis, processors=PROCESSORS, retention_ms=10**9)
         breakers = {
@@ -391,7 +422,7 @@ class Worker(Process):
             processors={
                 name: cast(Processor, ProcessorClient(name, self, world)) for name in PROCESSORS
             },
-            tries=protocol.tries(redis, max_delay_ms=MAX_DELAY_MS, lease_ms=LEASE_MS),
+            tries=protocol.tries(redis, max_delay_ms=max_delay_ms, lease_ms=LEASE_MS),
             ledger=self.ledger,
             router=Router(breakers, probe_ms=1000),
             pauses=Pauses(2, 50),

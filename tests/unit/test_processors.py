@@ -72,18 +72,20 @@ def test_400_and_422_mean_refused(status: int, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("ms", [None, 0, 5000])
-def test_429_means_not_paid_and_how_long_to_wait(ms: int | None) -> None:
-    assert classify(429, ms, b"") == NotPaid("status 429", ms, healthy=True)
+def test_429_means_ended_and_how_long_to_wait_and_nothing_against_the_processor(
+    ms: int | None,
+) -> None:
+    assert classify(429, ms, b"") == Ended(429, ms, healthy=True)
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 405, 408, 425])
-def test_a_misconfigured_processor_means_not_paid_and_speaks_against_it(status: int) -> None:
-    assert classify(status, None, b"") == NotPaid(f"status {status}", healthy=False)
-
-
-@pytest.mark.parametrize("status", [502, 504])
-def test_a_gateway_that_gave_up_means_unknown(status: int) -> None:
-    assert classify(status, None, b"") == Unknown(f"status {status}")
+@pytest.mark.parametrize("ms", [None, 5000])
+@pytest.mark.parametrize(
+    "status", [408, 499, 501, 502, 503, 504, 505, 507, 508, 511, 520, 524, 599, 999]
+)
+def test_an_answer_that_may_be_a_gateways_means_unknown_and_how_long_to_wait(
+    status: int, ms: int | None
+) -> None:
+    assert classify(status, ms, b"anything") == Unknown(f"status {status}", ms)
 
 
 @pytest.mark.parametrize(
@@ -91,16 +93,14 @@ def test_a_gateway_that_gave_up_means_unknown(status: int) -> None:
     [
         *(100, 101, 103),
         *(300, 301, 302, 303, 304, 307, 308, 399),
-        *(402, 406, 407, 409, 410, 411, 413, 415, 418, 421, 423, 424, 426, 428, 431, 451, 499),
-        *(500, 501, 503, 505, 507, 508, 511, 599),
+        *(401, 402, 403, 404, 405, 406, 407, 409, 410, 411, 413, 415, 418, 421, 423, 424, 425),
+        *(426, 428, 431, 451, 500),
     ],
 )
-def test_any_other_complete_answer_means_ended(status: int) -> None:
-    assert classify(status, None, b"anything") == Ended(status)
-
-
-def test_503_means_ended_and_how_long_to_wait() -> None:
-    assert classify(503, 5000, b"") == Ended(503, 5000)
+def test_any_other_complete_answer_means_ended_and_speaks_against_the_processor(
+    status: int,
+) -> None:
+    assert classify(status, 5000, b"anything") == Ended(status, 5000, healthy=False)
 
 
 def test_a_question_that_is_answered_503_is_to_be_asked_again_after_its_pause() -> None:
@@ -122,9 +122,17 @@ def test_only_success_means_paid(status: int, content: bytes) -> None:
 
 
 @settings(deadline=None)
-@given(STATUSES.filter(lambda status: status < 400 or status >= 500), BODIES)
-def test_only_an_answer_that_blames_the_request_closes_a_try(status: int, content: bytes) -> None:
-    assert not isinstance(classify(status, None, content), NotPaid | Refused)
+@given(STATUSES, BODIES)
+def test_no_answer_closes_a_try(status: int, content: bytes) -> None:
+    assert not isinstance(classify(status, None, content), NotPaid | NotSentInTime)
+
+
+@settings(deadline=None)
+@given(st.sampled_from([408]) | st.integers(501, 599), BODIES)
+def test_what_may_be_recorded_after_its_answer_is_never_taken_as_ended(
+    status: int, content: bytes
+) -> None:
+    assert isinstance(classify(status, None, content), Unknown)
 
 
 # What the lack of an answer means.
@@ -465,9 +473,9 @@ async def test_a_payment_has_the_limits_of_payments() -> None:
             Unknown("status 200 with a body that is not JSON"),
         ),
         (httpx.Response(422), Refused(422)),
-        (httpx.Response(429, headers={"Retry-After": "5"}), NotPaid("status 429", 5000)),
-        (httpx.Response(429), NotPaid("status 429")),
-        (httpx.Response(503, headers={"Retry-After": "5"}), Ended(503, 5000)),
+        (httpx.Response(429, headers={"Retry-After": "5"}), Ended(429, 5000, healthy=True)),
+        (httpx.Response(429), Ended(429, healthy=True)),
+        (httpx.Response(503, headers={"Retry-After": "5"}), Unknown("status 503", 5000)),
         (httpx.Response(500), Ended(500)),
         (httpx.Response(504), Unknown("status 504")),
         (httpx.Response(302, headers={"Location": "/elsewhere"}), Ended(302)),

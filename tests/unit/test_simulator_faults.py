@@ -211,9 +211,9 @@ def test_whether_a_payment_is_committed_is_the_modes_or_a_fair_coins_choice(
 ) -> None:
     lots = PaymentLots(faults_of(payments={mode: 1}))
     share = sum(lot.commits for _ in range(DRAWS) if (lot := lots.draw())) / DRAWS
-    if mode in ("commit-close", "commit-500", "commit-late"):
+    if mode in ("commit-close", "commit-500", "commit-late", "gateway-commit"):
         assert share == 1
-    elif mode in ("not-json", "truncated", "huge", "half-header", "drip"):
+    elif mode in ("not-json", "truncated", "huge", "half-header", "drip", "gateway-late"):
         assert abs(share - 0.5) < 0.03
     else:
         assert share == 0
@@ -226,6 +226,21 @@ def test_a_late_commit_keeps_to_its_range(seed: int, later_ms: list[int]) -> Non
     times = [lot.later_ms for _ in range(50) if (lot := lots.draw())]
     assert later_ms[0] <= min(times) <= max(times) <= later_ms[1]
     assert len(set(times)) > 1 or later_ms[1] - later_ms[0] == 0
+
+
+@pytest.mark.parametrize("mode", ["gateway-early", "gateway-late", "gateway-commit"])
+def test_a_gateway_answers_any_of_its_statuses(mode: str) -> None:
+    lots = PaymentLots(faults_of(payments={mode: 1}))
+    assert {lot.status for _ in range(200) if (lot := lots.draw())} == {408, 429, 502, 503, 504}
+
+
+def test_what_a_gateway_has_refused_early_is_recorded_later_by_a_coin_but_never_after_a_429() -> (
+    None
+):
+    lots = PaymentLots(faults_of(payments={"gateway-early": 1}))
+    drawn = [(lot.status, lot.commits_later) for _ in range(400) if (lot := lots.draw())]
+    assert {status for status, later in drawn if later} == {408, 502, 503, 504}
+    assert {status for status, later in drawn if not later} == {408, 429, 502, 503, 504}
 
 
 def test_lies_about_the_delay_range_up_to_three_seconds() -> None:

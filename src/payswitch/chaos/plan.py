@@ -30,6 +30,8 @@ UNCLEAR_MODES = (
 )
 REFUSING_MODE = "422-unknown"
 """It makes dead letters by right: the processor says that it will not take the payment."""
+GATEWAY_MODES = ("gateway-early", "gateway-late", "gateway-commit")
+"""A gateway before the processor answers 408, 429, 502, 503 or 504 in its stead."""
 HEALTH_MODES = ("lie", "hang", "429", "wrong-types")
 
 _Choose = Callable[[random.Random, "Scale"], dict[str, object]]
@@ -105,6 +107,11 @@ def _mix(*modes: str, most: int) -> _Choose:
     return details
 
 
+def _gateway_mix(choose: random.Random, scale: Scale) -> dict[str, object]:
+    """So often that circuit breakers open, and payments would go elsewhere."""
+    return {"modes": {mode: round(choose.uniform(0.1, 0.3), 3) for mode in GATEWAY_MODES}}
+
+
 def _health_mix(choose: random.Random, scale: Scale) -> dict[str, object]:
     chosen = choose.sample(HEALTH_MODES, choose.randint(1, 3))
     return {"modes": {mode: round(choose.uniform(0.2, 0.33), 3) for mode in chosen}}
@@ -130,6 +137,7 @@ KINDS: dict[str, Kind] = {
     "answers": Kind(
         "processor", 6, _either_processor, _between(3, 9), _mix(*UNCLEAR_MODES, most=6)
     ),
+    "gateway": Kind("processor", 8, _either_processor, _between(3, 9), _gateway_mix),
     "refusals": Kind("processor", 30, _either_processor, _between(2, 5), _refusals),
     "health": Kind("processor", 15, _either_processor, _between(5, 12), _health_mix),
     "kill": Kind("process", 12, _any_process),

@@ -2,8 +2,8 @@
 -- never while a try may still be recorded: while one is open that has not ended, and the horizon
 -- has not passed by both Redis' clock and the holder's. Pin and tries stay.
 --
--- ARGV, for each payment: id, token, generation, reason, closed tries, ended tries, '1' if the
---   horizon has passed by the holder's clock
+-- ARGV: the longest delay of a processor (ms); then for each payment: id, token, generation, reason,
+--   closed tries, ended tries, '1' if the horizon has passed by the holder's clock
 -- Returns for each payment: 'buried', 'open' (a try may still be recorded), 'lost', 'gone'
 
 write_even_out_of_memory()
@@ -18,10 +18,11 @@ local function may_be_recorded_later(open)
   return false
 end
 
-for i = 1, #ARGV, 7 do
+for i = 2, #ARGV, 7 do
   local id, token, of, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local record = 'payment:' .. id
-  local known = redis.call('HMGET', record, 'generation', 'token', 'open', 'horizon')
+  local known = redis.call('HMGET', record, 'generation', 'token', 'open', 'horizon', 'tries',
+    'delay')
   local verdict
   if known[1] ~= current or of ~= current then
     verdict = 'gone'
@@ -30,7 +31,8 @@ for i = 1, #ARGV, 7 do
   else
     local open = changed_tries(known[3] or '', ARGV[i + 4], ARGV[i + 5])
     redis.call('HSET', record, 'open', open)
-    local horizon_passed = ARGV[i + 6] == '1' and tonumber(known[4] or '0') <= now
+    local later = math.max(0, ARGV[1] - counted_delay(known[6], known[5]))
+    local horizon_passed = ARGV[i + 6] == '1' and tonumber(known[4] or '0') + later <= now
     if may_be_recorded_later(open) and not horizon_passed then
       verdict = 'open'
     else

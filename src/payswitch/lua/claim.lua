@@ -1,14 +1,14 @@
 -- Claim: due payments get a lease with a token that no lease ever had, and are due again when the
 -- lease ends, so that a worker's death gives them back by itself.
 --
--- ARGV: how many at most, the lease (ms)
+-- ARGV: how many at most, the lease (ms), the longest delay of a processor (ms)
 -- Returns: now (ms), generation, { override, selection } (each or nil), when the next is due (ms,
 --   or nil), token, ids of strays; then for each payment: id, job (or nil), score, job_try, cents,
 --   accepted_at, processor, requested_at, open tries, horizon, number of tries, quiet time,
---   replayed_at
+--   replayed_at, by how much horizon and quiet time must be later for that delay (ms)
 
 demand_queues()
-local limit, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
+local limit, lease, max_delay = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
 local current = generation()
 local selection = redis.call('MGET', OVERRIDE, SELECTION)
@@ -44,7 +44,7 @@ for i = 1, #due, 2 do
   local id = due[i]
   local record = 'payment:' .. id
   local known = redis.pcall('HMGET', record, 'generation', 'cents', 'accepted_at', 'processor',
-    'requested_at', 'open', 'horizon', 'tries', 'quiet', 'state', 'replayed_at')
+    'requested_at', 'open', 'horizon', 'tries', 'quiet', 'state', 'replayed_at', 'delay')
   if known.err or known[1] ~= current or not (tonumber(known[2]) and tonumber(known[3])) then
     put_aside(id)
   elseif known[10] == 'settled' or known[10] == 'dead' then
@@ -60,7 +60,8 @@ for i = 1, #due, 2 do
     if type(job_try) == 'table' then job_try = 1 end
     if type(job) == 'table' then job = false end
     answer[#answer + 1] = { id, job, due[i + 1], job_try, known[2], known[3], known[4], known[5],
-      known[6], known[7], known[8], known[9], known[11] }
+      known[6], known[7], known[8], known[9], known[11],
+      math.max(0, max_delay - counted_delay(known[12], known[8])) }
   end
 end
 if #leases > 0 then

@@ -73,6 +73,14 @@ local function changed_tries(open, closed, ended)
   return table.concat(left, ' ')
 end
 
+-- The longest delay of a processor (ms) with which a record's horizon and quiet time were counted:
+-- it stands there with the number of the last try. Beside another number, a worker that doesn't
+-- write it opened the last try, with a delay that nobody knows: then it is 0.
+local function counted_delay(written, tries)
+  local delay, try = string.match(written or '', '^(%d+) (%d+)$')
+  return delay and try == tries and tonumber(delay) or 0
+end
+
 local function leave_queue(ids)
   if #ids == 0 then return end
   local keys = {}

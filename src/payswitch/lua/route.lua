@@ -1,13 +1,14 @@
 -- Route: before anything is sent, an open try says to whom it may go. With another try open the
--- pin stays, processor and requestedAt; with none the payment is pinned anew.
+-- pin stays, processor and requestedAt; with none the payment is pinned anew. Horizon and quiet time
+-- are counted with the longest delay that a worker knew: this one or an earlier one.
 --
--- ARGV: the longest delay of a processor (ms), quiet time (lease + longest delay, ms); then for
---   each payment: id, token, generation, processor, closed tries, ended tries
+-- ARGV: the longest delay of a processor (ms), the lease (ms); then for each payment: id, token,
+--   generation, processor, closed tries, ended tries
 -- Returns for each payment: nil when the lease is lost, or { processor, requested_at (ms), try }
 
 write_even_out_of_memory()
 local now = now_ms()
-local max_delay, quiet = tonumber(ARGV[1]), tonumber(ARGV[2])
+local max_delay, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
 local current = generation()
 local answer = {}
 
@@ -15,7 +16,7 @@ for i = 3, #ARGV, 6 do
   local id, token, of, processor = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local record = 'payment:' .. id
   local known = redis.call('HMGET', record, 'generation', 'token', 'processor', 'requested_at',
-    'open', 'tries', 'lease_until', 'horizon', 'quiet')
+    'open', 'tries', 'lease_until', 'horizon', 'quiet', 'delay')
   if known[1] ~= current or of ~= current or known[2] ~= token then
     answer[#answer + 1] = false
   else
@@ -28,10 +29,14 @@ for i = 3, #ARGV, 6 do
       open = open .. ' '
     end
     local try = tonumber(known[6] or '0') + 1
-    local horizon = math.max(tonumber(known[8] or '0'), tonumber(known[7]) + max_delay)
+    local counted = counted_delay(known[10], known[6])
+    local delay = math.max(max_delay, counted)
+    local later = delay - counted
+    local horizon = math.max(tonumber(known[8] or '0') + later, tonumber(known[7]) + delay)
+    local quiet = math.max(tonumber(known[9] or '0') + later, lease + delay)
     redis.call('HSET', record, 'processor', processor, 'requested_at', requested_at,
       'open', open .. try, 'tries', try, 'horizon', horizon,
-      'quiet', math.max(quiet, tonumber(known[9] or '0')))
+      'quiet', quiet, 'delay', delay .. ' ' .. try)
     answer[#answer + 1] = { processor, tostring(requested_at), try }
   end
 end

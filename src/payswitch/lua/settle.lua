@@ -103,7 +103,8 @@ leave_queue(ids)
 for id, settled in pairs(to_settle) do
   local record = 'payment:' .. id
   if settled.was == 'dead' then redis.call('ZREM', DEAD, id) end
-  redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'reason', 'dead_at')
+  redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'delay',
+    'reason', 'dead_at')
   redis.call('HSET', record, 'state', 'settled', 'requested_at', settled.requested_at,
     'settled_at', now)
   redis.call('PEXPIRE', record, retention)
