@@ -119,7 +119,11 @@ def running_servers(folder: Path) -> Iterator[Servers]:
     redis_server.start()
     away = f"redis://{HOST}:{free_port()}/0"
     environments = {
-        "open": {"REDIS_URL": redis_server.url, "PAYSWITCH_PURGE": "open"},
+        "open": {
+            "REDIS_URL": redis_server.url,
+            "PAYSWITCH_PURGE": "open",
+            "PAYSWITCH_ALLOWED_HOSTS": "payswitch.example",
+        },
         "off": {"REDIS_URL": redis_server.url},
         "token": {
             "REDIS_URL": redis_server.url,
@@ -257,11 +261,26 @@ async def _purge_switched_off(servers: Servers, operation: Operation) -> httpx.R
         return await http.post("/purge-payments")
 
 
+async def _for_another_site(servers: Servers, operation: Operation) -> httpx.Response:
+    async with servers.client() as http:
+        headers = {**_HEADERS, "origin": "http://elsewhere.example"}
+        return await http.post(operation.target, content=operation.body, headers=headers)
+
+
+async def _for_another_host(servers: Servers, operation: Operation) -> httpx.Response:
+    async with servers.client() as http:
+        headers = {**_HEADERS, "host": "rebound.example"}
+        return await http.request(
+            operation.method, operation.target, content=operation.body, headers=headers
+        )
+
+
 Request = Callable[[Servers, Operation], Awaitable[httpx.Response]]
 
 AT_INGRESS: dict[tuple[str, int, str], Request] = {
     ("pay", 202, ""): _plain,
     ("pay", 400, _PROBLEM): _pay_no_json,
+    ("pay", 403, _PROBLEM): _for_another_site,
     ("pay", 409, _PROBLEM): _pay_another_amount,
     ("pay", 413, _PROBLEM): _pay_with_too_much,
     ("pay", 415, _PROBLEM): _pay_in_text,
@@ -284,6 +303,7 @@ AT_INGRESS: dict[tuple[str, int, str], Request] = {
     ("ready", 503, _PROBLEM): _redis_away,
     ("openapi", 200, _JSON): _plain,
     ("page", 200, "text/html"): _plain,
+    **{(operation.id, 421, _PROBLEM): _for_another_host for operation in operations()},
 }
 """What makes an ingress give an answer, by operation, status and media type."""
 

@@ -126,10 +126,10 @@ def parse_answers(received: bytes, *, head: bool = False) -> list[Answer]:
 
 @contextlib.contextmanager
 def running_edge(
-    folder: Path, *, purge: str = "off", payments_ports: bool = True
+    folder: Path, *, purge: str = "off", payments_ports: bool = True, **settings: str
 ) -> Iterator[Edge]:
     """Redis, two ingress and, where it is installed, HAProxy before them; without `payments_ports`
-    nobody listens where HAProxy looks for these."""
+    nobody listens where HAProxy looks for these. `settings` are more variables."""
     redis = RedisServer(folder)
     redis.start()
     ports = Ports()
@@ -137,7 +137,7 @@ def running_edge(
     payments_at = {"ingress": ports.default, "ingress-2": ports.fallback}
     doors = {**names, "payments port": ports.default}
     edge = Edge(redis, doors, list(payments_at.values()))
-    environment = clean_environment({"REDIS_URL": redis.url, "PAYSWITCH_PURGE": purge})
+    environment = clean_environment({"REDIS_URL": redis.url, "PAYSWITCH_PURGE": purge, **settings})
     try:
         for name in ("ingress", "ingress-2"):
             command = [sys.executable, "-P", "-m", "payswitch", "ingress"]
