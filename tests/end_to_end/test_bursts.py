@@ -87,6 +87,15 @@ async def test_a_client_that_dawdles_takes_no_place_of_others(edge: Edge) -> Non
             each.cancel()
 
 
+async def test_a_client_that_watches_a_lot_takes_no_place_of_others(edge: Edge) -> None:
+    watch = b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with many_connections(edge.ports["haproxy"], watch, 40) as greedy:
+        statuses = await asyncio.gather(*(reader.readline() for reader, _ in greedy))
+        assert Counter(line.split()[1] for line in statuses) == {b"200": 32, b"503": 8}
+        [answer] = await edge.talk("haproxy", watch, source=HUNDRED[0], head=True, quiet_s=0.3)
+        assert answer.status == 200
+
+
 def request_of(template: bytes) -> bytes:
     """The same request for another payment."""
     at = template.index(b'"correlationId":"') + len(b'"correlationId":"')
