@@ -410,7 +410,7 @@ async def _no_http(servers: Servers, operation: Operation) -> httpx.Response:
 
 async def _no_chunk(servers: Servers, operation: Operation) -> httpx.Response:
     # More than the buffer in which HAProxy reads the head: then it is HTTP so far.
-    chunks = b"transfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 8000 + b"no chunk\r\n"
+    chunks = b"transfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 3000 + b"no chunk\r\n"
     return await _exchange(servers, operation, ingress="hangs", head=chunks)
 
 
