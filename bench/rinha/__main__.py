@@ -20,6 +20,7 @@ from bench.rinha.result import as_document, as_timeline, show
 from bench.rinha.run import Outcome, run
 from bench.rinha.scenario import Scenario, load_scenario
 from bench.rinha.site import Site, SiteError
+from payswitch.machine import make_files_private
 from payswitch.open_files import allow_many_open_files
 
 _ROOT = Path(__file__).parents[2]
@@ -66,6 +67,7 @@ def rinha(
     """
     allow_many_open_files()
     scenario = load_scenario(name).shortened(time_scale)
+    make_files_private()
     folder = (out / name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     try:

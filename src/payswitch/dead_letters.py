@@ -45,17 +45,17 @@ class DeadLetters:
 
     async def newest(self, limit: int) -> list[FullRecord | Unreadable]:
         """Up to `limit` dead letters, the one that died last first."""
-        found: list[FullRecord | Unreadable] = []
+        return [letter async for page in self.pages(limit) for letter in page]
+
+    async def pages(self, limit: int) -> AsyncIterator[list[FullRecord | Unreadable]]:
+        """The same, page by page: each is read when it is asked for."""
         for first in range(0, limit, _PAGE):
             last = min(first + _PAGE, limit) - 1
             ids = await self._redis.zrevrange(DEAD_KEY, first, last)
             if not ids:
-                break
+                return
             records = await read_records(self._redis, ids)
-            found += [
-                record or _without_record(key) for key, record in zip(ids, records, strict=True)
-            ]
-        return found
+            yield [record or _without_record(key) for key, record in zip(ids, records, strict=True)]
 
     async def find(self, correlation_id: str) -> FullRecord | Unreadable | None:
         """What is known of a payment, whatever its state; None where it is unknown."""

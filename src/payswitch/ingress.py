@@ -35,6 +35,7 @@ from payswitch.instants import parse_instant_us
 from payswitch.ledger import Ledger, summary_json
 from payswitch.live import Live
 from payswitch.metrics import CONTENT_TYPE
+from payswitch.origins import foreign_host, foreign_post
 from payswitch.payment import (
     InvalidPaymentError,
     MalformedPaymentError,
@@ -42,7 +43,7 @@ from payswitch.payment import (
     parse_correlation_id,
     parse_payment,
 )
-from payswitch.payments_port import WHOLE_BODY, Answer, PaymentsPort
+from payswitch.payments_port import MAX_BODY_BYTES, WHOLE_BODY, Answer, PaymentsPort
 from payswitch.problem import MEDIA_TYPE, problem_json
 from payswitch.purge import Purge
 from payswitch.queue import Acceptance, AcceptQueue, NotAcceptedError
@@ -57,15 +58,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 64 * 1024
 BODY_LIMIT_S = 5.0
 RETRY_AFTER_S = 1
 
 _JSON = "application/json"
 _CLOSE = {"connection": "close"}
 _SPACE_OF_AN_OFFSET = re.compile(r" (?=\d\d(:?\d\d)?$)", re.ASCII)
-_SMALL_BODY_BYTES = 4 * 1024
-_MAX_HELD_BYTES = 16 * 1024 * 1024
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -94,10 +92,10 @@ class Ingress:
         self, settings: Settings, stopping: asyncio.Event, traces: Traces | None = None
     ) -> None:
         self._settings = settings
+        self._host_names = settings.allowed_host_names
         self._traces = traces
         self._stopping = stopping
         self._metrics = IngressMetrics(lambda: self._watch.is_short)
-        self._bodies = _Bodies(lambda: self._metrics.unavailable("bodies"))
         self._refused: Counter[int] = Counter()
 
     async def open(self) -> None:
@@ -159,8 +157,10 @@ class Ingress:
         """
         began = perf_counter()
         try:
-            _demand_json(_header(scope, b"content-type"))
-            payment = _read(await self._bodies.read(scope, receive))
+            headers = dict(scope["headers"])
+            self.require_own("POST", headers)
+            _demand_json(headers.get(b"content-type"))
+            payment = _read(await _read_body(scope, receive, headers.get(b"content-length")))
             if step is not None:
                 step.is_for(payment.correlation_id)
             if self._watch.refusal is not None:
@@ -172,8 +172,8 @@ class Ingress:
             return
         # Before it is sent: who has the answer finds it counted.
         self._metrics.accepted(perf_counter() - began)
-        headers = _headers_of(payment)
-        await send({"type": "http.response.start", "status": 202, "headers": headers})
+        answered = _headers_of(payment)
+        await send({"type": "http.response.start", "status": 202, "headers": answered})
         await send({"type": "http.response.body", "body": b""})
 
     def pay_at_once(self, exchange: Exchange, answer: Answer) -> None:
@@ -181,6 +181,7 @@ class Ingress:
         (docs/performance.md). No answer comes before this returns."""
         began = perf_counter()
         try:
+            self.require_own("POST", exchange.headers)
             _demand_json(exchange.headers.get(b"content-type"))
             payment = _read(bytes(exchange.body))
             if self._watch.refusal is None:
@@ -224,6 +225,15 @@ class Ingress:
         self._refused[error.status.value] += 1
         self._metrics.refused(error.status.value, perf_counter() - began)
         return error.response()
+
+    def require_own(self, method: str, headers: Mapping[bytes, bytes]) -> None:
+        """Raises `Problem` for a request that a browser sends for another site's page, or that is
+        meant for another host. Header names are in lower case."""
+        foreign = foreign_post(headers) if method == "POST" else None
+        if foreign is None and self._host_names:
+            foreign = foreign_host(headers, self._host_names)
+        if foreign is not None:
+            raise Problem(foreign.status, foreign.detail)
 
     def _require_redis(self) -> None:
         """Raises `Problem` where Redis can't be used, or is short of memory."""
@@ -347,10 +357,16 @@ class _PlainEndpoint:
 class App(Starlette):
     """What Starlette routes; but `POST /payments` goes past its middleware and router."""
 
-    def __init__(self, pay: ASGIApp, **options: Any) -> None:
+    def __init__(
+        self,
+        pay: ASGIApp,
+        require_own: Callable[[str, Mapping[bytes, bytes]], None],
+        **options: Any,
+    ) -> None:
         plain = Route("/payments", _PlainEndpoint(pay), methods=["POST"])
         super().__init__(routes=[plain, *options.pop("routes")], **options)
         self._pay = pay
+        self._require_own = require_own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the life of the process."""
@@ -360,8 +376,11 @@ class App(Starlette):
         try:
             if scope["path"] == "/payments" and scope["method"] == "POST":
                 await self._pay(scope, receive, send)
-            else:
-                await super().__call__(scope, receive, send)
+                return
+            self._require_own(scope["method"], dict(scope["headers"]))
+            await super().__call__(scope, receive, send)
+        except Problem as problem:
+            await problem.response()(scope, receive, send)
         except asyncio.CancelledError:
             logger.debug("a client hung up before its answer")
 
@@ -400,6 +419,7 @@ def create_app(
     pages = page.routes(lambda: ingress.live, _too_many) if settings.page == "on" else []
     app = App(
         ingress.pay if traces is None else ingress.pay_traced,
+        ingress.require_own,
         routes=[
             *(Route(path, endpoint, methods=[method]) for method, path, endpoint in routes),
             *openapi.routes(),
@@ -464,50 +484,35 @@ def _demand_json(content_type: bytes | None) -> None:
         )
 
 
-class _Bodies:
-    """Reads bodies, each within its size and time, and all those under way within their sum;
-    `on_too_many` is called where that is reached."""
+async def _read_body(scope: Scope, receive: Receive, announced: bytes | None) -> bytes:
+    """The whole body, of which `Content-Length` has announced so many bytes. Raises `Problem`; the
+    connection is closed then, as the rest of the body would be taken for a request."""
+    if WHOLE_BODY in (scope.get("extensions") or ()):
+        return cast(bytes, (await receive())["body"])
+    body = b""
+    # What is complete by its announced length is not asked for more: that costs 6 µs.
+    expected = MAX_BODY_BYTES + 1 if announced is None else int(announced)
+    _require_size(0 if announced is None else expected)
+    try:
+        async with asyncio.timeout(BODY_LIMIT_S):
+            is_complete = False
+            while not is_complete:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Problem(HTTPStatus.BAD_REQUEST, "the client hung up", _CLOSE)
+                body += message.get("body", b"")
+                _require_size(len(body))
+                is_complete = len(body) >= expected or not message.get("more_body")
+    except TimeoutError:
+        detail = f"the body must come within {BODY_LIMIT_S:g} s"
+        raise Problem(HTTPStatus.REQUEST_TIMEOUT, detail, _CLOSE) from None
+    return body
 
-    def __init__(self, on_too_many: Callable[[], None]) -> None:
-        self._on_too_many = on_too_many
-        self._held_bytes = 0
 
-    async def read(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body. Raises `Problem`; the connection is closed then, as the rest of the body
-        would be taken for a request."""
-        if WHOLE_BODY in (scope.get("extensions") or ()):
-            return cast(bytes, (await receive())["body"])
-        body = b""
-        # What is complete by its announced length is not asked for more: that costs 6 µs.
-        announced = _header(scope, b"content-length")
-        expected = MAX_BODY_BYTES + 1 if announced is None else int(announced)
-        self._check(0 if announced is None else expected)
-        try:
-            async with asyncio.timeout(BODY_LIMIT_S):
-                is_complete = False
-                while not is_complete:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise Problem(HTTPStatus.BAD_REQUEST, "the client hung up", _CLOSE)
-                    chunk = message.get("body", b"")
-                    body += chunk
-                    self._held_bytes += len(chunk)
-                    self._check(len(body))
-                    is_complete = len(body) >= expected or not message.get("more_body")
-        except TimeoutError:
-            detail = f"the body must come within {BODY_LIMIT_S:g} s"
-            raise Problem(HTTPStatus.REQUEST_TIMEOUT, detail, _CLOSE) from None
-        finally:
-            self._held_bytes -= len(body)
-        return body
-
-    def _check(self, size: int) -> None:
-        if size > MAX_BODY_BYTES:
-            detail = f"the body must be at most {MAX_BODY_BYTES} bytes"
-            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, _CLOSE)
-        if self._held_bytes > _MAX_HELD_BYTES and size > _SMALL_BODY_BYTES:
-            self._on_too_many()
-            raise _try_later("too many large bodies are under way", _CLOSE)
+def _require_size(size: int) -> None:
+    if size > MAX_BODY_BYTES:
+        detail = f"the body must be at most {MAX_BODY_BYTES} bytes"
+        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, _CLOSE)
 
 
 def _instant(request: Request, name: str) -> int | None:

@@ -19,7 +19,7 @@ from payswitch.metrics import Facts
 from payswitch.tally import BOUNDS_S
 
 _VERDICTS = ("new", "same", "other", "full", "broken", "late")
-_REASONS = ("redis", "memory", "backlog", "refused", "silent", "bodies")
+_REASONS = ("redis", "memory", "backlog", "refused", "silent")
 _STATUSES = (400, 408, 409, 413, 415, 422, 500, 503)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from http import HTTPStatus
 from typing import Any
 
@@ -44,6 +44,14 @@ class TooManyViewersError(Exception):
     """Nobody else can be served now."""
 
 
+class Viewer:
+    """One who watches, from an address. `displaced` is set where its place goes to another."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.displaced = asyncio.Event()
+
+
 class Live:
     """What the viewers of one process share. `stopping` ends all streams."""
 
@@ -55,7 +63,7 @@ class Live:
         most_viewers: int = MOST_VIEWERS,
         stream_s: float = STREAM_S,
     ) -> None:
-        self.viewers = 0
+        self._viewers: dict[Viewer, None] = {}
         self.stream_s = stream_s
         self._redis = redis
         self._reader = OverviewReader(redis)
@@ -71,17 +79,37 @@ class Live:
         """Whether Redis is being read."""
         return self._sampling is not None
 
-    def enter(self) -> None:
-        """A viewer comes. Raises `TooManyViewersError`."""
-        if self.viewers >= self._most_viewers or self._stopping.is_set():
+    @property
+    def viewers(self) -> int:
+        """How many watch."""
+        return len(self._viewers)
+
+    def enter(self, address: str) -> Viewer:
+        """A viewer comes. Where all places are taken, the address that has the most gives its
+        oldest to one that has at least two fewer: so no client keeps all of them. Behind a load
+        balancer all viewers have its address. Raises `TooManyViewersError`."""
+        if self._stopping.is_set():
             raise TooManyViewersError
-        self.viewers += 1
+        if self.viewers >= self._most_viewers:
+            self._make_room_for(address)
+        viewer = Viewer(address)
+        self._viewers[viewer] = None
         if self._sampling is None:
             self._sampling = asyncio.create_task(self._sample_for_viewers(), name="live")
+        return viewer
 
-    def leave(self) -> None:
+    def leave(self, viewer: Viewer) -> None:
         """A viewer that `enter` let in is gone."""
-        self.viewers -= 1
+        self._viewers.pop(viewer, None)
+
+    def _make_room_for(self, address: str) -> None:
+        places = Counter(viewer.address for viewer in self._viewers)
+        [(greediest, most)] = places.most_common(1)
+        if places[address] + 1 >= most:
+            raise TooManyViewersError
+        oldest = next(viewer for viewer in self._viewers if viewer.address == greediest)
+        self.leave(oldest)
+        oldest.displaced.set()
 
     async def close(self) -> None:
         """Stop sampling."""
@@ -148,7 +176,7 @@ class Live:
 class EventStream(Response):
     """The answer to one viewer."""
 
-    def __init__(self, live: Live, last_event_id: str | None) -> None:
+    def __init__(self, live: Live, viewer: Viewer, last_event_id: str | None) -> None:
         super().__init__(
             status_code=HTTPStatus.OK,
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
@@ -156,15 +184,17 @@ class EventStream(Response):
         )
         del self.headers["content-length"]
         self._live = live
+        self._viewer = viewer
         self._has = _instant(last_event_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream until the viewer leaves, takes nothing, or has had its time."""
-        tasks = {asyncio.ensure_future(self._pump(send)), asyncio.ensure_future(_hung_up(receive))}
+        """Stream until the viewer leaves, takes nothing, is displaced, or has had its time."""
+        ends = (self._pump(send), _hung_up(receive), self._viewer.displaced.wait())
+        tasks = {asyncio.ensure_future(each) for each in ends}
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._live.leave()
+            self._live.leave(self._viewer)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -28,6 +28,7 @@ from payswitch.machine import (
     find_redis,
     forget_redis,
     haproxy_trouble,
+    make_files_private,
     redis_folder,
     redis_version,
 )
@@ -301,6 +302,7 @@ def run(options: Options) -> None:
     Raises `MachineError`, `SettingsError` or `StartError`, whose messages are one line each.
     """
     check_workers()
+    make_files_private()
     system = LocalSystem(options, os.environ)
     if options.fresh and not system.own_redis:
         raise MachineError("--fresh forgets what its own Redis holds, but REDIS_URL names another")

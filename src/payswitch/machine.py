@@ -28,6 +28,7 @@ _REDIS_PROGRAMS = ("redis-server", "valkey-server")
 _OLDEST_REDIS = 7
 _REDIS_FILES = ("appendonly.aof*", "appendonlydir/appendonly.aof*", "temp-*.aof", "temp-*.rdb")
 _FORMAT = re.compile(rb"REDIS\d{4}|VALKEY\d{3}")
+_STATE_FILES = {"lock", "redis", "metrics-targets.json", "chaos", "rinha"}
 _HEAD_SIZE = 64  # bytes: the format and the server's version
 _ANSWER_LIMIT_S = 10
 _MANY_WORDS = 100  # characters
@@ -277,6 +278,30 @@ def _trouble_with(program: str) -> str | None:
     return f"{program} can't be used: {alert[1] if alert else _first_words(said)}"
 
 
+def make_files_private() -> None:
+    """Have the files that this process and its children make from now on be their owner's alone."""
+    os.umask(0o077)
+
+
+def make_own_folder(folder: Path) -> None:
+    """Make a folder for Payswitch's state, or take away others' rights to one that has it already.
+
+    Raises `OSError`, or `MachineError` where others can read a folder that holds something else.
+    """
+    folder.mkdir(0o700, parents=True, exist_ok=True)
+    if not folder.stat().st_mode & 0o077:
+        return
+    strangers = sorted({entry.name for entry in folder.iterdir()} - _STATE_FILES)
+    if strangers:
+        raise MachineError(
+            f"{folder} is open to others and holds {strangers[0]!r}, which isn't Payswitch's: "
+            "name a folder of its own with --state"
+        )
+    folder.chmod(0o700)
+    for file in folder.iterdir():
+        file.chmod(file.stat().st_mode & ~0o077)
+
+
 @contextlib.contextmanager
 def redis_folder(state: Path) -> Iterator[Path]:
     """The folder for Redis' files, this process' own while the context lasts.
@@ -285,7 +310,8 @@ def redis_folder(state: Path) -> Iterator[Path]:
     """
     folder = state.absolute() / "redis"
     try:
-        folder.mkdir(0o700, parents=True, exist_ok=True)
+        make_own_folder(state)
+        folder.mkdir(0o700, exist_ok=True)
         lock = (state / "lock").open("w")
     except OSError as error:
         raise MachineError(f"{error.filename}: {error.strerror}") from None

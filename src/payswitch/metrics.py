@@ -108,8 +108,7 @@ UNAVAILABLE = Definition(
     "payswitch_unavailable_total",
     "counter",
     "Why payments were answered 503: redis (it can't be used), memory (Redis is short of it), "
-    "backlog (it is full), refused (by Redis), silent (Redis gave no answer), bodies (too many "
-    "large ones).",
+    "backlog (it is full), refused (by Redis), silent (Redis gave no answer).",
     ("reason",),
 )
 SHORT_OF_MEMORY = Definition(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from payswitch.machine import MachineError, Port, is_taken
+from payswitch.machine import MachineError, Port, is_taken, make_own_folder
 
 FILE = "metrics-targets.json"
 
@@ -30,7 +30,7 @@ def targets_in(folder: Path, addresses: Mapping[str, str]) -> Iterator[None]:
         {"targets": [address], "labels": {"name": name}} for name, address in addresses.items()
     ]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_own_folder(folder)
         file = folder / FILE
         file.write_bytes(orjson.dumps(targets, option=orjson.OPT_INDENT_2))
     except OSError as error:

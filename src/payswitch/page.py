@@ -68,10 +68,10 @@ def routes(live: Callable[[], Live], too_many: Callable[[], Exception]) -> list[
 
     async def events(request: Request) -> Response:
         try:
-            live().enter()
+            viewer = live().enter(request.client.host if request.client else "")
         except TooManyViewersError:
             raise too_many() from None
-        return EventStream(live(), request.headers.get("last-event-id"))
+        return EventStream(live(), viewer, request.headers.get("last-event-id"))
 
     folder = files("payswitch") / "page_files"
     served = [

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 IDLE_S = 5.0
 MAX_BODY_BYTES = 4 * 1024
+"""A payment takes 100. The worst body of this size is refused within 0.5 ms, of 64 KiB in 14 ms:
+for so long nobody else is served."""
 WHOLE_BODY = "payswitch.whole_body"
 """Stands among a scope's ASGI extensions where the body comes whole, within its bounds, as the
 first message: asking for it takes no time, and needs no limit."""
@@ -54,7 +56,7 @@ _BOUNDS = Bounds(
     malformed=_refusal(HTTPStatus.BAD_REQUEST, "this is no HTTP request"),
     too_large=_refusal(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body must be at most {MAX_BODY_BYTES} bytes at this port",
+        f"the body must be at most {MAX_BODY_BYTES} bytes",
     ),
     too_slow=_refusal(HTTPStatus.REQUEST_TIMEOUT, f"the body must come within {IDLE_S:g} s"),
 )

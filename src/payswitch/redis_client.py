@@ -17,6 +17,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch.channels import Channels, ChannelScript
 from payswitch.redis_errors import Epoch, Parser, WrongServerError, unreachable
+from payswitch.redis_url import tls_defaults
 
 
 class _OwnConnection(AbstractConnection):
@@ -155,6 +156,7 @@ def connect(url: str, *, limit_s: float) -> Client:
         socket_connect_timeout=min(limit_s, 1.0),
         parser_class=Parser,
         epoch=Epoch(),
+        **tls_defaults(url),
     )
     pool.connection_class = _CONNECTIONS[pool.connection_class]
     return Client(pool, limit_s=limit_s)

@@ -76,8 +76,18 @@ def parse_redis_url(text: str) -> str:
         _check_option(parts.scheme, name, values)
     if ("ssl_certfile" in options) != ("ssl_keyfile" in options):
         raise RedisUrlError("the options ssl_certfile and ssl_keyfile go together")
-    _check_tls(ConnectionPool.from_url(text).make_connection())  # type: ignore[no-untyped-call]
+    pool = ConnectionPool.from_url(text, **tls_defaults(text))
+    _check_tls(pool.make_connection())  # type: ignore[no-untyped-call]
     return text
+
+
+def tls_defaults(url: str) -> dict[str, bool]:
+    """Options of redis-py's pool that hold where a URL says nothing else: a certificate that is
+    checked must be for the host, not only of an authority that is trusted."""
+    parts = urlsplit(url)
+    if parts.scheme != "rediss" or parse_qs(parts.query).get("ssl_cert_reqs") == ["none"]:
+        return {}
+    return {"ssl_check_hostname": True}
 
 
 def _check_option(scheme: str, name: str, values: list[str]) -> None:

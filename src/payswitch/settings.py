@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from payswitch.origins import parse_host_names
 from payswitch.processor_url import parse_processor_url
 from payswitch.redis_url import REDIS_URL, RedisUrlError, parse_redis_url
 from payswitch.secret_files import SUFFIX, Given, SecretFileError, read_secret
@@ -119,6 +120,13 @@ def _redis_url() -> tuple[Callable[[str], str], str]:
     return parse_redis_url, REDIS_URL
 
 
+def _host_names() -> tuple[Callable[[str], str], str]:
+    def parse(text: str) -> str:
+        return ",".join(sorted(parse_host_names(text)))
+
+    return parse, "host names without ports, separated by commas"
+
+
 def _is_one_word(text: str) -> bool:
     return text.isprintable() and " " not in text
 
@@ -210,6 +218,14 @@ class Settings:
         _text(),
         "The bearer token that `PAYSWITCH_PURGE=token` demands.",
         secret="all",
+    )
+    allowed_hosts: str = _setting(
+        "PAYSWITCH_ALLOWED_HOSTS",
+        "",
+        _host_names(),
+        "The names under which clients call the endpoint. A request for another host is answered "
+        "421, so that no web page gets in by DNS rebinding; addresses and `localhost` are always "
+        "allowed. Empty: any name.",
     )
     redis_trust: str = _setting(
         "PAYSWITCH_REDIS_TRUST",
@@ -485,6 +501,11 @@ class Settings:
             ("traces",),
             "it needs the extra `traces`: pip install 'payswitch[traces]'",
         )
+
+    @property
+    def allowed_host_names(self) -> frozenset[str]:
+        """The names that `PAYSWITCH_ALLOWED_HOSTS` lists."""
+        return parse_host_names(self.allowed_hosts)
 
     @property
     def processor_urls(self) -> dict[str, str]:

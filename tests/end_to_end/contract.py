@@ -113,7 +113,11 @@ def running_servers(folder: Path) -> Iterator[Servers]:
     redis_server.start()
     away = f"redis://{HOST}:{free_port()}/0"
     environments = {
-        "open": {"REDIS_URL": redis_server.url, "PAYSWITCH_PURGE": "open"},
+        "open": {
+            "REDIS_URL": redis_server.url,
+            "PAYSWITCH_PURGE": "open",
+            "PAYSWITCH_ALLOWED_HOSTS": "payswitch.example",
+        },
         "off": {"REDIS_URL": redis_server.url},
         "token": {
             "REDIS_URL": redis_server.url,
@@ -251,11 +255,26 @@ async def _purge_switched_off(servers: Servers, operation: Operation) -> httpx.R
         return await http.post("/purge-payments")
 
 
+async def _for_another_site(servers: Servers, operation: Operation) -> httpx.Response:
+    async with servers.client() as http:
+        headers = {**_HEADERS, "origin": "http://elsewhere.example"}
+        return await http.post(operation.target, content=operation.body, headers=headers)
+
+
+async def _for_another_host(servers: Servers, operation: Operation) -> httpx.Response:
+    async with servers.client() as http:
+        headers = {**_HEADERS, "host": "rebound.example"}
+        return await http.request(
+            operation.method, operation.target, content=operation.body, headers=headers
+        )
+
+
 Request = Callable[[Servers, Operation], Awaitable[httpx.Response]]
 
 AT_INGRESS: dict[tuple[str, int, str], Request] = {
     ("pay", 202, ""): _plain,
     ("pay", 400, _PROBLEM): _pay_no_json,
+    ("pay", 403, _PROBLEM): _for_another_site,
     ("pay", 409, _PROBLEM): _pay_another_amount,
     ("pay", 413, _PROBLEM): _pay_with_too_much,
     ("pay", 415, _PROBLEM): _pay_in_text,
@@ -278,6 +297,7 @@ AT_INGRESS: dict[tuple[str, int, str], Request] = {
     ("ready", 503, _PROBLEM): _redis_away,
     ("openapi", 200, _JSON): _plain,
     ("page", 200, "text/html"): _plain,
+    **{(operation.id, 421, _PROBLEM): _for_another_host for operation in operations()},
 }
 """What makes an ingress give an answer, by operation, status and media type."""
 
@@ -384,7 +404,7 @@ async def _no_http(servers: Servers, operation: Operation) -> httpx.Response:
 
 async def _no_chunk(servers: Servers, operation: Operation) -> httpx.Response:
     # More than the buffer in which HAProxy reads the head: then it is HTTP so far.
-    chunks = b"transfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 8000 + b"no chunk\r\n"
+    chunks = b"transfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 3000 + b"no chunk\r\n"
     return await _exchange(servers, operation, ingress="hangs", head=chunks)
 
 

@@ -8,7 +8,7 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
@@ -35,6 +35,9 @@ DOORS = [*WHOLE_DOORS, "payments port"]
 
 QUIET_S = 1.0
 """A server that has written nothing for so long waits for more of a request."""
+
+Clients = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+"""Open connections."""
 
 _HEAD = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n((?:[^\r\n]+\r\n)*)\r\n")
 _LENGTH = re.compile(rb"^content-length: *(\d+)", re.IGNORECASE | re.MULTILINE)
@@ -94,10 +97,19 @@ class Edge:
         return payment
 
     async def talk(
-        self, door: str, data: bytes, *, head: bool = False, quiet_s: float = QUIET_S
+        self,
+        door: str,
+        data: bytes,
+        *,
+        head: bool = False,
+        quiet_s: float = QUIET_S,
+        source: str = HOST,
     ) -> list[Answer]:
-        """Send bytes, take what comes until the server closes or falls silent, and hang up."""
-        reader, writer = await asyncio.open_connection(HOST, self.ports[door])
+        """Send bytes from an address, take what comes until the server closes or falls silent, and
+        hang up."""
+        reader, writer = await asyncio.open_connection(
+            HOST, self.ports[door], local_addr=(source, 0)
+        )
         received = b""
         try:
             writer.write(data)
@@ -126,10 +138,10 @@ def parse_answers(received: bytes, *, head: bool = False) -> list[Answer]:
 
 @contextlib.contextmanager
 def running_edge(
-    folder: Path, *, purge: str = "off", payments_ports: bool = True
+    folder: Path, *, purge: str = "off", payments_ports: bool = True, **settings: str
 ) -> Iterator[Edge]:
     """Redis, two ingress and, where it is installed, HAProxy before them; without `payments_ports`
-    nobody listens where HAProxy looks for these."""
+    nobody listens where HAProxy looks for these. `settings` are more variables."""
     redis = RedisServer(folder)
     redis.start()
     ports = Ports()
@@ -137,7 +149,7 @@ def running_edge(
     payments_at = {"ingress": ports.default, "ingress-2": ports.fallback}
     doors = {**names, "payments port": ports.default}
     edge = Edge(redis, doors, list(payments_at.values()))
-    environment = clean_environment({"REDIS_URL": redis.url, "PAYSWITCH_PURGE": purge})
+    environment = clean_environment({"REDIS_URL": redis.url, "PAYSWITCH_PURGE": purge, **settings})
     try:
         for name in ("ingress", "ingress-2"):
             command = [sys.executable, "-P", "-m", "payswitch", "ingress"]
@@ -180,15 +192,15 @@ async def _all_ready(edge: Edge) -> None:
 
 @contextlib.asynccontextmanager
 async def many_connections(
-    port: int, data: bytes, count: int
-) -> AsyncIterator[list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]:
-    """So many connections that have sent these bytes and say no more."""
-    opened: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    port: int, data: bytes | Callable[[], bytes], count: int
+) -> AsyncIterator[Clients]:
+    """So many connections that have sent these bytes, or those made for each, and say no more."""
+    opened: Clients = []
 
     async def connect() -> None:
         async with gate:
             reader, writer = await asyncio.open_connection(HOST, port)
-            writer.write(data)
+            writer.write(data() if callable(data) else data)
             opened.append((reader, writer))
 
     gate = asyncio.Semaphore(100)

@@ -116,6 +116,12 @@ def test_every_line_has_the_name_of_its_part(system: System) -> None:
     assert "\x1b" not in system.output
 
 
+def test_what_it_keeps_is_its_owners_alone(system: System) -> None:
+    kept = [system.state, *system.state.rglob("*")]
+    assert {each.name for each in kept} >= {"lock", "redis", "metrics-targets.json"}
+    assert [each for each in kept if each.stat().st_mode & 0o077] == []
+
+
 async def test_redis_is_set_up_to_lose_nothing(system: System) -> None:
     async with Redis.from_url(system.redis_url, decode_responses=True) as redis:
         config = await redis.config_get("append*")

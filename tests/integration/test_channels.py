@@ -170,9 +170,11 @@ def key_and_certificate(tmp_path: Path) -> tuple[Path, Path]:
     return key, certificate
 
 
-async def test_scripts_go_through_tls(
+@pytest.fixture
+async def with_tls(
     tmp_path: Path, key_and_certificate: tuple[Path, Path]
-) -> None:
+) -> AsyncIterator[tuple[int, Path]]:
+    """The port of a Redis that speaks TLS alone, and its certificate."""
     if not serves_tls():
         pytest.skip("this Redis was built without TLS")
     key, certificate = key_and_certificate
@@ -188,13 +190,32 @@ async def test_scripts_go_through_tls(
         await plain.config_set("tls-port", str(server.port))
     finally:
         await plain.aclose(close_connection_pool=True)
-    url = f"rediss://localhost:{server.port}/0?ssl_ca_certs={certificate}"
-    redis = connect(url, limit_s=10)
+    yield server.port, certificate
+    server.kill()
+
+
+async def test_scripts_go_through_tls(with_tls: tuple[int, Path]) -> None:
+    port, certificate = with_tls
+    redis = connect(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}", limit_s=10)
     script = cast(Any, redis.register_script("return #ARGV[1]"))
     for size in (1, 100_000, 2_000_000, 1):
         assert await script(args=["x" * size]) == size
     await redis.aclose(close_connection_pool=True)
-    server.kill()
+
+
+async def test_a_certificate_must_be_for_the_host_unless_that_is_not_asked(
+    with_tls: tuple[int, Path],
+) -> None:
+    port, certificate = with_tls
+    url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}"
+    careful, careless = (
+        connect(each, limit_s=10) for each in (url, f"{url}&ssl_check_hostname=false")
+    )
+    with pytest.raises(RedisError, match="certificate"):
+        await careful.ping()
+    assert await careless.ping()
+    for client in (careful, careless):
+        await client.aclose(close_connection_pool=True)
 
 
 # How many connections there are.

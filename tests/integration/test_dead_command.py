@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from arq.connections import ArqRedis
 
+from payswitch.commands.output import Lines
 from payswitch.instants import parse_instant_ms
 from tests.integration.command import Ended, Payswitch
 from tests.integration.harness import Bench, bench
@@ -53,6 +54,28 @@ async def test_the_list_shows_each_with_its_reason_on_one_line(
     assert "1234.56" in line
     assert line.rstrip().endswith("default: refused with status 422")
     assert "\x1b" not in ended.out
+
+
+async def test_a_list_of_several_pages_is_shown_whole_and_aligned(
+    redis: ArqRedis, payswitch: Payswitch
+) -> None:
+    ids = [f"4a7901b8-7d26-4d9d-aa19-{n:012d}" for n in range(1201)]
+    await redis.zadd("payments:dead", {each: n for n, each in enumerate(ids)})
+    ended = await payswitch("dead", "list", "--limit", "1200")
+    title, head, *lines, last = ended.out.splitlines()
+    assert title == "1200 of 1201 dead letters, the newest first"
+    assert last.startswith("1200 of them unreadable")
+    assert [line.split()[0] for line in lines] == ids[:0:-1]
+    assert {line.index("unreadable") for line in lines} == {head.index("reason")}
+
+
+async def test_a_page_is_printed_before_the_next_is_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = Lines("title", ("payment", "tries", "reason"), numbers=("tries",))
+    for number in (7, 1000):
+        lines.print([("id", str(number), "why")])
+        assert capsys.readouterr().out.splitlines()[-1].split() == ["id", str(number), "why"]
 
 
 async def test_in_a_narrow_terminal_ids_stay_whole(b: Bench, redis_server: RedisServer) -> None:

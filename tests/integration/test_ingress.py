@@ -117,12 +117,15 @@ async def test_a_body_that_is_no_payment_is_refused_with_a_reason(
     assert await redis.keys("payment*") + await redis.keys("arq:*") == []
 
 
-async def test_a_body_over_64_kib_is_refused(client: httpx.AsyncClient) -> None:
-    padding = "x" * 70_000
-    response = await client.post(
-        "/payments", json={"correlationId": ID, "amount": 1, "padding": padding}
-    )
-    assert_problem(response, 413, says="65536")
+@pytest.mark.parametrize(("size", "status"), [(4096, 202), (4097, 413)])
+async def test_a_body_over_4_kib_is_refused(
+    client: httpx.AsyncClient, size: int, status: int
+) -> None:
+    body = b'{"correlationId":"%s","amount":1}' % ID.encode()
+    response = await client.post("/payments", content=body.ljust(size))
+    assert response.status_code == status
+    if status == 413:
+        assert_problem(response, 413, says="4096")
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])

@@ -38,14 +38,16 @@ FILES = {
 class Viewer:
     """A viewer behind ASGI that takes events when it is let to."""
 
-    def __init__(self, live: Live, last_event_id: str | None = None) -> None:
+    def __init__(
+        self, live: Live, last_event_id: str | None = None, address: str = "127.0.0.1"
+    ) -> None:
         self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.reads = asyncio.Event()
         self.reads.set()
         self._hung_up = asyncio.Event()
-        live.enter()
+        viewer = live.enter(address)
         self.task = asyncio.ensure_future(
-            EventStream(live, last_event_id)({"type": "http"}, self._receive, self._send)
+            EventStream(live, viewer, last_event_id)({"type": "http"}, self._receive, self._send)
         )
 
     async def next(self) -> dict[str, Any]:
@@ -181,10 +183,25 @@ async def test_one_viewer_too_many_is_refused_until_another_leaves(redis: ArqRed
     async with live_of(redis, most_viewers=2) as live:
         first, _ = Viewer(live), Viewer(live)
         with pytest.raises(TooManyViewersError):
-            live.enter()
+            live.enter("127.0.0.1")
         first.hang_up()
         await first.ended()
         await Viewer(live).next()
+
+
+async def test_a_client_that_has_all_places_gives_its_oldest_to_another(redis: ArqRedis) -> None:
+    async with live_of(redis, most_viewers=4) as live:
+        greedy = [Viewer(live) for _ in range(4)]
+        others = [Viewer(live, address=f"127.0.0.{n}") for n in (2, 3)]
+        for displaced in greedy[:2]:
+            await displaced.ended()
+        for other in (*others, *greedy[2:]):
+            await other.next()
+        third = Viewer(live, address="127.0.0.4")
+        await greedy[2].ended()
+        await third.next()
+        with pytest.raises(TooManyViewersError):
+            live.enter("127.0.0.5")
 
 
 async def test_who_reads_nothing_holds_no_events_and_is_let_go(
@@ -221,7 +238,7 @@ async def test_a_stream_ends_in_time_and_when_the_process_stops(redis: ArqRedis)
     await viewer.ended()
     assert live.viewers == 0
     with pytest.raises(TooManyViewersError):
-        live.enter()
+        live.enter("127.0.0.1")
     await live.close()
 
 

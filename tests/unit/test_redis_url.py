@@ -85,7 +85,10 @@ def test_a_value_that_cannot_work_is_named(url: str, message: str) -> None:
         ("redis://host?client_name=payswitch", {"client_name": "payswitch"}),
         ("redis://host?socket_keepalive=true", {"socket_keepalive": True}),
         ("redis://host?socket_keepalive=0", {"socket_keepalive": False}),
+        ("rediss://host", {"ssl_check_hostname": True}),
+        ("rediss://host?ssl_cert_reqs=optional", {"ssl_check_hostname": True}),
         ("rediss://host?ssl_check_hostname=true", {"ssl_check_hostname": True}),
+        ("rediss://host?ssl_check_hostname=false", {"ssl_check_hostname": False}),
         ("rediss://host?ssl_cert_reqs=none", {"ssl_cert_reqs": "none"}),
     ],
 )

@@ -18,7 +18,7 @@ from payswitch.chaos.plan import kinds_of
 from payswitch.chaos.run import Order, Outcome, run
 from payswitch.chaos.timeline import draw
 from payswitch.cli import fail
-from payswitch.machine import MachineError
+from payswitch.machine import MachineError, make_files_private
 from payswitch.settings import Settings, SettingsError
 from payswitch.supervisor import StartError
 
@@ -95,6 +95,7 @@ def chaos(
         Settings.from_environment()  # before there is a progress bar
     except SettingsError as error:
         fail(str(error))
+    make_files_private()
     orders = [
         Order(number, minutes, kinds, rate, workers, out / f"seed-{number}")
         for number in range(seed, seed + runs)

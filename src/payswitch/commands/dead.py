@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import click
 from redis.exceptions import RedisError
@@ -12,9 +12,9 @@ from redis.exceptions import RedisError
 from payswitch.cli import fail, read_settings
 from payswitch.commands.arguments import parse_id, parse_ids
 from payswitch.commands.output import (
+    Lines,
     print_json,
     print_pairs,
-    print_table,
     progress,
     redis_of,
     run,
@@ -93,34 +93,42 @@ async def _list(settings: Settings, limit: int, *, as_json: bool) -> int:
     async with redis_of(settings) as redis:
         letters = DeadLetters(redis)
         total = await letters.count()
-        found = await letters.newest(limit)
-    unreadable = [letter for letter in found if isinstance(letter, Unreadable)]
-    if as_json:
-        print_json(
-            {
-                "total": total,
-                "deadLetters": [
-                    record_as_json(each) for each in found if isinstance(each, FullRecord)
-                ],
-                "unreadable": [
-                    {"correlationId": each.correlation_id, "problem": each.problem}
-                    for each in unreadable
-                ],
-            }
-        )
-        return 0
-    if not found:
-        click.echo("There are no dead letters.")
-        return 0
-    print_table(
-        f"{len(found)} of {total} dead letters, the newest first",
+        if as_json:
+            print_json(_document(total, await letters.newest(limit)))
+        elif total:
+            await _print_pages(total, limit, letters.pages(limit))
+        else:
+            click.echo("There are no dead letters.")
+    return 0
+
+
+def _document(total: int, found: Sequence[FullRecord | Unreadable]) -> dict[str, object]:
+    return {
+        "total": total,
+        "deadLetters": [record_as_json(each) for each in found if isinstance(each, FullRecord)],
+        "unreadable": [
+            {"correlationId": each.correlation_id, "problem": each.problem}
+            for each in found
+            if isinstance(each, Unreadable)
+        ],
+    }
+
+
+async def _print_pages(
+    total: int, limit: int, pages: AsyncIterator[list[FullRecord | Unreadable]]
+) -> None:
+    """Print each page when it is read: a list of a million is never held as a whole."""
+    lines = Lines(
+        f"{min(total, limit)} of {total} dead letters, the newest first",
         ("payment", "amount", "died at", "processor", "tries", "reason"),
-        map(_row, found),
         numbers=("amount", "tries"),
     )
+    unreadable = 0
+    async for page in pages:
+        lines.print(map(_row, page))
+        unreadable += sum(isinstance(letter, Unreadable) for letter in page)
     if unreadable:
-        click.echo(f"{len(unreadable)} of them unreadable: see docs/dead-letters.md")
-    return 0
+        click.echo(f"{unreadable} of them unreadable: see docs/dead-letters.md")
 
 
 def _row(letter: FullRecord | Unreadable) -> tuple[str, ...]:

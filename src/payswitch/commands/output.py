@@ -113,6 +113,32 @@ def print_table(
     console.print(table)
 
 
+class Lines:
+    """A table that is printed as its rows come, for more rows than anybody would hold in memory: a
+    line each, as `print_table` has them, aligned as far as the rows so far tell."""
+
+    def __init__(self, title: str, columns: Sequence[str], *, numbers: Sequence[str]) -> None:
+        self._widths = [0] * (len(columns) - 1)
+        self._is_number = [column in numbers for column in columns]
+        self._heads: list[Sequence[str]] = [columns]
+        click.echo(title)
+
+    def print(self, rows: Iterable[Sequence[str]]) -> None:
+        """Print a page of rows."""
+        page = [*self._heads, *([printable(cell) for cell in row] for row in rows)]
+        self._heads = []
+        self._widths = [
+            max(width, *(len(row[at]) for row in page)) for at, width in enumerate(self._widths)
+        ]
+        click.echo("\n".join(map(self._line, page)))
+
+    def _line(self, row: Sequence[str]) -> str:
+        """The last column is as wide as it is."""
+        cells = zip(row, self._widths, self._is_number, strict=False)
+        padded = [cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells]
+        return "  ".join([*padded, row[-1]]).rstrip()
+
+
 @contextlib.contextmanager
 def progress(doing: str, total: int | None) -> Iterator[Advance]:
     """A bar on standard error while the context is open; nothing where that is no terminal."""

@@ -1,0 +1,102 @@
+"""Many clients at once, and one that takes all that it can get."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from uuid import uuid4
+
+import pytest
+
+from payswitch.machine import find_haproxy
+from tests.end_to_end.hostile import Clients, Edge, allow_files, many_connections, running_edge
+from tests.support import eventually
+
+pytestmark = pytest.mark.skipif(find_haproxy() is None, reason="haproxy is not installed")
+
+POST = b"POST /payments HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+_ANSWER = re.compile(rb"^HTTP/1.1 (\d+) .*\r\n\r\n(.*)$", re.DOTALL)
+HUNDRED = [f"127.0.0.{n}" for n in range(101, 201)]
+"""Addresses of clients, all of this machine."""
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+    with running_edge(tmp_path_factory.mktemp("edge")) as edge:
+        yield edge
+
+
+def pay(more: bytes = b"") -> bytes:
+    body = b'{"correlationId":"%s","amount":1}' % str(uuid4()).encode()
+    return POST + more + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+async def assert_all_accepted(clients: Clients) -> None:
+    answers = await asyncio.gather(*(reader.read() for reader, _ in clients))
+    statuses = Counter(_ANSWER.findall(answer)[0] for answer in answers)
+    assert statuses == {(b"202", b""): len(clients)}
+
+
+@pytest.mark.parametrize(
+    "count", [3000, pytest.param(8000, marks=[pytest.mark.long, pytest.mark.timeout(120)])]
+)
+async def test_of_so_many_payments_in_one_moment_none_is_refused(edge: Edge, count: int) -> None:
+    allow_files(count + 500)
+    async with many_connections(edge.ports["haproxy"], b"", count) as clients:
+        for _, writer in clients:
+            writer.write(pay())
+        await assert_all_accepted(clients)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+async def test_of_16_000_clients_that_come_as_fast_as_they_can_none_is_refused(edge: Edge) -> None:
+    allow_files(16_500)
+    async with many_connections(edge.ports["haproxy"], pay, 16_000) as clients:
+        await assert_all_accepted(clients)
+
+
+DAWDLING = POST + b"X-Padding: " + b"x" * 6000 + b"\r\nContent-Length: 4000\r\n\r\n" + b" " * 1500
+"""More than a buffer takes, so that it waits for the rest at an ingress."""
+
+
+async def test_a_client_that_dawdles_takes_no_place_of_others(edge: Edge) -> None:
+    """It sends as many such requests at once as there are places, and more."""
+    large = pay(b"Cookie: " + b"x" * 6000 + b"\r\n")
+    whole = pay().replace(b"Content-Length: 67", b"Content-Length: 4000") + b" " * 3933
+    both = whole.replace(b"Connection", b"Cookie: " + b"x" * 6000 + b"\r\nConnection")
+    async with AsyncExitStack() as stack:
+        dawdling = await stack.enter_async_context(
+            many_connections(edge.ports["haproxy"], DAWDLING, 70)
+        )
+        refused = [asyncio.ensure_future(reader.readline()) for reader, _ in dawdling]
+
+        async def has_its_share() -> bool:
+            return sum(each.done() for each in refused) == 62
+
+        await eventually(has_its_share, what="the client has 8 requests under way")
+        for request in (pay(), large, both):
+            answers = await asyncio.gather(
+                *(edge.talk("haproxy", request_of(request), source=each) for each in HUNDRED)
+            )
+            assert Counter(answer.status for [answer] in answers) == {202: len(HUNDRED)}
+        for each in refused:
+            each.cancel()
+
+
+async def test_a_client_that_watches_a_lot_takes_no_place_of_others(edge: Edge) -> None:
+    watch = b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with many_connections(edge.ports["haproxy"], watch, 40) as greedy:
+        statuses = await asyncio.gather(*(reader.readline() for reader, _ in greedy))
+        assert Counter(line.split()[1] for line in statuses) == {b"200": 32, b"503": 8}
+        [answer] = await edge.talk("haproxy", watch, source=HUNDRED[0], head=True, quiet_s=0.3)
+        assert answer.status == 200
+
+
+def request_of(template: bytes) -> bytes:
+    """The same request for another payment."""
+    at = template.index(b'"correlationId":"') + len(b'"correlationId":"')
+    return template[:at] + str(uuid4()).encode() + template[at + 36 :]
