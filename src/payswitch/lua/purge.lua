@@ -7,8 +7,11 @@
 -- Returns: the new generation, or 0 when it is too late
 
 if now_ms() > tonumber(ARGV[1]) then return 0 end
+-- What INCR would refuse must not be found out after the queue is gone.
+if not string.find(generation(), '^%d+$') then error(GENERATION .. ' holds no number') end
 write_even_out_of_memory()
-redis.call('UNLINK', QUEUE, OPEN, IN_FLIGHT, DEAD, INCIDENTS, WAKE, PURGING)
+redis.call('UNLINK', QUEUE, OPEN, IN_FLIGHT, DEAD, INCIDENTS, WAKE, PURGING,
+  FOLDED, LEDGER_FULL)
 local new = redis.call('INCR', GENERATION)
 redis.call('SET', LEFTOVERS, new)
 return new

@@ -4,7 +4,8 @@
 --
 -- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms)
 -- Returns for each payment: 'settled', 'known' (it was settled before), 'gone' (purged), 'incident'
---   (it matches no pin, or nothing is known of the payment)
+--   (it matches no pin, or nothing is known of the payment), 'unaddable' (a sum of the ledger can't
+--   take it: something else is there, or it would leave 64 bits; nothing of the payment is changed)
 
 demand_queues()
 write_even_out_of_memory()
@@ -15,33 +16,64 @@ local answer = {}
 
 -- The ledger is a tree of sums by requestedAt: each node is a hash of up to 100 entries, each
 -- entry the cents (field n) and the count (field n#) of 100 entries of the node below, down to
--- single milliseconds. summary.lua reads it.
-local sums = {}
-local function add(key, field, value)
+-- single milliseconds, or to what fold.lua has left there. summary.lua reads it.
+local function add(sums, key, field, cents, count)
   local node = sums[key]
   if not node then
     node = {}
     sums[key] = node
   end
-  node[field] = (node[field] or 0) + value
+  node[field] = (node[field] or 0) + cents
+  node[field .. '#'] = (node[field .. '#'] or 0) + count
 end
 
-local function enter(processor, requested_at, cents, count)
-  local root = 'ledger:' .. processor .. ':' .. current .. ':'
-  local index, width = requested_at, 1
+local function enter(sums, sum)
+  local root = 'ledger:' .. sum.processor .. ':' .. current .. ':'
+  local index, width, grain = sum.requested_at, 1, grain_at(sum.requested_at)
   for _ = 1, 5 do
     local above = math.floor(index / 100)
-    local key = root .. string.format('%.0f:%.0f', width, above)
-    local field = string.format('%d', index - above * 100)
-    add(key, field, cents)
-    add(key, field .. '#', count)
+    if width >= grain then
+      local key = root .. string.format('%.0f:%.0f', width, above)
+      add(sums, key, string.format('%d', index - above * 100), sum.cents, sum.count)
+    end
     index, width = above, width * 100
   end
-  local field = string.format('%.0f', index)
-  add(root .. 'top', field, cents)
-  add(root .. 'top', field .. '#', count)
-  add(root .. 'total', 'cents', cents)
-  add(root .. 'total', 'count', count)
+  add(sums, root .. 'top', string.format('%.0f', index), sum.cents, sum.count)
+  local total = sums[root .. 'total'] or { cents = 0, count = 0 }
+  total.cents, total.count = total.cents + sum.cents, total.count + sum.count
+  sums[root .. 'total'] = total
+end
+
+-- Whether HINCRBY will take it: an integer is there, or nothing, and the sum is one of 64 bits.
+local MOST = 9.2e18
+local function may_add(kept, value)
+  if not kept then return true end
+  if kept ~= '0' and not string.find(kept, '^%-?[1-9]%d*$') then return false end
+  return math.abs(tonumber(kept)) <= MOST and tonumber(kept) + value <= MOST
+end
+
+-- Which fields of a node can't be added to; one that isn't a hash has none that can.
+local function fields_refused(key, node)
+  local fields = {}
+  for field in pairs(node) do fields[#fields + 1] = field end
+  local kept = redis.pcall('HMGET', key, unpack(fields))
+  local refused
+  for i, field in ipairs(fields) do
+    if kept.err or not may_add(kept[i], node[field]) then
+      refused = refused or {}
+      refused[field] = true
+    end
+  end
+  return refused
+end
+
+-- From this total on nothing more is accepted, so that what has been still fits: 4.6 million of the
+-- largest payments.
+local FULL = 2 ^ 62
+local function note_total(key, cents)
+  if tonumber(redis.call('HINCRBY', key, 'cents', string.format('%.0f', cents))) >= FULL then
+    redis.call('SET', LEDGER_FULL, '1')
+  end
 end
 
 -- What was routed in one call has one requestedAt, and is entered as one sum.
@@ -55,15 +87,16 @@ local function collect(processor, requested_at, cents)
   end
   sum.cents = sum.cents + cents
   sum.count = sum.count + 1
+  return sum
 end
 
 -- The newest are kept: a processor that answers for payments that were never pinned to it must not
 -- fill the memory.
+local incidents = {}
 local function incident(id, state, pin, processor, requested_at)
-  redis.call('RPUSH', INCIDENTS, cjson.encode({
+  incidents[#incidents + 1] = cjson.encode({
     correlationId = id, at = now, state = state or '', pinned = pin or '', paidBy = processor,
-    requestedAt = requested_at, what = 'proof of payment that matches no pin or no record' }))
-  redis.call('LTRIM', INCIDENTS, -10000, -1)
+    requestedAt = requested_at, what = 'proof of payment that matches no pin or no record' })
 end
 
 -- What is to be settled, each id once.
@@ -81,20 +114,65 @@ local function judge(i)
     return 'incident'
   end
   if known[2] == 'settled' then return 'known' end
-  collect(processor, requested_at, tonumber(known[4]))
-  to_settle[id] = { requested_at = requested_at, was = known[2] }
+  local sum = collect(processor, requested_at, tonumber(known[4]))
+  to_settle[id] = { requested_at = requested_at, was = known[2], sum = sum }
   return 'settled'
 end
 
 for i = 2, #ARGV, 4 do answer[#answer + 1] = judge(i) end
 
-for _, sum in pairs(of_an_instant) do
-  enter(sum.processor, sum.requested_at, sum.cents, sum.count)
+-- Nothing is written before it is known that every node takes what is added to it.
+local sums = {}
+for _, sum in pairs(of_an_instant) do enter(sums, sum) end
+local refused
+for key, node in pairs(sums) do
+  local fields = fields_refused(key, node)
+  if fields then
+    refused = refused or {}
+    refused[key] = fields
+  end
 end
-for key in pairs(sums) do demand('hash', key) end
+
+local function is_refused(sum)
+  local own = {}
+  enter(own, sum)
+  for key, node in pairs(own) do
+    for field in pairs(refused[key] or {}) do
+      if node[field] then return true end
+    end
+  end
+  return false
+end
+
+-- What a node refuses is left out of all others, too.
+local function leave_out_refused()
+  sums = {}
+  for _, sum in pairs(of_an_instant) do
+    sum.refused = is_refused(sum)
+    if not sum.refused then enter(sums, sum) end
+  end
+  for i, verdict in ipairs(answer) do
+    local settled = to_settle[ARGV[4 * i - 2]]
+    if settled and settled.sum.refused and (verdict == 'settled' or verdict == 'known') then
+      answer[i] = 'unaddable'
+    end
+  end
+  for id, settled in pairs(to_settle) do
+    if settled.sum.refused then to_settle[id] = nil end
+  end
+end
+
+if refused then leave_out_refused() end
+
+for _, entry in ipairs(incidents) do redis.call('RPUSH', INCIDENTS, entry) end
+if #incidents > 0 then redis.call('LTRIM', INCIDENTS, -10000, -1) end
 for key, node in pairs(sums) do
   for field, value in pairs(node) do
-    redis.call('HINCRBY', key, field, string.format('%.0f', value))
+    if field == 'cents' then
+      note_total(key, value)
+    else
+      redis.call('HINCRBY', key, field, string.format('%.0f', value))
+    end
   end
 end
 local ids = {}
