@@ -259,6 +259,12 @@ class Ingress:
             case Acceptance.BACKLOG_FULL:
                 self._metrics.unavailable("backlog")
                 raise _try_later("the payment was not accepted: too many are waiting")
+            case Acceptance.LEDGER_FULL:
+                self._metrics.unavailable("ledger")
+                raise _try_later(
+                    "the payment was not accepted: the ledger has reached its largest sum, "
+                    "40,000,000,000,000,000.00"
+                )
             case Acceptance.BROKEN:
                 raise Problem(
                     HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import orjson
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from payswitch import scripts
 from payswitch.group_commit import GroupCommit
 from payswitch.payment import format_cents
+from payswitch.redis_errors import in_words
 from payswitch.tries import Claim
+
+logger = logging.getLogger(__name__)
 
 
 class Settlement(enum.Enum):
@@ -69,6 +74,7 @@ class Ledger:
         self._on_settled = on_settled
         self._processors = list(processors)
         self._retention_ms = retention_ms
+        self._is_refused = False
         self._settle = scripts.load(redis, "settle")
         self._summary = scripts.load(redis, "summary")
         self._fold = scripts.load(redis, "fold")
@@ -111,7 +117,18 @@ class Ledger:
         args: list[str | int] = [self._retention_ms]
         for claim, processor, requested_at in items:
             args += (claim.correlation_id, claim.generation, processor, requested_at)
-        settlements = [Settlement(verdict.decode()) for verdict in await self._settle(args=args)]
+        try:
+            verdicts = await self._settle(args=args)
+        except ResponseError as error:
+            if not self._is_refused:
+                logger.error(
+                    "redis refuses to settle; it is tried again: %(error)s",
+                    {"error": in_words(error)},
+                )
+            self._is_refused = True
+            raise
+        self._is_refused = False
+        settlements = [Settlement(verdict.decode()) for verdict in verdicts]
         if self._on_settled is not None:
             self._on_settled(items, settlements)
         return settlements

@@ -23,9 +23,9 @@ local function next_here(width, index)
   local base = width == TOP and 0 or above * 100
   local nearest
   for i = 3, #ARGV do
-    local fields = redis.pcall('HKEYS', root_of(ARGV[i]) .. name)
-    for _, field in ipairs(fields) do
-      local entry = tonumber(field) and base + tonumber(field)
+    local fields = redis.pcall('HGETALL', root_of(ARGV[i]) .. name)
+    for j = 1, #fields, 2 do
+      local entry = tonumber(fields[j]) and base + tonumber(fields[j])
       if entry and entry >= index and (not nearest or entry < nearest) then nearest = entry end
     end
   end

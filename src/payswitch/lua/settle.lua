@@ -67,9 +67,9 @@ local function fields_refused(key, node)
   return refused
 end
 
--- From this total on nothing more is accepted, so that what has been still fits: 4.6 million of the
+-- From this total on nothing more is accepted, so that what has been still fits: 5.2 million of the
 -- largest payments.
-local FULL = 2 ^ 62
+local FULL = 4e18
 local function note_total(key, cents)
   if tonumber(redis.call('HINCRBY', key, 'cents', string.format('%.0f', cents))) >= FULL then
     redis.call('SET', LEDGER_FULL, '1')
