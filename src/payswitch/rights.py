@@ -65,7 +65,7 @@ NEEDS: Mapping[str, str] = {
     "healthcheck:reports": _NOTE,
     "processors:fees": _NOTE,
     "reconcile:last": _NOTE,
-    "ledger:default:0:total": "HINCRBY HMGET HGETALL UNLINK",
+    "ledger:default:0:total": "HINCRBY HDEL HMGET HGETALL UNLINK",
     "ledger:folded": "HSET HMGET UNLINK",
     "ledger:full": "SET EXISTS UNLINK",
     "vitals": "ZADD ZRANGE ZREMRANGEBYSCORE TYPE",

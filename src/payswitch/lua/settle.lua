@@ -23,8 +23,9 @@ local function add(sums, key, field, cents, count)
     node = {}
     sums[key] = node
   end
+  local count_field = field .. '#'
   node[field] = (node[field] or 0) + cents
-  node[field .. '#'] = (node[field .. '#'] or 0) + count
+  node[count_field] = (node[count_field] or 0) + count
 end
 
 local function enter(sums, sum)
@@ -44,35 +45,39 @@ local function enter(sums, sum)
   sums[root .. 'total'] = total
 end
 
--- Whether HINCRBY will take it: an integer is there, or nothing, and the sum is one of 64 bits.
-local MOST = 9.2e18
-local function may_add(kept, value)
-  if not kept then return true end
-  if kept ~= '0' and not string.find(kept, '^%-?[1-9]%d*$') then return false end
-  return math.abs(tonumber(kept)) <= MOST and tonumber(kept) + value <= MOST
-end
+-- From this total on nothing more is accepted, so that what has been still fits into 64 bits: 5.2
+-- million of the largest payments.
+local FULL = 4e18
+local is_full
 
--- Which fields of a node can't be added to; one that isn't a hash has none that can.
-local function fields_refused(key, node)
-  local fields = {}
-  for field in pairs(node) do fields[#fields + 1] = field end
-  local kept = redis.pcall('HMGET', key, unpack(fields))
+-- Adds the sums to the ledger. A field that can't be added to (no integer, no hash, or more than 64
+-- bits) is only found by trying, as to look at each before would cost Redis a fifth of the script:
+-- then all is taken back. Returns which fields refuse, by key; nil where none does.
+local function write(sums)
   local refused
-  for i, field in ipairs(fields) do
-    if kept.err or not may_add(kept[i], node[field]) then
-      refused = refused or {}
-      refused[field] = true
+  for key, node in pairs(sums) do
+    for field, value in pairs(node) do
+      local sum = redis.pcall('HINCRBY', key, field, string.format('%.0f', value))
+      if type(sum) == 'table' then
+        refused = refused or {}
+        refused[key] = refused[key] or {}
+        refused[key][field] = true
+      elseif field == 'cents' and sum >= FULL then
+        is_full = true
+      end
     end
   end
   return refused
 end
 
--- From this total on nothing more is accepted, so that what has been still fits: 5.2 million of the
--- largest payments.
-local FULL = 4e18
-local function note_total(key, cents)
-  if tonumber(redis.call('HINCRBY', key, 'cents', string.format('%.0f', cents))) >= FULL then
-    redis.call('SET', LEDGER_FULL, '1')
+local function take_back(sums, refused)
+  for key, node in pairs(sums) do
+    for field, value in pairs(node) do
+      if not (refused[key] and refused[key][field]) then
+        local sum = redis.call('HINCRBY', key, field, string.format('%.0f', -value))
+        if sum == 0 then redis.call('HDEL', key, field) end
+      end
+    end
   end
 end
 
@@ -121,19 +126,7 @@ end
 
 for i = 2, #ARGV, 4 do answer[#answer + 1] = judge(i) end
 
--- Nothing is written before it is known that every node takes what is added to it.
-local sums = {}
-for _, sum in pairs(of_an_instant) do enter(sums, sum) end
-local refused
-for key, node in pairs(sums) do
-  local fields = fields_refused(key, node)
-  if fields then
-    refused = refused or {}
-    refused[key] = fields
-  end
-end
-
-local function is_refused(sum)
+local function is_refused(sum, refused)
   local own = {}
   enter(own, sum)
   for key, node in pairs(own) do
@@ -144,11 +137,11 @@ local function is_refused(sum)
   return false
 end
 
--- What a node refuses is left out of all others, too.
-local function leave_out_refused()
-  sums = {}
+-- What one field refuses is entered nowhere; the rest is.
+local function write_without(refused)
+  local sums = {}
   for _, sum in pairs(of_an_instant) do
-    sum.refused = is_refused(sum)
+    sum.refused = is_refused(sum, refused)
     if not sum.refused then enter(sums, sum) end
   end
   for i, verdict in ipairs(answer) do
@@ -160,21 +153,21 @@ local function leave_out_refused()
   for id, settled in pairs(to_settle) do
     if settled.sum.refused then to_settle[id] = nil end
   end
+  write(sums)
 end
 
-if refused then leave_out_refused() end
+local sums = {}
+for _, sum in pairs(of_an_instant) do enter(sums, sum) end
+local refused = write(sums)
+if refused then
+  take_back(sums, refused)
+  is_full = false
+  write_without(refused)
+end
+if is_full then redis.call('SET', LEDGER_FULL, '1') end
 
 for _, entry in ipairs(incidents) do redis.call('RPUSH', INCIDENTS, entry) end
 if #incidents > 0 then redis.call('LTRIM', INCIDENTS, -10000, -1) end
-for key, node in pairs(sums) do
-  for field, value in pairs(node) do
-    if field == 'cents' then
-      note_total(key, value)
-    else
-      redis.call('HINCRBY', key, field, string.format('%.0f', value))
-    end
-  end
-end
 local ids = {}
 for id in pairs(to_settle) do ids[#ids + 1] = id end
 leave_queue(ids)
