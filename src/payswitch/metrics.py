@@ -95,7 +95,8 @@ ACCEPTANCES = Definition(
     "payswitch_acceptances_total",
     "counter",
     "What Redis said to payments: new, same (accepted before), other (with another amount), full "
-    "(the backlog), sum (the ledger has reached its largest), broken (something else under the key), late (past its time limit).",
+    "(the backlog), sum (the ledger has reached its largest), broken (something else under the "
+    "key), late (past its time limit).",
     ("verdict",),
 )
 REFUSALS = Definition(
@@ -108,8 +109,8 @@ UNAVAILABLE = Definition(
     "payswitch_unavailable_total",
     "counter",
     "Why payments were answered 503: redis (it can't be used), memory (Redis is short of it), "
-    "backlog (it is full), ledger (its sums are too large), refused (by Redis), silent (Redis gave no answer), bodies (too many "
-    "large ones).",
+    "backlog (it is full), ledger (its sums are too large), refused (by Redis), silent (Redis "
+    "gave no answer), bodies (too many large ones).",
     ("reason",),
 )
 SHORT_OF_MEMORY = Definition(

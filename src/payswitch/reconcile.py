@@ -182,20 +182,23 @@ class Reconciliation:
 
     async def _whole_entries(self, window: Window) -> Window:
         """The window with its bounds where the ledger's entries begin and end."""
-        summed = await self._ledger.window(window.first, window.last)
-        assert summed.first is not None and summed.last is not None
-        return Window(summed.first, summed.last)
+        return (await self._sum_here(window))[0]
+
+    async def _sum_here(self, window: Window) -> tuple[Window, dict[str, Total]]:
+        """Our totals, and the window that they are of: by now it may have been folded."""
+        found = await self._ledger.window(window.first, window.last)
+        assert found.first is not None
+        assert found.last is not None
+        return Window(found.first, found.last), found.totals
 
     async def _measure(self, asked: Sequence[tuple[str, Window]]) -> list[Difference]:
         return await _all(self._measure_one(*each) for each in asked)
 
     async def _measure_one(self, name: str, window: Window) -> Difference:
         async with self._summaries:
-            ours = await self._ledger.window(window.first, window.last)
-            assert ours.first is not None and ours.last is not None
-            summed = Window(ours.first, ours.last)  # it has been folded meanwhile, maybe
+            summed, ours = await self._sum_here(window)
             theirs = await self._books[name].total(summed.first, summed.last)
-        return Difference(name, summed, ours.totals[name], theirs)
+        return Difference(name, summed, ours[name], theirs)
 
     async def _compare_payments(
         self, windows: Sequence[Window], differing: Sequence[Window]

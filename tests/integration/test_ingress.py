@@ -16,6 +16,7 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.ingress import create_app
+from payswitch.ledger import Ledger
 from payswitch.redis_client import connect
 from payswitch.settings import Settings
 from payswitch.tries import Claim
@@ -252,6 +253,34 @@ async def test_both_bounds_of_the_summary_are_inclusive(
         await settle_at(b, requested_at)
     response = await client.get("/payments-summary", params=query)
     assert response.json()["default"] == {"totalRequests": count, "totalAmount": float(count)}
+
+
+@pytest.mark.parametrize(
+    ("query", "window", "count"),
+    [
+        ({"from": "2026-01-01T00:00:05Z"}, "2026-01-01T00:00:00.000Z/..", 3),
+        ({"to": "2026-01-01T00:00:00Z"}, "../2026-01-01T00:00:09.999Z", 2),
+        (
+            {"from": "2026-01-01T00:00:12Z", "to": "2026-01-01T00:00:13Z"},
+            "2026-01-01T00:00:10.000Z/2026-01-01T00:00:19.999Z",
+            1,
+        ),
+        ({"from": "2026-01-01T00:00:10Z"}, None, 1),
+        ({"from": "2026-01-01T00:00:00.0001Z", "to": "2026-01-01T00:00:00.0009Z"}, None, 0),
+        ({}, None, 3),
+    ],
+)
+async def test_a_bound_within_a_folded_entry_moves_to_its_end_and_the_answer_says_so(
+    client: httpx.AsyncClient, b: Bench, query: dict[str, str], window: str | None, count: int
+) -> None:
+    for seconds in (1, 2, 11):
+        await settle_at(b, 1767225600000 + 1000 * seconds)
+    ledger = Ledger(b.redis, processors=["default", "fallback"], retention_ms=600_000)
+    while await ledger.fold():
+        pass
+    response = await client.get("/payments-summary", params=query)
+    assert response.headers.get("payswitch-window") == window
+    assert response.json()["default"]["totalRequests"] == count
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ async def test_settlements_beside_folds_lose_nothing(redis: ArqRedis) -> None:
     assert await finest_nodes(redis) == []
     for first in range(min(at), now, 10_000):
         found = await ledger.window(first, first + 9_999)
-        assert found.first is not None and found.last is not None
+        assert found.first is not None
+        assert found.last is not None
         inside = sum(found.first <= each <= found.last for each in at)
         assert found.totals["default"] == Total(inside, inside)

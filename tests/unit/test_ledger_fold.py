@@ -124,9 +124,10 @@ async def test_no_node_finer_than_its_entries_is_left_before_the_folded_instant(
 ) -> None:
     await settle(redis, *(("default", START_MS + 700 * n, 1) for n in range(60)))
     await fold(redis, START_MS + 25_000)
-    assert min(int(name[2:]) for name in await node_names(redis) if name[:2] == "1:") == (
-        START_MS + 20_000
-    ) // 100 + 3
+    assert (
+        min(int(name[2:]) for name in await node_names(redis) if name[:2] == "1:")
+        == (START_MS + 20_000) // 100 + 3
+    )
     assert {name for name in await node_names(redis) if name[:4] == "100:"} == {
         f"100:{START_MS // TEN_S + n}" for n in (2, 3, 4)
     }
