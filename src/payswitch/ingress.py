@@ -96,7 +96,7 @@ class Ingress:
         self._settings = settings
         self._traces = traces
         self._stopping = stopping
-        self._metrics = IngressMetrics(lambda: self._watch.is_short)
+        self._metrics = IngressMetrics(lambda: self._watch)
         self._bodies = _Bodies(lambda: self._metrics.unavailable("bodies"))
         self._refused: Counter[int] = Counter()
 

@@ -118,6 +118,16 @@ SHORT_OF_MEMORY = Definition(
     "gauge",
     "1 while this ingress refuses payments because Redis is short of memory.",
 )
+REDIS_MEMORY = Definition(
+    "payswitch_redis_memory_bytes",
+    "gauge",
+    "What Redis uses of its maxmemory; 0 where it doesn't say.",
+)
+REDIS_MEMORY_LIMIT = Definition(
+    "payswitch_redis_memory_limit_bytes",
+    "gauge",
+    "Redis' maxmemory; 0 where it has none, or doesn't say.",
+)
 
 # A payments worker.
 QUEUE_WAIT_SECONDS = Definition(
