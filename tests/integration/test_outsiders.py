@@ -168,7 +168,7 @@ async def test_where_the_ledger_nears_its_largest_sum_nothing_new_is_accepted_un
     b: Bench, redis: ArqRedis
 ) -> None:
     payment = await b.accept()
-    await redis.hset("ledger:default:0:total", "cents", 4 * 10**18 - 1)  # type: ignore[misc]
+    await redis.hset("ledger:default:0:total", "cents", "3999999999999999999")  # type: ignore[misc]
     assert (await b.dispatch_until_done(payment)).state == "settled"
     assert await accept_queue(redis).accept(Payment(ID, 1)) is Acceptance.LEDGER_FULL
     assert await accept_queue(redis).accept(Payment(payment, 1990)) is Acceptance.SAME

@@ -83,31 +83,34 @@ async def whole_entries(redis: Redis, first: int | None, last: int | None) -> Su
     return Summary({}, first, last)
 
 
-@st.composite
-def steps(draw: st.DrawFn) -> list[tuple[str, object]]:
-    """Settlements and folds in any order, at instants that lie together."""
-    instants = INSTANTS | st.integers(START_MS, START_MS + 3 * THOUSAND_S)
-    payment = st.tuples(st.sampled_from(PROCESSORS), instants, CENTS)
-    cuts = st.tuples(instants, instants, st.integers(1, 40))
-    made = st.tuples(st.just("settle"), payment) | st.tuples(st.just("fold"), cuts)
-    return draw(st.lists(made, min_size=2, max_size=14))
+Fold = tuple[int, int, int]
+"""Where 10 s and where 1,000 s are enough (ms), and the number of steps."""
+
+STEPPED = INSTANTS | st.integers(START_MS, START_MS + 3 * THOUSAND_S)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(PROCESSORS), STEPPED, CENTS)
+    | st.tuples(STEPPED, STEPPED, st.integers(1, 40)),
+    min_size=2,
+    max_size=14,
+)
+"""Settlements and folds in any order, at instants that lie together."""
 
 
 @settings(deadline=None, max_examples=60)
-@given(steps(), st.data())
+@given(STEPS, st.data())
 async def test_whatever_is_folded_when_a_summary_is_that_of_walking_every_payment(
-    sequence: list[tuple[str, object]], data: st.DataObject
+    sequence: list[Paid | Fold], data: st.DataObject
 ) -> None:
     redis = new_redis()
     ledger = ledger_on(redis)
     paid: list[Paid] = []
-    for kind, what in sequence:
-        if kind == "settle":
-            paid.append(what)  # type: ignore[arg-type]
-            await settle(redis, paid[-1])
-        else:
-            fine, coarse, times = what  # type: ignore[misc]
-            await fold(redis, fine, coarse, steps=times)
+    for step in sequence:
+        match step:
+            case (str() as processor, at, cents):
+                paid.append((processor, at, cents))
+                await settle(redis, paid[-1])
+            case (int() as fine, coarse, steps):
+                await fold(redis, fine, coarse, steps=steps)
     near = st.builds(int.__add__, st.sampled_from([at for _, at, _ in paid] or [0]), NEAR)
     for first, last in data.draw(
         st.lists(st.tuples(near | BOUNDS, near | BOUNDS), min_size=6, max_size=6)
