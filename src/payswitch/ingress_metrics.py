@@ -76,6 +76,7 @@ class IngressMetrics:
         folder = metrics_folder.shared()
         if folder is None:
             return metrics.registry_of(own, Facts(self._facts))
+        metrics_folder.remove_oldest_of_ended(folder)
         registry = CollectorRegistry()
         MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
         registry.register(Facts(self._facts))
