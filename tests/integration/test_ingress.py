@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -62,6 +63,36 @@ async def test_a_payment_is_accepted_with_its_location(client: httpx.AsyncClient
     assert response.headers["location"] == f"/payments/{ID}"
 
 
+async def test_where_the_ledger_has_reached_its_largest_sum_a_payment_is_not_accepted(
+    client: httpx.AsyncClient, redis: ArqRedis
+) -> None:
+    await redis.set("ledger:full", "1")
+    response = await client.post("/payments", json={"correlationId": ID, "amount": 1})
+    assert_problem(response, 503, says="not accepted: the ledger has reached its largest sum")
+    metrics = (await client.get("/metrics")).text
+    assert 'payswitch_acceptances_total{verdict="sum"} 1.0' in metrics
+    assert 'payswitch_unavailable_total{reason="ledger"} 1.0' in metrics
+
+
+async def test_redis_memory_and_its_limit_are_metrics(
+    client: httpx.AsyncClient, redis: ArqRedis
+) -> None:
+    await redis.config_set("maxmemory", 10**9)
+
+    async def memory() -> dict[str, float]:
+        await client.get("/readyz")  # it looks
+        metrics = (await client.get("/metrics")).text
+        found = re.findall(r"^payswitch_redis_memory_(\w+) (\S+)$", metrics, re.MULTILINE)
+        return {name: float(value) for name, value in found}
+
+    async def is_limited() -> bool:
+        return (await memory())["limit_bytes"] == 10**9
+
+    await eventually(is_limited, what="the limit is seen")
+    await redis.config_set("maxmemory", 0)
+    assert 10**5 < (await memory())["bytes"] < 10**9
+
+
 async def test_an_id_in_another_spelling_is_the_same_payment(
     client: httpx.AsyncClient, redis: ArqRedis
 ) -> None:
@@ -106,6 +137,8 @@ async def test_a_settled_payment_again_is_acknowledged_and_not_queued(
         (b'{"correlationId":"%s","amount":NaN}', 422, "finite"),
         (b'{"correlationId":"%s","amount":1e999}', 422, "finite"),
         (b'{"correlationId":"%s","amount":1.001}', 422, "2 decimals"),
+        (b'{"correlationId":"%s","amount":1,"amount":999}', 422, "amount must be given once"),
+        (b'{"correlationId":"%s","amount":1,"am\\u006funt":9}', 422, "amount must be given once"),
         (b'{"correlationId":"%s","amount":1e20}', 422, "at most"),
     ],
 )
