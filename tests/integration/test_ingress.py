@@ -22,7 +22,7 @@ from payswitch.redis_client import connect
 from payswitch.settings import Settings
 from payswitch.tries import Claim
 from tests.integration.harness import Bench, bench
-from tests.support import RedisServer, Reply
+from tests.support import RedisServer, Reply, eventually
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 
