@@ -113,6 +113,10 @@ def test_halves_make_up_the_whole(first: int, length: int) -> None:
     assert abs((left.last - left.first) - (right.last - right.first)) <= 1
 
 
+def test_a_window_whose_middle_lies_in_its_first_entry_is_cut_behind_that() -> None:
+    assert Window(0, 1200).cut(Window(0, 999)) == (Window(0, 999), Window(1000, 1200))
+
+
 @given(st.integers(0, 10**6), st.integers(1, 50), st.sampled_from([1, 10_000]))
 def test_a_window_is_cut_between_entries_until_one_is_left(
     first: int, entries: int, width: int

@@ -126,6 +126,7 @@ async def test_no_node_finer_than_its_entries_is_left_before_the_folded_instant(
     redis: Redis,
 ) -> None:
     await settle(redis, *(("default", START_MS + 700 * n, 1) for n in range(60)))
+    await settle(redis, ("default", START_MS + TEN_S - 1, 1), ("default", START_MS + 50, 1))
     await fold(redis, START_MS + 25_000)
     assert (
         min(int(name[2:]) for name in await node_names(redis) if name[:2] == "1:")
@@ -141,6 +142,14 @@ async def test_what_is_very_old_folds_to_entries_of_1000_s(redis: Redis) -> None
     await fold(redis, START_MS + 3 * THOUSAND_S, START_MS + 2 * THOUSAND_S)
     fine = {name for name in await node_names(redis) if name.startswith("10000:")}
     assert fine == {f"10000:{START_MS // THOUSAND_S + 2}"}
+
+
+async def test_what_is_very_old_waits_until_its_finer_nodes_are_gone(redis: Redis) -> None:
+    """They are found through the entries above them."""
+    await settle(redis, *(("default", START_MS + TEN_S * n, 1) for n in (1, 2)))
+    await fold(redis, START_MS, START_MS + THOUSAND_S)
+    await fold(redis, START_MS + THOUSAND_S, START_MS)
+    assert not {name for name in await node_names(redis) if name.split(":")[0] in ("1", "100")}
 
 
 async def test_a_late_settlement_counts_in_a_folded_entry_and_leaves_no_finer_node(
