@@ -23,8 +23,8 @@ for i = 3, #ARGV, 6 do
   local record = 'payment:' .. id
   local known = redis.pcall('HMGET', record, 'generation', 'token', 'processor', 'requested_at',
     'open', 'tries', 'lease_until', 'horizon', 'quiet', 'delay')
-  if known.err or known[1] ~= current or of ~= current or known[2] ~= token
-    or not holds_numbers(known) then
+  if known.err or not holds_numbers(known) or known[1] ~= current
+    or of ~= current or known[2] ~= token then
     answer[#answer + 1] = false
   else
     local open = changed_tries(known[5] or '', ARGV[i + 4], ARGV[i + 5])
