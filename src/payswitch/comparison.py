@@ -19,10 +19,18 @@ class Window:
     first: int
     last: int
 
-    def halves(self) -> tuple[Window, Window]:
-        """Two windows that make up this one, which is longer than a millisecond."""
-        middle = (self.first + self.last) // 2
-        return Window(self.first, middle), Window(middle + 1, self.last)
+    @property
+    def middle(self) -> int:
+        """Where it is cut in two: the first instant of its second half."""
+        return (self.first + self.last + 1) // 2
+
+    def cut(self, entry: Window) -> tuple[Window, ...]:
+        """Two windows that make up this one, cut at an end of `entry`, in which its middle lies;
+        none where it is no longer than that."""
+        for start in (entry.first, entry.last + 1):
+            if self.first < start <= self.last:
+                return Window(self.first, start - 1), Window(start, self.last)
+        return ()
 
     def holds(self, instant: int | None) -> bool:
         """Whether an instant lies in it."""

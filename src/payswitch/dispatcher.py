@@ -80,7 +80,7 @@ class Dispatcher:
         """How long the calls that pay took, by processor and how they ended."""
         self._processors = processors
         self._tries = tries
-        self._ledger = ledger
+        self.ledger = ledger
         self._pauses = pauses
         self._lease_margin_ms = lease_margin_ms
         self._asking = dict.fromkeys(processors, 0)
@@ -224,7 +224,7 @@ class Dispatcher:
         who = routed.processor
         match outcome:
             case Paid():
-                await self._settle(claim, who, routed.requested_at)
+                await self._settle(claim, who, routed.requested_at, findings)
             case Refused():
                 findings.ended.add(number)
                 await self._after_refusal(claim, routed, outcome, findings)
@@ -290,31 +290,41 @@ class Dispatcher:
     ) -> None:
         """The processor has the id: settled if the amount is ours, else for a person to decide."""
         if found.cents == claim.cents:
-            await self._settle(claim, processor, found.requested_at)
+            await self._settle(claim, processor, found.requested_at, findings)
         else:
             reason = f"{processor} has it with another amount"
             await self._bury(claim, reason, findings, horizon_passed=horizon_passed)
 
-    async def _settle(self, claim: Claim, processor: str, requested_at: int) -> None:
+    async def _settle(
+        self, claim: Claim, processor: str, requested_at: int, findings: Findings
+    ) -> None:
         self._watch.forget(claim.correlation_id)
         if claim.trace is None:
             settlement = await self._bring(claim, processor, requested_at)
         else:
             with claim.trace.settle(processor) as step:
                 settlement = await self._bring(claim, processor, requested_at)
-                step.came_to(settlement.value, failed=settlement is Settlement.INCIDENT)
+                failed = settlement in (Settlement.INCIDENT, Settlement.UNADDABLE)
+                step.came_to(settlement.value, failed=failed)
         if settlement is Settlement.INCIDENT:
             logger.error(
                 "incident: %(processor)s has payment %(payment)s, which is pinned elsewhere",
                 {"processor": processor, "payment": claim.correlation_id},
             )
+        elif settlement is Settlement.UNADDABLE:
+            logger.error(
+                "payment %(payment)s is paid by %(processor)s, but a sum of the ledger can't take "
+                "it; it is tried again",
+                {"processor": processor, "payment": claim.correlation_id},
+            )
+            await self._retry(claim, findings, f"paid by {processor}; the ledger can't add it")
 
     async def _bring(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
         """Proof of payment is never dropped: it is brought to Redis until Redis takes it."""
         attempts = 0
         while True:
             try:
-                return await self._ledger.settle(claim, processor, requested_at)
+                return await self.ledger.settle(claim, processor, requested_at)
             except (RedisError, OSError):
                 attempts += 1
                 await asyncio.sleep(self._pauses.after(attempts) / 1000)

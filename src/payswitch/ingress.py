@@ -31,7 +31,7 @@ from payswitch import openapi, page
 from payswitch.garbage import collect_seldom
 from payswitch.http_server import Exchange
 from payswitch.ingress_metrics import IngressMetrics
-from payswitch.instants import parse_instant_us
+from payswitch.instants import format_instant, parse_instant_us
 from payswitch.ledger import Ledger, summary_json
 from payswitch.live import Live
 from payswitch.metrics import CONTENT_TYPE
@@ -95,7 +95,7 @@ class Ingress:
         self._host_names = settings.allowed_host_names
         self._traces = traces
         self._stopping = stopping
-        self._metrics = IngressMetrics(lambda: self._watch.is_short)
+        self._metrics = IngressMetrics(lambda: self._watch)
         self._refused: Counter[int] = Counter()
 
     async def open(self) -> None:
@@ -269,6 +269,12 @@ class Ingress:
             case Acceptance.BACKLOG_FULL:
                 self._metrics.unavailable("backlog")
                 raise _try_later("the payment was not accepted: too many are waiting")
+            case Acceptance.LEDGER_FULL:
+                self._metrics.unavailable("ledger")
+                raise _try_later(
+                    "the payment was not accepted: the ledger has reached its largest sum, "
+                    "40,000,000,000,000,000.00"
+                )
             case Acceptance.BROKEN:
                 raise Problem(
                     HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -295,14 +301,18 @@ class Ingress:
         return Response(record.as_json(), media_type=_JSON)
 
     async def summary(self, request: Request) -> Response:
-        """`GET /payments-summary`: totals by processor, both bounds inclusive and optional."""
+        """`GET /payments-summary`: totals by processor, both bounds inclusive and optional. Where
+        the ledger was folded, `Payswitch-Window` says which window was summed instead."""
         first_us, last_us = _instant(request, "from"), _instant(request, "to")
         if first_us is not None and last_us is not None and first_us > last_us:
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "`from` is after `to`")
         first_ms = None if first_us is None else -(-first_us // 1000)
         last_ms = None if last_us is None else last_us // 1000
-        totals = await self._ledger.summary(first_ms, last_ms)
-        return Response(summary_json(totals), media_type=_JSON)
+        found = await self._ledger.window(first_ms, last_ms)
+        headers = {}
+        if (found.first, found.last) != (first_ms, last_ms):
+            headers["payswitch-window"] = f"{_bound(found.first)}/{_bound(found.last)}"
+        return Response(summary_json(found.totals), headers=headers, media_type=_JSON)
 
     async def purge(self, request: Request) -> Response:
         """`POST /purge-payments`: forget everything. `PAYSWITCH_PURGE` says who may."""
@@ -447,6 +457,11 @@ def _within(limit_s: float, endpoint: Endpoint) -> Endpoint:
             return await endpoint(request)
 
     return bounded
+
+
+def _bound(ms: int | None) -> str:
+    """A bound of a window as ISO 8601 has it."""
+    return ".." if ms is None else format_instant(ms)
 
 
 def _header(scope: Scope, wanted: bytes) -> bytes | None:

@@ -16,18 +16,19 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from payswitch import metrics, metrics_folder
 from payswitch.metrics import Facts
+from payswitch.redis_watch import RedisWatch
 from payswitch.tally import BOUNDS_S
 
-_VERDICTS = ("new", "same", "other", "full", "broken", "late")
-_REASONS = ("redis", "memory", "backlog", "refused", "silent")
+_VERDICTS = ("new", "same", "other", "full", "sum", "broken", "late")
+_REASONS = ("redis", "memory", "backlog", "ledger", "refused", "silent")
 _STATUSES = (400, 408, 409, 413, 415, 422, 500, 503)
 
 
 class IngressMetrics:
-    """The counts of one ingress process. `is_short` says whether Redis is short of memory."""
+    """The counts of one ingress process. `watch` says how Redis' memory is."""
 
-    def __init__(self, is_short: Callable[[], bool]) -> None:
-        self._is_short = is_short
+    def __init__(self, watch: Callable[[], RedisWatch]) -> None:
+        self._watch = watch
         own = CollectorRegistry()
         seconds = HistogramObject(
             metrics.ACCEPT_SECONDS.name,
@@ -75,6 +76,7 @@ class IngressMetrics:
         folder = metrics_folder.shared()
         if folder is None:
             return metrics.registry_of(own, Facts(self._facts))
+        metrics_folder.remove_oldest_of_ended(folder)
         registry = CollectorRegistry()
         MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
         registry.register(Facts(self._facts))
@@ -82,7 +84,10 @@ class IngressMetrics:
 
     def _facts(self) -> Iterable[Metric]:
         yield metrics.build_info("ingress")
-        yield metrics.SHORT_OF_MEMORY.one(self._is_short())
+        watch = self._watch()
+        yield metrics.SHORT_OF_MEMORY.one(watch.is_short)
+        yield metrics.REDIS_MEMORY.one(watch.memory.used)
+        yield metrics.REDIS_MEMORY_LIMIT.one(watch.memory.limit)
 
 
 def _counter(

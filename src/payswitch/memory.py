@@ -7,18 +7,31 @@ past it is refused by Redis itself, all or nothing (`accept.lua`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 _TAKES_AGAIN_BELOW = 0.95
 """The part of the mark below which payments are taken again, so that it doesn't flap."""
 
 
-def is_short(memory: Mapping[str, str], *, max_percent: int, was_short: bool) -> bool:
-    """Judge the answer to `INFO memory` (bytes) as Redis itself does: its buffers for the
-    append-only file and for replicas do not count, and without a `maxmemory` there is no limit."""
-    limit = _number(memory, "maxmemory")
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Redis' memory in bytes."""
+
+    used: int = 0
+    limit: int = 0
+    """0 is no limit."""
+
+    def is_short(self, *, max_percent: int, was_short: bool) -> bool:
+        """Whether more than `max_percent` of the limit is in use."""
+        mark = self.limit * max_percent / 100
+        return self.limit > 0 and self.used > (mark * _TAKES_AGAIN_BELOW if was_short else mark)
+
+
+def parse_memory(memory: Mapping[str, str]) -> Memory:
+    """Read the answer to `INFO memory` as Redis itself judges it: its buffers for the append-only
+    file and for replicas do not count."""
     used = _number(memory, "used_memory") - _number(memory, "mem_not_counted_for_evict")
-    mark = limit * max_percent / 100
-    return limit > 0 and used > (mark * _TAKES_AGAIN_BELOW if was_short else mark)
+    return Memory(max(0, used), _number(memory, "maxmemory"))
 
 
 def _number(memory: Mapping[str, str], name: str) -> int:

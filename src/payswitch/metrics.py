@@ -95,7 +95,8 @@ ACCEPTANCES = Definition(
     "payswitch_acceptances_total",
     "counter",
     "What Redis said to payments: new, same (accepted before), other (with another amount), full "
-    "(the backlog), broken (something else under the key), late (past its time limit).",
+    "(the backlog), sum (the ledger has reached its largest), broken (something else under the "
+    "key), late (past its time limit).",
     ("verdict",),
 )
 REFUSALS = Definition(
@@ -108,13 +109,24 @@ UNAVAILABLE = Definition(
     "payswitch_unavailable_total",
     "counter",
     "Why payments were answered 503: redis (it can't be used), memory (Redis is short of it), "
-    "backlog (it is full), refused (by Redis), silent (Redis gave no answer).",
+    "backlog (it is full), ledger (its sums are too large), refused (by Redis), silent (Redis "
+    "gave no answer).",
     ("reason",),
 )
 SHORT_OF_MEMORY = Definition(
     "payswitch_redis_short_of_memory",
     "gauge",
     "1 while this ingress refuses payments because Redis is short of memory.",
+)
+REDIS_MEMORY = Definition(
+    "payswitch_redis_memory_bytes",
+    "gauge",
+    "What Redis uses of its maxmemory; 0 where it doesn't say.",
+)
+REDIS_MEMORY_LIMIT = Definition(
+    "payswitch_redis_memory_limit_bytes",
+    "gauge",
+    "Redis' maxmemory; 0 where it has none, or doesn't say.",
 )
 
 # A payments worker.

@@ -46,6 +46,19 @@ def shared_by_processes() -> Iterator[None]:
             del os.environ[_VARIABLE]
 
 
+def remove_oldest_of_ended(folder: Path, *, kept: int = 200) -> None:
+    """Bound what processes leave that end again and again: beyond so many files of ended ones, the
+    oldest go, and with them their counts."""
+    ended: list[tuple[float, Path]] = []
+    for file in folder.glob("*.db"):
+        owner = re.search(r"_(\d+)$", file.stem)
+        if owner is not None and not _lives(int(owner[1])):
+            with contextlib.suppress(FileNotFoundError):
+                ended.append((file.stat().st_mtime, file))
+    for _, file in sorted(ended)[: max(0, len(ended) - kept)]:
+        file.unlink(missing_ok=True)
+
+
 def _remove_abandoned(parent: Path) -> None:
     """Remove the folders of ingress that were killed."""
     for folder in parent.glob(f"{_PREFIX}*"):

@@ -9,7 +9,7 @@ import httpx
 
 from payswitch.instants import format_instant
 from payswitch.ledger import Total
-from payswitch.payment import exact_cents
+from payswitch.payment import nearest_cents
 from payswitch.processor_url import parse_processor_url
 from payswitch.reasons import reason
 
@@ -87,7 +87,7 @@ def parse_total(content: bytes) -> Total | None:
     """Read a processor's summary, its amount exactly; None where it is none."""
     try:
         document = json.loads(content, parse_float=Decimal)
-        count, cents = document["totalRequests"], exact_cents(str(document["totalAmount"]))
+        count, cents = document["totalRequests"], nearest_cents(document["totalAmount"])
     except (ValueError, KeyError, TypeError, RecursionError, ArithmeticError):
         return None
     if type(count) is not int or not 0 <= count <= _MOST_PAYMENTS or cents is None:

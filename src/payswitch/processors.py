@@ -15,7 +15,7 @@ import httpx
 import orjson
 
 from payswitch.instants import format_instant, parse_instant_ms
-from payswitch.payment import exact_cents, format_cents
+from payswitch.payment import format_cents, nearest_cents
 from payswitch.processor_url import parse_processor_url
 from payswitch.reasons import reason
 from payswitch.retry_after import asked_pause_ms
@@ -147,7 +147,7 @@ def classify_finding(
         requested_at = parse_instant_ms(document["requestedAt"])
     except (ValueError, KeyError, TypeError):
         return Unclear("a body that is no payment")
-    cents = exact_cents(repr(amount)) if type(amount) in (int, float) else None
+    cents = nearest_cents(amount)
     if cents is None or type(found_id) is not str or found_id.lower() != correlation_id:
         return Unclear("a body that is another payment")
     if not 0 <= requested_at < _LEDGER_ENDS_MS:

@@ -55,6 +55,8 @@ class Acceptance(enum.Enum):
     SAME = "same"
     OTHER_AMOUNT = "other"
     BACKLOG_FULL = "full"
+    LEDGER_FULL = "sum"
+    """The ledger's sums are so large that they may not grow beyond what is accepted already."""
     BROKEN = "broken"
     """Redis holds something else under the payment's key."""
 

@@ -109,15 +109,18 @@ class Reconciliation:
         self, first_ms: int | None, last_ms: int | None, *, thorough: bool = False
     ) -> Report:
         """Compare everything requested from `first_ms` to `last_ms`, both inclusive; None is no
-        bound. `thorough` looks every payment up, also where totals agree: errors may cancel out.
+        bound. Where the ledger was folded, bounds move outwards to whole entries; the report says
+        which windows those are. `thorough` looks every payment up, also where totals agree: errors
+        may cancel out.
 
         Raises `CannotAskError`, `RedisError` or `OSError`: then nothing is known.
         """
         seconds, microseconds = await self._redis.time()
         now = int(seconds * 1000 + microseconds // 1000)
-        windows = compared_windows(
+        asked = compared_windows(
             first_ms, last_ms, now, ends=Window(EARLIEST_MS, LATEST_MS), gap_ms=_LATER_MS
         )
+        windows = [await self._whole_entries(each) for each in asked]
         totals, differences = await self._compare_totals(windows)
         payments, unreadable = await self._compare_payments(
             windows, windows if thorough else [each.window for each in differences]
@@ -163,28 +166,39 @@ class Reconciliation:
         return totals, _differing(totals)
 
     async def _narrow(self, wide: Iterable[Difference]) -> list[Difference]:
-        """Bisect windows that differ, down to milliseconds if they aren't too many."""
+        """Bisect windows that differ, down to the ledger's entries, which are milliseconds unless
+        they were folded, if they aren't too many."""
         found: list[Difference] = []
         level = list(wide)
         while level and len(found) + len(level) <= _MOST_WINDOWS:
-            found += [each for each in level if each.window.first == each.window.last]
-            halves = [
-                (each.processor, half)
-                for each in level
-                if each.window.first < each.window.last
-                for half in each.window.halves()
-            ]
+            halves: list[tuple[str, Window]] = []
+            for each in level:
+                middle = each.window.middle
+                cut = each.window.cut(await self._whole_entries(Window(middle, middle)))
+                halves += [(each.processor, half) for half in cut]
+                found += [] if cut else [each]
             level = _differing(await self._measure(halves))
         return found + level
+
+    async def _whole_entries(self, window: Window) -> Window:
+        """The window with its bounds where the ledger's entries begin and end."""
+        return (await self._sum_here(window))[0]
+
+    async def _sum_here(self, window: Window) -> tuple[Window, dict[str, Total]]:
+        """Our totals, and the window that they are of: by now it may have been folded."""
+        found = await self._ledger.window(window.first, window.last)
+        assert found.first is not None
+        assert found.last is not None
+        return Window(found.first, found.last), found.totals
 
     async def _measure(self, asked: Sequence[tuple[str, Window]]) -> list[Difference]:
         return await _all(self._measure_one(*each) for each in asked)
 
     async def _measure_one(self, name: str, window: Window) -> Difference:
         async with self._summaries:
-            ours = await self._ledger.summary(window.first, window.last)
-            theirs = await self._books[name].total(window.first, window.last)
-        return Difference(name, window, ours[name], theirs)
+            summed, ours = await self._sum_here(window)
+            theirs = await self._books[name].total(summed.first, summed.last)
+        return Difference(name, summed, ours[name], theirs)
 
     async def _compare_payments(
         self, windows: Sequence[Window], differing: Sequence[Window]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from redis.exceptions import RedisError, ResponseError
 
 from payswitch import rights, scripts
-from payswitch.memory import is_short
+from payswitch.memory import Memory, parse_memory
 from payswitch.redis_client import Client
 from payswitch.redis_errors import WrongServerError, in_words
 from payswitch.redis_trust import (
@@ -56,6 +56,7 @@ class RedisWatch:
         """The reason why no part can work with Redis."""
         self.is_short = False
         """Whether more than `max_percent` of its memory is in use."""
+        self.memory = Memory()
         self._redis = redis
         self._demand = demand
         self._max_percent = max_percent
@@ -192,7 +193,10 @@ class RedisWatch:
         self._backlog = backlog
         risks = "; ".join(self._risks) if self._demand else ""
         self._set_unusable(why_never(info) or risks or None)
-        self._set_short(is_short(info, max_percent=self._max_percent, was_short=self.is_short))
+        self.memory = parse_memory(info)
+        self._set_short(
+            self.memory.is_short(max_percent=self._max_percent, was_short=self.is_short)
+        )
 
     async def _ask(self, asks_for_rights: bool) -> tuple[dict[str, str], int, str]:
         """The fields of `INFO`, the length of the backlog, and the missing rights in words."""

@@ -335,7 +335,8 @@ class Settings:
         "PAYSWITCH_RETENTION_MS",
         7 * _MS,
         _whole(1000, 3650 * _MS),
-        "How long a settled payment's record is kept, and a late duplicate recognised.",
+        "How long a settled payment's record is kept, a late duplicate recognised, and the ledger "
+        "exact to the millisecond.",
     )
     sweep_ms: int = _setting(
         "PAYSWITCH_SWEEP_MS",

@@ -131,9 +131,13 @@ class PaymentWorker(ResilientWorker):
         )
         self._probe_lock = Lock(self.pool, PROBE_LOCK_KEY, life_ms=self._probe_limit_ms)
         self._sweeping = asyncio.create_task(
-            Sweeper(self.pool, every_ms=self._sweep_ms).run(), name="sweeper"
+            Sweeper(self.pool, every_ms=self._sweep_ms, fold=self._fold).run(), name="sweeper"
         )
         await super().main()
+
+    async def _fold(self) -> bool:
+        """Fold one step of the ledger; whether there is more."""
+        return "dispatcher" in self.ctx and await self.dispatcher.ledger.fold()
 
     async def close(self) -> None:
         """Give back what was taken and not begun, and close."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -16,11 +17,12 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.ingress import create_app
+from payswitch.ledger import Ledger
 from payswitch.redis_client import connect
 from payswitch.settings import Settings
 from payswitch.tries import Claim
 from tests.integration.harness import Bench, bench
-from tests.support import RedisServer, Reply
+from tests.support import RedisServer, Reply, eventually
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 
@@ -59,6 +61,36 @@ async def test_a_payment_is_accepted_with_its_location(client: httpx.AsyncClient
     response = await client.post("/payments", json={"correlationId": ID, "amount": 19.9})
     assert response.status_code == 202
     assert response.headers["location"] == f"/payments/{ID}"
+
+
+async def test_where_the_ledger_has_reached_its_largest_sum_a_payment_is_not_accepted(
+    client: httpx.AsyncClient, redis: ArqRedis
+) -> None:
+    await redis.set("ledger:full", "1")
+    response = await client.post("/payments", json={"correlationId": ID, "amount": 1})
+    assert_problem(response, 503, says="not accepted: the ledger has reached its largest sum")
+    metrics = (await client.get("/metrics")).text
+    assert 'payswitch_acceptances_total{verdict="sum"} 1.0' in metrics
+    assert 'payswitch_unavailable_total{reason="ledger"} 1.0' in metrics
+
+
+async def test_redis_memory_and_its_limit_are_metrics(
+    client: httpx.AsyncClient, redis: ArqRedis
+) -> None:
+    await redis.config_set("maxmemory", 10**9)
+
+    async def memory() -> dict[str, float]:
+        await client.get("/readyz")  # it looks
+        metrics = (await client.get("/metrics")).text
+        found = re.findall(r"^payswitch_redis_memory_(\w+) (\S+)$", metrics, re.MULTILINE)
+        return {name: float(value) for name, value in found}
+
+    async def is_limited() -> bool:
+        return (await memory())["limit_bytes"] == 10**9
+
+    await eventually(is_limited, what="the limit is seen")
+    await redis.config_set("maxmemory", 0)
+    assert 10**5 < (await memory())["bytes"] < 10**9
 
 
 async def test_an_id_in_another_spelling_is_the_same_payment(
@@ -105,6 +137,8 @@ async def test_a_settled_payment_again_is_acknowledged_and_not_queued(
         (b'{"correlationId":"%s","amount":NaN}', 422, "finite"),
         (b'{"correlationId":"%s","amount":1e999}', 422, "finite"),
         (b'{"correlationId":"%s","amount":1.001}', 422, "2 decimals"),
+        (b'{"correlationId":"%s","amount":1,"amount":999}', 422, "amount must be given once"),
+        (b'{"correlationId":"%s","amount":1,"am\\u006funt":9}', 422, "amount must be given once"),
         (b'{"correlationId":"%s","amount":1e20}', 422, "at most"),
     ],
 )
@@ -255,6 +289,34 @@ async def test_both_bounds_of_the_summary_are_inclusive(
         await settle_at(b, requested_at)
     response = await client.get("/payments-summary", params=query)
     assert response.json()["default"] == {"totalRequests": count, "totalAmount": float(count)}
+
+
+@pytest.mark.parametrize(
+    ("query", "window", "count"),
+    [
+        ({"from": "2026-01-01T00:00:05Z"}, "2026-01-01T00:00:00.000Z/..", 3),
+        ({"to": "2026-01-01T00:00:00Z"}, "../2026-01-01T00:00:09.999Z", 2),
+        (
+            {"from": "2026-01-01T00:00:12Z", "to": "2026-01-01T00:00:13Z"},
+            "2026-01-01T00:00:10.000Z/2026-01-01T00:00:19.999Z",
+            1,
+        ),
+        ({"from": "2026-01-01T00:00:10Z"}, None, 1),
+        ({"from": "2026-01-01T00:00:00.0001Z", "to": "2026-01-01T00:00:00.0009Z"}, None, 0),
+        ({}, None, 3),
+    ],
+)
+async def test_a_bound_within_a_folded_entry_moves_to_its_end_and_the_answer_says_so(
+    client: httpx.AsyncClient, b: Bench, query: dict[str, str], window: str | None, count: int
+) -> None:
+    for seconds in (1, 2, 11):
+        await settle_at(b, 1767225600000 + 1000 * seconds)
+    ledger = Ledger(b.redis, processors=["default", "fallback"], retention_ms=600_000)
+    while await ledger.fold():
+        pass
+    response = await client.get("/payments-summary", params=query)
+    assert response.headers.get("payswitch-window") == window
+    assert response.json()["default"]["totalRequests"] == count
 
 
 @pytest.mark.parametrize(

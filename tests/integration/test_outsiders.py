@@ -19,6 +19,7 @@ from payswitch.processors import Report
 from payswitch.purge import Purge
 from payswitch.queue import Acceptance, AcceptQueue
 from payswitch.selector import Limits, Selector
+from payswitch.tries import Findings, Tries
 from tests.integration.harness import Bench, bench
 from tests.support import Reply
 from workers.payments import pay
@@ -93,7 +94,7 @@ async def test_the_same_payment_twice_in_one_call_is_queued_once(redis: ArqRedis
     assert answers == [Acceptance.NEW, Acceptance.SAME, Acceptance.OTHER_AMOUNT]
 
 
-@pytest.mark.parametrize("key", ["ledger:default:0:top", "payments:dead", "payments:incidents"])
+@pytest.mark.parametrize("key", ["payments:dead", "payments:incidents"])
 async def test_settling_does_all_or_nothing(b: Bench, redis: ArqRedis, key: str) -> None:
     payment = await b.accept()
     claim = await b.claim_when_due(payment)
@@ -105,6 +106,127 @@ async def test_settling_does_all_or_nothing(b: Bench, redis: ArqRedis, key: str)
     assert await b.summary() == {"default": Total(), "fallback": Total()}
     assert await b.ledger.settle(claim, "default", 1) is Settlement.SETTLED
     assert await b.summary() == {"default": Total(1, 1990), "fallback": Total()}
+
+
+SPOILT = {
+    "near 2^63": {"4": "9223372036854775000"},
+    "no number": {"4": "many"},
+    "a count that is none": {"4#": "1.5"},
+    "a leading zero": {"4": "007"},
+}
+
+
+@pytest.mark.parametrize("fields", SPOILT.values(), ids=SPOILT)
+async def test_a_sum_that_can_not_grow_is_said_and_changes_nothing(
+    b: Bench, redis: ArqRedis, fields: dict[str, str]
+) -> None:
+    payment = await b.accept()
+    claim = await b.claim_when_due(payment)
+    await redis.hset(f"payment:{payment}", "processor", "default")  # type: ignore[misc]
+    await redis.hset("ledger:default:0:10000:1795363", mapping=fields)  # type: ignore[misc]
+    at = 1_795_363_040_000
+    assert await b.ledger.settle(claim, "default", at) is Settlement.UNADDABLE
+    assert await redis.keys("ledger:*") == [b"ledger:default:0:10000:1795363"]
+    await redis.delete("ledger:default:0:10000:1795363")
+    assert await b.ledger.settle(claim, "default", at) is Settlement.SETTLED
+    assert await b.summary() == {"default": Total(1, 1990), "fallback": Total()}
+
+
+async def test_a_foreign_key_in_the_ledger_keeps_only_its_own_payments_out(
+    b: Bench, redis: ArqRedis
+) -> None:
+    payments = [await b.accept(cents=cents) for cents in (1, 2)]
+    claims = [await b.claim_when_due(payment) for payment in payments]
+    for payment in payments:
+        await redis.hset(f"payment:{payment}", "processor", "default")  # type: ignore[misc]
+    await redis.set("ledger:default:0:1:5", "foreign")
+    settled = await asyncio.gather(
+        *(b.ledger.settle(each, "default", at) for each, at in zip(claims, (550, 650), strict=True))
+    )
+    assert settled == [Settlement.UNADDABLE, Settlement.SETTLED]
+    assert (await b.summary())["default"] == Total(1, 2)
+
+
+async def test_a_payment_that_the_ledger_can_not_add_is_settled_once_it_can(
+    b: Bench, redis: ArqRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    payment = await b.accept()
+    await redis.hset("ledger:default:0:total", "cents", "9223372036854775000")  # type: ignore[misc]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    record = await b.record(payment)
+    assert (record.state, record.last_error) == (
+        "queued",
+        "paid by default; the ledger can't add it",
+    )
+    assert "a sum of the ledger can't take it" in caplog.text
+    await redis.delete("ledger:default:0:total")
+    assert (await b.dispatch_until_done(payment)).state == "settled"
+    assert len(b.default.posts) == 1
+
+
+async def test_where_the_ledger_nears_its_largest_sum_nothing_new_is_accepted_until_a_purge(
+    b: Bench, redis: ArqRedis
+) -> None:
+    payment = await b.accept()
+    await redis.hset("ledger:default:0:total", "cents", "3999999999999999999")  # type: ignore[misc]
+    assert (await b.dispatch_until_done(payment)).state == "settled"
+    assert await accept_queue(redis).accept(Payment(ID, 1)) is Acceptance.LEDGER_FULL
+    assert await accept_queue(redis).accept(Payment(payment, 1990)) is Acceptance.SAME
+    await b.purge()
+    assert await accept_queue(redis).accept(Payment(ID, 1)) is Acceptance.NEW
+
+
+async def test_what_redis_refuses_to_settle_is_in_the_log_once(
+    b: Bench, redis: ArqRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    claim = await b.claim_when_due(await b.accept())
+    await redis.set("payments:dead", "foreign")
+    for _ in range(2):
+        with pytest.raises(ResponseError):
+            await b.ledger.settle(claim, "default", 1)
+    assert caplog.text.count("redis refuses to settle") == 1
+
+
+@pytest.mark.parametrize("key", ["payments:in-flight", "payments:dead"])
+async def test_a_payment_is_given_back_or_buried_as_a_whole_or_not_at_all(
+    b: Bench, redis: ArqRedis, key: str
+) -> None:
+    payment = await b.accept()
+    claim = await b.claim_when_due(payment)
+    before = await redis.hgetall(f"payment:{payment}")  # type: ignore[misc]
+    await redis.set(key, "foreign")
+    with pytest.raises(ResponseError, match=f"{key} holds a string"):
+        await b.dispatcher.give_back(claim, delay_ms=0)
+    tries = Tries(redis, max_delay_ms=500, lease_ms=1000)
+    with pytest.raises(ResponseError, match=f"{key} holds a string"):
+        await tries.bury(claim, "no reason", Findings(), horizon_passed=True)
+    assert await redis.hgetall(f"payment:{payment}") == before  # type: ignore[misc]
+    assert await redis.zcard("arq:queue") == 1
+
+
+@pytest.mark.parametrize("field", ["tries", "lease_until", "horizon", "quiet"])
+async def test_a_spoilt_record_keeps_no_other_payment_of_its_call_from_being_routed(
+    b: Bench, redis: ArqRedis, field: str
+) -> None:
+    claims = [await b.claim_when_due(await b.accept()) for _ in range(2)]
+    await redis.hset(f"payment:{claims[0].correlation_id}", field, "x")  # type: ignore[misc]
+    tries = Tries(redis, max_delay_ms=500, lease_ms=1000)
+    spoilt, good = await asyncio.gather(
+        *(tries.open(claim, "default", Findings()) for claim in claims)
+    )
+    assert spoilt is None
+    assert good is not None
+
+
+@pytest.mark.parametrize("number", ["x", "007", "9223372036854775807"])
+async def test_a_purge_that_can_not_begin_a_generation_takes_nothing(
+    b: Bench, redis: ArqRedis, number: str
+) -> None:
+    await redis.set("payments:generation", number)
+    await b.accept()
+    with pytest.raises(ResponseError, match="payments:generation holds no number"):
+        await Purge(redis).run()
+    assert await redis.zcard("arq:queue") == 1
 
 
 @pytest.mark.parametrize("reply", [Reply(record=True), Reply(422)], ids=["settled", "dead"])

@@ -100,6 +100,12 @@ async def test_what_is_no_payment_is_answered_as_everywhere(client: httpx.AsyncC
         answer = await client.post("/payments", json=content)
         assert answer.status_code == answer.json()["status"] == status
         assert answer.headers["content-type"] == "application/problem+json"
+    twice = f'{{"correlationId":"{uuid4()}","amount":1,"amount":2}}'
+    answer = await client.post("/payments", content=twice)
+    assert (answer.status_code, answer.json()["detail"]) == (
+        422,
+        "amount must be given once, not 2 times",
+    )
     answer = await client.post("/payments", content=b"{", headers={"content-type": "text/plain"})
     assert answer.status_code == 415
 

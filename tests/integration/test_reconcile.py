@@ -442,3 +442,35 @@ async def test_a_processor_that_can_not_tell_of_a_payment_is_never_equal(b: Book
     b.record_there(payment, at=32_503_680_000_000)
     with pytest.raises(CannotAskError, match=f"default: asked for payment {payment}: an absurd"):
         await b.reconcile()
+
+
+# Windows of a folded ledger. The ledger of these tests folds what is ten minutes old.
+
+
+async def folded(b: Books) -> None:
+    """Fold all that the tests' payments are in, and forget their records."""
+    while await b.ledger.fold():
+        pass
+    async for key in b.redis.scan_iter("payment:*"):
+        await b.redis.delete(key)
+
+
+async def test_folded_books_are_equal(b: Books) -> None:
+    await folded(b)
+    assert (await b.reconcile()).equal
+
+
+async def test_a_window_of_a_folded_ledger_is_compared_by_whole_entries(b: Books) -> None:
+    await folded(b)
+    report = await b.reconcile(AT - 3 * SECOND, AT - 2 * SECOND)
+    assert report.equal
+    assert report.windows == [Window(AT - 10 * SECOND, AT - 1)]
+    assert sum(total.count for total in report.ours.values()) == 10
+
+
+async def test_what_differs_in_a_folded_ledger_is_reported_by_its_entry(b: Books) -> None:
+    b.record_there(at=AT - 13 * SECOND, cents=7)
+    await folded(b)
+    report = await b.reconcile()
+    entry = Window(AT - 20 * SECOND, AT - 10 * SECOND - 1)
+    assert report.unexplained == [Unexplained("default", entry, Total(1, 7))]

@@ -184,3 +184,10 @@ async def test_a_window_that_is_none_is_refused(
     ended = await payswitch("reconcile", *arguments)
     assert (ended.code, ended.out) == (2, "")
     assert (ended.err.count("\n"), ended.err[:11]) == (1, "payswitch: ")
+
+
+async def test_a_window_that_moved_to_whole_entries_is_said(b: Books, payswitch: Payswitch) -> None:
+    while await b.ledger.fold():
+        pass
+    ended = await payswitch("reconcile", "--from", "2026-01-01T00:00:01Z")
+    assert ended.out.startswith("Compared from 2026-01-01T00:00:00.000Z: ")

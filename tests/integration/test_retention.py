@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 from arq.connections import ArqRedis
 
-from payswitch.ledger import Total
+from payswitch.ledger import Ledger, Settlement, Total
 from payswitch.payment import Payment
 from payswitch.queue import Acceptance, AcceptQueue
 from payswitch.records import read_record
+from payswitch.sweeper import Sweeper
+from payswitch.tries import Claim
 from tests.integration.harness import FAST, Bench, bench
 from tests.support import Reply, eventually
 
@@ -73,3 +77,55 @@ async def test_a_duplicate_after_the_retention_is_a_new_payment(b: Bench) -> Non
     assert b.default.books == {payment: first}
     assert len(b.default.posts) == 2
     assert await b.summary() == {"default": Total(2, 2 * 1990), "fallback": Total()}
+
+
+async def settle(redis: ArqRedis, ledger: Ledger, payment: str, at: int) -> None:
+    """Settle a payment of one cent with this `requestedAt`."""
+    record = {"generation": 0, "processor": "default", "cents": 1}
+    await redis.hset(f"payment:{payment}", mapping=record)  # type: ignore[misc]
+    assert await ledger.settle(Claim(payment, 1, 1, "0", 0.0), "default", at) is Settlement.SETTLED
+
+
+async def fold_for_ever(ledger: Ledger) -> None:
+    while True:
+        await ledger.fold()
+
+
+async def finest_nodes(redis: ArqRedis) -> list[bytes]:
+    return [key async for key in redis.scan_iter("ledger:default:0:1:*")]
+
+
+async def test_the_sweep_folds_what_is_older_than_the_retention(redis: ArqRedis) -> None:
+    ledger = Ledger(redis, processors=["default"], retention_ms=600_000)
+    old = time.time_ns() // 1_000_000 - 700_000
+    for number, at in enumerate((old - 50_000, old, old + 700_000)):
+        await settle(redis, ledger, str(number), at)
+    sweeping = asyncio.create_task(Sweeper(redis, every_ms=50, fold=ledger.fold).run())
+
+    async def folded() -> bool:
+        return len(await finest_nodes(redis)) == 1
+
+    await eventually(folded, what="the old milliseconds are folded")
+    sweeping.cancel()
+    assert await ledger.summary(None, None) == {"default": Total(3, 3)}
+
+
+async def test_settlements_beside_folds_lose_nothing(redis: ArqRedis) -> None:
+    """All of them are old enough, and each is entered wherever the fold has come to by then."""
+    ledger = Ledger(redis, processors=["default", "fallback"], retention_ms=600_000)
+    now = time.time_ns() // 1_000_000
+    at = [now - 700_000 - 1_000 * number for number in range(600)]
+    folding = asyncio.create_task(fold_for_ever(ledger))
+    for first in range(0, 600, 20):
+        mine = range(first, first + 20)
+        await asyncio.gather(*(settle(redis, ledger, str(each), at[each]) for each in mine))
+    folding.cancel()
+    while await ledger.fold():
+        pass
+    assert await finest_nodes(redis) == []
+    for first in range(min(at), now, 10_000):
+        found = await ledger.window(first, first + 9_999)
+        assert found.first is not None
+        assert found.last is not None
+        inside = sum(found.first <= each <= found.last for each in at)
+        assert found.totals["default"] == Total(inside, inside)

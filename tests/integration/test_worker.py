@@ -95,6 +95,21 @@ async def test_it_pays_what_is_accepted_before_and_after_it_started(
     assert len(b.default.posts) == 21
 
 
+async def test_a_worker_folds_the_old_part_of_the_ledger(
+    b: Bench, redis_server: RedisServer
+) -> None:
+    claim = await b.claim_when_due(await b.accept())
+    await b.redis.hset(f"payment:{claim.correlation_id}", "processor", "default")  # type: ignore[misc]
+    await b.ledger.settle(claim, "default", 1_767_225_600_123)
+
+    async def folded() -> bool:
+        return not await b.redis.exists("ledger:default:0:1:17672256001")
+
+    async with running_worker(b, redis_server.url):
+        await eventually(folded, what="its milliseconds are folded")
+    assert (await b.summary())["default"] == Total(1, 1990)
+
+
 async def test_two_workers_share_the_queue_and_pay_each_once(
     b: Bench, redis_server: RedisServer
 ) -> None:

@@ -167,6 +167,7 @@ _ONE_PAYMENT: Mapping[str, object] = {
 
 _NOT_FENCED = [
     ("of ~= current or known[2] ~= token then", "of ~= current then"),
+    (" and tonumber(known[7]) and ", " and "),
     ("tonumber(known[7])", "tonumber(known[7] or now)"),
 ]
 

@@ -107,9 +107,29 @@ def test_what_is_compared_ends_now_and_begins_again_later(
 @given(st.integers(-(10**14), 10**14), st.integers(1, 10**14))
 def test_halves_make_up_the_whole(first: int, length: int) -> None:
     window = Window(first, first + length)
-    left, right = window.halves()
+    left, right = window.cut(Window(window.middle, window.middle))
     assert (left.first, right.last) == (window.first, window.last)
     assert left.first <= left.last == right.first - 1 < right.last
+    assert abs((left.last - left.first) - (right.last - right.first)) <= 1
+
+
+def test_a_window_whose_middle_lies_in_its_first_entry_is_cut_behind_that() -> None:
+    assert Window(0, 1200).cut(Window(0, 999)) == (Window(0, 999), Window(1000, 1200))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 50), st.sampled_from([1, 10_000]))
+def test_a_window_is_cut_between_entries_until_one_is_left(
+    first: int, entries: int, width: int
+) -> None:
+    found = []
+    level = [Window(first * width, (first + entries) * width - 1)]
+    while level:
+        window = level.pop()
+        start = window.middle // width * width
+        cut = window.cut(Window(start, start + width - 1))
+        level += cut
+        found += [] if cut else [window.first]
+    assert sorted(found) == [(first + number) * width for number in range(entries)]
 
 
 @pytest.mark.parametrize(

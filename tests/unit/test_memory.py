@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ExecAbortError, OutOfMemoryError, ResponseError
 
-from payswitch.memory import is_short
+from payswitch.memory import parse_memory
 from payswitch.redis_errors import says_out_of_memory
 
 BYTES = st.integers(min_value=0, max_value=2**50)
@@ -38,38 +38,40 @@ def memory(used: int, limit: int, not_counted: int = 0) -> dict[str, str]:
 def test_it_is_short_above_the_mark_until_it_is_clearly_below(
     used: int, was_short: bool, short: bool
 ) -> None:
-    assert is_short(memory(used, 1000), max_percent=85, was_short=was_short) is short
+    assert parse_memory(memory(used, 1000)).is_short(max_percent=85, was_short=was_short) is short
 
 
 @given(BYTES, PERCENT, st.booleans())
 def test_without_a_limit_it_is_never_short(used: int, percent: int, was_short: bool) -> None:
-    assert not is_short(memory(used, 0), max_percent=percent, was_short=was_short)
+    assert not parse_memory(memory(used, 0)).is_short(max_percent=percent, was_short=was_short)
 
 
 @given(BYTES, BYTES, PERCENT)
 def test_what_is_short_stays_short_at_the_same_level(used: int, limit: int, percent: int) -> None:
     reading = memory(used, limit)
-    if is_short(reading, max_percent=percent, was_short=False):
-        assert is_short(reading, max_percent=percent, was_short=True)
+    if parse_memory(reading).is_short(max_percent=percent, was_short=False):
+        assert parse_memory(reading).is_short(max_percent=percent, was_short=True)
 
 
 @given(BYTES, BYTES, PERCENT, st.booleans(), BYTES)
 def test_more_in_use_is_never_less_short(
     used: int, limit: int, percent: int, was_short: bool, more: int
 ) -> None:
-    if is_short(memory(used, limit), max_percent=percent, was_short=was_short):
-        assert is_short(memory(used + more, limit), max_percent=percent, was_short=was_short)
+    if parse_memory(memory(used, limit)).is_short(max_percent=percent, was_short=was_short):
+        assert parse_memory(memory(used + more, limit)).is_short(
+            max_percent=percent, was_short=was_short
+        )
 
 
 def test_redis_buffers_do_not_count() -> None:
-    assert not is_short(memory(950, 1000, 100), max_percent=85, was_short=False)
+    assert not parse_memory(memory(950, 1000, 100)).is_short(max_percent=85, was_short=False)
 
 
 @pytest.mark.parametrize(
     "answer", [{}, {"maxmemory": "1000"}, {"maxmemory": "?", "used_memory": "1"}]
 )
 def test_an_answer_without_the_numbers_is_not_short(answer: dict[str, str]) -> None:
-    assert not is_short(answer, max_percent=85, was_short=True)
+    assert not parse_memory(answer).is_short(max_percent=85, was_short=True)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from decimal import Decimal
 from random import Random
@@ -394,6 +395,63 @@ def test_what_is_not_json_is_malformed(body: bytes) -> None:
 def test_json_that_is_no_object_is_invalid(body: bytes, kind: str) -> None:
     with pytest.raises(InvalidPaymentError, match=f"^the body must be a JSON object, not {kind}$"):
         parse_payment(body)
+
+
+TWICE = {
+    "amount": f'{{"correlationId":"{ID}","amount":1,"amount":999}}',
+    "the same amount": f'{{"correlationId":"{ID}","amount":1,"amount":1}}',
+    "id": f'{{"correlationId":"{ID}","correlationId":"{ID}","amount":1}}',
+    "escaped name": f'{{"correlationId":"{ID}","amount":1,"am\\u006funt":999}}',
+    "both names escaped": f'{{"correlationId":"{ID}","\\u0061mount":1,"am\\u006funt":999}}',
+    "null first": f'{{"correlationId":"{ID}","amount":null,"amount":1}}',
+    "null last": f'{{"correlationId":"{ID}","amount":1,"amount":null}}',
+    "with white space": f'{{ "correlationId": "{ID}", "amount" : 1, "amount" : 2 }}',
+    "with many digits": f'{{"correlationId":"{ID}","amount":1,"amount":1.000000000000000000000}}',
+    "id that is no string": '{"correlationId":1,"correlationId":2,"amount":1}',
+    "id that is no string, amount": '{"correlationId":1,"amount":2,"amount":1}',
+}
+
+
+@pytest.mark.parametrize("body", TWICE.values(), ids=TWICE)
+def test_a_field_that_is_given_twice_is_refused(body: str) -> None:
+    says = "(amount|correlationId) must be (given once, not 2 times|a string, not a number)"
+    with pytest.raises(InvalidPaymentError, match=says):
+        parse_payment(body.encode())
+
+
+def test_a_field_that_is_given_three_times_is_told() -> None:
+    body = f'{{"amount":1,"amount":2,"amount":3,"correlationId":"{ID}"}}'.encode()
+    with pytest.raises(InvalidPaymentError, match=r"^amount must be given once, not 3 times$"):
+        parse_payment(body)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        '"note":1,"note":2',
+        '"note":"amount","kind":"correlationId"',
+        '"inner":{"amount":1,"amount":2}',
+        '"items":[{"amount":1},{"amount":2}]',
+        '"note":"\\"amount\\":5"',
+        '"Amount":2',
+    ],
+)
+def test_other_fields_may_look_like_those_that_count_or_come_twice(more: str) -> None:
+    body = f'{{"correlationId":"{ID}","amount":19.90,{more}}}'.encode()
+    assert parse_payment(body) == Payment(ID, 1990)
+
+
+_NAMES = ["amount", "am\\u006funt", "correlationId", "c\\u006frrelationId", "note"]
+_VALUES = ["1", "2.50", "null", f'"{ID}"', '"amount"', '{"amount":1}', "19.900000000000000000"]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(st.sampled_from(_NAMES), st.sampled_from(_VALUES)), max_size=5))
+def test_whatever_is_taken_has_each_field_that_counts_once(members: list[tuple[str, str]]) -> None:
+    body = "{" + ",".join(f'"{name}":{value}' for name, value in members) + "}"
+    if parse_or_refuse(body.encode()) is not None:
+        names = [json.loads(f'"{name}"') for name, _ in members]
+        assert (names.count("amount"), names.count("correlationId")) == (1, 1)
 
 
 def test_other_fields_are_ignored() -> None:

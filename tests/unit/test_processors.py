@@ -198,6 +198,25 @@ def test_a_payment_that_the_processor_has_is_found(content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "amount",
+    [
+        "19.90",
+        "19.9",
+        "19.900000",
+        "1.99e1",
+        19.900000001,
+        19.899999999999999,
+        19.9000009,
+        19.8999991,
+    ],
+)
+def test_an_amount_as_text_or_with_traces_of_a_binary_fraction_is_understood(
+    amount: float | str,
+) -> None:
+    assert classify_finding(200, payment_json(amount=amount), ID) == Found(1990, AT_MS)
+
+
+@pytest.mark.parametrize(
     ("amount", "cents"),
     [(19.9, 1990), (7, 700), (0.29, 29), (1e10, 10**12), (9999999999.99, 10**12 - 1), (-1, -100)],
 )
@@ -268,7 +287,12 @@ def test_a_200_that_is_no_payment_tells_nothing(content: bytes) -> None:
         {"correlationId": [ID]},
         {"amount": 19.905},
         {"amount": 1e-9},
-        {"amount": "19.90"},
+        {"amount": "19,90"},
+        {"amount": " 19.90"},
+        {"amount": "1_9.90"},
+        {"amount": "NaN"},
+        {"amount": ""},
+        {"amount": 19.90001},
         {"amount": True},
         {"amount": [19.9]},
         {"amount": {"value": 19.9}},

@@ -30,6 +30,7 @@ _UNKNOWN = 2
 """The exit code where something can't be asked, so that nothing is known."""
 _MOST_ROWS = 100
 """Payments that are shown in a table at most; JSON has all."""
+_FOLDED = "that far back the ledger keeps sums of whole entries (docs/reconciliation.md)"
 
 
 def _parse_bound(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
@@ -88,6 +89,10 @@ async def _reconcile(
     if as_json:
         print_json(_as_json(report))
     else:
+        if first is not None and report.windows[0].first < first:
+            click.echo(f"Compared from {_instant(report.windows[0].first)}: {_FOLDED}")
+        if last is not None and report.windows[-1].last > last:
+            click.echo(f"Compared to {_instant(report.windows[-1].last)}: {_FOLDED}")
         _print(report)
     return 0 if report.equal else 1
 

@@ -3,12 +3,13 @@
 --
 -- ARGV: the largest backlog; then for each payment: id, cents, latest (ms by Redis' clock), job
 -- Returns: now (ms), then for each payment 'new', 'same', 'other' (another amount), 'late', 'full',
---   'broken' (something else is kept under its key)
+--   'sum' (the ledger's sums are too large for more), 'broken' (something else is kept under its key)
 
 local backlog = size_of(OPEN)
 local now = now_ms()
 local current = generation()
 local room = tonumber(ARGV[1]) - backlog
+local is_ledger_full = redis.call('EXISTS', LEDGER_FULL) == 1
 local answer = { now }
 local by_time = {}
 local fresh = {}
@@ -32,6 +33,7 @@ local function judge(i)
     if unpaid and not in_this_call[id] and not redis.call('ZSCORE', OPEN, id) then queue(id) end
     return 'same'
   end
+  if is_ledger_full then return 'sum' end
   if room <= 0 then return 'full' end
   room = room - 1
   queue(id)

@@ -6,6 +6,7 @@
 --   closed tries, ended tries, '1' if the horizon has passed by the holder's clock
 -- Returns for each payment: 'buried', 'open' (a try may still be recorded), 'lost', 'gone'
 
+demand_queues()
 write_even_out_of_memory()
 local now = now_ms()
 local current = generation()
@@ -21,10 +22,10 @@ end
 for i = 2, #ARGV, 7 do
   local id, token, of, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local record = 'payment:' .. id
-  local known = redis.call('HMGET', record, 'generation', 'token', 'open', 'horizon', 'tries',
+  local known = redis.pcall('HMGET', record, 'generation', 'token', 'open', 'horizon', 'tries',
     'delay')
   local verdict
-  if known[1] ~= current or of ~= current then
+  if known.err or known[1] ~= current or of ~= current then
     verdict = 'gone'
   elseif known[2] ~= token then
     verdict = 'lost'
@@ -32,7 +33,8 @@ for i = 2, #ARGV, 7 do
     local open = changed_tries(known[3] or '', ARGV[i + 4], ARGV[i + 5])
     redis.call('HSET', record, 'open', open)
     local later = math.max(0, ARGV[1] - counted_delay(known[6], known[5]))
-    local horizon_passed = ARGV[i + 6] == '1' and tonumber(known[4] or '0') + later <= now
+    local horizon = tonumber(known[4] or '0') or math.huge
+    local horizon_passed = ARGV[i + 6] == '1' and horizon + later <= now
     if may_be_recorded_later(open) and not horizon_passed then
       verdict = 'open'
     else

@@ -14,6 +14,8 @@ local WAKE = 'payments:wake'                  -- list: at most one element, wake
 local PAUSED = 'payments:paused'              -- string: there while an operator pauses the claims
 local SELECTION = 'selected_payment_processor'
 local OVERRIDE = 'selection:override'         -- string: an operator's choice, until it expires
+local FOLDED = 'ledger:folded'                -- hash: width (ms) -> instant (ms); see fold.lua
+local LEDGER_FULL = 'ledger:full'             -- string: there while the ledger's sums are too large
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -79,6 +81,17 @@ end
 local function counted_delay(written, tries)
   local delay, try = string.match(written or '', '^(%d+) (%d+)$')
   return delay and try == tries and tonumber(delay) or 0
+end
+
+-- How fine the ledger is at an instant (ms): 1 ms, or the width of the entries that fold.lua left.
+local FOLDED_WIDTHS = { 10000, 1000000 }
+local folds
+local function grain_at(instant)
+  folds = folds or redis.call('HMGET', FOLDED, unpack(FOLDED_WIDTHS))
+  for i = #FOLDED_WIDTHS, 1, -1 do
+    if folds[i] and instant < tonumber(folds[i]) then return FOLDED_WIDTHS[i] end
+  end
+  return 1
 end
 
 local function leave_queue(ids)

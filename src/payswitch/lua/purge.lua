@@ -7,8 +7,14 @@
 -- Returns: the new generation, or 0 when it is too late
 
 if now_ms() > tonumber(ARGV[1]) then return 0 end
+-- What INCR would refuse must not be found out after the queue is gone.
+local number = tonumber(generation())
+if not number or number >= 2 ^ 53 or string.format('%.0f', number) ~= generation() then
+  error(GENERATION .. ' holds no number to add to')
+end
 write_even_out_of_memory()
-redis.call('UNLINK', QUEUE, OPEN, IN_FLIGHT, DEAD, INCIDENTS, WAKE, PURGING)
+redis.call('UNLINK', QUEUE, OPEN, IN_FLIGHT, DEAD, INCIDENTS, WAKE, PURGING,
+  FOLDED, LEDGER_FULL)
 local new = redis.call('INCR', GENERATION)
 redis.call('SET', LEFTOVERS, new)
 return new

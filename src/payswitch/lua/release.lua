@@ -4,6 +4,7 @@
 -- ARGV, for each payment: id, token, generation, delay (ms), closed tries, ended tries, error
 -- Returns for each payment: 'released', 'noted' (the lease is another's), 'gone'
 
+demand_queues()
 write_even_out_of_memory()
 local now = now_ms()
 local current = generation()
@@ -14,9 +15,9 @@ for i = 1, #ARGV, 7 do
   local id, token, of, delay = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
   local closed, ended, problem = ARGV[i + 4], ARGV[i + 5], ARGV[i + 6]
   local record = 'payment:' .. id
-  local known = redis.call('HMGET', record, 'generation', 'token', 'open', 'state')
+  local known = redis.pcall('HMGET', record, 'generation', 'token', 'open', 'state')
   local verdict
-  if known[1] ~= current or of ~= current or known[4] == 'settled' then
+  if known.err or known[1] ~= current or of ~= current or known[4] == 'settled' then
     verdict = 'gone'
   else
     if known[3] then

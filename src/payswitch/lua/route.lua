@@ -12,12 +12,19 @@ local max_delay, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
 local current = generation()
 local answer = {}
 
+-- Whether number of tries, lease's end, horizon and quiet time are some; looked at before a write.
+local function holds_numbers(known)
+  return tonumber(known[6] or '0') and tonumber(known[7]) and tonumber(known[8] or '0')
+    and tonumber(known[9] or '0')
+end
+
 for i = 3, #ARGV, 6 do
   local id, token, of, processor = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local record = 'payment:' .. id
-  local known = redis.call('HMGET', record, 'generation', 'token', 'processor', 'requested_at',
+  local known = redis.pcall('HMGET', record, 'generation', 'token', 'processor', 'requested_at',
     'open', 'tries', 'lease_until', 'horizon', 'quiet', 'delay')
-  if known[1] ~= current or of ~= current or known[2] ~= token then
+  if known.err or not holds_numbers(known) or known[1] ~= current
+    or of ~= current or known[2] ~= token then
     answer[#answer + 1] = false
   else
     local open = changed_tries(known[5] or '', ARGV[i + 4], ARGV[i + 5])

@@ -4,7 +4,8 @@
 --
 -- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms)
 -- Returns for each payment: 'settled', 'known' (it was settled before), 'gone' (purged), 'incident'
---   (it matches no pin, or nothing is known of the payment)
+--   (it matches no pin, or nothing is known of the payment), 'unaddable' (a sum of the ledger can't
+--   take it: something else is there, or it would leave 64 bits; nothing of the payment is changed)
 
 demand_queues()
 write_even_out_of_memory()
@@ -15,33 +16,69 @@ local answer = {}
 
 -- The ledger is a tree of sums by requestedAt: each node is a hash of up to 100 entries, each
 -- entry the cents (field n) and the count (field n#) of 100 entries of the node below, down to
--- single milliseconds. summary.lua reads it.
-local sums = {}
-local function add(key, field, value)
+-- single milliseconds, or to what fold.lua has left there. summary.lua reads it.
+local function add(sums, key, field, cents, count)
   local node = sums[key]
   if not node then
     node = {}
     sums[key] = node
   end
-  node[field] = (node[field] or 0) + value
+  local count_field = field .. '#'
+  node[field] = (node[field] or 0) + cents
+  node[count_field] = (node[count_field] or 0) + count
 end
 
-local function enter(processor, requested_at, cents, count)
-  local root = 'ledger:' .. processor .. ':' .. current .. ':'
-  local index, width = requested_at, 1
+local function enter(sums, sum)
+  local root = 'ledger:' .. sum.processor .. ':' .. current .. ':'
+  local index, width, grain = sum.requested_at, 1, grain_at(sum.requested_at)
   for _ = 1, 5 do
     local above = math.floor(index / 100)
-    local key = root .. string.format('%.0f:%.0f', width, above)
-    local field = string.format('%d', index - above * 100)
-    add(key, field, cents)
-    add(key, field .. '#', count)
+    if width >= grain then
+      local key = root .. string.format('%.0f:%.0f', width, above)
+      add(sums, key, string.format('%d', index - above * 100), sum.cents, sum.count)
+    end
     index, width = above, width * 100
   end
-  local field = string.format('%.0f', index)
-  add(root .. 'top', field, cents)
-  add(root .. 'top', field .. '#', count)
-  add(root .. 'total', 'cents', cents)
-  add(root .. 'total', 'count', count)
+  add(sums, root .. 'top', string.format('%.0f', index), sum.cents, sum.count)
+  local total = sums[root .. 'total'] or { cents = 0, count = 0 }
+  total.cents, total.count = total.cents + sum.cents, total.count + sum.count
+  sums[root .. 'total'] = total
+end
+
+-- From this total on nothing more is accepted, so that what has been still fits into 64 bits: 5.2
+-- million of the largest payments.
+local FULL = 4e18
+local is_full
+
+-- Adds the sums to the ledger. A field that can't be added to (no integer, no hash, or more than 64
+-- bits) is only found by trying, as to look at each before would cost Redis a fifth of the script:
+-- then all is taken back. Returns which fields refuse, by key; nil where none does.
+local function write(sums)
+  local refused
+  for key, node in pairs(sums) do
+    for field, value in pairs(node) do
+      local sum = redis.pcall('HINCRBY', key, field, string.format('%.0f', value))
+      if type(sum) == 'table' then
+        refused = refused or {}
+        refused[key] = refused[key] or {}
+        refused[key][field] = true
+      elseif field == 'cents' and sum >= FULL then
+        is_full = true
+      end
+    end
+  end
+  return refused
+end
+
+local function take_back(sums, refused)
+  for key, node in pairs(sums) do
+    for field, value in pairs(node) do
+      if not (refused[key] and refused[key][field]) then
+        local sum = redis.call('HINCRBY', key, field, string.format('%.0f', -value))
+        if sum == 0 then redis.call('HDEL', key, field) end
+      end
+    end
+  end
 end
 
 -- What was routed in one call has one requestedAt, and is entered as one sum.
@@ -55,15 +92,16 @@ local function collect(processor, requested_at, cents)
   end
   sum.cents = sum.cents + cents
   sum.count = sum.count + 1
+  return sum
 end
 
 -- The newest are kept: a processor that answers for payments that were never pinned to it must not
 -- fill the memory.
+local incidents = {}
 local function incident(id, state, pin, processor, requested_at)
-  redis.call('RPUSH', INCIDENTS, cjson.encode({
+  incidents[#incidents + 1] = cjson.encode({
     correlationId = id, at = now, state = state or '', pinned = pin or '', paidBy = processor,
-    requestedAt = requested_at, what = 'proof of payment that matches no pin or no record' }))
-  redis.call('LTRIM', INCIDENTS, -10000, -1)
+    requestedAt = requested_at, what = 'proof of payment that matches no pin or no record' })
 end
 
 -- What is to be settled, each id once.
@@ -81,22 +119,55 @@ local function judge(i)
     return 'incident'
   end
   if known[2] == 'settled' then return 'known' end
-  collect(processor, requested_at, tonumber(known[4]))
-  to_settle[id] = { requested_at = requested_at, was = known[2] }
+  local sum = collect(processor, requested_at, tonumber(known[4]))
+  to_settle[id] = { requested_at = requested_at, was = known[2], sum = sum }
   return 'settled'
 end
 
 for i = 2, #ARGV, 4 do answer[#answer + 1] = judge(i) end
 
-for _, sum in pairs(of_an_instant) do
-  enter(sum.processor, sum.requested_at, sum.cents, sum.count)
-end
-for key in pairs(sums) do demand('hash', key) end
-for key, node in pairs(sums) do
-  for field, value in pairs(node) do
-    redis.call('HINCRBY', key, field, string.format('%.0f', value))
+local function is_refused(sum, refused)
+  local own = {}
+  enter(own, sum)
+  for key, node in pairs(own) do
+    for field in pairs(refused[key] or {}) do
+      if node[field] then return true end
+    end
   end
+  return false
 end
+
+-- What one field refuses is entered nowhere; the rest is.
+local function write_without(refused)
+  local sums = {}
+  for _, sum in pairs(of_an_instant) do
+    sum.refused = is_refused(sum, refused)
+    if not sum.refused then enter(sums, sum) end
+  end
+  for i, verdict in ipairs(answer) do
+    local settled = to_settle[ARGV[4 * i - 2]]
+    if settled and settled.sum.refused and (verdict == 'settled' or verdict == 'known') then
+      answer[i] = 'unaddable'
+    end
+  end
+  for id, settled in pairs(to_settle) do
+    if settled.sum.refused then to_settle[id] = nil end
+  end
+  write(sums)
+end
+
+local sums = {}
+for _, sum in pairs(of_an_instant) do enter(sums, sum) end
+local refused = write(sums)
+if refused then
+  take_back(sums, refused)
+  is_full = false
+  write_without(refused)
+end
+if is_full then redis.call('SET', LEDGER_FULL, '1') end
+
+for _, entry in ipairs(incidents) do redis.call('RPUSH', INCIDENTS, entry) end
+if #incidents > 0 then redis.call('LTRIM', INCIDENTS, -10000, -1) end
 local ids = {}
 for id in pairs(to_settle) do ids[#ids + 1] = id end
 leave_queue(ids)

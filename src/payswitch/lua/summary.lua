@@ -1,8 +1,10 @@
 -- Summary: the count and the cents of every processor in a window, from the ledger's tree of sums
--- (settle.lua), in one consistent reading. A window costs at most two partial nodes a level.
+-- (settle.lua), in one consistent reading. A window costs at most two partial nodes a level. A
+-- bound that lies within an entry that fold.lua has left whole moves outwards to that entry's end.
 --
 -- ARGV: first ms ('' for none), last ms, inclusive ('' for none); then the processors
--- Returns for each processor: count, cents above 10^9, cents below 10^9 (the sum of both is exact)
+-- Returns: first and last ms of the window that was summed, as text ('' for none); then for each
+--   processor: count, cents above 10^9, cents below 10^9 (the sum of both is exact)
 
 local current = generation()
 local billion = 1000000000
@@ -69,7 +71,21 @@ local function take_window(root, first, past)
   take_node(root .. 'top', first, past)
 end
 
-local answer = {}
+-- The bounds as numbers, moved outwards where the ledger is coarser: [first, past).
+local first = ARGV[1] == '' and 0 or tonumber(ARGV[1])
+local past = ARGV[2] == '' and 10000000000000 or tonumber(ARGV[2]) + 1
+local is_empty = first >= past
+if not is_empty then
+  local grain = grain_at(first)
+  first = math.floor(first / grain) * grain
+  grain = grain_at(past - 1)
+  past = math.ceil(past / grain) * grain
+end
+
+local answer = {
+  ARGV[1] == '' and '' or string.format('%.0f', first),
+  ARGV[2] == '' and '' or string.format('%.0f', past - 1),
+}
 for i = 3, #ARGV do
   count, high, low = 0, 0, 0
   local root = 'ledger:' .. ARGV[i] .. ':' .. current .. ':'
@@ -79,10 +95,8 @@ for i = 3, #ARGV do
       take_cents(total[1])
       count = count + total[2]
     end
-  else
-    local first = ARGV[1] == '' and 0 or tonumber(ARGV[1])
-    local past = ARGV[2] == '' and 10000000000000 or tonumber(ARGV[2]) + 1
-    if first < past then take_window(root, first, past) end
+  elseif not is_empty then
+    take_window(root, first, past)
   end
   answer[#answer + 1] = count
   answer[#answer + 1] = high + math.floor(low / billion)

@@ -4,6 +4,7 @@
 -- KEYS: its hash; ARGV: its life (ms), then the hash's fields and values
 -- Returns: now (ms)
 
+demand('zset', 'vitals')
 local now = now_ms()
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], unpack(ARGV, 2))
