@@ -21,7 +21,7 @@ from payswitch.tally import BOUNDS_S
 
 _VERDICTS = ("new", "same", "other", "full", "sum", "broken", "late")
 _REASONS = ("redis", "memory", "backlog", "ledger", "refused", "silent")
-_STATUSES = (400, 408, 409, 413, 415, 422, 500, 503)
+_STATUSES = (400, 403, 408, 409, 413, 415, 421, 422, 500, 503)
 
 
 class IngressMetrics:
