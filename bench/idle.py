@@ -25,6 +25,7 @@ from payswitch.redis_client import connect
 _READY_WITHIN_S = 30
 _SETTLES_S = 1.0
 _LEASE_MS = 600_000
+_DELAY_MS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +138,10 @@ def claim_costs(
 def _claim_cost(client: redis.Redis, limit: int, times: int) -> float:
     """Microseconds that Redis spends on one call, by its own count."""
     claim: Script = client.register_script(scripts.source("claim"))
-    claim(args=[1, _LEASE_MS])  # loaded by now
+    claim(args=[1, _LEASE_MS, _DELAY_MS])  # loaded by now
     client.config_resetstat()
     for _ in range(times):
-        taken = claim(args=[limit, _LEASE_MS])[6:]
+        taken = claim(args=[limit, _LEASE_MS, _DELAY_MS])[6:]
         if len(taken) != limit:
             raise BenchError(f"{len(taken)} payments were claimed instead of {limit}")
     stats: dict[str, Any] = client.info("commandstats")  # type: ignore[assignment]

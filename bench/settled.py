@@ -33,7 +33,7 @@ for i = 1, #ARGV, 4 do
     'state', 'queued')
   redis.call('HSET', record, 'state', 'processing', 'token', '1', 'lease_until', at)
   redis.call('HSET', record, 'processor', ARGV[i + 2], 'requested_at', at, 'open', '1',
-    'tries', '1', 'horizon', at, 'quiet', '35000')
+    'tries', '1', 'horizon', at, 'quiet', '35000', 'delay', '5000 1')
 end
 """
 
