@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -24,3 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             fixtures = item._fixtureinfo.name2fixturedefs.values()
             if any(fixture.scope == "module" for [*_, fixture] in fixtures):
                 item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
+def pytest_collection_finish() -> None:
+    """What thousands of collected tests hold is looked at by no collection of garbage again."""
+    gc.collect()
+    gc.freeze()

@@ -43,6 +43,9 @@ _ID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 TOKEN = {"X-Rinha-Token": "123"}
 
+SLOW = ("docs/commands.md", "docs/reconciliation.md", "docs/simulator.md")
+"""Each runs a dozen commands, and so a dozen interpreters."""
+
 
 @pytest.fixture(scope="module")
 def shell(system: System, tmp_path_factory: pytest.TempPathFactory) -> Shell:
@@ -199,7 +202,10 @@ async def is_dead(system: System) -> bool:
     return await system.state_of(PAID) == "dead"
 
 
-@pytest.mark.parametrize("page", SCENES)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.long] * (page in SLOW)) for page in SCENES],
+)
 def test_every_command_of_the_page_does_what_it_says(page: str, shell: Shell) -> None:
     asyncio.run(set_the_scene(shell.system, SCENES[page]))
     missing = set()

@@ -127,7 +127,13 @@ async def test_fifty_at_the_same_time_pay_one_id_once(system: System) -> None:
     assert sum(paid.values()) == 1
 
 
-@pytest.mark.parametrize("part", ["worker-1", ENDPOINT[-1], "health", "redis"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("worker-1", "redis"),
+        *(pytest.param(part, marks=pytest.mark.long) for part in (ENDPOINT[-1], "health")),
+    ],
+)
 async def test_a_part_killed_under_load_loses_nothing_and_doubles_nothing(
     system: System, part: str
 ) -> None:

@@ -98,7 +98,9 @@ async def test_a_clients_own_trace_goes_on_across_a_retry(
     assert len(tries) > 1
 
 
-@pytest.mark.parametrize("hangs", [False, True], ids=["away", "hanging"])
+@pytest.mark.parametrize(
+    "hangs", [False, pytest.param(True, marks=pytest.mark.long)], ids=["away", "hanging"]
+)
 async def test_a_collector_that_takes_nothing_loses_no_payment_and_no_stop(
     start_system: StartSystem, hangs: bool
 ) -> None:

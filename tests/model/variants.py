@@ -195,9 +195,12 @@ VARIANTS = [
         temper=_ONE_PAYMENT,
         steer={"says 500": 4, "stays silent": 3, "records": 0, "loses": 0, "refuses": 0},
     ),
-    Protocol("429 closes", dispatcher=_ClosesOnA429, temper=_ONE_PAYMENT),
+    Protocol("429 closes", dispatcher=_ClosesOnA429, temper=_ONE_PAYMENT, rare=True),
     Protocol(
-        "404 closes at once after 503", dispatcher=_ClosesOnA404AfterA503, temper=_ONE_PAYMENT
+        "404 closes at once after 503",
+        dispatcher=_ClosesOnA404AfterA503,
+        temper=_ONE_PAYMENT,
+        rare=True,
     ),
     Protocol(
         "own limit ignored",
