@@ -55,6 +55,11 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "curl localhost:9999": _DOCKER,
         "alias payswitch=": _DOCKER,
     },
+    "docs/http.md": {
+        "curl -i 'localhost:9999/payments-summary?from=2025": (
+            "needs payments older than the retention; test_ingress has them"
+        ),
+    },
     "docs/how-to/prometheus.md": {
         "make up": _SYSTEM,
         "prometheus": "needs Prometheus; test_deploy has promtool read the same file",
