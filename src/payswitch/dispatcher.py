@@ -7,7 +7,9 @@ of: settled, given back to the queue, made a dead letter, or the lease found los
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -42,6 +44,8 @@ _MOST_QUESTIONS = 64
 must not hold every slot."""
 _HELD_MS = 200
 """How long a payment is given back for that nobody can take at the moment."""
+_WAIT_MS = 400
+"""How long a payment waits at least for a processor that can do nothing for it."""
 _MOST_UNASKED = 16
 """With this many tries open their processor is asked, also before one more of its own: a 404 closes
 those that have ended, and the record stays small."""
@@ -83,7 +87,7 @@ class Dispatcher:
         self.ledger = ledger
         self._pauses = pauses
         self._lease_margin_ms = lease_margin_ms
-        self._asking = dict.fromkeys(processors, 0)
+        self._questions = {name: asyncio.Semaphore(_MOST_QUESTIONS) for name in processors}
         self._watch = QuietWatch()
         self._clock = clock
 
@@ -97,13 +101,18 @@ class Dispatcher:
         if self._must_ask(claim, probe) and not await self._ask_in_turn(claim, findings):
             return
         still_open = self._open_numbers(claim, findings)
+        if claim.open_tries and not still_open:
+            await self._wake_next(claim)
         if claim.overdue:
             await self._end_overdue(claim, findings, still_open)
             return
         processor = claim.processor if still_open else probe or self.router.choose(self._clock())
         breaker = self.router.breakers[processor] if processor is not None else None
         if processor is None or breaker is None or not breaker.free(self._clock()):
-            await self._give_back(claim, findings, delay_ms=self._hold(breaker))
+            if still_open and breaker is not None and breaker.state is not BreakerState.CLOSED:
+                await self._wait(claim, findings, answered=True)
+            else:
+                await self._give_back(claim, findings, delay_ms=self._hold(breaker))
             return
         await self._pay_through(breaker, claim, processor, findings)
 
@@ -114,7 +123,8 @@ class Dispatcher:
     async def _end_overdue(self, claim: Claim, findings: Findings, still_open: set[int]) -> None:
         """Nothing is sent after the deadline; an open try is waited for."""
         if still_open:
-            await self._retry(claim, findings, "unpaid at its deadline, but a try is open")
+            error = "unpaid at its deadline, but a try is open"
+            await self._wait(claim, findings, error, answered=True)
         else:
             await self._bury(claim, "unpaid at its deadline", findings)
 
@@ -134,17 +144,20 @@ class Dispatcher:
         return claim.processor != (probe or self.router.choose(self._clock()))
 
     async def _ask_in_turn(self, claim: Claim, findings: Findings) -> bool:
-        """Ask first, unless too many wait for this processor's answers; True if more can be done
-        now."""
+        """Ask first, unless too many wait for this processor's answers for too long; True if more
+        can be done now."""
         assert claim.processor is not None
-        if self._asking[claim.processor] >= _MOST_QUESTIONS:
-            await self._give_back(claim, findings, delay_ms=self._hold(None))
+        questions = self._questions[claim.processor]
+        try:
+            async with asyncio.timeout(_HELD_MS / 1000):
+                await questions.acquire()
+        except TimeoutError:
+            await self._wait(claim, findings)
             return False
-        self._asking[claim.processor] += 1
         try:
             return await self._ask_first(claim, findings)
         finally:
-            self._asking[claim.processor] -= 1
+            questions.release()
 
     async def _ask_first(self, claim: Claim, findings: Findings) -> bool:
         """With a try open, ask its processor before anything else; True if more can be done now."""
@@ -171,13 +184,15 @@ class Dispatcher:
                     await self._bury(claim, reason, findings, horizon_passed=True)
                 else:
                     error = f"asked {claim.processor}: {finding.reason}"
-                    await self._retry(claim, findings, error, finding.retry_after_ms)
+                    await self._wait(
+                        claim, findings, error, finding.retry_after_ms, answered=claim.overdue
+                    )
                 return False
 
     async def _pay_through(
         self, breaker: Breaker, claim: Claim, processor: str, findings: Findings
     ) -> None:
-        is_probe = breaker.enter()
+        is_probe = breaker.enter(self._clock())
         outcome: Outcome | None = None
         try:
             routed = await self._tries.open(claim, processor, findings)
@@ -318,6 +333,9 @@ class Dispatcher:
                 {"processor": processor, "payment": claim.correlation_id},
             )
             await self._retry(claim, findings, f"paid by {processor}; the ledger can't add it")
+            return
+        if self._open_numbers(claim, findings):
+            await self._wake_next(claim)
 
     async def _bring(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
         """Proof of payment is never dropped: it is brought to Redis until Redis takes it."""
@@ -347,6 +365,42 @@ class Dispatcher:
                 "dead letter: %(payment)s: %(reason)s",
                 {"payment": claim.correlation_id, "reason": reason},
             )
+            if self._open_numbers(claim, findings):
+                await self._wake_next(claim)
+
+    async def _wait(
+        self,
+        claim: Claim,
+        findings: Findings,
+        error: str = "",
+        asked_ms: int | None = None,
+        *,
+        answered: bool = False,
+    ) -> None:
+        """Give back a payment for which its processor can do nothing now, behind the others that
+        wait for that one. `answered`: what stands against it is only that this worker hasn't
+        watched it for long enough, where Redis' clock says that its horizon has passed."""
+        assert claim.processor is not None
+        if answered and claim.horizon_passed:
+            pause_ms = self._watch.passes_in(claim, self._clock())
+            if pause_ms > 0:
+                await self._give_back(claim, findings, delay_ms=math.ceil(pause_ms), error=error)
+                await self._wake_next(claim)
+                return
+        wait_ms = max(_WAIT_MS, min(asked_ms or 0, self._pauses.cap_ms))
+        await self._tries.release(
+            claim,
+            delay_ms=int(wait_ms * random.uniform(1, 1.25)),
+            findings=findings,
+            error=error,
+            waits_for=claim.processor,
+        )
+
+    async def _wake_next(self, claim: Claim) -> None:
+        """It got on, so those that wait for the same processor may, too. Nothing relies on it."""
+        if claim.processor is not None:
+            with contextlib.suppress(RedisError, OSError):
+                await self._tries.wake(claim.processor)
 
     async def _retry(
         self, claim: Claim, findings: Findings, error: str, asked_ms: int | None = None

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch import scripts
+from payswitch.selector import PROCESSORS
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ class Purge:
         except TimeoutError:
             logger.warning("purge: calls under way did not end in time and will not be recorded")
         async with asyncio.timeout(self._limit_s):
-            generation = int(await self._purge(args=[await self._redis_now() + self._latest_ms]))
+            latest = await self._redis_now() + self._latest_ms
+            generation = int(await self._purge(args=[latest, *PROCESSORS]))
         if generation == 0:
             raise RedisTimeoutError("Redis took the purge too late, so nothing was purged")
         self._removal = asyncio.create_task(self._remove_in_background())

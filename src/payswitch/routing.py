@@ -27,7 +27,7 @@ class BreakerState(enum.Enum):
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half-open"
-    """One probe is under way."""
+    """A probe is under way."""
 
 
 class Breaker:
@@ -50,20 +50,21 @@ class Breaker:
         return 1 if self.probe_due(now) else 0
 
     def probe_due(self, now: float) -> bool:
-        """Whether it is open and long enough so."""
-        return self.state is BreakerState.OPEN and now >= self._probe_at
+        """Whether it is open, and the last probe, answered or not, long enough ago."""
+        return self.state is not BreakerState.CLOSED and now >= self._probe_at
 
     def reopens_in(self, now: float) -> float:
         """Ms until a probe is due."""
         return max(0.0, self._probe_at - now)
 
-    def enter(self) -> bool:
-        """A call starts; True if it is the probe."""
+    def enter(self, now: float) -> bool:
+        """A call starts; True if it is a probe."""
         self.in_flight += 1
-        if self.state is BreakerState.OPEN:
-            self.state = BreakerState.HALF_OPEN
-            return True
-        return False
+        if self.state is BreakerState.CLOSED:
+            return False
+        self.state = BreakerState.HALF_OPEN
+        self._probe_at = now + self._probe_ms
+        return True
 
     def leave(self, verdict: Verdict, *, probe: bool, now: float) -> None:
         """A call that `enter` let in is over."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 _TRY = re.compile(r"(\d+)(e?)")
 
+
+_WOKEN_BY_ONE = 4
+"""So many are woken by each that gets on: where most can, all soon do, and where few can, few are
+claimed in vain."""
 
 LifeOfTry = tuple[str, int, int]
 """Generation, instant of acceptance and number of a try."""
@@ -98,6 +102,10 @@ class Routed:
     number: int
 
 
+_Release = tuple[Claim, int, Findings, str, str]
+"""What is given back, due in how many ms, what was found, why, and for whom it waits."""
+
+
 class Burial(enum.Enum):
     """What became of an attempt to make a payment a dead letter."""
 
@@ -119,24 +127,32 @@ class Tries:
         self._route = scripts.load(redis, "route")
         self._release = scripts.load(redis, "release")
         self._bury = scripts.load(redis, "bury")
+        self._wake = scripts.load(redis, "wake")
         self._max_delay_ms = max_delay_ms
         self._lease_ms = lease_ms
         self._routes: GroupCommit[tuple[Claim, str, Findings], Routed | None] = GroupCommit(
             self._flush_routes
         )
-        self._releases: GroupCommit[tuple[Claim, int, Findings, str], bool] = GroupCommit(
-            self._flush_releases
-        )
+        self._releases: GroupCommit[_Release, bool] = GroupCommit(self._flush_releases)
+        self._wakes: GroupCommit[str, None] = GroupCommit(self._flush_wakes)
 
     async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
         """Open a try before it is sent: to `processor` if no other try is open, else to the pinned
         one. None if the lease is lost. Raises `RedisError`."""
         return await self._routes.submit((claim, processor, findings))
 
-    async def release(self, claim: Claim, *, delay_ms: int, findings: Findings, error: str) -> bool:
-        """Note the findings and give the payment back, due in `delay_ms`. False if the lease is
-        another's by now (the findings count all the same). Raises `RedisError`."""
-        return await self._releases.submit((claim, delay_ms, findings, error))
+    async def release(
+        self, claim: Claim, *, delay_ms: int, findings: Findings, error: str, waits_for: str = ""
+    ) -> bool:
+        """Note the findings and give the payment back, due in `delay_ms`; where it waits for a
+        processor, behind the others that do. False if the lease is another's by now (the findings
+        count all the same). Raises `RedisError`."""
+        return await self._releases.submit((claim, delay_ms, findings, error, waits_for))
+
+    async def wake(self, processor: str) -> None:
+        """A payment that waited for this processor has got on, so the next ones are due now.
+        Raises `RedisError`."""
+        await self._wakes.submit(processor)
 
     async def bury(
         self, claim: Claim, reason: str, findings: Findings, *, horizon_passed: bool
@@ -169,12 +185,19 @@ class Tries:
             for answer in answers
         ]
 
-    async def _flush_releases(self, items: list[tuple[Claim, int, Findings, str]]) -> list[bool]:
+    async def _flush_releases(self, items: list[_Release]) -> list[bool]:
         args: list[str | int] = []
-        for claim, delay_ms, findings, error in items:
+        for claim, delay_ms, findings, error, waits_for in items:
             args += (claim.correlation_id, claim.token, claim.generation, delay_ms)
-            args += (*findings.arguments(), error)
+            args += (*findings.arguments(), error, waits_for)
         return [verdict == b"released" for verdict in await self._release(args=args)]
+
+    async def _flush_wakes(self, processors: list[str]) -> list[None]:
+        args: list[str | int] = []
+        for processor, count in Counter(processors).items():
+            args += (processor, count * _WOKEN_BY_ONE)
+        await self._wake(args=args)
+        return [None] * len(processors)
 
 
 class QuietWatch:
@@ -197,6 +220,12 @@ class QuietWatch:
             self.saw(claim.correlation_id, last_try, now_ms)
             return False
         return now_ms - since >= claim.quiet_ms
+
+    def passes_in(self, claim: Claim, now_ms: float) -> float:
+        """Ms until it has, if no newer try is seen; 0 where this worker has not seen the last."""
+        last_try = claim.life_of_try(claim.tries)
+        seen, since = self._seen.get(claim.correlation_id, (None, 0.0))
+        return max(0.0, since + claim.quiet_ms - now_ms) if seen == last_try else 0.0
 
     def saw(self, correlation_id: str, last_try: LifeOfTry, now_ms: float) -> None:
         """Remember that the payment's last try was this one at this instant."""

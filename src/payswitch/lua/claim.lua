@@ -55,6 +55,7 @@ for i = 1, #due, 2 do
     leases[#leases + 1] = id
     redis.call('HSET', record, 'state', 'processing', 'token', answer[5], 'lease_until', ends)
     redis.call('SET', 'arq:in-progress:' .. id, answer[5], 'PX', lease)
+    if known[4] and known[6] and known[6] ~= '' then redis.pcall('ZREM', WAITING .. known[4], id) end
     local job_try = redis.pcall('INCR', 'arq:retry:' .. id)
     local job = redis.pcall('GET', 'arq:job:' .. id)
     if type(job_try) == 'table' then job_try = 1 end

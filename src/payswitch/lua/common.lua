@@ -15,6 +15,7 @@ local PAUSED = 'payments:paused'              -- string: there while an operator
 local SELECTION = 'selected_payment_processor'
 local OVERRIDE = 'selection:override'         -- string: an operator's choice, until it expires
 local FOLDED = 'ledger:folded'                -- hash: width (ms) -> instant (ms); see fold.lua
+local WAITING = 'payments:waiting:'           -- zset by processor: payment id by due time; see release.lua
 local LEDGER_FULL = 'ledger:full'             -- string: there while the ledger's sums are too large
 
 local function now_ms()

@@ -1,7 +1,11 @@
 -- Release: what is known of a payment's tries is written down by whoever knows it; the payment is
 -- given back to the queue only by the holder of its lease.
 --
--- ARGV, for each payment: id, token, generation, delay (ms), closed tries, ended tries, error
+-- Of the payments that wait for one processor, one is due each PACE, however many wait: each is put
+-- behind the last. wake.lua brings the next ones forward as soon as one of them gets on.
+--
+-- ARGV, for each payment: id, token, generation, delay (ms), closed tries, ended tries, error, the
+--   processor that it waits for ('' for none)
 -- Returns for each payment: 'released', 'noted' (the lease is another's), 'gone'
 
 demand_queues()
@@ -10,8 +14,23 @@ local now = now_ms()
 local current = generation()
 local answer = {}
 local soon = false
+local PACE = 400
 
-for i = 1, #ARGV, 7 do
+-- When a payment is due that waits for this processor. A clock that was set forward and back leaves
+-- nobody waiting longer than behind all others.
+local function place(id, processor, at)
+  local key = WAITING .. processor
+  local last = redis.pcall('ZRANGE', key, -1, -1, 'WITHSCORES')
+  if last.err then return at end
+  if last[2] then
+    local behind_all = at + PACE * redis.call('ZCARD', key)
+    at = math.min(math.max(at, tonumber(last[2]) + PACE), behind_all)
+  end
+  redis.call('ZADD', key, at, id)
+  return at
+end
+
+for i = 1, #ARGV, 8 do
   local id, token, of, delay = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
   local closed, ended, problem = ARGV[i + 4], ARGV[i + 5], ARGV[i + 6]
   local record = 'payment:' .. id
@@ -29,8 +48,10 @@ for i = 1, #ARGV, 7 do
       redis.call('HSET', record, 'state', 'queued')
       redis.call('DEL', 'arq:in-progress:' .. id)
       redis.call('ZREM', IN_FLIGHT, id)
-      redis.call('ZADD', QUEUE, 'XX', now + delay, id)
-      soon = soon or delay < 1000
+      local due = now + delay
+      if ARGV[i + 7] ~= '' then due = place(id, ARGV[i + 7], due) end
+      redis.call('ZADD', QUEUE, 'XX', due, id)
+      soon = soon or due < now + 1000
       verdict = 'released'
     else
       verdict = 'noted'
