@@ -44,7 +44,7 @@ _MOST_QUESTIONS = 64
 must not hold every slot."""
 _HELD_MS = 200
 """How long a payment is given back for that nobody can take at the moment."""
-_WAIT_MS = 400
+_WAIT_MS = 500
 """How long a payment waits at least for a processor that can do nothing for it."""
 _MOST_UNASKED = 16
 """With this many tries open their processor is asked, also before one more of its own: a 404 closes
@@ -390,7 +390,7 @@ class Dispatcher:
         wait_ms = max(_WAIT_MS, min(asked_ms or 0, self._pauses.cap_ms))
         await self._tries.release(
             claim,
-            delay_ms=int(wait_ms * random.uniform(1, 1.25)),
+            delay_ms=wait_ms,
             findings=findings,
             error=error,
             waits_for=claim.processor,
