@@ -22,6 +22,7 @@ TEMPERS = st.builds(
     workers=st.sampled_from([2, 2, 3]),
     payments=st.sampled_from([1, 1, 2, 3]),
     breaker_failures=st.sampled_from([1000, 1000, 3]),
+    breaker_refusals=st.sampled_from([1000, 1000, 2]),
     deadline_ms=st.sampled_from([_DAY_MS, _DAY_MS, 40_000]),
     redis_faults=st.booleans(),
     crashes=st.booleans(),

@@ -155,6 +155,7 @@ _ONE_PAYMENT: Mapping[str, object] = {
     "purges": False,
     "clock_steps": False,
     "breaker_failures": 1000,
+    "breaker_refusals": 1000,
     "deadline_ms": 24 * 3_600_000,
     "slow_claims": False,
     "orders": False,
