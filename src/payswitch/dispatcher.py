@@ -406,21 +406,25 @@ class Dispatcher:
 
 
 def _log_change(processor: str, breaker: Breaker, was: BreakerState, *, was_refusing: bool) -> None:
-    values = {"processor": processor, "reason": breaker.reason}
     if breaker.refusing and not was_refusing:
         logger.error(
             "%(processor)s refuses nearly all payments, so they are held or go elsewhere instead "
             "of becoming dead letters: %(reason)s",
-            values,
+            {"processor": processor, "reason": breaker.reason},
         )
     elif was_refusing and not breaker.refusing:
-        logger.info("%(processor)s takes payments again: they are no longer held", values)
+        logger.info(
+            "%(processor)s takes payments again: they are no longer held", {"processor": processor}
+        )
     elif was is BreakerState.CLOSED and breaker.state is BreakerState.OPEN:
         logger.warning(
-            "%(processor)s keeps failing, so its circuit breaker opens: %(reason)s", values
+            "%(processor)s keeps failing, so its circuit breaker opens: %(reason)s",
+            {"processor": processor, "reason": breaker.reason},
         )
     elif was is not BreakerState.CLOSED and breaker.state is BreakerState.CLOSED:
-        logger.info("%(processor)s works again: its circuit breaker closes", values)
+        logger.info(
+            "%(processor)s works again: its circuit breaker closes", {"processor": processor}
+        )
 
 
 def _reason(outcome: Outcome | None) -> str:
