@@ -69,6 +69,8 @@ class Temper:
     """Whether the first worker is mostly frozen, so that others take over from it."""
     unwilling: bool = False
     """Whether processors mostly stay silent or say 500."""
+    strict: bool = False
+    """Whether processors mostly answer 429 or refuse."""
     slow_claims: bool = False
     """Whether a claim's answer is often long on its way."""
     orders: bool = False
