@@ -159,6 +159,8 @@ class ScriptedProcessor:
 
     script: list[Reply] = field(default_factory=list)
     finds: list[Reply] = field(default_factory=list)
+    refuses: set[str] = field(default_factory=set)
+    """The ids that it answers with 422, without a look at the script."""
     books: dict[str, dict[str, object]] = field(default_factory=dict)
     posts: list[dict[str, object]] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
@@ -175,6 +177,8 @@ class ScriptedProcessor:
         if method == "POST":
             payment = orjson.loads(body)
             self.posts.append(payment)
+            if payment["correlationId"] in self.refuses:
+                return Reply(422)
             reply = self.script.pop(0) if self.script else PAID
             known = payment["correlationId"] in self.books
             if reply.record and known:

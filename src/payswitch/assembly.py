@@ -76,7 +76,7 @@ def worker_vitals(redis: Redis, dispatcher: Dispatcher, settled: SettleCounts) -
     def collect() -> Fields:
         fields: dict[str, str | int] = {"settle_times": settled.times.text}
         for name, breaker in dispatcher.router.breakers.items():
-            fields[f"breaker:{name}"] = breaker.state.value
+            fields[f"breaker:{name}"] = ": ".join(filter(None, (breaker.state.value, breaker.why)))
             fields[f"in_flight:{name}"] = breaker.in_flight
         for name, count in settled.by_processor.items():
             fields[f"settled:{name}"] = count
@@ -100,6 +100,7 @@ def dispatcher(
         name: Breaker(
             slots=settings.processor_slots,
             failures=settings.breaker_failures,
+            refusals=settings.breaker_refusals,
             probe_ms=settings.breaker_probe_ms,
         )
         for name in settings.processor_urls

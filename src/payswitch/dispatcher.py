@@ -13,7 +13,8 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 
 from redis.exceptions import RedisError
 
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 _MOST_QUESTIONS = 64
 """Payments that wait at once for what one processor says of their open tries: one that is silent
 must not hold every slot."""
+_UNPAID = "unpaid at its deadline"
+_REFUSED = "refused with status"
 _HELD_MS = 200
 """How long a payment is given back for that nobody can take at the moment."""
 _WAIT_MS = 500
@@ -126,7 +129,12 @@ class Dispatcher:
             error = "unpaid at its deadline, but a try is open"
             await self._wait(claim, findings, error, answered=True)
         else:
-            await self._bury(claim, "unpaid at its deadline", findings)
+            await self._bury(claim, await self._why_unpaid(claim), findings)
+
+    async def _why_unpaid(self, claim: Claim) -> str:
+        """The reason of a payment that nobody took in time; it says so if it was refused."""
+        last_error = await self._tries.last_error(claim)
+        return f"{_UNPAID}; {last_error}" if _REFUSED in last_error else _UNPAID
 
     def _must_ask(self, claim: Claim, probe: str | None) -> bool:
         """Whether the open tries' processor is asked before anything is sent: not where all have
@@ -205,10 +213,18 @@ class Dispatcher:
             began = self._clock()
             outcome = await self._send(claim, routed)
             self.calls[processor, type(outcome)].add((self._clock() - began) / 1000)
+            if isinstance(outcome, Refused):
+                outcome = replace(outcome, finding=await self._find(claim, processor))
         finally:
-            was = breaker.state
-            breaker.leave(_verdict(outcome), probe=is_probe, now=self._clock())
-            _log_change(processor, was, breaker.state, outcome)
+            was, was_refusing = breaker.state, breaker.refusing
+            breaker.leave(
+                _verdict(outcome),
+                probe=is_probe,
+                now=self._clock(),
+                asked_ms=self._pause_for_all(outcome),
+                reason=_reason(outcome),
+            )
+            _log_change(processor, breaker, was, was_refusing=was_refusing)
         await self._conclude(claim, routed, outcome, findings)
 
     async def _send(self, claim: Claim, routed: Routed) -> Outcome:
@@ -261,10 +277,11 @@ class Dispatcher:
     async def _after_end(
         self, claim: Claim, routed: Routed, outcome: Ended, findings: Findings
     ) -> None:
-        """The processor alone knows whether it recorded it. It is asked at once where the answer
-        speaks against it, as the payment goes elsewhere then; else it mostly goes back there."""
+        """The processor alone knows whether it recorded it. It is asked at once, so that the
+        payment can go elsewhere; but not after a 429 where it goes back there all the same."""
         asked_ms = outcome.retry_after_ms
-        if not outcome.healthy:
+        is_limit = outcome.status == HTTPStatus.TOO_MANY_REQUESTS
+        if not is_limit or self.router.choose(self._clock()) != routed.processor:
             finding = await self._find(claim, routed.processor)
             match finding:
                 case Found():
@@ -272,6 +289,7 @@ class Dispatcher:
                     return
                 case Missing():
                     self._close_ended(claim, routed, findings)
+                    asked_ms = None
                 case Unclear():
                     asked_ms = max(asked_ms or 0, finding.retry_after_ms or 0)
         await self._retry(claim, findings, f"{routed.processor}: status {outcome.status}", asked_ms)
@@ -279,20 +297,21 @@ class Dispatcher:
     async def _after_refusal(
         self, claim: Claim, routed: Routed, outcome: Refused, findings: Findings
     ) -> None:
-        """The processor knows the id already, or can't take this payment."""
-        finding = await self._find(claim, routed.processor)
-        error = f"{routed.processor}: refused with status {outcome.status}"
-        match finding:
-            case Found():
-                await self._settle_found(claim, routed.processor, finding, findings)
+        """The processor knows the id already, or can't take this payment; but the word of one whose
+        breaker isn't closed buries nothing, for the fault may be its own."""
+        error = f"{routed.processor}: {_reason(outcome)}"
+        match outcome.finding:
+            case Found() as found:
+                await self._settle_found(claim, routed.processor, found, findings)
             case Missing():
                 self._close_ended(claim, routed, findings)
-                if self._open_numbers(claim, findings):
-                    await self._retry(claim, findings, error)
-                else:
+                is_trusted = self.router.breakers[routed.processor].state is BreakerState.CLOSED
+                if is_trusted and not self._open_numbers(claim, findings):
                     await self._bury(claim, error, findings)
-            case Unclear():
-                await self._retry(claim, findings, error, finding.retry_after_ms)
+                else:
+                    await self._retry(claim, findings, error)
+            case Unclear() as unclear:
+                await self._retry(claim, findings, error, unclear.retry_after_ms)
 
     async def _settle_found(
         self,
@@ -415,6 +434,11 @@ class Dispatcher:
     ) -> None:
         await self._tries.release(claim, delay_ms=delay_ms, findings=findings, error=error)
 
+    def _pause_for_all(self, outcome: Outcome | None) -> int:
+        """How long the processor is left alone by every payment, because its 429 asks for it."""
+        asked_ms = outcome.retry_after_ms if isinstance(outcome, Ended) else None
+        return min(asked_ms or 0, self._pauses.cap_ms)
+
     def _hold(self, breaker: Breaker | None) -> int:
         """How long to give a payment back for that its processor can't take now."""
         wait = _HELD_MS if breaker is None else breaker.reopens_in(self._clock())
@@ -435,33 +459,50 @@ class Dispatcher:
         return {open_try.number for open_try in claim.open_tries} - findings.closed
 
 
-def _log_change(processor: str, was: BreakerState, now: BreakerState, last: Outcome | None) -> None:
-    if was is BreakerState.CLOSED and now is BreakerState.OPEN:
+def _log_change(processor: str, breaker: Breaker, was: BreakerState, *, was_refusing: bool) -> None:
+    if breaker.refusing and not was_refusing:
+        logger.error(
+            "%(processor)s refuses nearly all payments, so they are held or go elsewhere instead "
+            "of becoming dead letters: %(reason)s",
+            {"processor": processor, "reason": breaker.reason},
+        )
+    elif was_refusing and not breaker.refusing:
+        logger.info(
+            "%(processor)s takes payments again: they are no longer held", {"processor": processor}
+        )
+    elif was is BreakerState.CLOSED and breaker.state is BreakerState.OPEN:
         logger.warning(
             "%(processor)s keeps failing, so its circuit breaker opens: %(reason)s",
-            {"processor": processor, "reason": _reason(last)},
+            {"processor": processor, "reason": breaker.reason},
         )
-    elif was is not BreakerState.CLOSED and now is BreakerState.CLOSED:
+    elif was is not BreakerState.CLOSED and breaker.state is BreakerState.CLOSED:
         logger.info(
             "%(processor)s works again: its circuit breaker closes", {"processor": processor}
         )
 
 
 def _reason(outcome: Outcome | None) -> str:
+    """Why a call did not pay; empty where it did, or was never made."""
     match outcome:
         case NotPaid() | Unknown():
             return outcome.reason
+        case Ended(retry_after_ms=asked_ms) if asked_ms:
+            return f"status {outcome.status}, Retry-After {asked_ms // 1000} s"
         case Ended():
             return f"status {outcome.status}"
-    return "no outcome"
+        case Refused():
+            return f"{_REFUSED} {outcome.status}"
+    return ""
 
 
 def _verdict(outcome: Outcome | None) -> Verdict:
     """What a call says of its processor; without an outcome it was never made."""
     match outcome:
-        case Paid() | Refused():
+        case Paid() | Refused(finding=Found()):
             return Verdict.GOOD
-        case NotPaid(healthy=True) | NotSentInTime() | None:
+        case Refused(finding=Missing()):
+            return Verdict.REFUSED
+        case NotPaid(healthy=True) | NotSentInTime() | Refused(finding=None) | None:
             return Verdict.NEUTRAL
-        case NotPaid() | Ended() | Unknown():
+        case NotPaid() | Ended() | Unknown() | Refused():
             return Verdict.BAD

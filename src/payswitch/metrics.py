@@ -162,6 +162,13 @@ BREAKER = Definition(
     "1 for the state in which this worker's circuit breaker is: closed, open or half-open.",
     ("processor", "state"),
 )
+REFUSING = Definition(
+    "payswitch_breaker_refusing",
+    "gauge",
+    "1 while this worker's circuit breaker is open because the processor refuses nearly all "
+    "payments.",
+    ("processor",),
+)
 CALLS_IN_FLIGHT = Definition(
     "payswitch_calls_in_flight",
     "gauge",

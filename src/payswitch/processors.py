@@ -35,6 +35,8 @@ class Refused:
     """The processor knows the id or does not like the payment; this try recorded nothing."""
 
     status: int
+    finding: Finding | None = None
+    """What it said when it was asked which of the two; None before that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,6 @@ class Ended:
 
     status: int
     retry_after_ms: int | None = None
-    healthy: bool = False
-    """False when it speaks against the processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def classify(status: int, retry_after_ms: int | None, content: bytes) -> Outcome
         return Refused(status)
     if status > 500 or status in _GAVE_UP_WAITING:
         return Unknown(f"status {status}", retry_after_ms)
-    return Ended(status, retry_after_ms, healthy=status == 429)
+    return Ended(status, retry_after_ms)
 
 
 def classify_error(error: httpx.RequestError) -> Outcome:

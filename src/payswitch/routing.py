@@ -1,13 +1,16 @@
 """Routing in one worker: its circuit breakers over the cluster's selection.
 
 The selection is up to 10 s old; a worker's own results are fresher. A breaker per processor opens
-after consecutive failures, lets one payment through after a while to probe, and closes on success.
-It also caps the calls under way to that processor, so that one that stalls can't hold every slot.
+after consecutive failures, when the processor asks for a pause, or when it refuses so many payments
+that the fault must be its own. It lets one payment through after a while to probe, and closes on
+success. It also caps the calls under way to that processor, so that one that stalls can't hold
+every slot.
 """
 
 from __future__ import annotations
 
 import enum
+from collections import deque
 
 from payswitch.selector import UNSELECTED, Selection
 
@@ -17,8 +20,10 @@ class Verdict(enum.Enum):
 
     GOOD = "good"
     BAD = "bad"
+    REFUSED = "refused"
+    """It works, and doesn't want this payment."""
     NEUTRAL = "neutral"
-    """Nothing: a rate limit, or nothing was sent."""
+    """Nothing, because nothing was sent."""
 
 
 class BreakerState(enum.Enum):
@@ -30,18 +35,40 @@ class BreakerState(enum.Enum):
     """A probe is under way."""
 
 
-class Breaker:
-    """The circuit breaker and the slots of one processor in one worker. Times are boot time, ms."""
+REFUSES = "refuses payments"
+"""How `Breaker.why` begins where the processor refuses them for a fault of its own."""
 
-    def __init__(self, *, slots: int, failures: int, probe_ms: int) -> None:
+
+class Breaker:
+    """The circuit breaker and the slots of one processor in one worker. Times are boot time, ms.
+
+    Of a few payments that are refused the payments are at fault, of nearly all the processor is:
+    at `refusals` among the last twice as many it opens and is `refusing` until a success.
+    """
+
+    def __init__(self, *, slots: int, failures: int, refusals: int, probe_ms: int) -> None:
         self.state = BreakerState.CLOSED
+        self.refusing = False
+        """The processor refuses payments for a fault of its own."""
+        self.reason = ""
+        """Why it opened, or why its last probe failed."""
         self.in_flight = 0
         self.last_success = float("-inf")
         self._slots = slots
         self._limit = failures
+        self._refusals = refusals
         self._probe_ms = probe_ms
         self._consecutive = 0
+        self._were_refused: deque[bool] = deque(maxlen=2 * refusals)
         self._probe_at = 0.0
+        self._asked_until = float("-inf")
+
+    @property
+    def why(self) -> str:
+        """Why it isn't closed, for people; empty while it is."""
+        if self.state is BreakerState.CLOSED:
+            return ""
+        return f"{REFUSES}: {self.reason}" if self.refusing else self.reason
 
     def free(self, now: float) -> int:
         """How many calls may start: one where a probe is due, none while open."""
@@ -51,11 +78,15 @@ class Breaker:
 
     def probe_due(self, now: float) -> bool:
         """Whether it is open, and the last probe, answered or not, long enough ago."""
-        return self.state is not BreakerState.CLOSED and now >= self._probe_at
+        return self.state is not BreakerState.CLOSED and now >= self._due_at
 
     def reopens_in(self, now: float) -> float:
         """Ms until a probe is due."""
-        return max(0.0, self._probe_at - now)
+        return max(0.0, self._due_at - now)
+
+    @property
+    def _due_at(self) -> float:
+        return max(self._probe_at, self._asked_until)
 
     def enter(self, now: float) -> bool:
         """A call starts; True if it is a probe."""
@@ -66,22 +97,47 @@ class Breaker:
         self._probe_at = now + self._probe_ms
         return True
 
-    def leave(self, verdict: Verdict, *, probe: bool, now: float) -> None:
-        """A call that `enter` let in is over."""
+    def leave(
+        self, verdict: Verdict, *, probe: bool, now: float, asked_ms: float = 0, reason: str = ""
+    ) -> None:
+        """A call that `enter` let in is over, for the `reason` if it did not succeed; `asked_ms` is
+        for how long the processor asked to be left alone."""
         self.in_flight -= 1
         if verdict is Verdict.GOOD:
-            self.state = BreakerState.CLOSED
+            self._succeed(now, probe=probe)
+            return
+        self._asked_until = max(self._asked_until, now + asked_ms)
+        if verdict is Verdict.REFUSED:
             self._consecutive = 0
-            self.last_success = now
-        elif probe and self.state is BreakerState.HALF_OPEN:
-            self._open(now)
-        elif verdict is Verdict.BAD and self.state is BreakerState.CLOSED:
-            self._consecutive += 1
-            if self._consecutive >= self._limit:
-                self._open(now)
+            self._were_refused.append(True)
+        if probe and self.state is BreakerState.HALF_OPEN:
+            self._open(now, reason)
+        elif self.state is BreakerState.CLOSED:
+            self._consecutive += verdict is Verdict.BAD
+            if asked_ms > 0 or self._consecutive >= self._limit or self._refuses_most:
+                self._open(now, reason)
 
-    def _open(self, now: float) -> None:
+    def _succeed(self, now: float, *, probe: bool) -> None:
+        """A success closes it; where the processor has asked for a pause or is refusing, only one
+        that was sent since then."""
+        self._consecutive = 0
+        self.last_success = now
+        if self.state is BreakerState.CLOSED:
+            self._were_refused.append(False)
+        elif probe or (not self.refusing and now >= self._asked_until):
+            self.state = BreakerState.CLOSED
+            self.refusing = False
+            self._were_refused.clear()
+            self._asked_until = now
+
+    @property
+    def _refuses_most(self) -> bool:
+        return sum(self._were_refused) >= self._refusals
+
+    def _open(self, now: float, reason: str) -> None:
         self.state = BreakerState.OPEN
+        self.refusing = self.refusing or self._refuses_most
+        self.reason = reason or self.reason
         self._probe_at = now + self._probe_ms
 
 

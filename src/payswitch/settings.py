@@ -319,6 +319,13 @@ class Settings:
         _whole(1, 10_000),
         "Consecutive failures that open a worker's circuit breaker for a processor.",
     )
+    breaker_refusals: int = _setting(
+        "PAYSWITCH_BREAKER_REFUSALS",
+        5,
+        _whole(1, 10_000),
+        "So many of the last twice as many payments refused open it, too, and what is refused is "
+        "held until a payment succeeds.",
+    )
     breaker_probe_ms: int = _setting(
         "PAYSWITCH_BREAKER_PROBE_MS",
         1000,

@@ -46,6 +46,8 @@ class PaymentFault(StrEnum):
     GATEWAY_EARLY = "gateway-early"
     GATEWAY_LATE = "gateway-late"
     GATEWAY_COMMIT = "gateway-commit"
+    COMMIT_429 = "commit-429"
+    BAD_REQUEST = "400"
 
 
 class HealthFault(StrEnum):
@@ -82,6 +84,7 @@ _COMMITTING = frozenset(
         PaymentFault.COMMIT_500,
         PaymentFault.COMMIT_LATE,
         PaymentFault.GATEWAY_COMMIT,
+        PaymentFault.COMMIT_429,
     }
 )
 _BY_COIN = frozenset(
@@ -266,13 +269,16 @@ def _bounds(probabilities: Iterable[float]) -> list[float]:
 
 
 _FAULTY = message(HTTPStatus.INTERNAL_SERVER_ERROR, "something went wrong")
+_TOO_MANY_FOR_A_SECOND = message(
+    HTTPStatus.TOO_MANY_REQUESTS, "too many requests", b"Retry-After: 1"
+)
 _REFUSALS = {
     PaymentFault.COMMIT_500: _FAULTY,
     PaymentFault.ERROR: _FAULTY,
     PaymentFault.TOO_MANY: message(HTTPStatus.TOO_MANY_REQUESTS, "too many requests"),
-    PaymentFault.RETRY_AFTER: message(
-        HTTPStatus.TOO_MANY_REQUESTS, "too many requests", b"Retry-After: 1"
-    ),
+    PaymentFault.RETRY_AFTER: _TOO_MANY_FOR_A_SECOND,
+    PaymentFault.COMMIT_429: _TOO_MANY_FOR_A_SECOND,
+    PaymentFault.BAD_REQUEST: message(HTTPStatus.BAD_REQUEST, "amount is not valid"),
     PaymentFault.NOT_JSON: reply(HTTPStatus.OK, b"<html><body>payment processed</body></html>"),
 }
 

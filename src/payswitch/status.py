@@ -16,6 +16,7 @@ from payswitch.history import WINDOW_S, Sample
 from payswitch.instants import format_instant
 from payswitch.overview import Overview
 from payswitch.payment import format_cents
+from payswitch.routing import REFUSES
 from payswitch.selector import DEFAULT
 from payswitch.vitals import Process
 
@@ -159,7 +160,8 @@ def _of_processors(overview: Overview) -> Iterator[Finding]:
 
 def _of_breakers(overview: Overview, now: Rates | None) -> Iterator[Finding]:
     """Only a payment closes a breaker, so one of a processor that is well again may stay open: no
-    more than a note, while no try fails."""
+    more than a note, while no try fails. One that refuses payments for a fault of its own needs a
+    person."""
     workers = overview.of_kind("worker")
     for name in overview.settled:
         not_closed = len(workers) - breakers(overview, name)["closed"]
@@ -168,9 +170,14 @@ def _of_breakers(overview: Overview, now: Rates | None) -> Iterator[Finding]:
         seen = overview.health.get(name)
         is_well = seen is not None and seen.known and not seen.failing
         none_fails = now is not None and not now.failed.get(name)
+        level = Level.NOTE if is_well and none_fails else Level.WARNING
+        reasons = sorted({each.breaker_reasons.get(name, "") for each in workers} - {""})
+        if any(reason.startswith(REFUSES) for reason in reasons):
+            level = Level.ERROR
+        why = f" ({', '.join(reasons)})" if reasons else ""
         yield Finding(
-            Level.NOTE if is_well and none_fails else Level.WARNING,
-            f"{name}: circuit breaker open in {not_closed} of {len(workers)} workers; "
+            level,
+            f"{name}: circuit breaker open in {not_closed} of {len(workers)} workers{why}; "
             "the next payment sent there probes it",
         )
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import enum
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from redis.asyncio import Redis
 
@@ -124,6 +124,7 @@ class Tries:
     """The record's tries in Redis; every change is fenced as the script's head says."""
 
     def __init__(self, redis: Redis, *, max_delay_ms: int, lease_ms: int) -> None:
+        self._redis = redis
         self._route = scripts.load(redis, "route")
         self._release = scripts.load(redis, "release")
         self._bury = scripts.load(redis, "bury")
@@ -171,6 +172,13 @@ class Tries:
             ]
         )
         return Burial(verdict.decode())
+
+    async def last_error(self, claim: Claim) -> str:
+        """Why the payment was given back at last; empty where it never was. Raises `RedisError`."""
+        record = f"payment:{claim.correlation_id}"
+        fields = self._redis.hmget(record, ["last_error"])
+        [error] = await cast(Awaitable[list[bytes | None]], fields)
+        return "" if error is None else error.decode(errors="replace")
 
     async def _flush_routes(
         self, items: list[tuple[Claim, str, Findings]]

@@ -14,7 +14,7 @@ import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -129,6 +129,8 @@ class Process:
     breakers: Mapping[str, str]
     """By processor: `closed`, `open` or `half-open`."""
     settle_times: Histogram
+    breaker_reasons: Mapping[str, str] = field(default_factory=dict)
+    """By processor: why its breaker isn't closed."""
 
     def of(self, prefix: str) -> dict[str, int]:
         """The counts whose names begin so, by the rest of their names."""
@@ -142,11 +144,13 @@ class Process:
 def parse_vitals(fields: Mapping[str, str]) -> Process | None:
     """Read what `Vitals` writes; None where it is something else."""
     breakers: dict[str, str] = {}
+    breaker_reasons: dict[str, str] = {}
     counts: dict[str, int] = {}
     try:
         for name, text in fields.items():
             if name.startswith("breaker:"):
-                breakers[name.removeprefix("breaker:")] = text
+                processor = name.removeprefix("breaker:")
+                breakers[processor], _, breaker_reasons[processor] = text.partition(": ")
             elif ":" in name:
                 counts[name] = _whole(text)
         return Process(
@@ -158,6 +162,7 @@ def parse_vitals(fields: Mapping[str, str]) -> Process | None:
             counts=counts,
             breakers=breakers,
             settle_times=Histogram.parse(fields.get("settle_times", "")),
+            breaker_reasons=breaker_reasons,
         )
     except (KeyError, ValueError):
         return None

@@ -79,6 +79,7 @@ def _of_breakers(dispatcher: Dispatcher) -> Iterable[Metric]:
             for state in BreakerState
         }
     )
+    yield metrics.REFUSING.by({(name,): breaker.refusing for name, breaker in breakers.items()})
     yield metrics.CALLS_IN_FLIGHT.by(
         {(name,): breaker.in_flight for name, breaker in breakers.items()}
     )

@@ -34,6 +34,7 @@ FAST = Settings(
     retry_base_ms=1,
     retry_cap_ms=20,
     breaker_failures=1000,
+    breaker_refusals=1000,
 )
 """Settings under which every recovery takes a second or two."""
 

@@ -415,12 +415,13 @@ async def pause_of(payment: str, redis: ArqRedis) -> float:
 
 @pytest.mark.parametrize("headers", [(("retry-after", "5"),), IN_FIVE_SECONDS])
 @pytest.mark.parametrize("status", [429, 503])
-async def test_retry_after_is_heeded(
+async def test_retry_after_is_heeded_where_the_payment_can_not_go_elsewhere(
     b: Bench, redis: ArqRedis, status: int, headers: tuple[tuple[str, str], ...]
 ) -> None:
     b.use(replace(b.settings, retry_cap_ms=10_000))
     payment = await b.accept()
     b.default.script = [Reply(status, headers=headers)]
+    b.default.finds = [Reply(429)]
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
     assert 3 < await pause_of(payment, redis) <= 6
 
@@ -441,6 +442,127 @@ async def test_a_500_of_a_payment_that_is_recorded_settles_whatever_its_retry_af
     b.default.script = [Reply(500, record=True, headers=IN_FIVE_SECONDS)]
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
     assert (await b.record(payment)).state == "settled"
+
+
+async def test_a_retry_after_of_a_429_sends_the_payment_and_all_others_elsewhere_at_once(
+    b: Bench, redis: ArqRedis
+) -> None:
+    b.use(replace(b.settings, retry_cap_ms=3_600_000, retry_base_ms=1))
+    payment = await b.accept()
+    b.default.script = [Reply(429, headers=(("retry-after", "3600"),))]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert await pause_of(payment, redis) <= 1
+    for each in (payment, await b.accept()):
+        assert (await b.dispatch_until_done(each, times=1)).processor == "fallback"
+    assert len(b.default.posts) == len(b.default.questions) == 1
+
+
+async def test_a_retry_after_of_a_429_counts_for_the_processor_up_to_the_longest_pause(
+    b: Bench,
+) -> None:
+    b.use(replace(b.settings, retry_cap_ms=20_000))
+    b.default.script = [Reply(429, headers=(("retry-after", "3600"),))]
+    await b.dispatcher.dispatch(await b.claim_when_due(await b.accept()))
+    wait_ms = b.dispatcher.router.breakers["default"].reopens_in(boottime_ms())
+    assert 10_000 < wait_ms <= 20_000
+
+
+async def test_429s_in_a_row_open_the_breaker(b: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    b.use(replace(b.settings, breaker_failures=3))
+    b.default.script = [Reply(429)] * 3
+    for _ in range(3):
+        await b.dispatcher.dispatch(await b.claim_when_due(await b.accept()))
+    assert [record.getMessage() for record in caplog.records] == [
+        "default keeps failing, so its circuit breaker opens: status 429"
+    ]
+
+
+async def test_a_limit_that_is_partly_met_closes_nothing(b: Bench) -> None:
+    b.use(replace(b.settings, breaker_failures=2))
+    b.default.script = [Reply(429), PAID] * 20
+    for _ in range(20):
+        await b.dispatcher.dispatch(await b.claim_when_due(await b.accept()))
+    assert b.dispatcher.router.breakers["default"].state is BreakerState.CLOSED
+
+
+async def refuse(b: Bench, times: int) -> list[str]:
+    """Have payments refused by `default`; returns their ids."""
+    payments = [await b.accept() for _ in range(times)]
+    b.default.script = [Reply(422)] * times
+    for payment in payments:
+        await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    return payments
+
+
+async def test_what_is_refused_is_held_once_too_many_are(
+    b: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    b.use(replace(b.settings, breaker_refusals=3))
+    payments = await refuse(b, 3)
+    assert [(await b.record(payment)).state for payment in payments] == ["dead", "dead", "queued"]
+    [said] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert said.getMessage() == (
+        "default refuses nearly all payments, so they are held or go elsewhere instead of becoming "
+        "dead letters: refused with status 422"
+    )
+    assert await b.field(payments[2], "open") == ""
+    assert (await b.dispatch_until_done(payments[2], times=1)).processor == "fallback"
+
+
+async def test_a_refusal_among_payments_is_a_dead_letter_each_time(b: Bench) -> None:
+    b.use(replace(b.settings, breaker_refusals=3))
+    for _ in range(5):
+        for reply in (Reply(422), PAID, PAID):
+            b.default.script = [reply]
+            record = await b.dispatch_until_done(await b.accept(), times=1)
+            assert record.state == ("settled" if reply is PAID else "dead")
+
+
+async def test_a_422_for_what_the_processor_has_is_no_refusal(b: Bench) -> None:
+    b.use(replace(b.settings, breaker_refusals=1))
+    payment = await b.accept()
+    b.default.script = [Reply(429, record=True)]
+    assert (await b.dispatch_until_done(payment, times=2)).state == "settled"
+    assert b.dispatcher.router.breakers["default"].state is BreakerState.CLOSED
+
+
+async def test_a_processor_that_refuses_and_can_not_tell_keeps_failing(b: Bench) -> None:
+    b.use(replace(b.settings, breaker_failures=3))
+    b.default.finds = [Reply(400)] * 3
+    await refuse(b, 3)
+    assert b.dispatcher.router.breakers["default"].state is BreakerState.OPEN
+
+
+async def test_a_payment_that_pays_ends_the_hold_and_a_bad_one_is_buried(
+    b: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "payswitch.dispatcher")
+    b.use(replace(b.settings, breaker_refusals=1, breaker_probe_ms=1))
+    [bad] = await refuse(b, 1)
+    breaker = b.dispatcher.router.breakers["default"]
+
+    async def probe_is_due() -> bool:
+        return breaker.probe_due(boottime_ms())
+
+    await eventually(probe_is_due, what="the probe is due")
+    await b.dispatch_until_done(await b.accept(), times=1)
+    assert (
+        caplog.records[-1].getMessage() == "default takes payments again: they are no longer held"
+    )
+    b.use(replace(b.settings, breaker_refusals=2))
+    b.default.script = [Reply(422)]
+    assert (await b.dispatch_until_done(bad, times=1)).state == "dead"
+
+
+async def test_at_its_deadline_a_held_payment_says_that_it_was_refused(b: Bench) -> None:
+    b.use(replace(b.settings, breaker_refusals=1))
+    [payment] = await refuse(b, 1)
+    await b.dispatcher.dispatch(replace(await b.claim_when_due(payment), overdue=True))
+    record = await b.record(payment)
+    assert (record.state, record.last_error) == (
+        "dead",
+        "unpaid at its deadline; default: refused with status 422",
+    )
 
 
 async def test_retry_after_is_capped(b: Bench, redis: ArqRedis) -> None:

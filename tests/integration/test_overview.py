@@ -249,6 +249,21 @@ async def test_a_worker_counts_what_it_settled_and_how_long_it_took(
     assert (process.settle_times.quantile(1) or 0) < 60_000
 
 
+async def test_a_worker_says_why_a_breaker_is_not_closed(b: Bench, redis: ArqRedis) -> None:
+    b.use(replace(b.settings, breaker_failures=1, breaker_refusals=1))
+    b.default.script = [Reply(429, headers=(("retry-after", "7"),))]
+    b.fallback.script = [Reply(422)]
+    for _ in range(2):
+        await b.dispatcher.dispatch(await b.claim_when_due(await b.accept()))
+    await assembly.worker_vitals(redis, b.dispatcher, SettleCounts()).write()
+    [process] = (await look(redis)).of_kind("worker")
+    assert process.breakers == {"default": "open", "fallback": "open"}
+    assert process.breaker_reasons == {
+        "default": "status 429, Retry-After 7 s",
+        "fallback": "refuses payments: refused with status 422",
+    }
+
+
 async def test_a_settlement_said_again_counts_once(b: Bench, redis: ArqRedis) -> None:
     settled = SettleCounts()
     ledger = Ledger(redis, processors=["default"], retention_ms=60_000, on_settled=settled.add)

@@ -96,6 +96,18 @@ async def test_a_payment_is_committed_and_answered_with_500(processor: Processor
     assert len(processor.simulator.book) == 1
 
 
+async def test_a_payment_is_committed_and_answered_with_429(processor: Processor) -> None:
+    await fault(processor, "commit-429")
+    answer = await processor.pay()
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+    assert len(processor.simulator.book) == 1
+
+
+async def test_a_payment_is_called_malformed(processor: Processor) -> None:
+    await fault(processor, "400")
+    assert ((await processor.pay()).status_code, len(processor.simulator.book)) == (400, 0)
+
+
 async def test_a_payment_is_committed_at_once_and_answered_late(processor: Processor) -> None:
     await fault(processor, "commit-late", lateMs=300)
     started = time.monotonic()
@@ -294,7 +306,9 @@ async def test_a_broken_answer_tells_nothing_about_the_book(
     assert len(set(again)) == len(again)
 
 
-@pytest.mark.parametrize("mode", ["commit-500", "commit-late", "not-json", "422-unknown"])
+@pytest.mark.parametrize(
+    "mode", ["commit-500", "commit-429", "commit-late", "not-json", "422-unknown", "400"]
+)
 async def test_nothing_is_committed_while_failing(processor: Processor, mode: str) -> None:
     processor.simulator.config.failing = True
     await fault(processor, mode, lateMs=1)

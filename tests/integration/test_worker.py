@@ -367,6 +367,110 @@ async def test_a_stale_choice_of_a_dead_processor_is_overridden_by_the_breaker(
     assert (await b.summary())["fallback"] == Total(30, 30 * 1990)
 
 
+FOR_AN_HOUR = (("retry-after", "3600"),)
+
+
+@pytest.mark.parametrize("headers", [(), FOR_AN_HOUR], ids=["429", "429 with Retry-After"])
+async def test_payments_behind_a_processor_that_limits_all_are_paid_by_the_other_one(
+    redis: ArqRedis, redis_server: RedisServer, headers: tuple[tuple[str, str], ...]
+) -> None:
+    settings = replace(FAST, breaker_failures=5, breaker_probe_ms=60_000, retry_cap_ms=3_600_000)
+    async with bench(redis, settings) as b:
+        b.default.script = [Reply(429, headers=headers)] * 1000
+        payments = {await b.accept() for _ in range(100)}
+        async with running_worker(b, redis_server.url):
+            await all_settled(b, 100)
+        assert (await b.summary())["fallback"] == Total(100, 100 * 1990)
+        assert {post["correlationId"] for post in b.fallback.posts} == payments
+        assert len(b.fallback.posts) == 100
+
+
+async def test_while_a_processor_can_not_even_tell_only_what_it_was_sent_waits(
+    redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    settings = replace(FAST, processor_slots=1, breaker_probe_ms=60_000)
+    async with bench(redis, settings) as b:
+        b.default.script = [Reply(429, headers=FOR_AN_HOUR)] * 1000
+        b.default.finds = [Reply(429)] * 10**6
+        for _ in range(100):
+            await b.accept()
+        async with running_worker(b, redis_server.url):
+
+            async def others_are_paid() -> bool:
+                return (await b.summary())["fallback"].count == 99
+
+            await eventually(others_are_paid, what="the others are paid")
+            assert len(b.default.posts) == 1
+            b.default.finds.clear()
+            await all_settled(b, 100)
+        assert (await b.summary())["fallback"] == Total(100, 100 * 1990)
+
+
+async def none_is_open(b: Bench) -> None:
+    async def done() -> bool:
+        return not await b.redis.exists("payments:open")
+
+    await eventually(done, what="every payment is settled or dead")
+
+
+async def test_a_processor_that_refuses_everything_makes_a_handful_of_dead_letters(
+    redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    settings = replace(FAST, breaker_refusals=5, breaker_probe_ms=60_000)
+    async with bench(redis, settings) as b:
+        b.default.script = [Reply(400)] * 1000
+        for _ in range(100):
+            await b.accept()
+        async with running_worker(b, redis_server.url):
+            await none_is_open(b)
+        dead = await redis.zcard("payments:dead")
+        assert dead <= 4
+        assert (await b.summary())["fallback"].count == 100 - dead
+
+
+async def test_where_both_refuse_everything_payments_are_held_until_one_pays_again(
+    redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    settings = replace(FAST, breaker_refusals=5, breaker_probe_ms=50)
+    async with bench(redis, settings) as b:
+        b.default.script, b.fallback.script = [Reply(422)] * 10**6, [Reply(422)] * 10**6
+        for _ in range(50):
+            await b.accept()
+
+        async def were_probed() -> bool:
+            return min(len(b.default.posts), len(b.fallback.posts)) > 20
+
+        async with running_worker(b, redis_server.url):
+            await eventually(were_probed, what="both are probed")
+            b.fallback.script.clear()
+            await none_is_open(b)
+        dead = await redis.zcard("payments:dead")
+        assert dead <= 8
+        assert await b.summary() == {
+            "default": Total(),
+            "fallback": Total(50 - dead, (50 - dead) * 1990),
+        }
+
+
+async def test_payments_that_nobody_takes_hide_no_good_one_and_are_buried(
+    redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    settings = replace(FAST, breaker_refusals=5, breaker_probe_ms=50, processor_slots=1)
+    async with bench(redis, settings) as b:
+        bad = [await b.accept() for _ in range(10)]
+        b.default.refuses = b.fallback.refuses = set(bad)
+        async with running_worker(b, redis_server.url):
+
+            async def is_held() -> bool:
+                return min(len(b.default.posts), len(b.fallback.posts)) > 20
+
+            await eventually(is_held, what="what is left of them is held")
+            await b.accept()
+            await all_settled(b, 1)
+            await none_is_open(b)
+        assert await redis.zcard("payments:dead") == 10
+
+
 def command_environment(b: Bench, url: str) -> dict[str, str]:
     return {
         **os.environ,

@@ -52,6 +52,8 @@ def possible(world: World, seen: Snapshot) -> Iterator[Action]:
         for what, (weight, happen) in world.books.answers(wire).items():
             if world.temper.unwilling and what in ("stays silent", "says 500"):
                 weight *= 3
+            if world.temper.strict and ("429" in what or what == "refuses with 422"):
+                weight *= 12
             yield Action(f"{wire.processor} {what}: {wire.payment}", weight, happen)
     for gate in world.gates:
         yield from _of_gate(world, gate)

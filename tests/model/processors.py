@@ -144,7 +144,7 @@ class Books:
             found["pays it"] = (5, lambda: self.pay(wire))
             found["pays it, and the gateway says 429"] = (
                 1,
-                lambda: self._record_and_end(wire, Ended(429, 5000, healthy=True)),
+                lambda: self._record_and_end(wire, Ended(429, 5000)),
             )
         if self.may_record(wire):
             found["records it and says 500"] = (1, lambda: self._record_and_end(wire, Ended(500)))
@@ -154,7 +154,7 @@ class Books:
             )
         if not wire.recorded:
             found["refuses with 422"] = (1, lambda: self.end(wire, Refused(422)))
-            found["answers 429"] = (1, lambda: self.end(wire, Ended(429, 5000, healthy=True)))
+            found["answers 429"] = (1, lambda: self.end(wire, Ended(429, 5000)))
             found["answers 401"] = (1, lambda: self.end(wire, Ended(401)))
         found["says 500"] = (3, lambda: self.end(wire, Ended(500)))
         return found

@@ -10,6 +10,7 @@ from typing import cast
 from redis.asyncio import Redis
 
 from payswitch.ledger import Ledger, Total
+from payswitch.routing import BreakerState
 from payswitch.selector import PROCESSORS
 from payswitch.tries import parse_open_tries
 from tests.model.processors import Entry
@@ -153,6 +154,10 @@ def count_depth(world: World, seen: Snapshot) -> None:
             world.counts["several tries open"] += 1
         if any(each.ended for each in tries):
             world.counts["an ended try open"] += 1
+    for worker in world.workers:
+        for breaker in worker.dispatcher.router.breakers.values():
+            world.counts["a breaker open"] += breaker.state is not BreakerState.CLOSED
+            world.counts["refusals are held"] += breaker.refusing
 
 
 def heal(world: World) -> None:

@@ -235,6 +235,10 @@ class SteppedRedis:
         """As redis-py's."""
         return self._around.store.client.get(key)
 
+    async def hmget(self, key: str, fields: list[str]) -> Any:
+        """As redis-py's."""
+        return self._around.store.client.hmget(key, fields)
+
     async def zcount(self, key: str, low: float | str, high: float | str) -> Any:
         """As redis-py's."""
         return self._around.store.client.zcount(key, low, high)

@@ -61,9 +61,20 @@ SCHEDULES = [
         "429 closes",
         (
             "worker 1 claims and sends",
-            *("fallback pays it, and the gateway says 429: pay-1", "worker 1 runs"),
+            "fallback pays it, and the gateway says 429: pay-1",
+            *("worker 1: ask fallback for pay-1: unclear", "worker 1 runs"),
             "time passes until something is due",
             *("worker 2 claims and sends", "default pays it: pay-1", "worker 2 runs"),
+        ),
+    ),
+    Schedule(
+        "a refusal is taken for a 404",
+        (
+            "worker 1 claims and sends",
+            "fallback pays it, and the gateway says 429: pay-1",
+            *("worker 1: ask fallback for pay-1: unclear", "worker 1 runs"),
+            *("time passes until something is due", "worker 2 prefers fallback"),
+            *("worker 2 claims and sends", "fallback pays it: pay-1", "worker 2 runs"),
         ),
     ),
     Schedule(

@@ -8,7 +8,7 @@ from typing import cast
 
 from payswitch.claims import Batch, Claims
 from payswitch.dispatcher import Dispatcher
-from payswitch.processors import Ended, NotPaid, Outcome, Unknown
+from payswitch.processors import Ended, Missing, NotPaid, Outcome, Refused, Unknown
 from payswitch.tries import Claim, Findings, LifeOfTry, QuietWatch, Routed, Tries
 from tests.model.stepped import Replacements
 
@@ -80,6 +80,14 @@ class _ClosesOnA429(Dispatcher):
         if isinstance(outcome, Ended) and outcome.status == 429:
             outcome = NotPaid("status 429")
         await super()._conclude(claim, routed, outcome, findings)
+
+
+class _TakesARefusalFor404(Dispatcher):
+    async def _after_refusal(
+        self, claim: Claim, routed: Routed, outcome: Refused, findings: Findings
+    ) -> None:
+        unknown = replace(outcome, finding=Missing())
+        await super()._after_refusal(claim, routed, unknown, findings)
 
 
 class _ClosesOnA404AfterA503(Dispatcher):
@@ -155,11 +163,13 @@ _ONE_PAYMENT: Mapping[str, object] = {
     "purges": False,
     "clock_steps": False,
     "breaker_failures": 1000,
+    "breaker_refusals": 1000,
     "deadline_ms": 24 * 3_600_000,
     "slow_claims": False,
     "orders": False,
     "slower": False,
     "unwilling": False,
+    "strict": False,
     "sluggish": False,
     "hasty": True,
 }
@@ -196,6 +206,12 @@ VARIANTS = [
         steer={"says 500": 4, "stays silent": 3, "records": 0, "loses": 0, "refuses": 0},
     ),
     Protocol("429 closes", dispatcher=_ClosesOnA429, temper=_ONE_PAYMENT, rare=True),
+    Protocol(
+        "a refusal is taken for a 404",
+        dispatcher=_TakesARefusalFor404,
+        temper=_ONE_PAYMENT,
+        rare=True,
+    ),
     Protocol(
         "404 closes at once after 503",
         dispatcher=_ClosesOnA404AfterA503,

@@ -57,6 +57,7 @@ class Temper:
     workers: int = 2
     payments: int = 3
     breaker_failures: int = 1000
+    breaker_refusals: int = 1000
     deadline_ms: int = 24 * 3600 * 1000
     redis_faults: bool = True
     crashes: bool = True
@@ -68,6 +69,8 @@ class Temper:
     """Whether the first worker is mostly frozen, so that others take over from it."""
     unwilling: bool = False
     """Whether processors mostly stay silent or say 500."""
+    strict: bool = False
+    """Whether processors mostly answer 429 or refuse."""
     slow_claims: bool = False
     """Whether a claim's answer is often long on its way."""
     orders: bool = False
@@ -415,7 +418,12 @@ class Worker(Process):
         )
         self.ledger = Ledger(redis, processors=PROCESSORS, retention_ms=10**9)
         breakers = {
-            name: Breaker(slots=8, failures=temper.breaker_failures, probe_ms=1000)
+            name: Breaker(
+                slots=8,
+                failures=temper.breaker_failures,
+                refusals=temper.breaker_refusals,
+                probe_ms=1000,
+            )
             for name in PROCESSORS
         }
         self.dispatcher = protocol.dispatcher(

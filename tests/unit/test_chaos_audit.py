@@ -122,12 +122,12 @@ def leave_an_entry(books: Books) -> Books:
     return replace(books, left={"arq:queue": 0, "payments:open": 1})
 
 
-def die(books: Books) -> Books:
+def die(books: Books, fault: str = "422-unknown") -> Books:
     """The third becomes a dead letter, as it should."""
     books.records["c"] = {"state": "dead", "reason": "refused", "cents": "5"}
     del books.booked["default"]["c"]
     books.ours["default"] = books.theirs["default"] = Total(1, 100)
-    refusal = {"correlationId": "c", "event": "answered", "fault": "422-unknown", "status": 422}
+    refusal = {"correlationId": "c", "event": "answered", "fault": fault, "status": 422}
     return replace(books, dead=frozenset({"c"}), journals={"default": [refusal], "fallback": []})
 
 
@@ -204,11 +204,19 @@ def test_a_difference_counts_in_cents_whatever_its_sign() -> None:
     assert audit(sent(), books).difference_cents == 5
 
 
-def test_a_dead_letter_that_a_processor_refused_is_no_violation() -> None:
-    verdict = audit(sent(), die(right()))
+@pytest.mark.parametrize("fault", ["422-unknown", "400"])
+def test_a_dead_letter_that_a_processor_refused_is_no_violation(fault: str) -> None:
+    verdict = audit(sent(), die(right(), fault))
     assert verdict.holds
     assert verdict.dead_by_reason == {"refused": 1}
-    assert verdict.faults_met == {"422-unknown": 1}
+    assert verdict.faults_met == {fault: 1}
+
+
+@pytest.mark.parametrize("fault", ["422-unknown", "400"])
+def test_a_refused_payment_that_is_paid_in_the_end_is_no_violation(fault: str) -> None:
+    refusal = {"correlationId": "c", "event": "answered", "fault": fault, "status": 400}
+    journals = {"default": [refusal], "fallback": [refusal]}
+    assert audit(sent(), replace(right(), journals=journals)).holds
 
 
 def test_where_nothing_is_accepted_nothing_is_proved() -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from payswitch.chaos.inject import _sum_of
 from payswitch.chaos.plan import GROUPS, KINDS, WARM_UP_S, Scale, is_clean, kinds_of, plan
 
 SCALE = Scale(lease_s=15, max_delay_s=10, workers=3)
@@ -33,6 +34,20 @@ def test_everything_is_over_when_the_time_is(seed: int, seconds: float) -> None:
     for event in plan(seed, seconds, frozenset(KINDS), SCALE):
         assert event.at_s >= WARM_UP_S
         assert event.ends_s <= seconds + 1e-9
+
+
+@given(SEEDS)
+def test_a_processor_that_limits_or_refuses_does_so_to_every_payment(seed: int) -> None:
+    events = plan(seed, 120, frozenset({"limited", "refusing", "answers", "gateway"}), SCALE)
+    for event in events:
+        if event.kind in ("limited", "refusing"):
+            assert list(_sum_of([event]).values()) == [1.0]
+
+
+@given(SEEDS, st.integers(1, 5))
+def test_what_overlaps_is_never_more_than_certain(seed: int, many: int) -> None:
+    events = plan(seed, 60, kinds_of("processor") - {"health"}, SCALE)
+    assert sum(_sum_of(events[:many]).values()) <= 1
 
 
 @given(SEEDS)

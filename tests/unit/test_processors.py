@@ -75,7 +75,7 @@ def test_400_and_422_mean_refused(status: int, content: bytes) -> None:
 def test_429_means_ended_and_how_long_to_wait_and_nothing_against_the_processor(
     ms: int | None,
 ) -> None:
-    assert classify(429, ms, b"") == Ended(429, ms, healthy=True)
+    assert classify(429, ms, b"") == Ended(429, ms)
 
 
 @pytest.mark.parametrize("ms", [None, 5000])
@@ -100,7 +100,7 @@ def test_an_answer_that_may_be_a_gateways_means_unknown_and_how_long_to_wait(
 def test_any_other_complete_answer_means_ended_and_speaks_against_the_processor(
     status: int,
 ) -> None:
-    assert classify(status, 5000, b"anything") == Ended(status, 5000, healthy=False)
+    assert classify(status, 5000, b"anything") == Ended(status, 5000)
 
 
 def test_a_question_that_is_answered_503_is_to_be_asked_again_after_its_pause() -> None:
@@ -497,8 +497,8 @@ async def test_a_payment_has_the_limits_of_payments() -> None:
             Unknown("status 200 with a body that is not JSON"),
         ),
         (httpx.Response(422), Refused(422)),
-        (httpx.Response(429, headers={"Retry-After": "5"}), Ended(429, 5000, healthy=True)),
-        (httpx.Response(429), Ended(429, healthy=True)),
+        (httpx.Response(429, headers={"Retry-After": "5"}), Ended(429, 5000)),
+        (httpx.Response(429), Ended(429)),
         (httpx.Response(503, headers={"Retry-After": "5"}), Unknown("status 503", 5000)),
         (httpx.Response(500), Ended(500)),
         (httpx.Response(504), Unknown("status 504")),

@@ -115,6 +115,34 @@ SAID = {
         ),
         Level.WARNING,
     ),
+    "fallback: circuit breaker open in 1 of 1 workers (status 429, Retry-After 9 s)": (
+        replace(
+            WELL,
+            processes=[
+                replace(
+                    process("worker"),
+                    breakers={"default": "closed", "fallback": "open"},
+                    breaker_reasons={"default": "", "fallback": "status 429, Retry-After 9 s"},
+                ),
+                *(each for each in WELL.processes if each.kind != "worker"),
+            ],
+        ),
+        Level.WARNING,
+    ),
+    "(refuses payments: refused with status 422)": (
+        replace(
+            WELL,
+            processes=[
+                *WELL.processes,
+                replace(
+                    process("worker", 2),
+                    breakers={"default": "open", "fallback": "closed"},
+                    breaker_reasons={"default": "refuses payments: refused with status 422"},
+                ),
+            ],
+        ),
+        Level.ERROR,
+    ),
     "has waited 1 min 1 s": (
         replace(WELL, backlog=1, oldest_accepted_at=NOW - 61_000),
         Level.WARNING,

@@ -9,7 +9,7 @@ from statistics import quantiles
 
 from payswitch.chaos.books import Booked, Books
 from payswitch.chaos.clients import Sent
-from payswitch.chaos.plan import REFUSING_MODE
+from payswitch.chaos.plan import REFUSING_MODES
 
 _NEARLY_ALL = 0.99
 """Of the payments of a run in which nothing but processors is disturbed."""
@@ -201,7 +201,7 @@ def _wrongly_dead(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]
         event["correlationId"]
         for journal in books.journals.values()
         for event in journal
-        if event["fault"] == REFUSING_MODE
+        if event["fault"] in REFUSING_MODES
     }
     dead = {payment for payment, record in books.records.items() if _is(record, "dead")}
     for payment in dead:

@@ -210,12 +210,16 @@ def _processors_of(event: Event) -> Sequence[str]:
 
 
 def _sum_of(events: Sequence[Event]) -> dict[str, float]:
-    """The probabilities of what overlaps, added up and at most 0.9 in all."""
+    """The probabilities of what overlaps, added up and at most 0.9 in all, unless one alone comes
+    to more."""
     total: dict[str, float] = {}
+    most = 0.9
     for event in events:
         modes = event.details.get("modes", {})
         assert isinstance(modes, dict)
+        most = max(most, sum(modes.values()))
         for mode, probability in modes.items():
             total[mode] = total.get(mode, 0.0) + probability
-    excess = max(1.0, sum(total.values()) / 0.9)
-    return {mode: round(probability / excess, 5) for mode, probability in total.items()}
+    excess = max(1.0, sum(total.values()) / most)
+    # Cut off, not rounded: the simulator takes no sum above 1.
+    return {mode: int(probability / excess * 10**5) / 10**5 for mode, probability in total.items()}

@@ -28,8 +28,10 @@ UNCLEAR_MODES = (
     "half-header",
     "drip",
 )
-REFUSING_MODE = "422-unknown"
-"""It makes dead letters by right: the processor says that it will not take the payment."""
+REFUSING_MODES = ("422-unknown", "400")
+"""They make dead letters by right: the processor says that it will not take the payment."""
+LIMITING_MODES = ("429", "429-retry-after", "commit-429")
+"""The last one may come from a gateway whose second attempt met the limit."""
 GATEWAY_MODES = ("gateway-early", "gateway-late", "gateway-commit")
 """A gateway before the processor answers 408, 429, 502, 503 or 504 in its stead."""
 HEALTH_MODES = ("lie", "hang", "429", "wrong-types")
@@ -118,7 +120,12 @@ def _health_mix(choose: random.Random, scale: Scale) -> dict[str, object]:
 
 
 def _refusals(choose: random.Random, scale: Scale) -> dict[str, object]:
-    return {"modes": {REFUSING_MODE: round(choose.uniform(0.002, 0.01), 4)}}
+    return {"modes": {REFUSING_MODES[0]: round(choose.uniform(0.002, 0.01), 4)}}
+
+
+def _all_by_one_of(*modes: str) -> _Choose:
+    """All payments meet the same, so that nothing but the other processor helps."""
+    return lambda choose, scale: {"modes": {choose.choice(modes): 1.0}}
 
 
 def _delay(choose: random.Random, scale: Scale) -> dict[str, object]:
@@ -138,6 +145,12 @@ KINDS: dict[str, Kind] = {
         "processor", 6, _either_processor, _between(3, 9), _mix(*UNCLEAR_MODES, most=6)
     ),
     "gateway": Kind("processor", 8, _either_processor, _between(3, 9), _gateway_mix),
+    "limited": Kind(
+        "processor", 12, _either_processor, _between(2, 6), _all_by_one_of(*LIMITING_MODES)
+    ),
+    "refusing": Kind(
+        "processor", 20, _either_processor, _between(2, 5), _all_by_one_of(*REFUSING_MODES)
+    ),
     "refusals": Kind("processor", 30, _either_processor, _between(2, 5), _refusals),
     "health": Kind("processor", 15, _either_processor, _between(5, 12), _health_mix),
     "kill": Kind("process", 12, _any_process),
