@@ -189,6 +189,8 @@ class Simulator:
     # Payments: a slot, the delay, the outcome.
 
     def _take_slot(self, exchange: Exchange) -> None:
+        if self._faults.silent:
+            return
         if len(self._running) < RUNNING_SLOTS:
             self._begin(exchange)
         elif len(self._waiting) < WAITING_SLOTS:
@@ -319,6 +321,8 @@ class Simulator:
     # Health.
 
     def _ask_health(self, exchange: Exchange) -> None:
+        if self._faults.silent:
+            return
         self._forget_abandoned_health_calls()
         if not self._health_calls and self._windows.take():
             self._report_health(exchange)

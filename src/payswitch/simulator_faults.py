@@ -23,7 +23,9 @@ HUGE_BYTES = 10_000_000
 _PIECE = b"x" * 65_536
 _SLOWEST_LIE_MS = 3000
 _ROUNDING = 1e-9
-_FIELDS = frozenset({"seed", "payments", "health", "lateMs", "laterMs", "goneMs", "journal"})
+_FIELDS = frozenset(
+    {"seed", "payments", "health", "lateMs", "laterMs", "goneMs", "journal", "silent"}
+)
 
 
 class PaymentFault(StrEnum):
@@ -119,7 +121,8 @@ class Faults:
 
     `late_ms` is how long after its commit `commit-late` answers, `later_ms` the range from which
     `close-commit` and `gateway-early` take the time until their commit, `gateway-late` the time
-    until its answer.
+    until its answer. While it is `silent`, neither payments nor questions are answered, and no
+    payment is recorded.
     """
 
     seed: int = 0
@@ -128,6 +131,7 @@ class Faults:
     late_ms: int = 11_000
     later_ms: tuple[int, int] = (200, 8000)
     journal: bool = False
+    silent: bool = False
 
     def document(self) -> dict[str, object]:
         """The setting as the admin call writes it."""
@@ -138,6 +142,7 @@ class Faults:
             "lateMs": self.late_ms,
             "laterMs": self.later_ms,
             "journal": self.journal,
+            "silent": self.silent,
         }
 
 
@@ -154,16 +159,14 @@ def parse_faults(body: bytes | bytearray) -> tuple[Faults, int | None]:
     seed = fields.get("seed", Faults.seed)
     if type(seed) is not int:
         raise ValueError("seed is not a whole number")
-    journal = fields.get("journal", Faults.journal)
-    if not isinstance(journal, bool):
-        raise ValueError("journal is neither true nor false")
     faults = Faults(
         seed,
         _probabilities("payments", fields, PaymentFault),
         _probabilities("health", fields, HealthFault),
         _milliseconds("lateMs", fields.get("lateMs", Faults.late_ms)),
         _range("laterMs", fields.get("laterMs", list(Faults.later_ms))),
-        journal,
+        _truth("journal", fields.get("journal", Faults.journal)),
+        _truth("silent", fields.get("silent", Faults.silent)),
     )
     gone_ms = _milliseconds("goneMs", fields["goneMs"]) if "goneMs" in fields else None
     return faults, gone_ms
@@ -183,6 +186,12 @@ def _probabilities(group: str, fields: Mapping[str, Any], modes: type[_Mode]) ->
         raise ValueError(f"{group}: the probabilities come to more than 1")
     # In the modes' own order: the order in the call must not change what a seed means.
     return {mode: given[mode] for mode in modes if given.get(mode)}
+
+
+def _truth(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is neither true nor false")
+    return value
 
 
 def _milliseconds(name: str, value: object) -> int:

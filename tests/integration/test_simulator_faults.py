@@ -427,6 +427,7 @@ async def test_a_setting_replaces_the_whole_of_the_one_before(processor: Process
         "lateMs": 5,
         "laterMs": [1, 2],
         "journal": True,
+        "silent": False,
     }
     nothing = {
         "seed": 0,
@@ -435,6 +436,7 @@ async def test_a_setting_replaces_the_whole_of_the_one_before(processor: Process
         "lateMs": 11_000,
         "laterMs": [200, 8000],
         "journal": False,
+        "silent": False,
     }
     first = await processor.administer("PUT", FAULTS, setting)
     assert first.json() == {"config": "faults", "was": nothing, "is": setting}
@@ -463,7 +465,24 @@ async def test_a_malformed_call_changes_nothing(processor: Processor, body: obje
     assert len(await lines(processor, "/journal")) == 2
 
 
-# Gone and back.
+# Silent, or gone, and back.
+
+
+async def test_a_silent_processor_answers_nothing_and_records_nothing(
+    processor: Processor,
+) -> None:
+    await processor.administer("PUT", FAULTS, {"silent": True})
+    wires = [await processor.wire() for _ in range(3)]
+    for wire, path in zip(
+        wires, (b"", b"/" + str(uuid4()).encode(), b"/service-health"), strict=True
+    ):
+        await wire.send(b"GET /payments%b HTTP/1.1\r\nhost: x\r\n\r\n" % path if path else post())
+    for wire in wires:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(wire.answer(), 0.1)
+    await processor.administer("PUT", FAULTS, {})
+    assert (await processor.pay()).status_code == 200
+    assert len(processor.simulator.book) == 1
 
 
 async def test_a_processor_that_is_gone_refuses_connections_and_comes_back(

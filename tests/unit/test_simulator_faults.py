@@ -45,6 +45,7 @@ CALLS = st.fixed_dictionaries(
         "lateMs": st.integers(0, 10**6),
         "laterMs": st.lists(st.integers(0, 10**6), min_size=2, max_size=2).map(sorted),
         "journal": st.booleans(),
+        "silent": st.booleans(),
     },
 )
 
@@ -65,6 +66,7 @@ def test_a_call_without_fields_is_all_faults_off() -> None:
         "lateMs": 11_000,
         "laterMs": (200, 8000),
         "journal": False,
+        "silent": False,
     }
 
 
@@ -131,6 +133,7 @@ def test_probabilities_may_come_to_one_in_spite_of_binary_fractions() -> None:
         (b'{"goneMs":-1}', "goneMs"),
         (b'{"goneMs":null}', "goneMs"),
         (b'{"journal":1}', "journal"),
+        (b'{"silent":1}', "silent"),
     ],
 )
 def test_a_malformed_call_is_refused_with_what_is_wrong(body: bytes, told: str) -> None:

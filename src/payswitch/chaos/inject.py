@@ -123,6 +123,7 @@ class Injector:
             "lateMs": int(limit_ms + _LATE_ANSWER_S * 1000),
             "laterMs": [_SOONEST_MS, int(limit_ms * _SURVIVES_SHARE)],
             "journal": True,
+            "silent": any(event.kind == "silent" for event in events),
         }
         if gone_ms:
             faults["goneMs"] = gone_ms

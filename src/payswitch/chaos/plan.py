@@ -141,6 +141,7 @@ KINDS: dict[str, Kind] = {
     "failing": Kind("clean", 20, _either_processor, _between(2, 8)),
     "busy": Kind("clean", 15, _either_processor, _between(2, 6), _mix(*CLEAN_MODES, most=2)),
     "gone": Kind("processor", 25, _either_processor, _between(1, 5)),
+    "silent": Kind("processor", 30, _either_processor, _between(4, 12)),
     "answers": Kind(
         "processor", 6, _either_processor, _between(3, 9), _mix(*UNCLEAR_MODES, most=6)
     ),
