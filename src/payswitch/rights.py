@@ -48,7 +48,7 @@ NEEDS: Mapping[str, str] = {
     "payments:open": "ZADD ZREM ZRANGE ZSCORE ZMSCORE ZSCAN ZCARD ZCOUNT TYPE UNLINK",
     "payments:in-flight": "ZADD ZREM ZCARD ZCOUNT TYPE UNLINK",
     "payments:dead": "ZADD ZREM ZRANGE ZREVRANGE ZRANK ZSCORE ZMSCORE ZSCAN ZCARD TYPE UNLINK",
-    "payments:waiting:default": "ZADD ZREM ZRANGE ZCARD ZPOPMIN UNLINK",
+    "payments:waiting:default": "ZADD ZREM ZRANGE ZRANK ZCARD ZPOPMIN UNLINK",
     "payments:incidents": "RPUSH LTRIM LRANGE LLEN TYPE UNLINK",
     "payments:generation": "GET INCR",
     "payments:token": "INCR",

@@ -31,6 +31,9 @@ _WOKEN_BY_ONE = 4
 """So many are woken by each that gets on: where most can, all soon do, and where few can, few are
 claimed in vain."""
 
+WAITING_KEY = "payments:waiting:{}"
+"""Of a processor: who waits for it."""
+
 LifeOfTry = tuple[str, int, int]
 """Generation, instant of acceptance and number of a try."""
 

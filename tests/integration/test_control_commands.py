@@ -247,11 +247,27 @@ async def test_a_pinned_payment_tells_to_whom(b: Bench, payswitch: Payswitch) ->
     ]
 
 
+async def test_who_waits_for_a_processor_tells_for_whom_and_behind_how_many(
+    b: Bench, payswitch: Payswitch
+) -> None:
+    payments = [await b.accept() for _ in range(3)]
+    b.default.script = [Reply(hang_up=True)] * 3
+    b.default.finds = [Reply(503)] * 3
+    for payment in payments * 2:
+        await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    shown = pairs((await payswitch("payment", payments[2])).out)
+    assert shown["next"].startswith("a try from 2")
+    assert shown["next"].endswith("on, sooner once default answers; 2 wait for it before this one")
+    document = (await payswitch("payment", payments[0], "--json")).json()
+    assert document["waitsFor"] == "default"
+
+
 async def test_a_settled_payment_tells_who_paid_it(b: Bench, payswitch: Payswitch) -> None:
     payment = await b.accept()
     await b.dispatch_until_done(payment)
     document = (await payswitch("payment", payment, "--json")).json()
     assert (document["state"], document["dueAt"]) == ("settled", None)
+    assert document["waitsFor"] is None
     assert {event["what"] for event in document["history"]} == {
         "accepted",
         "requested from default",

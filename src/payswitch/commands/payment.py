@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import click
+from redis.asyncio import Redis
 
 from payswitch.cli import fail, read_settings
 from payswitch.commands.arguments import parse_id
@@ -20,6 +21,7 @@ from payswitch.printable import printable
 from payswitch.queue import QUEUE
 from payswitch.reconcile import Incident, read_incidents
 from payswitch.settings import Settings
+from payswitch.tries import WAITING_KEY
 
 _Event = tuple[int, str]
 """When (ms since the epoch by Redis' clock) and what."""
@@ -44,6 +46,7 @@ async def _payment(settings: Settings, correlation_id: str, *, as_json: bool) ->
         record = await DeadLetters(redis).find(correlation_id)
         due = await redis.zscore(QUEUE, correlation_id)
         paused = await Controls(redis).paused()
+        ahead = await _ahead(redis, record)
         incidents = [
             each for each in await read_incidents(redis) if each.correlation_id == correlation_id
         ]
@@ -56,20 +59,33 @@ async def _payment(settings: Settings, correlation_id: str, *, as_json: bool) ->
         due_at = int(min(max(due, 0), LATEST_MS))
     events = _history(record, incidents)
     if as_json:
-        print_json(_as_json(record, due_at, paused, events))
+        print_json(_as_json(record, due_at, ahead, paused, events))
         return 0
-    print_pairs({**in_words(record), "next": _next(due_at, paused)})
+    print_pairs({**in_words(record), "next": _next(record, due_at, ahead, paused)})
     click.echo("\nhistory")
     for at, what in events:
         click.echo(f"{format_instant(at)}  {printable(what)}")
     return 0
 
 
-def _next(due_at: int | None, paused: Order | None) -> str | None:
+async def _ahead(redis: Redis, record: FullRecord | Unreadable | None) -> int | None:
+    """How many wait for the same processor before it; None where it doesn't wait for one."""
+    if not isinstance(record, FullRecord) or record.processor is None or record.state != "queued":
+        return None
+    rank = await redis.zrank(WAITING_KEY.format(record.processor), record.correlation_id)
+    return None if rank is None else int(rank)
+
+
+def _next(
+    record: FullRecord, due_at: int | None, ahead: int | None, paused: Order | None
+) -> str | None:
     if due_at is None:
         return None
     if paused is None:
-        return f"a try from {format_instant(due_at)} on"
+        at = f"a try from {format_instant(due_at)} on"
+        if ahead is None:
+            return at
+        return f"{at}, sooner once {record.processor} answers; {ahead} wait for it before this one"
     until = "payswitch resume" if paused.until_ms is None else format_instant(paused.until_ms)
     return f"nothing until {until}: paused by {paused.by}"
 
@@ -100,11 +116,16 @@ def _history(record: FullRecord, incidents: list[Incident]) -> list[_Event]:
 
 
 def _as_json(
-    record: FullRecord, due_at: int | None, paused: Order | None, events: list[_Event]
+    record: FullRecord,
+    due_at: int | None,
+    ahead: int | None,
+    paused: Order | None,
+    events: list[_Event],
 ) -> dict[str, Any]:
     return {
         **record_as_json(record),
         "dueAt": None if due_at is None else format_instant(due_at),
+        "waitsFor": None if ahead is None else record.processor,
         "paused": paused is not None,
         "history": [{"at": format_instant(at), "what": what} for at, what in events],
     }
