@@ -135,7 +135,7 @@ class Breaker:
 
     def _open(self, now: float, reason: str) -> None:
         self.state = BreakerState.OPEN
-        self.refusing = self.refusing or self._refuses_most
+        self.refusing = self._refuses_most
         self.reason = reason or self.reason
         self._probe_at = now + self._probe_ms
 
