@@ -462,7 +462,7 @@ class Dispatcher:
 def _log_change(processor: str, breaker: Breaker, was: BreakerState, *, was_refusing: bool) -> None:
     if breaker.refusing and not was_refusing:
         logger.error(
-            "%(processor)s refuses nearly all payments, so they are held or go elsewhere instead "
+            "%(processor)s refuses most payments, so they are held or go elsewhere instead "
             "of becoming dead letters: %(reason)s",
             {"processor": processor, "reason": breaker.reason},
         )

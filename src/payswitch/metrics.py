@@ -165,8 +165,7 @@ BREAKER = Definition(
 REFUSING = Definition(
     "payswitch_breaker_refusing",
     "gauge",
-    "1 while this worker's circuit breaker is open because the processor refuses nearly all "
-    "payments.",
+    "1 while this worker's circuit breaker is open because the processor refuses most payments.",
     ("processor",),
 )
 CALLS_IN_FLIGHT = Definition(

@@ -42,7 +42,7 @@ REFUSES = "refuses payments"
 class Breaker:
     """The circuit breaker and the slots of one processor in one worker. Times are boot time, ms.
 
-    Of a few payments that are refused the payments are at fault, of nearly all the processor is:
+    Of a few payments that are refused the payments are at fault, of most the processor is:
     at `refusals` among the last twice as many it opens and is `refusing` until a success.
     """
 
@@ -136,7 +136,7 @@ class Breaker:
 
     def _open(self, now: float, reason: str) -> None:
         self.state = BreakerState.OPEN
-        self.refusing = self.refusing or self._refuses_most
+        self.refusing = self._refuses_most
         self.reason = reason or self.reason
         self._probe_at = now + self._probe_ms
 

@@ -502,7 +502,7 @@ async def test_what_is_refused_is_held_once_too_many_are(
     assert [(await b.record(payment)).state for payment in payments] == ["dead", "dead", "queued"]
     [said] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert said.getMessage() == (
-        "default refuses nearly all payments, so they are held or go elsewhere instead of becoming "
+        "default refuses most payments, so they are held or go elsewhere instead of becoming "
         "dead letters: refused with status 422"
     )
     assert await b.field(payments[2], "open") == ""

@@ -276,7 +276,7 @@ async def test_failures_open_the_breaker_that_a_worker_shows(one_worker: Worker)
     assert (await one_worker.value("payswitch_processor_call_seconds_count", **ended) or 0) >= 5
 
 
-async def test_a_worker_shows_a_processor_that_refuses_nearly_all(one_worker: Worker) -> None:
+async def test_a_worker_shows_a_processor_that_refuses_most(one_worker: Worker) -> None:
     one_worker.bench.default.script = [Reply(422)] * 1000
     for _ in range(8):
         await one_worker.bench.accept()
