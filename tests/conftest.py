@@ -17,9 +17,10 @@ for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         os.environ.pop(each, None)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes (`pytest -n`), let one run all tests that share a module's fixture, so
-    that what it starts is started once."""
+    that what it starts is started once. xdist reads the marks in its own such hook."""
     for item in items:
         if isinstance(item, pytest.Function):
             fixtures = item._fixtureinfo.name2fixturedefs.values()
