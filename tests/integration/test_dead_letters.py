@@ -134,8 +134,8 @@ async def read_job(redis: ArqRedis, payment: str) -> tuple[object, ...]:
 
 async def make_many(b: Bench, count: int) -> list[str]:
     payments = await asyncio.gather(*(b.accept() for _ in range(count)))
-    for claim in await b.claim(limit=count):
-        await b.dispatcher.dispatch(replace(claim, overdue=True))
+    claims = await b.claim(limit=count)
+    await asyncio.gather(*(b.dispatcher.dispatch(replace(each, overdue=True)) for each in claims))
     assert await DeadLetters(b.redis).count() == count
     return list(payments)
 
