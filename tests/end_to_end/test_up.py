@@ -145,19 +145,10 @@ async def test_a_killed_part_is_started_again_and_no_payment_is_lost(
     assert f"{part} was ended by SIGKILL; starts again in 0.2 s" in system.output
 
 
-def named(system: System) -> dict[str, str]:
-    """Variables by which another system uses this one's Redis and processors."""
-    return {
-        "REDIS_URL": system.redis_url,
-        "PAYMENT_PROCESSOR_URL_DEFAULT": system.default_url,
-        "PAYMENT_PROCESSOR_URL_FALLBACK": system.fallback_url,
-    }
-
-
 async def test_a_stop_before_all_is_ready_leaves_no_process(
     system: System, start_system: StartSystem
 ) -> None:
-    other = start_system("--workers=1", wait=False, **named(system))
+    other = start_system("--workers=1", wait=False, **system.named)
 
     async def has_begun() -> bool:
         return re.search(r"^ingress\S* +\| ", other.output, re.MULTILINE) is not None
@@ -312,7 +303,7 @@ def test_what_no_redis_here_reads_is_one_line_and_nothing_runs(tmp_path: Path) -
 async def test_what_the_environment_names_is_not_started(
     system: System, start_system: StartSystem
 ) -> None:
-    other = start_system("--workers=1", **named(system))
+    other = start_system("--workers=1", **system.named)
     assert list(other.pids()) == [*ENDPOINT, "worker-1", "health"]
     assert "export" not in other.output
     assert re.search(rf"^  redis +{system.redis_url} +- +from REDIS_URL$", other.output, re.M)
@@ -331,7 +322,7 @@ def test_it_stops_when_nobody_reads_it_any_longer(system: System, tmp_path: Path
     supervisor = subprocess.Popen(
         [*UP, *ports.options(), f"--state={tmp_path}", "--workers=1"],
         stdout=subprocess.PIPE,
-        env=clean_environment(named(system)),
+        env=clean_environment(system.named),
     )
     assert supervisor.stdout is not None
     assert supervisor.stdout.readline()

@@ -13,6 +13,7 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.redis_client import connect
+from tests.integration.command import stop_forking
 from tests.support import RedisServer
 
 
@@ -21,6 +22,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"shared_redis", "own_redis"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.store)
+
+
+def pytest_sessionfinish() -> None:
+    """Leave no process behind."""
+    stop_forking()
 
 
 @pytest.fixture(scope="session")
