@@ -23,7 +23,7 @@ check: lint
 test: lint
 	$(BIN)/pytest -n 4 -m "not long" $(ARGS)
 
-test-long: $(STAMP)
+test-long: $(BENCH_STAMP)
 	$(BIN)/pytest -n 2 -m long $(ARGS)
 
 # Breaks the system on purpose and audits every payment: make chaos ARGS='--seed 7 --minutes 2'
@@ -68,7 +68,7 @@ lock:
 	    --no-emit-index-url --python-version 3.11 --extra dev --extra bench pyproject.toml -o bench/requirements.lock
 	rm -rf $(VENV)-lock
 
-# What the benches compare with comes on top.
+# What the benches compare with and the soaks use comes on top.
 $(BENCH_STAMP): bench/requirements.lock $(STAMP)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r bench/requirements.lock
 	@touch $(BENCH_STAMP)

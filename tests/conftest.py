@@ -6,8 +6,6 @@ import gc
 import os
 import signal
 
-import pytest
-
 # A background job of a shell ignores SIGINT, and so would what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -15,16 +13,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
     for each in (name, name.lower()):
         os.environ.pop(each, None)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes (`pytest -n`), let one run all tests that share a module's fixture, so
-    that what it starts is started once."""
-    for item in items:
-        if isinstance(item, pytest.Function):
-            fixtures = item._fixtureinfo.name2fixturedefs.values()
-            if any(fixture.scope == "module" for [*_, fixture] in fixtures):
-                item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
 def pytest_collection_finish() -> None:

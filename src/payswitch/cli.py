@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import uvloop
@@ -22,10 +22,11 @@ from payswitch.metrics_folder import leave_that_of_others, shared_by_processes
 from payswitch.open_files import allow_many_open_files
 from payswitch.priority import yield_to_others
 from payswitch.reasons import reason
-from payswitch.redis_client import connect
-from payswitch.resilient_worker import ResilientWorker, run_worker
 from payswitch.settings import Settings, SettingsError
 from payswitch.start_error import StartError
+
+if TYPE_CHECKING:
+    from payswitch.resilient_worker import ResilientWorker
 
 logger = logging.getLogger(__name__)
 
@@ -272,6 +273,7 @@ def health() -> None:
     """
     settings = read_settings("health")
     _check_workers(settings)
+    from payswitch.resilient_worker import ResilientWorker
     from workers.health import WorkerSettings
 
     _run(ResilientWorker, WorkerSettings, settings)
@@ -290,6 +292,8 @@ def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: S
     if settings.workers_yield == "on":
         yield_to_others()
     from payswitch.metrics_server import check_address
+    from payswitch.redis_client import connect
+    from payswitch.resilient_worker import run_worker
 
     try:
         check_address(settings.metrics_host, settings.metrics_port)

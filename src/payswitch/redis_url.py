@@ -7,9 +7,6 @@ import re
 from collections.abc import Mapping
 from urllib.parse import parse_qs, urlsplit
 
-from redis.asyncio import ConnectionPool, SSLConnection
-from redis.asyncio.connection import AbstractConnection
-
 REDIS_URL = "a URL with redis:// or rediss:// or unix://"
 
 _SWITCH = r"(?i)true|false|yes|no|1|0", "true or false"
@@ -76,8 +73,8 @@ def parse_redis_url(text: str) -> str:
         _check_option(parts.scheme, name, values)
     if ("ssl_certfile" in options) != ("ssl_keyfile" in options):
         raise RedisUrlError("the options ssl_certfile and ssl_keyfile go together")
-    pool = ConnectionPool.from_url(text, **tls_defaults(text))
-    _check_tls(pool.make_connection())  # type: ignore[no-untyped-call]
+    if parts.scheme == "rediss":
+        _check_tls(text)
     return text
 
 
@@ -106,10 +103,13 @@ def _check_option(scheme: str, name: str, values: list[str]) -> None:
         raise RedisUrlError(f"the option {name} names no file that can be read")
 
 
-def _check_tls(connection: AbstractConnection) -> None:
+def _check_tls(text: str) -> None:
     """Read the certificates. Nothing is connected."""
-    if not isinstance(connection, SSLConnection):
-        return
+    from redis.asyncio import ConnectionPool, SSLConnection
+
+    pool = ConnectionPool.from_url(text, **tls_defaults(text))
+    connection = pool.make_connection()  # type: ignore[no-untyped-call]
+    assert isinstance(connection, SSLConnection)
     try:
         connection.ssl_context.get()
     except (OSError, TypeError, ValueError) as error:

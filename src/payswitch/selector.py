@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import orjson
 from redis.asyncio import Redis
 
 from payswitch import scripts
 from payswitch.instants import format_instant
-from payswitch.processors import Report
+
+if TYPE_CHECKING:
+    from payswitch.processors import Report
 
 DEFAULT = "default"
 FALLBACK = "fallback"

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import jsonschema_rs
 import redis
 
 from payswitch.machine import find_haproxy
@@ -72,24 +73,39 @@ def operations() -> list[Operation]:
 
 
 class Contract:
-    """The document as Schemathesis reads it."""
+    """The document as what responses are measured by."""
 
     def __init__(self) -> None:
-        import schemathesis
-        from schemathesis.specs.openapi import checks
-
-        self._schema = schemathesis.openapi.from_dict(document())
-        self._checks: list[Any] = [
-            checks.status_code_conformance,
-            checks.content_type_conformance,
-            checks.response_headers_conformance,
-            checks.response_schema_conformance,
-        ]
+        self._whole = document()
 
     def demand(self, operation: Operation, response: httpx.Response) -> None:
         """Fail where the document does not describe this response."""
-        case = self._schema[operation.path][operation.method].Case(path_parameters={"id": "1"})
-        case.validate_response(response, checks=self._checks)
+        methods = self._whole["paths"][operation.path]
+        responses = methods[operation.method.lower()]["responses"]
+        described = self._resolved(responses[str(response.status_code)])
+        for name, each in described.get("headers", {}).items():
+            header = self._resolved(each)
+            if header.get("required") or name in response.headers:
+                value = response.headers[name]
+                self._validate(header["schema"], int(value) if value.isdecimal() else value)
+        content = described.get("content")
+        if content is None:
+            assert response.content == b""
+            return
+        media_type = response.headers["content-type"].partition(";")[0]
+        body = response.json() if media_type.endswith("json") else response.text
+        self._validate(content[media_type]["schema"], body)
+
+    def _resolved(self, described: dict[str, Any]) -> dict[str, Any]:
+        if "$ref" not in described:
+            return described
+        _, _, kind, name = described["$ref"].split("/")
+        resolved: dict[str, Any] = self._whole["components"][kind][name]
+        return resolved
+
+    def _validate(self, schema: dict[str, Any], value: Any) -> None:
+        whole = {**schema, "components": self._whole["components"]}
+        jsonschema_rs.validate(whole, value, validate_formats=True)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -115,6 +116,15 @@ class System:
             assert self.supervisor.poll() is None, self.output
             assert monotonic() < deadline, self.output
             sleep(0.02)
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Variables by which another system uses this one's Redis and processors."""
+        return {
+            "REDIS_URL": self.redis_url,
+            "PAYMENT_PROCESSOR_URL_DEFAULT": self.default_url,
+            "PAYMENT_PROCESSOR_URL_FALLBACK": self.fallback_url,
+        }
 
     @property
     def output(self) -> str:

@@ -45,26 +45,28 @@ def verdict(folder: Path, seed: int) -> dict[str, Any]:
     return document
 
 
-def assert_holds(run: subprocess.CompletedProcess[str], folder: Path, seed: int) -> dict[str, Any]:
+def assert_holds(
+    run: subprocess.CompletedProcess[str], folder: Path, seed: int, *, least: int = 500
+) -> dict[str, Any]:
     """No violation, and enough went on for that to mean something."""
     assert run.returncode == 0, run.stdout + run.stderr
     found = verdict(folder, seed)
     assert found["holds"], found
     assert (found["lost"], found["double"], found["differenceCents"]) == (0, 0, 0)
-    assert found["accepted"] > 500, found
+    assert found["accepted"] > least, found
     assert (folder / f"seed-{seed}" / "timeline.png").read_bytes().startswith(b"\x89PNG")
     return found
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("minutes", [0.2, pytest.param(0.5, marks=pytest.mark.long)])
+@pytest.mark.parametrize("minutes", [0.15, pytest.param(0.5, marks=pytest.mark.long)])
 def test_some_seconds_of_everything_break_no_promise(tmp_path: Path, minutes: float) -> None:
     run = chaos(
         tmp_path,
-        *("--seed=11", f"--minutes={minutes}", "--rate=100", f"--faults={EVERYTHING}"),
+        *("--seed=11", f"--minutes={minutes}", "--rate=60", f"--faults={EVERYTHING}"),
         environment=QUICK,
     )
-    found = assert_holds(run, tmp_path, 11)
+    found = assert_holds(run, tmp_path, 11, least=200)
     assert {event["kind"] for event in found["plan"]} > {"freeze", "kill", "redis-kill", "answers"}
     assert "holds" in run.stdout
 

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from payswitch.controls import Controls
+from payswitch.controls import IN_FLIGHT_KEY, Controls
 from payswitch.machine import Port
 from payswitch.redis_client import connect
 from tests.documented import PAID, REPOSITORY, SCENES, Command, commands
@@ -70,9 +70,7 @@ class Shell:
             {
                 "PATH": path,
                 "COLUMNS": "140",
-                "REDIS_URL": system.redis_url,
-                "PAYMENT_PROCESSOR_URL_DEFAULT": system.default_url,
-                "PAYMENT_PROCESSOR_URL_FALLBACK": system.fallback_url,
+                **system.named,
             }
         )
         for name in ("haproxy.cfg", "deploy"):
@@ -160,8 +158,14 @@ async def set_the_scene(system: System, scene: str) -> None:
     controls = Controls(redis)
     await controls.resume()
     await controls.select_automatically()
-    await redis.aclose(close_connection_pool=True)
     await configure(system, failure=False, delay=0, faults=None)
+
+    async def none_is_in_flight() -> bool:
+        return not await redis.zcard(IN_FLIGHT_KEY)
+
+    # A processor records after its delay, and after a purge, what it has been sent before.
+    await eventually(none_is_in_flight, what="what another page left is paid")
+    await redis.aclose(close_connection_pool=True)
     async with httpx.AsyncClient(timeout=SLACK_S, headers=TOKEN) as http:
         for url in (system.default_url, system.fallback_url):
             await http.post(f"{url}/admin/purge-payments")

@@ -70,13 +70,7 @@ def scraped(system: System) -> dict[str, str]:
         is_known = "payswitch_fees{" in text and "reconcile_differences 0" in text
         return is_known and sum(totals) == PAYMENTS
 
-    environment = clean_environment(
-        {
-            "REDIS_URL": system.redis_url,
-            "PAYMENT_PROCESSOR_URL_DEFAULT": system.default_url,
-            "PAYMENT_PROCESSOR_URL_FALLBACK": system.fallback_url,
-        }
-    )
+    environment = clean_environment(system.named)
     asyncio.run(pay())
     return scrape(system)
 
@@ -201,8 +195,10 @@ def test_the_banner_says_where_the_metrics_are(system: System) -> None:
             assert re.search(rf"^  {name} .* http://localhost:{port}/metrics$", system.output, re.M)
 
 
-def test_a_setting_turns_them_off_but_for_the_ingress(start_system: StartSystem) -> None:
-    system = start_system("--workers=1", PAYSWITCH_METRICS_PORT="0")
+def test_a_setting_turns_them_off_but_for_the_ingress(
+    system: System, start_system: StartSystem
+) -> None:
+    system = start_system("--workers=1", PAYSWITCH_METRICS_PORT="0", **system.named)
     assert {name.partition("-")[0] for name in targets(system)} == {"ingress"}
     assert system.stop() == 0
     assert not (system.state / FILE).exists()

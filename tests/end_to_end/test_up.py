@@ -6,10 +6,9 @@ import contextlib
 import io
 import os
 import re
-import signal
 import socket
 import subprocess
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from payswitch.local_system import LocalSystem, Options
-from payswitch.machine import bundled_redis
+from payswitch.machine import bundled_redis, find_redis
 from payswitch.screen import LONGEST_LINE, LineSplitter, is_colored
 from tests.end_to_end.conftest import StartSystem
 from tests.end_to_end.harness import (
@@ -146,55 +145,17 @@ async def test_a_killed_part_is_started_again_and_no_payment_is_lost(
     assert f"{part} was ended by SIGKILL; starts again in 0.2 s" in system.output
 
 
-@pytest.fixture
-def hang_ups_are_heard() -> Iterator[None]:
-    """Under nohup SIGHUP is ignored, by what a test starts as well; a handler isn't inherited."""
-    before = signal.signal(signal.SIGHUP, lambda *_: None)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("hang_ups_are_heard")
-def test_a_terminal_that_closes_stops_it(start_system: StartSystem) -> None:
-    """As SIGTERM and SIGINT do in other tests; `System.stop` looks for what is left."""
-    system = start_system("--workers=1")
-    assert {pid for pid, _ in system.family()} > {system.supervisor.pid, *system.pids().values()}
-    assert system.stop(signal.SIGHUP) == 0
-    assert "killed" not in system.output
-
-
-async def test_a_stop_before_all_is_ready_leaves_no_process(start_system: StartSystem) -> None:
-    system = start_system(wait=False)
+async def test_a_stop_before_all_is_ready_leaves_no_process(
+    system: System, start_system: StartSystem
+) -> None:
+    other = start_system("--workers=1", wait=False, **system.named)
 
     async def has_begun() -> bool:
-        return re.search(r"^ingress\S* +\| ", system.output, re.MULTILINE) is not None
+        return re.search(r"^ingress\S* +\| ", other.output, re.MULTILINE) is not None
 
     await eventually(has_begun, what="an ingress begins")
-    assert system.stop() == 0
-    assert "is ready" not in system.output
-
-
-async def test_a_second_signal_kills_what_does_not_stop(start_system: StartSystem) -> None:
-    system = start_system("--workers=1")
-    system.kill("worker-1", signal.SIGSTOP)
-    system.supervisor.send_signal(signal.SIGINT)
-
-    async def is_stopping() -> bool:
-        return "stopping" in system.output and not await system.is_ready()
-
-    await eventually(is_stopping, what="the stop has begun")
-    assert system.supervisor.poll() is None
-    assert system.stop(signal.SIGINT) == 0
-
-
-@pytest.mark.parametrize("options", [["--no-haproxy"], *([[]] if HAS_HAPROXY else [])], ids=str)
-async def test_a_killed_supervisor_leaves_no_process(
-    start_system: StartSystem, options: list[str]
-) -> None:
-    system = start_system("--workers=1", *options)
-    family = system.family()
-    system.supervisor.kill()
-    await gone(family)
+    assert other.stop() == 0
+    assert "is ready" not in other.output
 
 
 @pytest.mark.parametrize(
@@ -244,42 +205,55 @@ async def test_a_part_that_never_starts_ends_it_with_one_line(
     assert not any(map(is_taken, system.ports))
 
 
-async def test_a_restart_goes_on_where_it_stopped_unless_it_is_fresh(
+async def test_a_stop_lets_the_workers_finish_what_is_in_flight_and_a_restart_goes_on(
     start_system: StartSystem,
 ) -> None:
     first = start_system("--workers=1")
-    payment = await first.pay(700)
-    await first.settled(payment)
-    first.stop()
-    second = start_system("--workers=1", state=first.state)
-    await second.settled(payment)
-    assert await total(second) == (1, 700)
-    second.stop()
-    (first.state / "redis" / "mine.txt").touch()
-    third = start_system("--workers=1", "--fresh", state=first.state)
-    assert await total(third) == (0, 0)
-    assert (first.state / "redis" / "mine.txt").exists()
-
-
-async def test_a_stop_lets_the_workers_finish_what_is_in_flight(start_system: StartSystem) -> None:
-    system = start_system("--workers=1")
-    async with client(system.default_url) as default:
+    async with client(first.default_url) as default:
         await default.put(
             "/admin/configurations/delay", json={"delay": 1500}, headers={"X-Rinha-Token": "123"}
         )
-    payment = await system.pay(900)
+    payment = await first.pay(900)
 
     async def is_in_flight() -> bool:
-        return await system.state_of(payment) == "processing"
+        return await first.state_of(payment) == "processing"
 
     await eventually(is_in_flight, what="a worker has the payment")
-    assert system.stop() == 0
-    assert "killed" not in system.output
-    server = RedisServer(system.state / "redis")
+    assert first.stop() == 0
+    assert "killed" not in first.output
+    server = RedisServer(first.state / "redis")
     server.start()
     async with Redis.from_url(server.url) as redis:
         assert await cast(Awaitable[Any], redis.hget(f"payment:{payment}", "state")) == b"settled"
     server.kill()
+    second = start_system("--workers=1", state=first.state)
+    assert await total(second) == (1, 900)
+    await kill_the_supervisor(second)
+
+
+async def test_a_fresh_start_forgets_the_payments_alone(
+    start_system: StartSystem, tmp_path: Path
+) -> None:
+    kept = tmp_path / "redis"
+    kept.mkdir()
+    server = RedisServer(kept)
+    server.start()
+    async with Redis.from_url(server.url) as redis:
+        await redis.set("of a payment", 1)
+    server.kill()
+    (kept / "mine.txt").touch()
+    system = start_system("--workers=1", "--no-haproxy", "--fresh", state=tmp_path)
+    async with Redis.from_url(system.redis_url) as redis:
+        assert not await redis.exists("of a payment")
+    assert (kept / "mine.txt").exists()
+    await kill_the_supervisor(system)
+
+
+async def kill_the_supervisor(system: System) -> None:
+    """No process is left after this, as after any end."""
+    family = system.family()
+    system.supervisor.kill()
+    await gone(family)
 
 
 def test_a_state_in_use_is_not_shared(system: System) -> None:
@@ -288,13 +262,20 @@ def test_a_state_in_use_is_not_shared(system: System) -> None:
     assert ended.stderr == f"payswitch: another `payswitch up` is using {system.state}\n"
 
 
-async def test_without_haproxy_and_redis_granian_and_the_wheels_redis_serve(
-    start_system: StartSystem, tmp_path: Path
-) -> None:
-    system = start_system("--no-haproxy", "--workers=1", PATH=str(tmp_path))
+@pytest.fixture
+def bare(system: System, start_system: StartSystem, tmp_path: Path) -> System:
+    """A system on a machine that has neither HAProxy nor Redis, as this one may be."""
+    if find_redis() == bundled_redis() and not HAS_HAPROXY:
+        return system
+    return start_system("--no-haproxy", PATH=str(tmp_path))
+
+
+async def test_without_haproxy_and_redis_granian_and_the_wheels_redis_serve(bare: System) -> None:
+    system, before = bare, await total(bare)
     assert os.readlink(f"/proc/{system.pids()['redis']}/exe") == bundled_redis()
-    assert list(system.pids()) == ["ingress", "worker-1", "health", "default", "fallback", "redis"]
-    assert "without HAProxy, Granian serves it with two processes" in system.output
+    others = ["worker-1", "worker-2", "health", "default", "fallback", "redis"]
+    assert list(system.pids()) == ["ingress", *others]
+    assert "Granian serves it with two processes" in system.output
     serving = children(system.pids()["ingress"])
     assert len(serving) == 2
     await system.settled(await system.pay(100))
@@ -303,7 +284,7 @@ async def test_without_haproxy_and_redis_granian_and_the_wheels_redis_serve(
     await system.runs_again("ingress", pid)
     assert not {*serving} & {*processes()}
     await system.settled(await system.pay(200))
-    assert await total(system) == (2, 300)
+    assert await total(system) == (before[0] + 2, before[1] + 300)
 
 
 def test_what_no_redis_here_reads_is_one_line_and_nothing_runs(tmp_path: Path) -> None:
@@ -322,12 +303,7 @@ def test_what_no_redis_here_reads_is_one_line_and_nothing_runs(tmp_path: Path) -
 async def test_what_the_environment_names_is_not_started(
     system: System, start_system: StartSystem
 ) -> None:
-    other = start_system(
-        "--workers=1",
-        REDIS_URL=system.redis_url,
-        PAYMENT_PROCESSOR_URL_DEFAULT=system.default_url,
-        PAYMENT_PROCESSOR_URL_FALLBACK=system.fallback_url,
-    )
+    other = start_system("--workers=1", **system.named)
     assert list(other.pids()) == [*ENDPOINT, "worker-1", "health"]
     assert "export" not in other.output
     assert re.search(rf"^  redis +{system.redis_url} +- +from REDIS_URL$", other.output, re.M)
@@ -341,12 +317,12 @@ def test_another_redis_is_not_forgotten(system: System) -> None:
     assert "REDIS_URL" in ended.stderr
 
 
-def test_it_stops_when_nobody_reads_it_any_longer(tmp_path: Path) -> None:
+def test_it_stops_when_nobody_reads_it_any_longer(system: System, tmp_path: Path) -> None:
     ports = Ports()
     supervisor = subprocess.Popen(
-        [*UP, *ports.options(), f"--state={tmp_path}"],
+        [*UP, *ports.options(), f"--state={tmp_path}", "--workers=1"],
         stdout=subprocess.PIPE,
-        env=clean_environment({}),
+        env=clean_environment(system.named),
     )
     assert supervisor.stdout is not None
     assert supervisor.stdout.readline()

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,13 @@ class Payswitch:
             assert process.exitcode is not None
             # Each wrote its own small file; nothing waits for a disk.
             return Ended(process.exitcode, out.read_text(), err.read_text())  # noqa: ASYNC240
+
+
+def stop_forking() -> None:
+    """End the process that commands are forked from, and its helper: else both would be there for
+    an instant after pytest."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 async def _end_of(sentinel: int) -> None:

@@ -102,7 +102,7 @@ async def test_a_worker_raises_its_limit(
 
 @only_linux
 def test_every_part_that_up_starts_has_the_raised_limit(tmp_path: Path, low_limit: None) -> None:
-    system = System.start(tmp_path, environment={})
+    system = System.start(tmp_path, "--workers=1", environment={})
     try:
         system.wait_until_ready()
         for pid in system.pids().values():

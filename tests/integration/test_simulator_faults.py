@@ -150,7 +150,7 @@ async def test_a_gateway_answers_after_the_commit(processor: Processor) -> None:
 async def test_a_gateway_answers_early_and_some_payments_are_recorded_later(
     processor: Processor,
 ) -> None:
-    await fault(processor, "gateway-early", laterMs=[400, 400])
+    await fault(processor, "gateway-early", laterMs=[1500, 1500])
     statuses = [(await processor.pay()).status_code for _ in range(50)]
     assert set(statuses) == GATEWAY
     assert len(processor.simulator.book) == 0

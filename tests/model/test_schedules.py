@@ -45,6 +45,11 @@ def play(store: Store, protocol: Protocol, schedule: Schedule) -> int:
     return impossible
 
 
+_PURGED_WHILE_IN_HAND = (
+    *("worker 1 claims", "purge at once", "15000 ms pass", "worker 2 claims and sends"),
+    *("ingress 1: purge", "default pays it: pay-1", "worker 2 runs"),
+)
+
 SCHEDULES = [
     Schedule(
         "unpin on the 500 of a second try",
@@ -97,6 +102,16 @@ SCHEDULES = [
         ),
     ),
     Schedule(
+        "unpin not fenced",
+        (
+            *("worker 2 claims and sends", "time passes until something is due"),
+            *("default stays silent: pay-1", "worker 1 claims", "worker 2 runs"),
+            *("worker 1: ask default for pay-1", "time passes until something is due"),
+            *("worker 2 claims and sends", "default pays it: pay-1", "worker 2 runs"),
+            "worker 1 runs",
+        ),
+    ),
+    Schedule(
         "horizon counted from the pin",
         (
             *("worker 1 claims and sends", "fallback stays silent: pay-1", "worker 1 runs"),
@@ -108,6 +123,8 @@ SCHEDULES = [
             "fallback records it: pay-1",
         ),
     ),
+    Schedule("purge without a generation", _PURGED_WHILE_IN_HAND),
+    Schedule("settle without a look at the generation", _PURGED_WHILE_IN_HAND),
     Schedule(
         "bury not fenced",
         (
