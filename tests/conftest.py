@@ -6,6 +6,12 @@ import gc
 import os
 import signal
 
+from hypothesis import settings
+
+# How long an example takes says something of the machine only.
+settings.register_profile("payswitch", deadline=None)
+settings.load_profile("payswitch")
+
 # A background job of a shell ignores SIGINT, and so would what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -75,9 +75,7 @@ def send_many(
     """Send so many requests, some at a time; the same processes take a payment afterwards."""
     pids = edge.pids()
 
-    @settings(
-        max_examples=count // TOGETHER, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=count // TOGETHER, suppress_health_check=list(HealthCheck))
     @given(st.lists(requests, min_size=TOGETHER, max_size=TOGETHER))
     def send_all(some: list[T]) -> None:
         async def together() -> None:

@@ -306,9 +306,7 @@ KINDS = {
 }
 
 
-SEVERAL = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SEVERAL = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MIXTURES = st.lists(st.tuples(st.sampled_from(CASES), st.integers(0, 100_000)), max_size=12)
 
 

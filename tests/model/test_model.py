@@ -22,7 +22,6 @@ pytestmark = pytest.mark.timeout(600)
 SETTINGS = hypothesis.settings(
     max_examples=60,
     stateful_step_count=60,
-    deadline=None,
     database=None,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),

@@ -327,7 +327,7 @@ def brute_force(payments: list[Paid], first: int | None, last: int | None) -> di
     return totals
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(PAYMENTS, st.data())
 async def test_the_summary_of_any_window_is_that_of_walking_every_payment(
     payments: list[Paid], data: st.DataObject

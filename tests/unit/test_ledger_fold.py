@@ -96,7 +96,7 @@ STEPS = st.lists(
 """Settlements and folds in any order, at instants that lie together."""
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(STEPS, st.data())
 async def test_whatever_is_folded_when_a_summary_is_that_of_walking_every_payment(
     sequence: list[Paid | Fold], data: st.DataObject

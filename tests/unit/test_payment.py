@@ -45,7 +45,6 @@ def parse_or_refuse(body: bytes) -> Payment | None:
 # Amounts that are taken.
 
 
-@settings(deadline=None)
 @given(CENTS)
 @example(1)
 @example(MAX_CENTS)
@@ -54,19 +53,16 @@ def test_an_amount_with_two_decimals_is_taken_to_exactly_these_cents(cents: int)
     assert parse_payment(body_of(f"{cents // 100}.{cents % 100:02d}")).cents == cents
 
 
-@settings(deadline=None)
 @given(st.integers(1, MAX_CENTS // 10))
 def test_an_amount_with_one_decimal_is_taken_to_exactly_these_cents(tenths: int) -> None:
     assert parse_payment(body_of(f"{tenths // 10}.{tenths % 10}")).cents == tenths * 10
 
 
-@settings(deadline=None)
 @given(st.integers(1, MAX_CENTS // 100))
 def test_an_amount_without_decimals_is_taken_to_exactly_these_cents(whole: int) -> None:
     assert parse_payment(body_of(str(whole))).cents == whole * 100
 
 
-@settings(deadline=None)
 @given(CENTS, st.integers(-4, 14), st.sampled_from(["e", "E"]), st.booleans())
 def test_an_amount_with_an_exponent_is_taken_to_exactly_these_cents(
     cents: int, exponent: int, letter: str, signed: bool
@@ -114,7 +110,6 @@ def test_an_amount_is_taken_as_it_is_written(amount: str, cents: int) -> None:
 # Amounts that are refused.
 
 
-@settings(deadline=None)
 @given(st.integers(3, 10), st.data())
 def test_an_amount_with_more_than_two_decimals_is_refused(
     decimals: int, data: st.DataObject
@@ -217,7 +212,6 @@ def test_a_boolean_is_not_taken_for_the_amount_one() -> None:
 # Correlation ids.
 
 
-@settings(deadline=None)
 @given(st.uuids(), st.sampled_from(["{}", "urn:uuid:{}"]), st.randoms(use_true_random=False))
 def test_an_id_is_normalised_from_any_case(uuid: UUID, form: str, coin: Random) -> None:
     mixed = "".join(coin.choice((digit, digit.upper())) for digit in str(uuid))
@@ -343,7 +337,6 @@ def test_a_common_mistake_is_told_by_its_cause(document: object, cause: str) -> 
         parse_payment(orjson.dumps(document))
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=80))
 def test_any_bytes_are_a_payment_or_told_why_not(body: bytes) -> None:
     with pytest.raises((InvalidPaymentError, MalformedPaymentError)):
@@ -445,7 +438,7 @@ _NAMES = ["amount", "am\\u006funt", "correlationId", "c\\u006frrelationId", "not
 _VALUES = ["1", "2.50", "null", f'"{ID}"', '"amount"', '{"amount":1}', "19.900000000000000000"]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.sampled_from(_NAMES), st.sampled_from(_VALUES)), max_size=5))
 def test_whatever_is_taken_has_each_field_that_counts_once(members: list[tuple[str, str]]) -> None:
     body = "{" + ",".join(f'"{name}":{value}' for name, value in members) + "}"
@@ -464,13 +457,13 @@ def test_white_space_around_and_inside_is_no_matter() -> None:
     assert parse_payment(body) == Payment(ID, 1990)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=400))
 def test_no_bytes_raise_anything_but_the_two_errors(body: bytes) -> None:
     assert parse_or_refuse(body) is None
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.integers(0, 80), st.integers(0, 4), st.binary(max_size=4))
 def test_a_damaged_payment_is_refused_or_still_a_payment(
     at: int, removed: int, inserted: bytes
@@ -487,7 +480,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(JSON, JSON)
 def test_no_json_values_raise_anything_but_the_two_errors(
     correlation_id: object, amount: object
@@ -499,13 +491,11 @@ def test_no_json_values_raise_anything_but_the_two_errors(
 # Cents.
 
 
-@settings(deadline=None)
 @given(st.integers(-(10**20), 10**20))
 def test_cents_survive_being_written_and_read(cents: int) -> None:
     assert exact_cents(format_cents(cents)) == cents
 
 
-@settings(deadline=None)
 @given(CENTS)
 def test_a_formatted_amount_is_parsed_to_the_same_cents(cents: int) -> None:
     assert parse_payment(body_of(format_cents(cents))).cents == cents

@@ -107,7 +107,7 @@ def test_a_question_that_is_answered_503_is_to_be_asked_again_after_its_pause() 
     assert classify_finding(503, b"", ID, 5000) == Unclear("status 503", 5000)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(STATUSES, st.none() | st.integers(min_value=0), BODIES)
 def test_no_answer_makes_classify_raise(
     status: int, retry_after_ms: int | None, content: bytes
@@ -115,19 +115,16 @@ def test_no_answer_makes_classify_raise(
     assert isinstance(classify(status, retry_after_ms, content), Outcome)
 
 
-@settings(deadline=None)
 @given(STATUSES, BODIES)
 def test_only_success_means_paid(status: int, content: bytes) -> None:
     assert 200 <= status < 300 or classify(status, None, content) != Paid()
 
 
-@settings(deadline=None)
 @given(STATUSES, BODIES)
 def test_no_answer_closes_a_try(status: int, content: bytes) -> None:
     assert not isinstance(classify(status, None, content), NotPaid | NotSentInTime)
 
 
-@settings(deadline=None)
 @given(st.sampled_from([408]) | st.integers(501, 599), BODIES)
 def test_what_may_be_recorded_after_its_answer_is_never_taken_as_ended(
     status: int, content: bytes
@@ -243,7 +240,6 @@ def test_404_means_missing(content: bytes) -> None:
     assert classify_finding(404, content, ID) == Missing()
 
 
-@settings(deadline=None)
 @given(STATUSES.filter(lambda status: status not in (200, 404)))
 def test_an_answer_that_is_neither_200_nor_404_tells_nothing(status: int) -> None:
     assert classify_finding(status, payment_json(), ID) == Unclear(f"status {status}")
@@ -306,13 +302,12 @@ def test_a_200_that_is_another_payment_tells_nothing(changes: dict[str, object])
     )
 
 
-@settings(deadline=None)
 @given(STATUSES, BODIES)
 def test_no_answer_makes_classify_finding_raise(status: int, content: bytes) -> None:
     assert isinstance(classify_finding(status, content, ID), Finding)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(JSON, JSON, JSON | st.datetimes().map(str) | st.text(alphabet="0123456789-+:.TZ"))
 def test_no_fields_make_classify_finding_raise(
     correlation_id: object, amount: object, requested_at: object
@@ -368,7 +363,6 @@ def test_a_report_with_another_status_means_unknown_health(status: int) -> None:
     assert classify_health(status, b'{"failing":false,"minResponseTime":100}') is None
 
 
-@settings(deadline=None)
 @given(STATUSES, BODIES)
 def test_no_answer_makes_classify_health_raise(status: int, content: bytes) -> None:
     assert isinstance(classify_health(status, content), Report | None)

@@ -76,7 +76,7 @@ def test_without_a_date_an_instant_counts_from_this_machines_clock(date: str) ->
     assert 50_000 < ms <= 60_000
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.text(alphabet=st.characters(codec="latin-1")), st.text(alphabet="SunNov 0123456789,:-+GMT")
 )

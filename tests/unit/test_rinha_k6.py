@@ -105,9 +105,7 @@ def for_javascript(run: dict[str, Any]) -> list[Any]:
     ]
 
 
-@settings(
-    max_examples=5, deadline=None, phases=PHASES, suppress_health_check=[HealthCheck.data_too_large]
-)
+@settings(max_examples=5, phases=PHASES, suppress_health_check=[HealthCheck.data_too_large])
 @given(st.lists(runs, min_size=50, max_size=150))
 def test_k6_computes_the_same_score_from_the_same_numbers(cases: list[dict[str, Any]]) -> None:
     found = node(
@@ -135,7 +133,7 @@ def test_k6_rounds_every_p99_around_the_bonus_alike() -> None:
     assert found == [in_python(case) for case in cases]
 
 
-@settings(max_examples=3, deadline=None, phases=PHASES)
+@settings(max_examples=3, phases=PHASES)
 @given(st.lists(numbers, min_size=20, max_size=100))
 def test_k6_counts_the_same_inconsistencies(
     cases: list[tuple[int, int, int, int, bool]],

@@ -465,7 +465,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
 def test_any_sequence_of_calls_leaves_the_breaker_as_its_model_says() -> None:
     run_state_machine_as_test(
-        BreakerMachine, settings=settings(deadline=None, max_examples=150, stateful_step_count=40)
+        BreakerMachine, settings=settings(max_examples=150, stateful_step_count=40)
     )
 
 

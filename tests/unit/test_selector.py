@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import fakeredis
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
@@ -132,7 +132,6 @@ def test_a_processor_without_a_report_is_unknown() -> None:
     assert decide({}, Limits()) == Selection("default", False, "default unknown, fallback unknown")
 
 
-@settings(deadline=None)
 @given(REPORTS, REPORTS, LIMITS)
 def test_a_processor_that_is_not_healthy_is_never_chosen_while_the_other_is(
     default: Report | None, fallback: Report | None, limits: Limits
@@ -142,7 +141,6 @@ def test_a_processor_that_is_not_healthy_is_never_chosen_while_the_other_is(
     assert not alive or decide(reports, limits).processor in alive
 
 
-@settings(deadline=None)
 @given(REPORTS, REPORTS, LIMITS)
 def test_a_selection_is_unhealthy_if_and_only_if_nothing_is_healthy(
     default: Report | None, fallback: Report | None, limits: Limits
@@ -151,7 +149,6 @@ def test_a_selection_is_unhealthy_if_and_only_if_nothing_is_healthy(
     assert choice(default, fallback, limits)[1] is anything
 
 
-@settings(deadline=None)
 @given(st.integers(0, 5000), st.integers(0, 5000), st.integers(0, 5000), LIMITS)
 def test_a_default_that_becomes_faster_never_loses_the_selection(
     default_ms: int, faster_by: int, fallback_ms: int, limits: Limits
@@ -216,7 +213,6 @@ def test_a_selection_is_read_from_its_json(raw: bytes, selection: Selection) -> 
     assert parse_selection(raw) == selection
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_in_the_cache_raise_anything(raw: bytes) -> None:
     assert parse_selection(raw).processor in ("default", "fallback")
@@ -241,7 +237,6 @@ def test_what_is_no_operators_choice_leaves_it_to_the_health_check(override: byt
     assert parse_standing((override, CACHED)) == Selection("default", False, "why")
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_in_the_override_raise_anything(raw: bytes) -> None:
     assert parse_standing((raw, CACHED)).processor in ("default", "fallback")

@@ -70,14 +70,12 @@ def test_a_call_without_fields_is_all_faults_off() -> None:
     }
 
 
-@settings(deadline=None)
 @given(CALLS)
 def test_what_a_setting_is_shown_as_sets_it_again(call: dict[str, Any]) -> None:
     faults, gone_ms = parse_faults(json.dumps(call).encode())
     assert parse_faults(orjson.dumps(faults.document())) == (faults, gone_ms)
 
 
-@settings(deadline=None)
 @given(CALLS)
 def test_a_call_is_taken_as_it_is_and_modes_without_a_chance_are_left_out(
     call: dict[str, Any],
@@ -144,7 +142,6 @@ def test_a_malformed_call_is_refused_with_what_is_wrong(body: bytes, told: str) 
 # The choice.
 
 
-@settings(deadline=None)
 @given(CALLS, st.integers(0, 200))
 def test_the_same_seed_brings_the_same_faults(call: dict[str, Any], count: int) -> None:
     def sequence() -> list[object]:
@@ -155,7 +152,6 @@ def test_the_same_seed_brings_the_same_faults(call: dict[str, Any], count: int) 
     assert sequence() == sequence()
 
 
-@settings(deadline=None)
 @given(CALLS, st.integers(0, 200))
 def test_calls_for_health_do_not_change_what_payments_meet(
     call: dict[str, Any], count: int
@@ -185,7 +181,6 @@ def test_other_seeds_bring_other_faults() -> None:
     assert len(payments) == len(health) == len(payments | health) // 2 == 20
 
 
-@settings(deadline=None)
 @given(CALLS)
 def test_only_what_is_set_happens(call: dict[str, Any]) -> None:
     faults = faults_of(**call)
@@ -197,7 +192,7 @@ def test_only_what_is_set_happens(call: dict[str, Any]) -> None:
         assert report is None or report in faults.health
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(SEEDS)
 def test_every_mode_comes_as_often_as_it_should(seed: int) -> None:
     parts = {"commit-close": 0.5, "429": 0.2, "not-json": 0.1, "drip": 0.05}
@@ -222,7 +217,6 @@ def test_whether_a_payment_is_committed_is_the_modes_or_a_fair_coins_choice(
         assert share == 0
 
 
-@settings(deadline=None)
 @given(SEEDS, st.lists(st.integers(0, 10**6), min_size=2, max_size=2).map(sorted))
 def test_a_late_commit_keeps_to_its_range(seed: int, later_ms: list[int]) -> None:
     lots = PaymentLots(faults_of(seed=seed, payments={"close-commit": 1}, laterMs=later_ms))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from payswitch.tries import Claim, Findings, OpenTry, QuietWatch, parse_open_tries
@@ -39,7 +39,6 @@ def test_open_tries_are_read_from_the_record(text: str, open_tries: tuple[OpenTr
     assert parse_open_tries(text) == open_tries
 
 
-@settings(deadline=None)
 @given(OPEN_TRIES)
 def test_any_open_tries_are_read_as_they_were_written(open_tries: list[OpenTry]) -> None:
     text = " ".join(f"{each.number}{'e' if each.ended else ''}" for each in open_tries)
