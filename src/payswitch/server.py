@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,6 +182,11 @@ def _serve_processes(settings: Settings, place: Place, workers: int) -> None:
         log_dictconfig=_granian_logging(),
         respawn_failed_workers=True,
         respawn_interval=0.5,
+    )
+    # A forked process has this one's handlers until it has its own: what it is sent before waits.
+    os.register_at_fork(
+        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, _STOP_SIGNALS),
+        after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _STOP_SIGNALS),
     )
     _prepare(server, place)
     server.serve()

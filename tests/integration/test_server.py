@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import stat
 import sys
 import tempfile
+from pathlib import Path
 from uuid import uuid4
 
 import httpx
@@ -16,7 +18,7 @@ from arq.connections import ArqRedis
 from click.testing import CliRunner
 
 from payswitch.cli import main
-from tests.support import RedisServer, eventually, free_port
+from tests.support import SLACK_S, RedisServer, eventually, free_port
 
 
 async def test_it_serves_a_unix_socket_also_where_a_killed_one_left_its_own(
@@ -51,6 +53,50 @@ async def test_it_serves_a_unix_socket_also_where_a_killed_one_left_its_own(
                     code = await asyncio.wait_for(process.wait(), 30)
                 assert code == (-9 if number == 9 else 0)
     assert await redis.zcard("arq:queue") == 2
+
+
+SLOW_FORKS = """\
+import os, time
+
+def begin():
+    with open(os.environ["BEGUN"], "a") as begun:
+        begun.write("one\\n")
+    time.sleep(1)
+
+os.register_at_fork(after_in_child=begin)
+"""
+"""A `sitecustomize` under which a forked process takes a second before it does anything."""
+
+
+@pytest.mark.skipif(
+    multiprocessing.get_context().get_start_method() != "fork", reason="Granian forks nothing here"
+)
+async def test_a_stop_that_comes_before_its_processes_have_begun_is_not_lost(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_FORKS)
+    begun = tmp_path / "begun"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "payswitch", "ingress", "--port", str(free_port())),
+        *("--workers", "2"),
+        env={
+            **os.environ,
+            "REDIS_URL": "redis://127.0.0.1:1",
+            "PYTHONPATH": str(tmp_path),
+            "BEGUN": str(begun),
+        },
+    )
+
+    async def both_have_begun() -> bool:
+        return begun.exists() and len(begun.read_text().splitlines()) == 2
+
+    try:
+        await eventually(both_have_begun, what="two processes were forked")
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), SLACK_S) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
 
 
 async def refused(*options: str) -> tuple[int | None, str]:
