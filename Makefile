@@ -20,7 +20,7 @@ check: lint
 	$(BIN)/pytest -n 2 tests/unit $(ARGS)
 
 # Four processes for two cores, as the tests wait for each other's servers half of the time.
-test: lint
+test: $(STAMP)
 	$(BIN)/pytest -n 4 -m "not long" $(ARGS)
 
 test-long: $(BENCH_STAMP)

@@ -64,9 +64,12 @@ def test_some_seconds_of_everything_break_no_promise(tmp_path: Path, minutes: fl
     run = chaos(
         tmp_path,
         *("--seed=11", f"--minutes={minutes}", "--rate=60", f"--faults={EVERYTHING}"),
-        environment=QUICK,
+        environment={**QUICK, "PAYSWITCH_LOG_FORMAT": "json", "PAYSWITCH_LOG_LEVEL": "error"},
     )
     found = assert_holds(run, tmp_path, 11, least=200)
+    log = (tmp_path / "seed-11" / "system.log").read_text()
+    assert " INFO    taking jobs from arq:queue\n" in log
+    assert '"event"' not in log
     assert {event["kind"] for event in found["plan"]} > {"freeze", "kill", "redis-kill", "answers"}
     assert "holds" in run.stdout
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-from pathlib import Path
 from typing import Any
 
-from payswitch.chaos.system import running
 from tests.end_to_end.conftest import StartSystem
-from tests.end_to_end.harness import ENDPOINT, clean_environment
+from tests.end_to_end.harness import ENDPOINT
 
 CENTS = 73_412_981
 OTHERS = {"haproxy", "redis", "payswitch"}
@@ -35,13 +33,3 @@ async def test_every_line_is_json_and_payments_that_go_their_way_are_not_logged(
     shown = [document for document in ours if document["level"] != "debug"]
     assert not [each for each in shown if any(payment in str(each) for payment in paid)]
     assert len(shown) < len(PARTS) * 5
-
-
-async def test_the_chaos_run_can_read_its_log_whatever_is_set(tmp_path: Path) -> None:
-    environment = {"PAYSWITCH_LOG_FORMAT": "json", "PAYSWITCH_LOG_LEVEL": "error"}
-    async with running(
-        tmp_path, workers=1, clocks=False, environment=clean_environment(environment)
-    ):
-        log = (tmp_path / "system.log").read_text()
-    assert " INFO    taking jobs from arq:queue\n" in log
-    assert '"event"' not in log

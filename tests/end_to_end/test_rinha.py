@@ -31,6 +31,7 @@ def read(file: Path) -> Any:
     return orjson.loads(file.read_bytes())
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_shortened_preview_is_played_scored_and_drawn(tmp_path: Path) -> None:
     run = rinha("preview", "--target=processes", "--time-scale=0.05", f"--out={tmp_path}")

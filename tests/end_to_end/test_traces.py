@@ -102,12 +102,12 @@ async def test_a_clients_own_trace_goes_on_across_a_retry(
     "hangs", [False, pytest.param(True, marks=pytest.mark.long)], ids=["away", "hanging"]
 )
 async def test_a_collector_that_takes_nothing_loses_no_payment_and_no_stop(
-    start_system: StartSystem, hangs: bool
+    system: System, start_system: StartSystem, hangs: bool
 ) -> None:
     with Collector(hangs=True).running() as hanging:
         url = hanging.url if hangs else f"http://127.0.0.1:{free_port()}"
-        system = start_system("--workers=1", **traced(url))
-        payments = [await system.pay(100) for _ in range(20)]
-        await system.settled(*payments)
-        assert system.stop() == 0
-        assert "killed" not in system.output
+        other = start_system("--workers=1", **system.named, **traced(url))
+        payments = [await other.pay(100) for _ in range(20)]
+        await other.settled(*payments)
+        assert other.stop() == 0
+        assert "killed" not in other.output

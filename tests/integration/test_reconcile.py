@@ -68,7 +68,7 @@ async def test_what_is_unpaid_and_not_there_is_equal(b: Books, state: str) -> No
 
 async def test_a_running_system_is_equal(redis: ArqRedis) -> None:
     async with books(redis) as b:
-        b.simulators["default"].config.delay_ms = 20
+        b.simulators["default"].config.delay_ms = 100
         dispatcher = assembly.dispatcher(b.settings, redis, b.transport)
         queue = AcceptQueue(redis, limit_ms=5000, max_backlog=10**6)
         claims = Claims(redis, lease_ms=15_000, deadline_ms=10**8, max_delay_ms=10_000)
