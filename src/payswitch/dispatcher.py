@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -113,7 +112,7 @@ class Dispatcher:
         breaker = self.router.breakers[processor] if processor is not None else None
         if processor is None or breaker is None or not breaker.free(self._clock()):
             if still_open and breaker is not None and breaker.state is not BreakerState.CLOSED:
-                await self._wait(claim, findings, answered=True)
+                await self._wait(claim, findings)
             else:
                 await self._give_back(claim, findings, delay_ms=self._hold(breaker))
             return
@@ -126,8 +125,7 @@ class Dispatcher:
     async def _end_overdue(self, claim: Claim, findings: Findings, still_open: set[int]) -> None:
         """Nothing is sent after the deadline; an open try is waited for."""
         if still_open:
-            error = "unpaid at its deadline, but a try is open"
-            await self._wait(claim, findings, error, answered=True)
+            await self._wait(claim, findings, "unpaid at its deadline, but a try is open")
         else:
             await self._bury(claim, await self._why_unpaid(claim), findings)
 
@@ -170,9 +168,16 @@ class Dispatcher:
     async def _ask_first(self, claim: Claim, findings: Findings) -> bool:
         """With a try open, ask its processor before anything else; True if more can be done now."""
         assert claim.processor is not None
+        is_watched = self._watch.knows(claim)
         passed_here = self._watch.passed(claim, self._clock())
         nothing_comes_later = claim.horizon_passed and passed_here
         finding = await self._find(claim, claim.processor)
+        if (
+            claim.horizon_passed
+            and not is_watched
+            and (isinstance(finding, Missing) or claim.overdue)
+        ):
+            await self._wake_next(claim)
         match finding:
             case Found():
                 await self._settle_found(
@@ -192,9 +197,7 @@ class Dispatcher:
                     await self._bury(claim, reason, findings, horizon_passed=True)
                 else:
                     error = f"asked {claim.processor}: {finding.reason}"
-                    await self._wait(
-                        claim, findings, error, finding.retry_after_ms, answered=claim.overdue
-                    )
+                    await self._wait(claim, findings, error, finding.retry_after_ms)
                 return False
 
     async def _pay_through(
@@ -388,24 +391,11 @@ class Dispatcher:
                 await self._wake_next(claim)
 
     async def _wait(
-        self,
-        claim: Claim,
-        findings: Findings,
-        error: str = "",
-        asked_ms: int | None = None,
-        *,
-        answered: bool = False,
+        self, claim: Claim, findings: Findings, error: str = "", asked_ms: int | None = None
     ) -> None:
         """Give back a payment for which its processor can do nothing now, behind the others that
-        wait for that one. `answered`: what stands against it is only that this worker hasn't
-        watched it for long enough, where Redis' clock says that its horizon has passed."""
+        wait for that one."""
         assert claim.processor is not None
-        if answered and claim.horizon_passed:
-            pause_ms = self._watch.passes_in(claim, self._clock())
-            if pause_ms > 0:
-                await self._give_back(claim, findings, delay_ms=math.ceil(pause_ms), error=error)
-                await self._wake_next(claim)
-                return
         wait_ms = max(_WAIT_MS, min(asked_ms or 0, self._pauses.cap_ms))
         await self._tries.release(
             claim,
@@ -416,7 +406,8 @@ class Dispatcher:
         )
 
     async def _wake_next(self, claim: Claim) -> None:
-        """It got on, so those that wait for the same processor may, too. Nothing relies on it."""
+        """It got on, so those that wait for the same processor may, too: a first look counts, as
+        this worker's own watch begins with it. Nothing relies on it."""
         if claim.processor is not None:
             with contextlib.suppress(RedisError, OSError):
                 await self._tries.wake(claim.processor)

@@ -232,11 +232,10 @@ class QuietWatch:
             return False
         return now_ms - since >= claim.quiet_ms
 
-    def passes_in(self, claim: Claim, now_ms: float) -> float:
-        """Ms until it has, if no newer try is seen; 0 where this worker has not seen the last."""
-        last_try = claim.life_of_try(claim.tries)
-        seen, since = self._seen.get(claim.correlation_id, (None, 0.0))
-        return max(0.0, since + claim.quiet_ms - now_ms) if seen == last_try else 0.0
+    def knows(self, claim: Claim) -> bool:
+        """Whether the claim's last try was seen here before."""
+        seen, _ = self._seen.get(claim.correlation_id, (None, 0.0))
+        return seen == claim.life_of_try(claim.tries)
 
     def saw(self, correlation_id: str, last_try: LifeOfTry, now_ms: float) -> None:
         """Remember that the payment's last try was this one at this instant."""
