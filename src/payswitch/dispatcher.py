@@ -168,15 +168,11 @@ class Dispatcher:
     async def _ask_first(self, claim: Claim, findings: Findings) -> bool:
         """With a try open, ask its processor before anything else; True if more can be done now."""
         assert claim.processor is not None
-        is_watched = self._watch.knows(claim)
+        is_first_look = claim.horizon_passed and self._watch.may_begin(claim)
         passed_here = self._watch.passed(claim, self._clock())
         nothing_comes_later = claim.horizon_passed and passed_here
         finding = await self._find(claim, claim.processor)
-        if (
-            claim.horizon_passed
-            and not is_watched
-            and (isinstance(finding, Missing) or claim.overdue)
-        ):
+        if is_first_look and (isinstance(finding, Missing) or claim.overdue):
             await self._wake_next(claim)
         match finding:
             case Found():

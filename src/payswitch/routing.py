@@ -113,7 +113,8 @@ class Breaker:
         if probe and self.state is BreakerState.HALF_OPEN:
             self._open(now, reason)
         elif self.state is BreakerState.CLOSED:
-            self._consecutive += verdict is Verdict.BAD
+            # A probe that a success has overtaken says nothing of what is now.
+            self._consecutive += verdict is Verdict.BAD and not probe
             if asked_ms > 0 or self._consecutive >= self._limit or self._refuses_most:
                 self._open(now, reason)
 

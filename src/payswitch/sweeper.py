@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from payswitch import scripts
 from payswitch.printable import printable
 from payswitch.purge import Purge
+from payswitch.selector import PROCESSORS
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Sweeper:
         first = 0
         repaired = 0
         while True:
-            seen, requeued, dropped, states = await self._sweep(args=[first, _PAGE])
+            seen, requeued, dropped, states = await self._sweep(args=[first, _PAGE, *PROCESSORS])
             for correlation_id in requeued:
                 logger.warning(
                     "payment %(payment)s had left the queue unpaid",

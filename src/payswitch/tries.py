@@ -232,10 +232,11 @@ class QuietWatch:
             return False
         return now_ms - since >= claim.quiet_ms
 
-    def knows(self, claim: Claim) -> bool:
-        """Whether the claim's last try was seen here before."""
+    def may_begin(self, claim: Claim) -> bool:
+        """Whether a look at the claim's last try would be the first one here, and be remembered
+        without another's being forgotten."""
         seen, _ = self._seen.get(claim.correlation_id, (None, 0.0))
-        return seen == claim.life_of_try(claim.tries)
+        return seen != claim.life_of_try(claim.tries) and len(self._seen) < self._remembered
 
     def saw(self, correlation_id: str, last_try: LifeOfTry, now_ms: float) -> None:
         """Remember that the payment's last try was this one at this instant."""

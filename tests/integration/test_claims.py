@@ -117,9 +117,9 @@ async def test_accepting_wakes_one_idle_worker(b: Bench, redis: ArqRedis) -> Non
 
 
 async def test_a_claim_says_when_the_next_payment_is_due(b: Bench, redis: ArqRedis) -> None:
-    b.use(replace(b.settings, retry_cap_ms=60_000))
+    b.use(replace(b.settings, retry_base_ms=60_000, retry_cap_ms=60_000))
     payment = await b.accept()
-    b.default.script = [Reply(429, headers=(("retry-after", "60"),))]
+    b.default.script = [Reply(500)]
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
     batch = await claims(redis).take(1)
     assert batch.next_due_ms is not None

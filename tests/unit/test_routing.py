@@ -419,7 +419,7 @@ class BreakerMachine(RuleBasedStateMachine):
         if verdict is REFUSED:
             self.failures = 0
             self.refused = [*self.refused, True][-2 * REFUSALS :]
-        if self.state is CLOSED and verdict is BAD:
+        if self.state is CLOSED and verdict is BAD and not is_probe:
             self.failures += 1
         too_many = self.failures >= FAILURES or self.refused.count(True) >= REFUSALS
         fails = is_probe and self.state is HALF_OPEN

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from payswitch.cli import fail, read_settings
 from payswitch.commands.arguments import parse_id
@@ -72,7 +73,10 @@ async def _ahead(redis: Redis, record: FullRecord | Unreadable | None) -> int | 
     """How many wait for the same processor before it; None where it doesn't wait for one."""
     if not isinstance(record, FullRecord) or record.processor is None or record.state != "queued":
         return None
-    rank = await redis.zrank(WAITING_KEY.format(record.processor), record.correlation_id)
+    try:
+        rank = await redis.zrank(WAITING_KEY.format(record.processor), record.correlation_id)
+    except ResponseError:  # something else is there
+        return None
     return None if rank is None else int(rank)
 
 

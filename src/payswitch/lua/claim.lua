@@ -40,6 +40,7 @@ end
 
 local ends = now + lease
 local leases = {}
+local waited_for = {}
 for i = 1, #due, 2 do
   local id = due[i]
   local record = 'payment:' .. id
@@ -55,7 +56,10 @@ for i = 1, #due, 2 do
     leases[#leases + 1] = id
     redis.call('HSET', record, 'state', 'processing', 'token', answer[5], 'lease_until', ends)
     redis.call('SET', 'arq:in-progress:' .. id, answer[5], 'PX', lease)
-    if known[4] and known[6] and known[6] ~= '' then redis.pcall('ZREM', WAITING .. known[4], id) end
+    if known[4] and known[6] and known[6] ~= '' then
+      redis.pcall('ZREM', WAITING .. known[4], id)
+      waited_for[known[4]] = true
+    end
     local job_try = redis.pcall('INCR', 'arq:retry:' .. id)
     local job = redis.pcall('GET', 'arq:job:' .. id)
     if type(job_try) == 'table' then job_try = 1 end
@@ -69,6 +73,7 @@ if #leases > 0 then
   redis.call('ZADD', QUEUE, 'XX', unpack(leases))
   redis.call('ZADD', IN_FLIGHT, unpack(leases))
 end
+for processor in pairs(waited_for) do keep_pace(processor, now) end
 
 local next_due = redis.call('ZRANGE', QUEUE, 0, 0, 'WITHSCORES')[2]
 if next_due then

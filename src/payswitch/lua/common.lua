@@ -95,6 +95,26 @@ local function grain_at(instant)
   return 1
 end
 
+-- Of those that wait for one processor, one is due each PACE (ms): release.lua puts each behind the
+-- last, and each script that takes some out of the line sees to it that the next is due by then. An
+-- entry that isn't due in the queue when the line says so is dropped: somebody else took it.
+local PACE = 500
+local function keep_pace(processor, now)
+  local key = WAITING .. processor
+  for _ = 1, 1000 do
+    local first = redis.pcall('ZRANGE', key, 0, 0, 'WITHSCORES')
+    if first.err or not first[1] then return end
+    if redis.call('ZSCORE', QUEUE, first[1]) == first[2] then
+      if tonumber(first[2]) > now + PACE then
+        redis.call('ZADD', key, now + PACE, first[1])
+        redis.call('ZADD', QUEUE, now + PACE, first[1])
+      end
+      return
+    end
+    redis.call('ZREM', key, first[1])
+  end
+end
+
 local function leave_queue(ids)
   if #ids == 0 then return end
   local keys = {}

@@ -1,9 +1,8 @@
 -- Release: what is known of a payment's tries is written down by whoever knows it; the payment is
 -- given back to the queue only by the holder of its lease.
 --
--- Of the payments that wait for one processor, one is due each PACE, however many wait: each is put
--- behind the last. wake.lua brings the next ones forward as soon as one of them gets on; so that
--- there is one to notice, the first in line is brought forward where none is due before long.
+-- A payment that waits for a processor is put behind the others that do. wake.lua brings the next ones
+-- forward as soon as one of them gets on.
 --
 -- ARGV, for each payment: id, token, generation, delay (ms), closed tries, ended tries, error, the
 --   processor that it waits for ('' for none)
@@ -15,33 +14,15 @@ local now = now_ms()
 local current = generation()
 local answer = {}
 local soon = false
-local PACE = 500
 
 -- When a payment is due that waits for this processor, and could be tried again at `at`. A clock that
--- was set forward and back leaves nobody waiting longer than twice as long as behind all others.
-local function place(id, processor, at)
+-- was set forward and back lets it wait for 2 * PACE for each that waits, at most.
+local function place(processor, at)
   local key = WAITING .. processor
   local last = redis.pcall('ZRANGE', key, -1, -1, 'WITHSCORES')
-  if last.err or not last[2] then
-    redis.pcall('ZADD', key, at, id)
-    return at
-  end
-  local behind_all = at + 2 * PACE * redis.call('ZCARD', key)
-  local due = math.min(math.max(at, tonumber(last[2]) + PACE), behind_all)
-  redis.call('ZADD', key, due, id)
-  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
-  if tonumber(first[2]) > at then
-    if first[1] == id then
-      redis.call('ZADD', key, at, id)
-      return at
-    elseif redis.call('ZSCORE', QUEUE, first[1]) == first[2] then
-      redis.call('ZADD', QUEUE, 'XX', at, first[1])
-      redis.call('ZADD', key, at, first[1])
-    else
-      redis.call('ZREM', key, first[1])
-    end
-  end
-  return due
+  if last.err or not last[2] then return at end
+  local latest = at + 2 * PACE * redis.call('ZCARD', key)
+  return math.min(math.max(at, tonumber(last[2]) + PACE), latest)
 end
 
 for i = 1, #ARGV, 8 do
@@ -62,10 +43,14 @@ for i = 1, #ARGV, 8 do
       redis.call('HSET', record, 'state', 'queued')
       redis.call('DEL', 'arq:in-progress:' .. id)
       redis.call('ZREM', IN_FLIGHT, id)
-      local due = now + delay
-      if ARGV[i + 7] ~= '' then due = place(id, ARGV[i + 7], due) end
+      local due, processor = now + delay, ARGV[i + 7]
+      if processor ~= '' then
+        due = place(processor, due)
+        redis.pcall('ZADD', WAITING .. processor, due, id)
+      end
       redis.call('ZADD', QUEUE, 'XX', due, id)
-      soon = soon or delay < 1000
+      if processor ~= '' then keep_pace(processor, now + delay - PACE) end
+      soon = soon or due < now + 1000
       verdict = 'released'
     else
       verdict = 'noted'

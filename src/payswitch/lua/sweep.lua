@@ -1,7 +1,7 @@
--- Sweep: an open payment that has no queue entry gets one. Nothing relies on it; it repairs what
--- nobody foresaw, and says how much that was.
+-- Sweep: an open payment that has no queue entry gets one, and a line of those that wait for a
+-- processor its pace. Nothing relies on it; it repairs what nobody foresaw, and says how much that was.
 --
--- ARGV: rank of the first open payment to look at, how many
+-- ARGV: rank of the first open payment to look at, how many; the processors' names
 -- Returns: how many were looked at, ids that were queued again, ids that left the backlog,
 --   the state of each ('' where it has no record any more)
 
@@ -26,5 +26,6 @@ for _, id in ipairs(ids) do
     end
   end
 end
+for i = 3, #ARGV do keep_pace(ARGV[i], now) end
 if #requeued > 0 then wake_a_worker() end
 return { #ids, requeued, dropped, states }

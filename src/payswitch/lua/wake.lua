@@ -1,5 +1,4 @@
--- Wake: payments that wait for a processor are due now, those first that have waited longest. What
--- has left the queue meanwhile, or is due at another time than it was given here, is left alone.
+-- Wake: payments that wait for a processor are due now, those first that have waited longest.
 --
 -- ARGV, for each processor: its name, how many
 
@@ -8,12 +7,18 @@ local now = now_ms()
 local woken = false
 
 for i = 1, #ARGV, 2 do
-  local waiting = redis.call('ZPOPMIN', WAITING .. ARGV[i], ARGV[i + 1])
-  for j = 1, #waiting, 2 do
-    if redis.call('ZSCORE', QUEUE, waiting[j]) == waiting[j + 1] then
-      redis.call('ZADD', QUEUE, 'XX', now, waiting[j])
-      woken = true
+  local key, left = WAITING .. ARGV[i], tonumber(ARGV[i + 1])
+  while left > 0 do
+    local waiting = redis.pcall('ZPOPMIN', key, left)
+    if waiting.err or #waiting == 0 then break end
+    for j = 1, #waiting, 2 do
+      if redis.call('ZSCORE', QUEUE, waiting[j]) == waiting[j + 1] then
+        redis.call('ZADD', QUEUE, 'XX', now, waiting[j])
+        woken = true
+        left = left - 1
+      end
     end
   end
+  keep_pace(ARGV[i], now)
 end
 if woken then wake_a_worker() end
