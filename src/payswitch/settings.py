@@ -323,8 +323,8 @@ class Settings:
         "PAYSWITCH_BREAKER_REFUSALS",
         5,
         _whole(1, 10_000),
-        "So many of the last twice as many payments refused open it, too, and what is refused is "
-        "held until a payment succeeds.",
+        "The breaker also opens when this many of the last twice as many payments were refused; "
+        "what is refused is held until a payment succeeds.",
     )
     breaker_probe_ms: int = _setting(
         "PAYSWITCH_BREAKER_PROBE_MS",

@@ -1,8 +1,8 @@
 -- Release: what is known of a payment's tries is written down by whoever knows it; the payment is
 -- given back to the queue only by the holder of its lease.
 --
--- A payment that waits for a processor is put behind the others that do. wake.lua brings the next ones
--- forward as soon as one of them gets on.
+-- A payment that waits for a processor is put behind the others that do. wake.lua brings the next
+-- ones forward as soon as one of them gets on.
 --
 -- ARGV, for each payment: id, token, generation, delay (ms), closed tries, ended tries, error, the
 --   processor that it waits for ('' for none)
