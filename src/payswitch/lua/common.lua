@@ -96,8 +96,8 @@ local function grain_at(instant)
 end
 
 -- Of those that wait for one processor, one is due each PACE (ms): release.lua puts each behind the
--- last, and each script that takes some out of the line sees to it that the next is due by then. An
--- entry that isn't due in the queue when the line says so is dropped: somebody else took it.
+-- last, and claim.lua sees to it that the next is due by then. An entry that isn't due in the queue
+-- when the line says so is dropped: somebody else took it.
 local PACE = 500
 local function keep_pace(processor, now)
   local key = WAITING .. processor

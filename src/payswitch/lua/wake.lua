@@ -19,6 +19,5 @@ for i = 1, #ARGV, 2 do
       end
     end
   end
-  keep_pace(ARGV[i], now)
 end
 if woken then wake_a_worker() end
