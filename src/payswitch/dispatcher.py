@@ -296,15 +296,15 @@ class Dispatcher:
     async def _after_refusal(
         self, claim: Claim, routed: Routed, outcome: Refused, findings: Findings
     ) -> None:
-        """The processor knows the id already, or can't take this payment; but the word of one whose
-        breaker isn't closed buries nothing, for the fault may be its own."""
+        """The processor knows the id already, or can't take this payment; but the word of one that
+        refuses most buries nothing, for the fault is its own."""
         error = f"{routed.processor}: {_reason(outcome)}"
         match outcome.finding:
             case Found() as found:
                 await self._settle_found(claim, routed.processor, found, findings)
             case Missing():
                 self._close_ended(claim, routed, findings)
-                is_trusted = self.router.breakers[routed.processor].state is BreakerState.CLOSED
+                is_trusted = not self.router.breakers[routed.processor].refusing
                 if is_trusted and not self._open_numbers(claim, findings):
                     await self._bury(claim, error, findings)
                 else:

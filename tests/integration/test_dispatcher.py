@@ -107,6 +107,14 @@ async def test_refused_and_not_there_is_a_dead_letter(b: Bench, status: int) -> 
     assert record.last_error == f"default: refused with status {status}"
 
 
+async def test_a_refusal_by_a_processor_that_failed_otherwise_is_a_dead_letter(b: Bench) -> None:
+    b.use(replace(b.settings, breaker_failures=1, breaker_probe_ms=1))
+    b.default.script = [Reply(500), Reply(422)]
+    b.fallback.script = [Reply(500)] * 50
+    record = await b.dispatch_until_done(await b.accept())
+    assert (record.state, record.last_error) == ("dead", "default: refused with status 422")
+
+
 async def test_another_amount_over_there_is_a_dead_letter_with_its_pin(b: Bench) -> None:
     payment = await b.accept()
     b.default.books[payment] = {
