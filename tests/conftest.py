@@ -8,9 +8,10 @@ import signal
 
 from hypothesis import settings
 
-# How long an example takes says something of the machine only.
-settings.register_profile("payswitch", deadline=None)
-settings.load_profile("payswitch")
+# How long an example takes says something of the machine only. CI plays more of them.
+settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("thorough", max_examples=100, deadline=None)
+settings.load_profile("quick")
 
 # A background job of a shell ignores SIGINT, and so would what the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
