@@ -110,6 +110,8 @@ class Breaker:
         if verdict is Verdict.REFUSED:
             self._consecutive = 0
             self._were_refused.append(True)
+            if not self.refusing and self._refuses_most:
+                self.refusing, self.reason = True, reason or self.reason
         if probe and self.state is BreakerState.HALF_OPEN:
             self._open(now, reason)
         elif self.state is BreakerState.CLOSED:
@@ -137,7 +139,6 @@ class Breaker:
 
     def _open(self, now: float, reason: str) -> None:
         self.state = BreakerState.OPEN
-        self.refusing = self._refuses_most
         self.reason = reason or self.reason
         self._probe_at = now + self._probe_ms
 

@@ -260,6 +260,9 @@ async def test_who_waits_for_a_processor_tells_for_whom_and_behind_how_many(
     assert shown["next"].endswith("on, sooner once default answers; 2 wait for it before this one")
     document = (await payswitch("payment", payments[0], "--json")).json()
     assert document["waitsFor"] == "default"
+    await b.redis.set("payments:waiting:default", "not ours")
+    document = (await payswitch("payment", payments[0], "--json")).json()
+    assert (document["state"], document["waitsFor"]) == ("queued", None)
 
 
 async def test_a_settled_payment_tells_who_paid_it(b: Bench, payswitch: Payswitch) -> None:

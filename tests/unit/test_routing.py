@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import assume, settings
 from hypothesis import strategies as st
@@ -310,6 +312,19 @@ def test_probes_that_are_refused_make_it_refusing() -> None:
     assert breaker.refusing
 
 
+def test_refusals_of_what_was_under_way_when_it_opened_count() -> None:
+    breaker = breaker_of()
+    for _ in range(REFUSALS):
+        breaker.enter(0)
+    for _ in range(FAILURES):
+        call(breaker, BAD, reason="status 500")
+    for _ in range(REFUSALS):
+        assert not breaker.refusing
+        breaker.leave(REFUSED, probe=False, now=1, reason="refused with status 422")
+    assert breaker.refusing
+    assert breaker.why == "refuses payments: refused with status 422"
+
+
 def test_a_good_straggler_does_not_close_it_while_refusing() -> None:
     breaker = breaker_of()
     breaker.enter(0)
@@ -419,13 +434,13 @@ class BreakerMachine(RuleBasedStateMachine):
         if verdict is REFUSED:
             self.failures = 0
             self.refused = [*self.refused, True][-2 * REFUSALS :]
+            self.refusing = self.refusing or self.refused.count(True) >= REFUSALS
         if self.state is CLOSED and verdict is BAD and not is_probe:
             self.failures += 1
         too_many = self.failures >= FAILURES or self.refused.count(True) >= REFUSALS
         fails = is_probe and self.state is HALF_OPEN
         if fails or (self.state is CLOSED and (asked_ms or too_many)):
             self.state, self.due_at = OPEN, self.now + PROBE_MS
-            self.refusing = self.refusing or self.refused.count(True) >= REFUSALS
 
     def it_succeeds(self, *, is_probe: bool) -> None:
         """A success closes it, unless something stands against it that only a probe refutes."""
@@ -514,18 +529,6 @@ def test_nothing_is_chosen_while_both_refuse_payments() -> None:
     assert router.choose(1) is None
 
 
-def test_while_both_refuse_payments_the_probes_take_turns() -> None:
-    router = router_of(default=refusing(), fallback=refusing())
-    probes = []
-    for now in range(5 * PROBE_MS, 9 * PROBE_MS, PROBE_MS):
-        name = router.to_probe(now)
-        assert name is not None
-        router.probed(name, now)
-        call(router.breakers[name], REFUSED, now)
-        probes.append(name)
-    assert probes == ["default", "fallback", "default", "fallback"]
-
-
 def test_the_other_one_steps_in_while_the_selected_one_is_being_probed() -> None:
     breaker = opened(0)
     breaker.enter(PROBE_MS)
@@ -612,14 +615,17 @@ def test_probes_take_turns() -> None:
     assert probes == ["default", "fallback", "default", "fallback"]
 
 
-def test_probes_take_turns_while_both_breakers_are_open() -> None:
-    router = router_of(default=opened(0), fallback=opened(0))
+@pytest.mark.parametrize(("breaker", "verdict"), [(opened, BAD), (refusing, REFUSED)])
+def test_probes_take_turns_while_both_breakers_are_open(
+    breaker: Callable[[], Breaker], verdict: Verdict
+) -> None:
+    router = router_of(default=breaker(), fallback=breaker())
     probes = []
     for now in range(5 * PROBE_MS, 9 * PROBE_MS, PROBE_MS):
         name = router.to_probe(now)
         assert name is not None
         router.probed(name, now)
-        call(router.breakers[name], BAD, now)
+        call(router.breakers[name], verdict, now)
         probes.append(name)
     assert probes == ["default", "fallback", "default", "fallback"]
 
