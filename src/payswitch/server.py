@@ -14,6 +14,7 @@ import signal
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -111,24 +112,27 @@ def app_from_environment() -> Starlette:
     settings = Settings.from_environment()
     logs.configure(settings.log_level, settings.log_format, "ingress")
     stopping = asyncio.Event()
-    # uvloop loses a signal that comes after its handler was added and before it runs, and Granian
-    # adds its own before that.
+    # uvloop loses a signal that comes while its loop doesn't run, and Granian runs it twice: for
+    # the lifespan, and then to serve. So signals stay blocked, and a thread waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     loop = asyncio.get_event_loop()
-    loop.call_soon(_end_streams_at_stop, loop, stopping)
+    Thread(target=_stop_at_signal, args=(loop, stopping), daemon=True).start()
     return create_app(settings, stopping, _traces(settings))
 
 
-def _end_streams_at_stop(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
-    """Granian waits for the answers under way, among them the live page's streams: so these are
-    told first, and it is told by the other signal that it takes for the same."""
+def _stop_at_signal(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
+    """Wait for a stop signal, end the live page's streams, and pass the signal on to Granian.
+
+    Granian waits for the answers under way, and a stream only ends when it is told to.
+    """
 
     def stop() -> None:
         stopping.set()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         os.kill(os.getpid(), signal.SIGINT)
 
-    loop.add_signal_handler(signal.SIGTERM, stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    signal.sigwait(_STOP_SIGNALS)
+    loop.call_soon_threadsafe(stop)
 
 
 async def _serve_embedded(settings: Settings, place: Place) -> None:

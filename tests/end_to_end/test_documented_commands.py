@@ -18,11 +18,13 @@ from time import monotonic, sleep
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from payswitch.controls import IN_FLIGHT_KEY, Controls
 from payswitch.machine import Port
 from payswitch.redis_client import connect
+from payswitch.selector import SELECTION_KEY
 from tests.documented import PAID, REPOSITORY, SCENES, Command, commands
 from tests.end_to_end.harness import HOST, Ports, System, clean_environment
 from tests.support import SLACK_S, eventually, free_port
@@ -163,6 +165,11 @@ async def set_the_scene(system: System, scene: str) -> None:
     async def none_is_in_flight() -> bool:
         return not await redis.zcard(IN_FLIGHT_KEY)
 
+    async def both_are_known_to_be_healthy() -> bool:
+        cached = await redis.get(SELECTION_KEY)
+        return cached is not None and orjson.loads(cached)["reason"].count(" ms") == 2
+
+    await eventually(both_are_known_to_be_healthy, what="the health check finds both healthy")
     # A processor records after its delay, and after a purge, what it has been sent before.
     await eventually(none_is_in_flight, what="what another page left is paid")
     await redis.aclose(close_connection_pool=True)

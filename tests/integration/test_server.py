@@ -55,7 +55,7 @@ async def test_it_serves_a_unix_socket_also_where_a_killed_one_left_its_own(
     assert await redis.zcard("arq:queue") == 2
 
 
-SLOW_FORKS = """\
+TAKE_A_SECOND = """\
 import os, time
 
 def begin():
@@ -63,18 +63,30 @@ def begin():
         begun.write("one\\n")
     time.sleep(1)
 
-os.register_at_fork(after_in_child=begin)
 """
+SLOW_FORKS = f"{TAKE_A_SECOND}os.register_at_fork(after_in_child=begin)"
 """A `sitecustomize` under which a forked process takes a second before it does anything."""
+
+SLOW_SERVERS = f"""{TAKE_A_SECOND}
+import granian.server.mp as processes
+
+def slow(*arguments, make=processes.ASGIWorker):
+    begin()
+    return make(*arguments)
+
+processes.ASGIWorker = slow
+"""
+"""One under which Granian takes a second between the two runs of a process' loop."""
 
 
 @pytest.mark.skipif(
     multiprocessing.get_context().get_start_method() != "fork", reason="Granian forks nothing here"
 )
+@pytest.mark.parametrize("slow", [SLOW_FORKS, SLOW_SERVERS], ids=["forks", "servers"])
 async def test_a_stop_that_comes_before_its_processes_have_begun_is_not_lost(
-    tmp_path: Path,
+    tmp_path: Path, slow: str
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SLOW_FORKS)
+    (tmp_path / "sitecustomize.py").write_text(slow)
     begun = tmp_path / "begun"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "payswitch", "ingress", "--port", str(free_port())),
