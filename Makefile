@@ -15,7 +15,7 @@ BENCH_STAMP := $(VENV)/.bench-installed
 up: $(STAMP)
 	@exec $(BIN)/payswitch up $(ARGS)
 
-# The inner loop: what needs no server. One test: .venv/bin/pytest tests/unit/test_ledger.py -k window
+# The inner loop: what needs no server. One test: .venv/bin/pytest tests/unit/payments/test_ledger.py -k window
 check: lint
 	$(BIN)/pytest -n 2 tests/unit $(ARGS)
 

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from payswitch.machine import MachineError, find_redis, redis_version
+from payswitch.local.machine import MachineError, find_redis, redis_version
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 5

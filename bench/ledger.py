@@ -21,8 +21,8 @@ import click
 from redis.asyncio import Redis
 
 from bench.local import running_redis
-from payswitch import scripts
-from payswitch.redis_client import connect
+from payswitch.store import scripts
+from payswitch.store.client import connect
 
 _BATCH = 500
 _MOST = 600_000

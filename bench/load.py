@@ -19,7 +19,7 @@ import httptools
 import uvloop
 
 from bench.local import BenchError, answer
-from payswitch.orphans import die_with_parent
+from payswitch.process import die_with_parent
 
 _LIMIT_S = 60.0
 

@@ -21,13 +21,13 @@ import click
 from redis.asyncio import Redis
 
 from bench.local import running_redis
-from payswitch.claims import Claims
-from payswitch.ledger import Ledger, Settlement
-from payswitch.payment import Payment
-from payswitch.queue import Acceptance, AcceptQueue
-from payswitch.redis_client import connect
+from payswitch.payments.accepting import Acceptance, AcceptQueue
+from payswitch.payments.claims import Claims
+from payswitch.payments.ledger import Ledger, Settlement
+from payswitch.payments.payment import Payment
+from payswitch.payments.tries import Claim, Findings, Tries
 from payswitch.settings import Settings
-from payswitch.tries import Claim, Findings, Tries
+from payswitch.store.client import connect
 
 _BATCH = 1_000
 _LIMIT_S = 30

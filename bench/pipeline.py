@@ -30,9 +30,9 @@ from bench.local import (
     tree_cpu_s,
 )
 from bench.stock import SETTLED
-from payswitch.local_system import FEES
-from payswitch.machine import LOCAL, Port
-from payswitch.queue import QUEUE
+from payswitch.local.machine import LOCAL, Port
+from payswitch.local.system import FEES
+from payswitch.payments.accepting import QUEUE
 from tests.support import free_port
 
 MEASURES = (

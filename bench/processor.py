@@ -50,7 +50,7 @@ NOTES = (
     "Each measurement begins after six calls by each of those in flight, or 15 s, and ends while "
     "all are: stock httpx needs several times as much when its calls begin or end all at once.",
     "Called directly: `handle_async_request` of the transport with an `httpx.Request`, as "
-    "`payswitch.processors` does; else through `httpx.AsyncClient.post`.",
+    "`payswitch.processors.processor` does; else through `httpx.AsyncClient.post`.",
 )
 
 _DISTRIBUTIONS = (

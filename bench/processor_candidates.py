@@ -19,7 +19,7 @@ from httpx_aiohttp import AiohttpTransport
 from pyreqwest.client import ClientBuilder
 from pyreqwest.compatibility.httpx import HttpxTransport
 
-from payswitch.transport import Transport
+from payswitch.http.transport import Transport
 
 STOCK = "stock httpx"
 OURS = "ours, called directly"
@@ -164,7 +164,7 @@ class ThroughClient:
 
 @dataclass(frozen=True, slots=True)
 class Directly:
-    """A transport without httpx' client, as `payswitch.processors` calls it."""
+    """A transport without httpx' client, as `payswitch.processors.processor` calls it."""
 
     transport: MakeTransport
 

@@ -24,8 +24,8 @@ from bench.common import ROUNDS, Measure, Result, Values, publish, take_turns
 from bench.idle import ClaimCost, Wake, claim_costs, idle_percent, wake_latency
 from bench.local import DURABLE, BenchError, read_answer, redis_cpu_s, running, running_redis
 from bench.queue_workers import PROCESSOR, SLOTS, taskiq_broker
-from payswitch import scripts
-from payswitch.queue import job_bytes
+from payswitch.payments.accepting import job_bytes
+from payswitch.store import scripts
 
 MEASURES = (
     Measure("jobs_per_s", "jobs/s", more_is_better=True),

@@ -24,15 +24,15 @@ from taskiq.api import run_receiver_task
 from taskiq_redis import RedisStreamBroker
 
 from bench.local import answer
-from payswitch import assembly
-from payswitch.ledger import Ledger
-from payswitch.orphans import die_with_parent
-from payswitch.queue import JOB_FUNCTION
-from payswitch.redis_client import connect
-from payswitch.resilient_worker import run_worker
+from payswitch.dispatch import assembly
+from payswitch.dispatch.arq_worker import run_worker
+from payswitch.dispatch.payment_worker import PaymentWorker
+from payswitch.payments.accepting import JOB_FUNCTION
+from payswitch.payments.ledger import Ledger
+from payswitch.payments.tries import Findings, Tries
+from payswitch.process import die_with_parent
 from payswitch.settings import Settings
-from payswitch.tries import Findings, Tries
-from payswitch.worker import PaymentWorker
+from payswitch.store.client import connect
 
 SLOTS = 100
 """What a framework's worker runs at a time. arq starts its jobs one after another, so that between

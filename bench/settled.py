@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
-from payswitch import scripts
-from payswitch.ledger import Total
+from payswitch.payments.ledger import Total
+from payswitch.store import scripts
 
 PROCESSORS = ("default", "fallback")
 RETENTION_MS = 7 * 24 * 3600 * 1000

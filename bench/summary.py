@@ -50,8 +50,8 @@ from bench.settled import (
     make_payments,
     used_bytes,
 )
-from payswitch.ledger import Ledger, Total
-from payswitch.redis_client import connect
+from payswitch.payments.ledger import Ledger, Total
+from payswitch.store.client import connect
 
 WALK = "walk of a sorted set"
 LEDGER = "ledger"
@@ -288,7 +288,7 @@ def print_weights(weights: list[Weight]) -> None:
 
 NOTES = (
     "Windows are random within the payments' time; both processors are summed. The ledger is asked "
-    "through `payswitch.ledger`.",
+    "through `payswitch.payments.ledger`.",
     f"The walk, the baseline, is asked for {_WALKS} windows a round only, so its p99 is its "
     "slowest.",
     "Redis' own time is what `INFO commandstats` counts for the script, whole microseconds.",

@@ -28,11 +28,11 @@ from rich.table import Table
 
 from bench.common import RESULTS, command, machine, progress_bar, write_json
 from bench.local import running, running_redis
-from payswitch.claims import Claims
-from payswitch.payment import Payment
-from payswitch.queue import Acceptance, AcceptQueue
-from payswitch.redis_client import connect
-from payswitch.tries import Findings, Tries
+from payswitch.payments.accepting import Acceptance, AcceptQueue
+from payswitch.payments.claims import Claims
+from payswitch.payments.payment import Payment
+from payswitch.payments.tries import Findings, Tries
+from payswitch.store.client import connect
 from tests.support import NEVER, Reply, ScriptedProcessor, free_port
 
 WORKERS = 2

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import click
 
-from payswitch.cli import main
+from payswitch.cli.main import main
 
 NAME = "payswitch"
 

@@ -19,8 +19,8 @@ import httptools
 import orjson
 import redis
 
-from payswitch import machine
-from payswitch.append_only import cut_open_transaction
+from payswitch.local import machine
+from payswitch.local.append_only import cut_open_transaction
 
 SLACK_S = 30
 """The deadline of what takes milliseconds; only a broken thing reaches it."""

@@ -13,14 +13,14 @@ import orjson
 from arq.connections import RedisSettings
 from arq.cron import cron
 
-from payswitch import assembly
-from payswitch.fees import FeeWatch
-from payswitch.health import HealthCheck
-from payswitch.health_metrics import health_registry
-from payswitch.history import HistoryWriter
-from payswitch.metrics_server import MetricsServer
+from payswitch.dispatch import assembly
+from payswitch.operations.fees import FeeWatch
+from payswitch.operations.history import HistoryWriter
+from payswitch.operations.metrics import health_registry
+from payswitch.selection.health_check import HealthCheck
 from payswitch.settings import Settings
-from payswitch.vitals import Vitals
+from payswitch.telemetry.metrics_server import MetricsServer
+from payswitch.telemetry.vitals import Vitals
 
 settings = Settings.from_environment()
 

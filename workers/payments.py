@@ -14,17 +14,17 @@ from arq.connections import RedisSettings
 from arq.typing import WorkerCoroutine
 from arq.worker import func
 
-from payswitch import assembly
-from payswitch.dispatcher import Dispatcher
-from payswitch.metrics_server import MetricsServer
-from payswitch.queue import JOB_FUNCTION, QUEUE
+from payswitch.dispatch import assembly
+from payswitch.dispatch.dispatcher import Dispatcher
+from payswitch.dispatch.metrics import worker_registry
+from payswitch.payments.accepting import JOB_FUNCTION, QUEUE
+from payswitch.payments.tries import Claim
 from payswitch.settings import Settings
-from payswitch.tries import Claim
-from payswitch.vitals import SettleCounts
-from payswitch.worker_metrics import worker_registry
+from payswitch.telemetry.metrics_server import MetricsServer
+from payswitch.telemetry.vitals import SettleCounts
 
 if TYPE_CHECKING:
-    from payswitch.traces import Traces
+    from payswitch.telemetry.traces import Traces
 
 settings = Settings.from_environment()
 

@@ -20,8 +20,8 @@ from bench.rinha.result import as_document, as_timeline, show
 from bench.rinha.run import Outcome, run
 from bench.rinha.scenario import Scenario, load_scenario
 from bench.rinha.site import Site, SiteError
-from payswitch.machine import make_files_private
-from payswitch.open_files import allow_many_open_files
+from payswitch.local.machine import make_files_private
+from payswitch.process import allow_many_open_files
 
 _ROOT = Path(__file__).parents[2]
 _TABLE_WIDTH = 110

@@ -11,11 +11,11 @@ from redis.exceptions import RedisError
 
 from bench.rinha.site import Site, SiteError, Usage, Usages
 from payswitch.chaos.system import ChaosSystem, running
-from payswitch.machine import MachineError
-from payswitch.redis_client import connect
-from payswitch.selector import SELECTION_KEY, parse_selection
+from payswitch.local.machine import MachineError
+from payswitch.local.supervisor import StartError
+from payswitch.selection.selector import SELECTION_KEY, parse_selection
 from payswitch.settings import SettingsError
-from payswitch.supervisor import StartError
+from payswitch.store.client import connect
 
 SETTINGS = {"PAYSWITCH_FAST_ENOUGH_MS": "1100", "PAYSWITCH_FALLBACK_ADVANTAGE_MS": "1100"}
 """What compose.yaml sets; the environment overrules it."""

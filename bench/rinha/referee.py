@@ -14,10 +14,10 @@ import orjson
 from bench.rinha.scenario import CLIENT_LIMIT_S, PROCESSORS, Scenario, Setting
 from bench.rinha.score import NOTHING, Audit, Totals
 from bench.rinha.site import Site, SiteError
+from payswitch.http.transport import Transport
 from payswitch.instants import format_instant
-from payswitch.ledger import Total
-from payswitch.payment import exact_cents
-from payswitch.transport import Transport
+from payswitch.payments.ledger import Total
+from payswitch.payments.payment import exact_cents
 
 _PURGE_LIMIT_S = 30.0
 

@@ -24,9 +24,8 @@ import orjson
 import uvloop
 
 from bench.rinha.scenario import CLIENT_LIMIT_S, PAUSE_S, Scenario
-from payswitch.open_files import allow_many_open_files
-from payswitch.orphans import die_with_parent
-from payswitch.payment import format_cents
+from payswitch.payments.payment import format_cents
+from payswitch.process import allow_many_open_files, die_with_parent
 
 READY = "ready"
 REPORT_S = 0.5

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from payswitch.cli import main
+from payswitch.cli.main import main
 
 main(prog_name="payswitch")

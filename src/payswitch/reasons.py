@@ -7,7 +7,7 @@ import re
 import socket
 import ssl
 
-from payswitch.printable import printable
+from payswitch.text import printable
 
 _LONGEST = 300
 _UNKNOWN_HOST = frozenset(

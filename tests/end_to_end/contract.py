@@ -18,8 +18,8 @@ import httpx
 import jsonschema_rs
 import redis
 
-from payswitch.machine import find_haproxy
-from payswitch.openapi import document
+from payswitch.ingress.openapi import document
+from payswitch.local.machine import find_haproxy
 from tests.end_to_end.harness import HOST, clean_environment, client
 from tests.end_to_end.hostile import parse_answers
 from tests.support import SLACK_S, RedisServer, eventually, free_port

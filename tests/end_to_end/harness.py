@@ -20,7 +20,7 @@ from uuid import uuid4
 import httpx
 import orjson
 
-from payswitch.machine import find_haproxy
+from payswitch.local.machine import find_haproxy
 from tests.support import SLACK_S, WORKER, eventually
 
 HOST = "127.0.0.1"

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from payswitch.machine import find_haproxy
+from payswitch.local.machine import find_haproxy
 from tests.end_to_end.harness import HOST, Ports, clean_environment, client, processes
 from tests.support import RedisServer, eventually
 

@@ -13,8 +13,8 @@ from uuid import uuid4
 import httpx
 import orjson
 
+from payswitch.http.transport import Transport
 from payswitch.instants import format_instant
-from payswitch.transport import Transport
 from tests.end_to_end.harness import System
 from tests.support import SLACK_S, eventually
 

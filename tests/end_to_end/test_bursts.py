@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from payswitch.machine import find_haproxy
+from payswitch.local.machine import find_haproxy
 from tests.end_to_end.hostile import Clients, Edge, allow_files, many_connections, running_edge
 from tests.support import eventually
 

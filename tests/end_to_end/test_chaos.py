@@ -14,9 +14,9 @@ import orjson
 import pytest
 
 from payswitch.chaos.system import find_libfaketime
+from tests.documented import REPOSITORY
 from tests.end_to_end.harness import clean_environment
 
-ROOT = Path(__file__).parents[2]
 EVERYTHING = "all" if find_libfaketime() is not None else "processor,process,redis,client"
 QUICK = {
     "PAYSWITCH_LEASE_MS": "4000",
@@ -108,8 +108,8 @@ def test_under_clean_faults_the_summary_equals_the_books_all_along(tmp_path: Pat
 @pytest.mark.timeout(240)
 def test_a_dispatcher_that_unpins_on_a_lost_answer_is_found_out(tmp_path: Path) -> None:
     for part in ("src", "workers", "haproxy.cfg"):
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, tmp_path / part)
+        copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy
+        copy(REPOSITORY / part, tmp_path / part)
     dispatcher = tmp_path / "src" / "payswitch" / "dispatcher.py"
     right = "            case Unknown():\n"
     source = dispatcher.read_text()

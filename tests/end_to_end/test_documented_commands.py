@@ -21,10 +21,10 @@ import httpx
 import orjson
 import pytest
 
-from payswitch.controls import IN_FLIGHT_KEY, Controls
-from payswitch.machine import Port
-from payswitch.redis_client import connect
-from payswitch.selector import SELECTION_KEY
+from payswitch.local.machine import Port
+from payswitch.operations.controls import IN_FLIGHT_KEY, Controls
+from payswitch.selection.selector import SELECTION_KEY
+from payswitch.store.client import connect
 from tests.documented import PAID, REPOSITORY, SCENES, Command, commands
 from tests.end_to_end.harness import HOST, Ports, System, clean_environment
 from tests.support import SLACK_S, eventually, free_port

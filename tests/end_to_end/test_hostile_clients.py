@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import pytest
 
-from payswitch.machine import find_haproxy
+from payswitch.local.machine import find_haproxy
 from tests.end_to_end.conftest import StartSystem
 from tests.end_to_end.harness import HOST, processes
 from tests.end_to_end.hostile import (

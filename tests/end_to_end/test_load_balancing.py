@@ -13,7 +13,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from payswitch.machine import find_haproxy
+from payswitch.local.machine import find_haproxy
 from tests.end_to_end.harness import client
 from tests.end_to_end.hostile import Edge, running_edge
 from tests.metrics import value

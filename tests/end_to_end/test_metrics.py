@@ -9,21 +9,21 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import orjson
 import pytest
 import yaml
 
-from payswitch.machine import find_haproxy
-from payswitch.metrics_targets import FILE
+from payswitch.local.machine import find_haproxy
+from payswitch.local.metrics_targets import FILE
+from tests.documented import REPOSITORY
 from tests.end_to_end.conftest import StartSystem
 from tests.end_to_end.harness import System, clean_environment, client
 from tests.metrics import DEPLOY, Exposed, alerts, full_name, panels, parse, placeholders, value
 from tests.support import SLACK_S, eventually
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "metrics.md"
+REFERENCE = REPOSITORY / "docs" / "metrics.md"
 PARTS = ["haproxy", "ingress-1", "ingress-2", "worker-1", "worker-2", "health"]
 PAYMENTS = 20
 ROW = re.compile(r"^\| `([a-z_]+)` \| (counter|gauge|histogram) \| ([^|]*) \|", re.MULTILINE)

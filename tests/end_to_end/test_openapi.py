@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from payswitch.ingress import create_app
-from payswitch.machine import find_haproxy
-from payswitch.openapi import document
+from payswitch.ingress.app import create_app
+from payswitch.ingress.openapi import document
+from payswitch.local.machine import find_haproxy
 from payswitch.settings import Settings
 from tests.end_to_end.contract import (
     AT_HAPROXY,

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
-from payswitch.history import HISTORY_KEY
+from payswitch.operations.history import HISTORY_KEY
 from tests.end_to_end.conftest import StartSystem
 from tests.end_to_end.harness import System, client
 from tests.end_to_end.load import configure, drive

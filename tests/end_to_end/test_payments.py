@@ -14,7 +14,7 @@ import httpx
 import pytest
 from arq.connections import ArqRedis
 
-from payswitch.redis_client import connect
+from payswitch.store.client import connect
 from tests.end_to_end.conftest import StartSystem, starting
 from tests.end_to_end.harness import ENDPOINT, System, client
 from tests.end_to_end.load import (

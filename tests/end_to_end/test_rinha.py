@@ -11,15 +11,14 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.documented import REPOSITORY
 from tests.end_to_end.harness import ENDPOINT
-
-ROOT = Path(__file__).parents[2]
 
 
 def rinha(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bench.rinha", *arguments],
-        cwd=ROOT,
+        cwd=REPOSITORY,
         env=dict(os.environ),
         capture_output=True,
         text=True,

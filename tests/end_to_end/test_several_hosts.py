@@ -19,14 +19,15 @@ from redis.exceptions import RedisError
 from payswitch.chaos.audit import Verdict, audit
 from payswitch.chaos.books import Auditor
 from payswitch.chaos.clients import Clients
-from payswitch.machine import find_haproxy, find_redis
-from payswitch.redis_client import connect
+from payswitch.local.machine import find_haproxy, find_redis
 from payswitch.settings import Settings
+from payswitch.store.client import connect
+from tests.documented import REPOSITORY
 from tests.end_to_end.harness import client
 from tests.end_to_end.hosts import Host, Network, why_there_are_none
 from tests.support import eventually
 
-PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "several-hosts.md").read_text()
+PAGE = (REPOSITORY / "docs" / "how-to" / "several-hosts.md").read_text()
 SECRET = "a-password"
 TOKEN = "123"
 NOBODYS_PORT = 9

@@ -15,9 +15,9 @@ from typing import Any, cast
 import pytest
 from redis.asyncio import Redis
 
-from payswitch.local_system import LocalSystem, Options
-from payswitch.machine import bundled_redis, find_redis
-from payswitch.screen import LONGEST_LINE, LineSplitter, is_colored
+from payswitch.local.machine import bundled_redis, find_redis
+from payswitch.local.screen import LONGEST_LINE, LineSplitter, is_colored
+from payswitch.local.system import LocalSystem, Options
 from tests.end_to_end.conftest import StartSystem
 from tests.end_to_end.harness import (
     ENDPOINT,

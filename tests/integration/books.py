@@ -11,17 +11,17 @@ from uuid import uuid4
 import httpx
 from arq.connections import ArqRedis
 
-from payswitch import assembly
-from payswitch.claims import Claims
-from payswitch.ledger import Ledger, Settlement, Total
-from payswitch.processor_books import ProcessorBooks
-from payswitch.processors import Finding, Processor
-from payswitch.reconcile import Reconciliation, Report
+from payswitch.dispatch import assembly
+from payswitch.operations.reconcile import Reconciliation, Report
+from payswitch.payments.claims import Claims
+from payswitch.payments.ledger import Ledger, Settlement, Total
+from payswitch.payments.tries import Claim
+from payswitch.processors.books import ProcessorBooks
+from payswitch.processors.processor import Finding, Processor
 from payswitch.settings import Settings
-from payswitch.simulator import Simulator, SimulatorConfig
-from payswitch.simulator_book import Entry
-from payswitch.traces import Step
-from payswitch.tries import Claim
+from payswitch.simulator.book import Entry
+from payswitch.simulator.server import Simulator, SimulatorConfig
+from payswitch.telemetry.traces import Step
 
 AT = 1_767_225_600_000
 """2026-01-01, when the first payment was made."""

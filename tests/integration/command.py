@@ -23,8 +23,8 @@ import orjson
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     [
-        "payswitch.cli",
-        *(f"payswitch.commands.{name}" for name in ("dead", "payment", "reconcile", "status")),
+        "payswitch.cli.main",
+        *(f"payswitch.cli.commands.{name}" for name in ("dead", "payment", "reconcile", "status")),
         "tests.integration.command",
     ]
 )

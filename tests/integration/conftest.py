@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from arq.connections import ArqRedis
 
-from payswitch.redis_client import connect
+from payswitch.store.client import connect
 from tests.integration.command import stop_forking
 from tests.support import RedisServer
 

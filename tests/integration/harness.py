@@ -13,17 +13,17 @@ from uuid import uuid4
 import httpx
 from arq.connections import ArqRedis
 
-from payswitch import assembly
-from payswitch.claims import Claims
 from payswitch.clock import boottime_ms
-from payswitch.dispatcher import Dispatcher
-from payswitch.ledger import Ledger, Total
-from payswitch.payment import Payment
-from payswitch.purge import Purge
-from payswitch.queue import Acceptance, AcceptQueue
-from payswitch.records import Record, read_record
+from payswitch.dispatch import assembly
+from payswitch.dispatch.dispatcher import Dispatcher
+from payswitch.payments.accepting import Acceptance, AcceptQueue
+from payswitch.payments.claims import Claims
+from payswitch.payments.ledger import Ledger, Total
+from payswitch.payments.payment import Payment
+from payswitch.payments.purge import Purge
+from payswitch.payments.records import Record, read_record
+from payswitch.payments.tries import Claim
 from payswitch.settings import Settings
-from payswitch.tries import Claim
 from tests.support import ScriptedProcessor
 
 FAST = Settings(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from payswitch.controls import PAUSE_KEY
-from payswitch.selector import OVERRIDE_KEY, PROCESSORS
+from payswitch.operations.controls import PAUSE_KEY
+from payswitch.selection.selector import OVERRIDE_KEY, PROCESSORS
 from tests.model.processors import REFUSED_CONNECTION, UNCLEAR
 from tests.model.promise import Snapshot
 from tests.model.stepped import Gate

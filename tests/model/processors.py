@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-from payswitch.processors import (
+from payswitch.payments.tries import Claim
+from payswitch.processors.processor import (
     Ended,
     Finding,
     Found,
@@ -23,7 +24,6 @@ from payswitch.processors import (
     Unclear,
     Unknown,
 )
-from payswitch.tries import Claim
 from tests.model.stepped import Process
 
 UNCLEAR = Unclear("status 503")
@@ -176,7 +176,7 @@ class Wires(Protocol):
 
 
 class ProcessorClient:
-    """Stands where `payswitch.processors.Processor` does, in one worker."""
+    """Stands where `payswitch.processors.processor.Processor` does, in one worker."""
 
     def __init__(self, name: str, process: Process, around: Wires) -> None:
         self.name = name

@@ -9,10 +9,10 @@ from typing import cast
 
 from redis.asyncio import Redis
 
-from payswitch.ledger import Ledger, Total
-from payswitch.routing import BreakerState
-from payswitch.selector import PROCESSORS
-from payswitch.tries import parse_open_tries
+from payswitch.dispatch.routing import BreakerState
+from payswitch.payments.ledger import Ledger, Total
+from payswitch.payments.tries import parse_open_tries
+from payswitch.selection.selector import PROCESSORS
 from tests.model.processors import Entry
 from tests.model.stepped import Process, SteppedRedis
 from tests.model.world import LEASE_MS, World

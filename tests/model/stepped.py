@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVarTuple, Unpack
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from payswitch import scripts
+from payswitch.store import scripts
 
 _CLOCK = """
   local time = redis.call('TIME')

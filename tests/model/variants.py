@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from payswitch.claims import Batch, Claims
-from payswitch.dispatcher import Dispatcher
-from payswitch.processors import Ended, Missing, NotPaid, Outcome, Refused, Unknown
-from payswitch.tries import Claim, Findings, LifeOfTry, QuietWatch, Routed, Tries
+from payswitch.dispatch.dispatcher import Dispatcher
+from payswitch.payments.claims import Batch, Claims
+from payswitch.payments.tries import Claim, Findings, LifeOfTry, QuietWatch, Routed, Tries
+from payswitch.processors.processor import Ended, Missing, NotPaid, Outcome, Refused, Unknown
 from tests.model.stepped import Replacements
 
 

@@ -15,19 +15,19 @@ from unittest import mock
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from payswitch import queue
-from payswitch.controls import PAUSE_KEY, Controls
-from payswitch.dead_letters import DeadLetters
-from payswitch.dispatcher import Pauses
-from payswitch.ledger import Ledger
-from payswitch.payment import Payment
-from payswitch.processors import Processor
-from payswitch.purge import Purge
-from payswitch.queue import Acceptance, AcceptQueue, NotAcceptedError
-from payswitch.routing import Breaker, Router
-from payswitch.selector import PROCESSORS, SELECTION_KEYS, Selection, parse_override
-from payswitch.sweeper import Sweeper
-from payswitch.tries import Claim, parse_open_tries
+from payswitch.dispatch.dispatcher import Pauses
+from payswitch.dispatch.routing import Breaker, Router
+from payswitch.operations.controls import PAUSE_KEY, Controls
+from payswitch.payments import accepting
+from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
+from payswitch.payments.dead_letters import DeadLetters
+from payswitch.payments.ledger import Ledger
+from payswitch.payments.payment import Payment
+from payswitch.payments.purge import Purge
+from payswitch.payments.sweeper import Sweeper
+from payswitch.payments.tries import Claim, parse_open_tries
+from payswitch.processors.processor import Processor
+from payswitch.selection.selector import PROCESSORS, SELECTION_KEYS, Selection, parse_override
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
 from tests.model.stepped import (
     Gate,
@@ -106,7 +106,7 @@ class World:
         self._pins: dict[tuple[str, int], tuple[bytes, bytes]] = {}
         self.loop = SteppedLoop()
         self._texts = model_scripts(protocol.scripts)
-        self._boot = mock.patch.object(queue, "boottime_ms", self._boottime_ms)
+        self._boot = mock.patch.object(accepting, "boottime_ms", self._boottime_ms)
         self._boot.start()
         store.client.flushdb()
         self.ingresses = [Ingress(self, f"ingress {number}") for number in (1, 2)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -14,11 +13,12 @@ from redis.asyncio.connection import (
     UnixDomainSocketConnection,
 )
 
-from payswitch.redis_client import connect
 from payswitch.redis_url import OPTIONS, REFUSED, RedisUrlError, parse_redis_url
 from payswitch.settings import Settings, SettingsError
+from payswitch.store.client import connect
+from tests.documented import REPOSITORY
 
-SETTINGS = Path(__file__).parents[2] / "docs" / "settings.md"
+SETTINGS = REPOSITORY / "docs" / "settings.md"
 
 
 def of_redis_py() -> set[str]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from payswitch.settings import Settings, SettingsError, Variable, variables
+from tests.documented import REPOSITORY
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
+DOCUMENT = REPOSITORY / "docs" / "settings.md"
 VARIABLES = variables()
 RANGES = {
     field: (int(found[1]), int(found[2]))

@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from payswitch.instants import format_instant
-from payswitch.ledger import Total
-from payswitch.redis_client import connect
+from payswitch.payments.ledger import Total
 from payswitch.settings import Settings
+from payswitch.store.client import connect
 
 _PAGE = 1000
 _EARLIEST_MS, _LATEST_MS = 0, 4_000_000_000_000

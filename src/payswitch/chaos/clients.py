@@ -13,9 +13,9 @@ from uuid import UUID
 
 import httpx
 
-from payswitch.payment import format_cents
+from payswitch.http.transport import Transport
+from payswitch.payments.payment import format_cents
 from payswitch.reasons import reason
-from payswitch.transport import Transport
 
 _LIMIT_S = 1.5
 """The challenge's clients give up after this."""

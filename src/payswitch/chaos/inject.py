@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from payswitch.chaos.plan import BOTH, PROCESSORS, Event
 from payswitch.chaos.system import ChaosSystem
-from payswitch.redis_client import connect
+from payswitch.store.client import connect
 
 logger = logging.getLogger(__name__)
 

@@ -13,18 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from payswitch.chaos.plan import PROCESSORS
-from payswitch.local_system import LocalSystem, Options, Service
-from payswitch.machine import (
+from payswitch.local.machine import (
     LOCAL,
     MachineError,
     bundled_redis,
     forget_redis,
     redis_folder,
 )
-from payswitch.screen import Screen
+from payswitch.local.screen import Screen
+from payswitch.local.supervisor import Supervisor
+from payswitch.local.system import LocalSystem, Options, Service
 from payswitch.secret_files import SUFFIX
 from payswitch.settings import Settings
-from payswitch.supervisor import Supervisor
 
 _LIBFAKETIME = (
     "/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1",

@@ -1,0 +1,71 @@
+"""Arguments that several operators' commands take."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from payswitch.cli.durations import parse_duration_ms
+from payswitch.payments.payment import InvalidPaymentError, parse_correlation_id
+from payswitch.text import printable
+
+LONGEST_DURATION_MS = 30 * 86_400_000
+_LONGEST_LINE = 200
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def parse_id(_: click.Context, __: click.Parameter, text: str) -> str:
+    """A payment's id, as Payswitch writes it. Raises `click.BadParameter`."""
+    try:
+        return parse_correlation_id(text)
+    except InvalidPaymentError:
+        raise click.BadParameter(f"{text!r} is no UUID") from None
+
+
+def parse_ids(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> list[str]:
+    """The ids of several payments. Raises `click.BadParameter`."""
+    return [parse_id(ctx, param, text) for text in texts]
+
+
+def parse_duration(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """The ms of a duration such as `1h30m`, from a second to 30 days. Raises
+    `click.BadParameter`."""
+    if text is None:
+        return None
+    try:
+        ms = parse_duration_ms(text)
+    except ValueError:
+        ms = 0
+    if not 1000 <= ms <= LONGEST_DURATION_MS:
+        raise click.BadParameter(f"{text!r} is no duration from 1s to 30d, such as 90s or 1h30m")
+    return ms
+
+
+def parse_line(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    """A line for other people to read. Raises `click.BadParameter`."""
+    if text is not None and not (text.isprintable() and len(text) <= _LONGEST_LINE):
+        raise click.BadParameter(f"up to {_LONGEST_LINE} printable characters are allowed")
+    return text
+
+
+def signed(command: _Command) -> _Command:
+    """Who orders it and why: the options `--by` and `--reason`."""
+    by = click.option(
+        "--by", callback=parse_line, default=_who, help="Who orders it. [default: user@host]"
+    )
+    reason = click.option("--reason", callback=parse_line, help="Why, for others to read.")
+    return by(reason(command))
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = f"uid {os.getuid()}"
+    return printable(f"{user}@{socket.gethostname()}")[:_LONGEST_LINE]

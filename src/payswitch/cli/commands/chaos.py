@@ -1,0 +1,140 @@
+"""`payswitch chaos`: break the system on purpose and prove that no payment suffers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from payswitch.chaos import report
+from payswitch.chaos.plan import kinds_of
+from payswitch.chaos.run import Order, Outcome, run
+from payswitch.chaos.timeline import draw
+from payswitch.cli.main import fail
+from payswitch.local.machine import MachineError, make_files_private
+from payswitch.local.supervisor import StartError
+from payswitch.settings import Settings, SettingsError
+
+_TABLE_WIDTH = 110
+
+
+@click.command()
+@click.option(
+    "--seed", default=1, show_default=True, type=click.IntRange(0), help="Of the first run."
+)
+@click.option(
+    "--runs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Each has the next seed.",
+)
+@click.option(
+    "--minutes",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 600),
+    help="Time under load and faults.",
+)
+@click.option(
+    "--faults",
+    default="all",
+    show_default=True,
+    help="Groups (clean, processor, process, redis, client, clock) or single ones, with commas.",
+)
+@click.option(
+    "--rate",
+    default=300.0,
+    show_default=True,
+    type=click.FloatRange(1, 20_000),
+    help="Payments a second.",
+)
+@click.option(
+    "--workers", default=3, show_default=True, type=click.IntRange(1, 32), help="Payment workers."
+)
+@click.option(
+    "--out",
+    default=".payswitch/chaos",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for verdict.json, timeline.png and system.log of each run.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the verdicts as JSON instead of a table."
+)
+def chaos(
+    seed: int,
+    runs: int,
+    minutes: float,
+    faults: str,
+    rate: float,
+    workers: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Run the real system on ports of its own, under load, and break it by a schedule that follows
+    from the seed; then compare every payment with the processors' journals.
+
+    The exit code is 1 if one was lost or paid twice, or if a cent is missing. Settings come from
+    the environment as for every part.
+
+    Example: payswitch chaos --seed 7 --minutes 2 --faults processor,redis
+    """
+    try:
+        kinds = kinds_of(faults)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--faults") from None
+    try:
+        Settings.from_environment()  # before there is a progress bar
+    except SettingsError as error:
+        fail(str(error))
+    make_files_private()
+    orders = [
+        Order(number, minutes, kinds, rate, workers, out / f"seed-{number}")
+        for number in range(seed, seed + runs)
+    ]
+    outcomes, documents = zip(*_run_all(orders), strict=True)
+    if as_json:
+        click.echo(orjson.dumps(documents))
+    else:
+        console = Console()
+        console.width = max(console.width, _TABLE_WIDTH)
+        report.show(outcomes, console)
+    sys.exit(0 if all(outcome.verdict.holds for outcome in outcomes) else 1)
+
+
+def _run_all(orders: list[Order]) -> list[tuple[Outcome, dict[str, Any]]]:
+    columns = (TextColumn("seed {task.fields[seed]}"), BarColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, TextColumn("{task.description}"), console=Console(stderr=True)
+    ) as progress:
+        try:
+            return [_run_one(order, progress) for order in orders]
+        except (MachineError, SettingsError, StartError) as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("stopped before the end")
+
+
+def _run_one(order: Order, progress: Progress) -> tuple[Outcome, dict[str, Any]]:
+    bar = progress.add_task("", total=order.seconds, seed=order.seed)
+
+    def advance(elapsed_s: float, doing: str) -> None:
+        progress.update(bar, completed=elapsed_s, description=doing)
+
+    outcome = asyncio.run(run(order, os.environ, advance))
+    document = report.as_document(outcome)
+    written = [report.write(document, order.folder)]
+    try:
+        written.append(draw(outcome))
+    except ImportError:
+        progress.console.print("no timeline.png: it needs `pip install payswitch[pictures]`")
+    progress.update(bar, completed=order.seconds, description=", ".join(map(str, written)))
+    return outcome.without_payments(), document

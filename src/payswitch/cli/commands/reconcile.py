@@ -1,0 +1,299 @@
+"""`payswitch reconcile`: our ledger against the processors' books."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+import orjson
+from redis.asyncio import Redis
+
+from payswitch.cli.main import read_settings
+from payswitch.cli.output import print_json, print_table, progress, redis_of, run
+from payswitch.dispatch import assembly
+from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant, parse_instant_ms
+from payswitch.operations.comparison import Differing
+from payswitch.operations.reconcile import Incident, Reconciliation, Report
+from payswitch.payments.full_records import Unreadable
+from payswitch.payments.ledger import Ledger, Total
+from payswitch.payments.payment import format_cents
+from payswitch.processors.books import CannotAskError
+from payswitch.processors.processor import Found
+from payswitch.settings import Settings
+from payswitch.store.notes import RECONCILED_KEY, write_note
+from payswitch.text import printable
+
+_UNKNOWN = 2
+"""The exit code where something can't be asked, so that nothing is known."""
+_MOST_ROWS = 100
+"""Payments that are shown in a table at most; JSON has all."""
+_FOLDED = "that far back the ledger keeps sums of whole entries (docs/reconciliation.md)"
+
+
+def _parse_bound(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_instant_ms(text)
+    except (ValueError, OverflowError):
+        raise click.BadParameter("not an instant such as 2026-11-22T16:05:00.123Z") from None
+
+
+@click.command()
+@click.option("--from", "first", callback=_parse_bound, metavar="INSTANT", help="Inclusive.")
+@click.option("--to", "last", callback=_parse_bound, metavar="INSTANT", help="Inclusive.")
+@click.option("--thorough", is_flag=True, help="Look every payment up, also where totals agree.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def reconcile(first: int | None, last: int | None, thorough: bool, as_json: bool) -> None:
+    """Compare our ledger with the processors' books, payment by payment where they differ.
+
+    An INSTANT is ISO-8601, in UTC if it says nothing else; without one there is no bound. Exit code
+    0: all is equal; 1: something differs; 2: somebody can't be asked, so it isn't known.
+
+    Example: payswitch reconcile --from 2026-11-22T16:00:00Z
+    """
+    if first is not None and last is not None and first > last:
+        raise click.UsageError("--from is later than --to")
+    settings = read_settings()
+    task = _reconcile(settings, first, last, thorough=thorough, as_json=as_json)
+    sys.exit(run(task, settings, failed=_UNKNOWN))
+
+
+async def _reconcile(
+    settings: Settings, first: int | None, last: int | None, *, thorough: bool, as_json: bool
+) -> int:
+    transport = assembly.transport(settings)
+    try:
+        async with redis_of(settings) as redis:
+            with progress("payments looked at", None) as advance:
+                report = await Reconciliation(
+                    redis,
+                    Ledger(
+                        redis,
+                        processors=list(settings.processor_urls),
+                        retention_ms=settings.retention_ms,
+                    ),
+                    assembly.books(settings, transport),
+                    assembly.processors(settings, transport),
+                    on_looked_up=advance,
+                ).run(first, last, thorough=thorough)
+            await _note(redis, report)
+    except CannotAskError as error:
+        click.echo(f"payswitch: {printable(str(error))}", err=True)
+        return _UNKNOWN
+    finally:
+        await transport.aclose()
+    if as_json:
+        print_json(_as_json(report))
+    else:
+        if first is not None and report.windows[0].first < first:
+            click.echo(f"Compared from {_instant(report.windows[0].first)}: {_FOLDED}")
+        if last is not None and report.windows[-1].last > last:
+            click.echo(f"Compared to {_instant(report.windows[-1].last)}: {_FOLDED}")
+        _print(report)
+    return 0 if report.equal else 1
+
+
+async def _note(redis: Redis, report: Report) -> None:
+    """Leave the verdict for the overview."""
+    differences = sum(
+        map(len, (report.payments, report.unexplained, report.incidents, report.unreadable))
+    )
+    document = {
+        "at": time.time_ns() // 1_000_000,
+        "differences": differences or int(not report.equal),
+        "windows": [[window.first, window.last] for window in report.windows],
+    }
+    await write_note(redis, RECONCILED_KEY, document)
+
+
+def _print(report: Report) -> None:
+    _print_totals(report)
+    _print_payments(report)
+    _print_unreadable(report.unreadable)
+    if report.unexplained:
+        print_table(
+            "Payments that we have no record of: expired, purged, or never ours",
+            ("processor", "from", "to", "payments", "amount"),
+            (
+                (
+                    each.processor,
+                    _instant(each.window.first),
+                    _instant(each.window.last),
+                    f"{each.missing_here.count:+}",
+                    _signed(each.missing_here.cents),
+                )
+                for each in report.unexplained
+            ),
+            numbers=("payments", "amount"),
+        )
+    if report.incidents:
+        print_table(
+            "Incidents: proofs of payment that match no pin",
+            ("payment", "paid by", "pinned to", "requested at", "noticed at"),
+            map(_incident_row, report.incidents),
+            numbers=(),
+        )
+    click.echo("All is equal." if report.equal else "There are differences.")
+
+
+def _print_totals(report: Report) -> None:
+    rows: list[tuple[str, ...]] = []
+    for name in report.ours:
+        ours, theirs = report.ours[name], report.theirs[name]
+        missing = _missing_here(report, name)
+        rows += [
+            (name, "ours", str(ours.count), format_cents(ours.cents)),
+            ("", "theirs", str(theirs.count), format_cents(theirs.cents)),
+            ("", "difference", f"{missing.count:+}", _signed(missing.cents)),
+        ]
+    columns = ("processor", "", "payments", "amount")
+    print_table("Totals", columns, rows, numbers=columns[2:])
+
+
+def _print_payments(report: Report) -> None:
+    if not report.payments:
+        return
+    shown = report.payments[:_MOST_ROWS]
+    print_table(
+        f"{len(shown)} of {len(report.payments)} payments that differ",
+        ("payment", "difference", "ours", *report.ours),
+        (
+            (
+                each.record.correlation_id,
+                each.kind.value,
+                _our_side(each),
+                *(_their_side(each.theirs.get(name)) for name in report.ours),
+            )
+            for each in shown
+        ),
+        numbers=(),
+    )
+
+
+def _print_unreadable(unreadable: Sequence[Unreadable]) -> None:
+    if not unreadable:
+        return
+    shown = unreadable[:_MOST_ROWS]
+    print_table(
+        f"{len(shown)} of {len(unreadable)} payments whose record is gone or spoilt",
+        ("payment", "what is wrong"),
+        ((each.correlation_id, each.problem) for each in shown),
+        numbers=(),
+    )
+
+
+def _our_side(payment: Differing) -> str:
+    record = payment.record
+    instant = "" if record.requested_at is None else f", {_instant(record.requested_at)}"
+    return f"{record.state}, {record.processor}, {format_cents(record.cents)}{instant}"
+
+
+def _their_side(found: Found | None) -> str:
+    if found is None:
+        return "nothing"
+    return f"{format_cents(found.cents)}, {_instant(found.requested_at)}"
+
+
+def _incident_row(incident: Incident) -> tuple[str, ...]:
+    return (
+        incident.correlation_id,
+        incident.paid_by or "",
+        incident.pinned or "",
+        _instant_if_any(incident.requested_at) or "",
+        _instant_if_any(incident.at) or "",
+    )
+
+
+def _signed(cents: int) -> str:
+    return f"+{format_cents(cents)}" if cents >= 0 else format_cents(cents)
+
+
+def _instant(ms: int) -> str:
+    return format_instant(min(max(ms, EARLIEST_MS), LATEST_MS))
+
+
+def _instant_if_any(ms: int | None) -> str | None:
+    return None if ms is None else _instant(ms)
+
+
+def _total(total: Total) -> dict[str, Any]:
+    return {
+        "totalRequests": total.count,
+        "totalAmount": orjson.Fragment(format_cents(total.cents)),
+    }
+
+
+def _found(found: Found | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "amount": orjson.Fragment(format_cents(found.cents)),
+        "requestedAt": _instant(found.requested_at),
+    }
+
+
+def _payment(each: Differing) -> dict[str, Any]:
+    record = each.record
+    return {
+        "correlationId": record.correlation_id,
+        "difference": each.kind.value,
+        "ours": {
+            "state": record.state,
+            "processor": record.processor,
+            "amount": orjson.Fragment(format_cents(record.cents)),
+            "requestedAt": _instant_if_any(record.requested_at),
+        },
+        "theirs": {name: _found(found) for name, found in each.theirs.items()},
+    }
+
+
+def _missing_here(report: Report, name: str) -> Total:
+    ours, theirs = report.ours[name], report.theirs[name]
+    return Total(theirs.count - ours.count, theirs.cents - ours.cents)
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    totals: Mapping[str, Any] = {
+        name: {
+            "ours": _total(report.ours[name]),
+            "theirs": _total(report.theirs[name]),
+            "difference": _total(_missing_here(report, name)),
+        }
+        for name in report.ours
+    }
+    return {
+        "equal": report.equal,
+        "windows": [
+            {"from": _instant(window.first), "to": _instant(window.last)}
+            for window in report.windows
+        ],
+        "totals": totals,
+        "payments": [_payment(each) for each in report.payments],
+        "unreadable": [
+            {"correlationId": each.correlation_id, "problem": each.problem}
+            for each in report.unreadable
+        ],
+        "unexplained": [
+            {
+                "processor": each.processor,
+                "from": _instant(each.window.first),
+                "to": _instant(each.window.last),
+                **_total(each.missing_here),
+            }
+            for each in report.unexplained
+        ],
+        "incidents": [
+            {
+                "correlationId": incident.correlation_id,
+                "paidBy": incident.paid_by,
+                "pinned": incident.pinned,
+                "requestedAt": _instant_if_any(incident.requested_at),
+                "at": _instant_if_any(incident.at),
+            }
+            for incident in report.incidents
+        ],
+    }

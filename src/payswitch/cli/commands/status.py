@@ -1,0 +1,196 @@
+"""`payswitch status`: the live page's numbers in a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+
+import click
+import orjson
+from arq.connections import ArqRedis
+from redis.exceptions import RedisError
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from payswitch.cli.main import read_settings
+from payswitch.cli.output import print_json, redis_of, run
+from payswitch.operations.history import parse_sample, read_history
+from payswitch.operations.overview import Overview, OverviewReader
+from payswitch.operations.status import Level, Status, breakers, document, duration, money, rates
+from payswitch.settings import Settings
+from payswitch.store.client import shown
+from payswitch.store.errors import in_words
+from payswitch.telemetry.vitals import Process
+from payswitch.text import printable
+
+_SAMPLES = 15
+_EVERY_S = 1.0
+_COLORS = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.ERROR: "red"}
+_UNKNOWN = 2
+"""The exit code where Redis can't be asked."""
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Show it anew every second, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch, a line a second.")
+def status(watch: bool, as_json: bool) -> None:
+    """Whether money flows, through whom, at what cost, what waits and what is wrong.
+
+    Exit code 0: nothing is wrong, or only warnings; 1: something is; 2: Redis can't be asked.
+
+    Example: payswitch status
+    """
+    settings = read_settings()
+    show = _watch if watch else _show
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(run(show(settings, as_json=as_json), settings, failed=_UNKNOWN))
+
+
+async def _show(settings: Settings, *, as_json: bool) -> int:
+    async with redis_of(settings) as redis:
+        now = await _read(redis)
+    if as_json:
+        print_json(document(now))
+    else:
+        Console(highlight=False).print(_drawn(now, settings))
+    return 1 if now.level is Level.ERROR else 0
+
+
+async def _watch(settings: Settings, *, as_json: bool) -> int:
+
+    async with redis_of(settings) as redis:
+        if as_json:
+            while True:
+                click.echo(orjson.dumps(document(await _read(redis))))
+                await asyncio.sleep(_EVERY_S)
+        console = Console(highlight=False)
+        while not console.is_terminal:  # a pipe or a file gets them one after the other
+            console.print(await _picture(redis, settings))
+            await asyncio.sleep(_EVERY_S)
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(await _picture(redis, settings), refresh=True)
+                await asyncio.sleep(_EVERY_S)
+
+
+async def _picture(redis: ArqRedis, settings: Settings) -> RenderableType:
+    try:
+        return _drawn(await _read(redis), settings)
+    except (RedisError, OSError) as error:
+        where = shown(settings.redis_url)
+        return Text(f"Redis at {where}: {in_words(error)}", style="red")
+
+
+async def _read(redis: ArqRedis) -> Status:
+    kept = await read_history(redis, _SAMPLES)
+    overview = await OverviewReader(redis).read()
+    samples = [sample for raw in kept if (sample := parse_sample(raw)) is not None]
+    return Status(overview, rates(samples, overview.at))
+
+
+def _drawn(now: Status, settings: Settings) -> Group:
+    lines = [Text(printable(now.headline), style=f"bold {_COLORS[now.level]}")]
+    lines += [Text(f"  {printable(each.text)}", style=_COLORS[each.level]) for each in now.findings]
+    if not now.overview.processes:
+        lines.append(Text(f"  So says Redis at {shown(settings.redis_url)} (REDIS_URL)"))
+    return Group(*lines, Text(), _numbers(now), _processors(now), _processes(now.overview))
+
+
+def _numbers(now: Status) -> Table:
+    overview, recent = now.overview, now.rates
+    table = _table("", "", "")
+    table.show_header = False
+    settled = sum(total.count for total in overview.settled.values())
+    accepted_per_s = None if recent is None else recent.accepted_per_s
+    settled_per_s = None if recent is None else recent.all_settled_per_s
+    _add(table, "accepted", f"{overview.accepted:,}", _per_second(accepted_per_s))
+    _add(table, "settled", f"{settled:,}", _per_second(settled_per_s))
+    oldest = overview.oldest_age_ms
+    waits = "" if oldest is None else f"the oldest for {duration(oldest)}"
+    _add(table, "backlog", f"{overview.backlog:,}", waits)
+    if recent is not None and recent.p50_ms is not None and recent.p99_ms is not None:
+        times = duration(recent.p50_ms), f"p50, p99 {duration(recent.p99_ms)}"
+        _add(table, "time to settle", *times)
+    fees = overview.fees
+    if fees is None:
+        _add(table, "fees", "unknown", "the processors have not said what they take")
+    else:
+        _add(table, "fees", money(fees.paid), f"{money(fees.extra)} more than all by default")
+    _add(table, "dead letters", f"{overview.dead:,}", "")
+    _add(table, "reconciliation", *_reconciled(overview))
+    return table
+
+
+def _reconciled(overview: Overview) -> tuple[str, str]:
+    last = overview.reconciled
+    if last is None:
+        return "never", "payswitch reconcile"
+    words = "all equal" if not last.differences else f"{last.differences:,} differences"
+    return words, f"{duration(max(0, overview.at - last.at))} ago"
+
+
+def _processors(now: Status) -> Table:
+    overview, recent = now.overview, now.rates
+    table = _table("processor", "settled", "", "amount", "fee", "health", "breakers")
+    for name, total in overview.settled.items():
+        selected = overview.choice is not None and overview.choice.processor == name
+        states = breakers(overview, name)
+        fee = overview.fee_rates.get(name)
+        _add(
+            table,
+            f"{name}, selected" if selected else name,
+            f"{total.count:,}",
+            _per_second(None if recent is None else recent.settled_per_s.get(name, 0)),
+            money(total.cents),
+            "unknown" if fee is None else f"{fee:.1%}",
+            _health(overview, name),
+            ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none",
+        )
+    return table
+
+
+def _health(overview: Overview, name: str) -> str:
+    seen = overview.health.get(name)
+    if seen is None:
+        return "never asked"
+    said = "failing" if seen.failing else f"healthy, {seen.min_response_ms} ms"
+    return said if seen.known else "no answer"
+
+
+def _processes(overview: Overview) -> Table:
+    table = _table("process", "host", "pid", "up", "has done")
+    for each in sorted(overview.processes, key=lambda each: (each.kind, each.host, each.pid)):
+        up = duration(max(0, overview.at - each.since))
+        _add(table, each.kind, each.host, str(each.pid), up, _done(each))
+    return table
+
+
+def _done(process: Process) -> str:
+    if process.kind == "ingress":
+        refused = sum(process.of("refused:").values())
+        return f"accepted {process.counts.get('accepted:new', 0):,}, refused {refused:,}"
+    if process.kind == "worker":
+        under_way = sum(process.of("in_flight:").values())
+        return f"settled {sum(process.of('settled:').values()):,}, {under_way:,} under way"
+    return ""
+
+
+def _per_second(rate: float | None) -> str:
+    return "" if rate is None else f"{rate:,.1f}/s"
+
+
+def _table(*columns: str) -> Table:
+    """Where a terminal is too narrow, names and breakers are folded, and no number is."""
+    table = Table(*columns, box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in table.columns:
+        folds = column.header in ("processor", "breakers")
+        column.no_wrap, column.min_width = not folds, len("fallback,") if folds else None
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*(Text(printable(cell)) for cell in cells))

@@ -1,0 +1,329 @@
+"""The command line: the whole system (`up`), one part in the foreground, or an operator's command
+(`payswitch.cli.commands`)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+import uvloop
+from click.core import ParameterSource
+
+from payswitch.cli import terminal
+from payswitch.errors import StartError
+from payswitch.process import allow_many_open_files, yield_to_others
+from payswitch.reasons import reason
+from payswitch.settings import Settings, SettingsError
+from payswitch.telemetry import logs
+from payswitch.telemetry.shared_counts import leave_that_of_others, shared_by_processes
+
+if TYPE_CHECKING:
+    from payswitch.dispatch.arq_worker import ResilientWorker
+
+logger = logging.getLogger(__name__)
+
+PORT = click.IntRange(1, 65535)
+
+_OF_LOGS = ("PAYSWITCH_LOG_LEVEL", "PAYSWITCH_LOG_FORMAT")
+
+
+def _parse_mode(_: click.Context, __: click.Parameter, text: str) -> int:
+    if not re.fullmatch("0?[0-7]{3}", text, re.ASCII):
+        raise click.BadParameter(f"{text!r} is no mode such as 660 or 666")
+    return int(text, 8)
+
+
+def _is_given(ctx: click.Context, option: str) -> bool:
+    return ctx.get_parameter_source(option) is ParameterSource.COMMANDLINE
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with one line and exit code 1."""
+    click.echo(f"payswitch: {message}", err=True)
+    sys.exit(1)
+
+
+def read_settings(part: str = "payswitch") -> Settings:
+    """The settings of this process, with logging set up by them; `part` names it in JSON lines."""
+    return _settings_of(os.environ, part)
+
+
+def _settings_of(environment: Mapping[str, str], part: str) -> Settings:
+    try:
+        settings = Settings.from_environment(environment)
+    except SettingsError as error:
+        fail(str(error))
+    logs.configure(settings.log_level, settings.log_format, part)
+    return settings
+
+
+def _end(settings: Settings, message: str) -> NoReturn:
+    """End a part with one line, which is JSON where its log is, and exit code 1."""
+    if settings.log_format == "json":
+        logger.critical("can't go on: %(error)s", {"error": message})
+        sys.exit(1)
+    fail(message)
+
+
+class _Misuse(click.UsageError):
+    """A wrong use of a command, told in one line."""
+
+    def show(self, file: Any = None) -> None:
+        problem = " ".join(self.format_message().split()).rstrip(".")
+        path = "payswitch" if self.ctx is None else self.ctx.command_path
+        click.echo(f"payswitch: {problem} (see {path} --help)", file=file, err=True)
+
+
+@contextlib.contextmanager
+def _misuse_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except (_Misuse, click.exceptions.NoArgsIsHelpError):
+        raise
+    except click.UsageError as error:
+        raise _Misuse(error.format_message(), error.ctx) from None
+
+
+class _Commands(click.Group):
+    """The commands of this module, and those that are loaded only when they are called: what they
+    import would cost every container its memory."""
+
+    _elsewhere = (
+        "chaos",
+        "completion",
+        "dead",
+        "pause",
+        "payment",
+        "reconcile",
+        "resume",
+        "select",
+        "settings",
+        "status",
+    )
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self._elsewhere])
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self._elsewhere:
+            return super().get_command(ctx, name)
+        module = importlib.import_module(f"payswitch.cli.commands.{name}")
+        command: click.Command = getattr(module, name)
+        return command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        terminal.prepare()
+        with terminal.one_line_where_nothing_can_be_written():
+            return super().main(*args, **kwargs)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _misuse_in_one_line():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _misuse_in_one_line():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="payswitch")
+def main() -> None:
+    """Payswitch takes payments over HTTP and pays each exactly once.
+
+    Example: payswitch up
+    """
+    allow_many_open_files()
+    leave_that_of_others()
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The endpoint's address.")
+@click.option("--port", default=9999, show_default=True, type=PORT, help="The endpoint's port.")
+@click.option(
+    "--ingress-port",
+    default=9001,
+    show_default=True,
+    type=click.IntRange(1, 65534),
+    help="The first ingress' port; the second has the next.",
+)
+@click.option(
+    "--default-port", default=8001, show_default=True, type=PORT, help="Simulator of `default`."
+)
+@click.option(
+    "--fallback-port", default=8002, show_default=True, type=PORT, help="Simulator of `fallback`."
+)
+@click.option("--redis-port", default=6379, show_default=True, type=PORT)
+@click.option(
+    "--workers",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Payment workers.",
+)
+@click.option(
+    "--state",
+    default=".payswitch",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for what a restart goes on with.",
+)
+@click.option("--fresh", is_flag=True, help="Forget all payments first.")
+@click.option(
+    "--haproxy/--no-haproxy", default=True, help="Without it, or if there is none: Granian alone."
+)
+def up(**options: Any) -> None:
+    """Run the whole system on this machine until Ctrl-C.
+
+    REDIS_URL, PAYMENT_PROCESSOR_URL_DEFAULT and PAYMENT_PROCESSOR_URL_FALLBACK name existing ones
+    that are used instead. With none of them anyone may purge, unless PAYSWITCH_PURGE is set.
+
+    Example: payswitch up --fresh
+    """
+    from payswitch.local.machine import MachineError
+    from payswitch.local.supervisor import StartError
+    from payswitch.local.system import Options, run
+
+    try:
+        run(Options(**options))
+    except (MachineError, SettingsError, StartError) as error:
+        fail(str(error))
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=9001, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--uds", type=click.Path(path_type=Path), help="Listen on this unix socket instead.")
+@click.option(
+    "--uds-mode",
+    default="600",
+    show_default=True,
+    callback=_parse_mode,
+    help="Who may connect to it, in octal; 666: every user.",
+)
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes."
+)
+@click.option(
+    "--payments-port",
+    type=PORT,
+    help="Takes payments from a load balancer here, too, at less cost; for one process.",
+)
+@click.pass_context
+def ingress(
+    ctx: click.Context,
+    host: str,
+    port: int,
+    uds: Path | None,
+    uds_mode: int,
+    workers: int,
+    payments_port: int | None,
+) -> None:
+    """Run the HTTP ingress.
+
+    Example: payswitch ingress --port 9001
+    """
+    if payments_port is not None and workers > 1:
+        raise click.UsageError("--payments-port is for one process: leave out --workers")
+    if payments_port == port and uds is None:
+        raise click.UsageError("--payments-port must be another than --port")
+    if uds is None and _is_given(ctx, "uds_mode"):
+        raise click.UsageError("--uds-mode is for --uds")
+    if uds is not None and _is_given(ctx, "port"):
+        raise click.UsageError("--uds stands instead of --port: leave one of them out")
+    if uds is not None and payments_port is None and _is_given(ctx, "host"):
+        raise click.UsageError("--host is for --port and --payments-port, not for --uds")
+    settings = read_settings("ingress")
+    try:
+        with shared_by_processes() if workers > 1 else contextlib.nullcontext():
+            from payswitch.ingress import server
+
+            place = server.Place(host, port, uds, uds_mode, payments_port)
+            server.serve(settings, place, workers=workers)
+    except (OSError, StartError) as error:
+        _end(settings, reason(error))
+
+
+@main.command()
+def worker() -> None:
+    """Run a payments worker; start as many as you like.
+
+    Example: payswitch worker
+    """
+    settings = read_settings("worker")
+    _check_workers(settings)
+    from payswitch.dispatch.payment_worker import PaymentWorker
+    from workers.payments import WorkerSettings
+
+    _run(PaymentWorker, WorkerSettings, settings)
+
+
+@main.command()
+def health() -> None:
+    """Run the health worker; more than one is harmless.
+
+    Example: payswitch health
+    """
+    settings = read_settings("health")
+    _check_workers(settings)
+    from payswitch.dispatch.arq_worker import ResilientWorker
+    from workers.health import WorkerSettings
+
+    _run(ResilientWorker, WorkerSettings, settings)
+
+
+def _check_workers(settings: Settings) -> None:
+    from payswitch.local.machine import MachineError, check_workers
+
+    try:
+        check_workers()
+    except MachineError as error:
+        _end(settings, str(error))
+
+
+def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: Settings) -> None:
+    if settings.workers_yield == "on":
+        yield_to_others()
+    from payswitch.dispatch.arq_worker import run_worker
+    from payswitch.store.client import connect
+    from payswitch.telemetry.metrics_server import check_address
+
+    try:
+        check_address(settings.metrics_host, settings.metrics_port)
+        run_worker(worker_class, worker_settings, connect(settings.redis_url, limit_s=10))
+    except StartError as error:
+        _end(settings, str(error))
+
+
+@main.command()
+@click.option("--name", required=True, help="Its name in log lines.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", required=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--fee", default="0.05", show_default=True, envvar="TRANSACTION_FEE", help="Its share."
+)
+def simulator(name: str, host: str, port: int, fee: str) -> None:
+    """Run a payment processor for development and tests. It reads the variables that the
+    challenge's own processor reads: TRANSACTION_FEE, INITIAL_TOKEN, RATE_LIMIT_SECONDS.
+
+    Example: payswitch simulator --name default --port 8001 --fee 0.05
+    """
+    from payswitch.simulator.server import SimulatorConfig, serve
+
+    # None of the other settings is a processor's.
+    log = _settings_of({each: os.environ.get(each, "") for each in _OF_LOGS}, name)
+    try:
+        config = SimulatorConfig.from_environment(name, {**os.environ, "TRANSACTION_FEE": fee})
+    except ValueError as error:
+        fail(str(error))
+    try:
+        uvloop.run(serve(config, host, port))
+    except OSError as error:
+        _end(log, f"port {port}: {reason(error, host)}")

@@ -1,0 +1,69 @@
+"""A payment's record, as words for a terminal and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from payswitch.instants import format_instant
+from payswitch.payments.full_records import FullRecord
+from payswitch.payments.payment import format_cents
+
+
+def _instant(ms: int | None) -> str:
+    return "never" if ms is None else format_instant(ms)
+
+
+def in_words(record: FullRecord) -> dict[str, str | None]:
+    """All that is known of a payment, by its name; None where there is nothing to say."""
+    tries = ", ".join(
+        f"{each.number} ({'ended, maybe recorded' if each.ended else 'may still be recorded'})"
+        for each in record.open_tries
+    )
+    return {
+        "payment": record.correlation_id,
+        "state": record.state,
+        "reason": record.reason,
+        "last error": record.last_error,
+        "amount": format_cents(record.cents),
+        "processor": record.processor or "none: it was never sent",
+        "requestedAt": _instant(record.requested_at),
+        "tries": str(record.tries),
+        "open tries": tries or "none",
+        "horizon": None
+        if record.horizon is None
+        else f"{_instant(record.horizon)} (no open try is recorded later)",
+        "quiet time": None if record.quiet_ms is None else f"{record.quiet_ms} ms",
+        "lease until": None if record.lease_until is None else _instant(record.lease_until),
+        "accepted at": _instant(record.accepted_at),
+        "died at": None if record.dead_at is None else _instant(record.dead_at),
+        "replayed at": _instant(record.replayed_at),
+        "settled at": _instant(record.settled_at),
+    }
+
+
+def as_json(record: FullRecord) -> dict[str, Any]:
+    """All that is known of a payment, as `--json` prints it."""
+
+    def instant(ms: int | None) -> str | None:
+        return None if ms is None else format_instant(ms)
+
+    return {
+        "correlationId": record.correlation_id,
+        "state": record.state,
+        "reason": record.reason,
+        "lastError": record.last_error,
+        "amount": orjson.Fragment(format_cents(record.cents)),
+        "processor": record.processor,
+        "requestedAt": instant(record.requested_at),
+        "tries": record.tries,
+        "openTries": [{"number": each.number, "ended": each.ended} for each in record.open_tries],
+        "horizon": instant(record.horizon),
+        "quietMs": record.quiet_ms,
+        "leaseUntil": instant(record.lease_until),
+        "acceptedAt": instant(record.accepted_at),
+        "deadAt": instant(record.dead_at),
+        "replayedAt": instant(record.replayed_at),
+        "settledAt": instant(record.settled_at),
+    }

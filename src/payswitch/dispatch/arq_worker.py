@@ -1,0 +1,207 @@
+"""What both kinds of arq worker need: to outlive Redis' faults, one that is full among them, and a
+clock that is set."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import signal
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import arq.worker
+import uvloop
+from arq.connections import ArqRedis
+from arq.cron import CronJob
+from arq.utils import poll
+from redis.exceptions import RedisError, ResponseError
+
+from payswitch.process import collect_seldom
+from payswitch.store import scripts
+from payswitch.store.client import Client
+from payswitch.store.errors import in_words, says_out_of_memory
+from payswitch.store.watch import RedisWatch
+
+logger = logging.getLogger(__name__)
+
+_PAUSE_S = 0.2
+_CLOCK_STEP = timedelta(seconds=5)
+
+
+class ResilientWorker(arq.worker.Worker):
+    """An `arq.Worker` whose main loop survives Redis' absence, whose cron survives a step of the
+    clock and a Redis that is full, and which leaves the health key to the other workers when it
+    closes."""
+
+    _redis_refuses = False
+    _redis_is_full = False
+    redis_failures = 0
+    """Turns of the main loop that Redis did not answer or refused."""
+
+    def __init__(self, *args: Any, redis_trust: str = "warn", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._watch = RedisWatch(cast(Client, self.pool), demand=redis_trust == "require")
+
+    async def main(self) -> None:
+        """Run until cancelled; Redis may come and go meanwhile, and nothing is taken while it can't
+        be used. Raises what `on_startup` raises, and `UntrustworthyRedisError`."""
+        collect_seldom()
+        await self._watch.until_usable()
+        self._watch.start()
+        logger.info("taking jobs from %(queue)s", {"queue": self.queue_name})
+        self.ctx["redis"] = self.pool
+        if self.on_startup:
+            await self.on_startup(self.ctx)
+        async for _ in poll(self.poll_delay_s):
+            await self._poll_iteration()
+
+    async def _poll_iteration(self) -> None:
+        if self._watch.unusable is not None:
+            await asyncio.sleep(_PAUSE_S)
+            return
+        try:
+            await self._turn()
+            self._redis_takes_it()
+        except (RedisError, OSError) as error:
+            await self._note_failure(error)
+            await self._recover()
+
+    async def _turn(self) -> None:
+        """One turn of the main loop; may raise `RedisError`."""
+        await super()._poll_iteration()
+
+    async def _recover(self) -> None:
+        """Start the bookkeeping anew: arq's forgets to free a slot when Redis fails under it."""
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        self.tasks.clear()
+        self.job_counter = 0
+        self.sem = asyncio.BoundedSemaphore(self.max_jobs + 1)
+
+    async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:
+        """Fire what is due; a job whose next run a set clock has put out of reach runs now.
+
+        What a full Redis refuses to queue runs here and now, without the queue.
+        """
+        for job in self.cron_jobs:
+            if job.next_run is not None and abs(job.next_run - n) > _CLOCK_STEP:
+                job.next_run = None
+        planned = {job.name: n if job.run_at_startup else None for job in self.cron_jobs}
+        planned |= {job.name: job.next_run for job in self.cron_jobs if job.next_run}
+        is_full = False
+        try:
+            await super().run_cron(n, delay, num_windows)
+        except ResponseError as error:
+            if not says_out_of_memory(error):
+                raise
+            is_full = True
+        # arq has gone on to the next run of each job that was due.
+        due = [job for job in self.cron_jobs if planned[job.name] not in (None, job.next_run)]
+        if due:
+            self._note_redis_full(is_full)
+        if is_full:
+            for job in due:
+                self._run_unqueued(job)
+
+    def _run_unqueued(self, job: CronJob) -> None:
+        """Run a cron job's function, unless its last such run goes on still."""
+        if job.name not in self.tasks:
+            self.tasks[job.name] = self.loop.create_task(self._run_cron_function(job))
+
+    async def _run_cron_function(self, job: CronJob) -> None:
+        try:
+            async with asyncio.timeout(job.timeout_s or self.job_timeout_s):
+                await job.coroutine({**self.ctx, "job_id": job.name, "job_try": 1})
+        except Exception:
+            logger.exception("cron job %(job)s failed", {"job": job.name})
+
+    async def record_health(self) -> None:
+        """Write the health key, in other words if Redis is full."""
+        try:
+            await super().record_health()
+        except ResponseError as error:
+            if not says_out_of_memory(error):
+                raise
+            life_ms = int((self.health_check_interval + 1) * 1000)
+            await self.pool.delete(self.health_check_key)
+            await scripts.load(self.pool, "take")(
+                keys=[self.health_check_key], args=["alive, but redis is full", life_ms]
+            )
+
+    async def finish_job(
+        self,
+        job_id: str,
+        finish: bool,
+        result_data: bytes | None,
+        result_timeout_s: float | None,
+        keep_result_forever: bool,
+        incr_score: int | None,
+        keep_in_progress: float | None,
+    ) -> None:
+        """As arq's, but a cron job leaves no key behind for a minute: that guards ids made of the
+        wall clock, which are not used here."""
+        await super().finish_job(
+            job_id,
+            finish,
+            result_data,
+            result_timeout_s,
+            keep_result_forever,
+            incr_score,
+            keep_in_progress=None,
+        )
+
+    async def close(self) -> None:
+        """Finish what runs, call `on_shutdown`, close the connections."""
+        self.allow_pick_jobs = False
+        if self._pool is None:
+            return
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        if self.on_shutdown:
+            await self.on_shutdown(self.ctx)
+        await self._watch.close()
+        await self.pool.aclose(close_connection_pool=True)
+        self._pool = None
+
+    async def _note_failure(self, error: Exception) -> None:
+        self.redis_failures += 1
+        if not isinstance(error, ResponseError):
+            self._watch.note_away(error)
+        elif not self._redis_refuses:
+            self._redis_refuses = True
+            logger.warning("redis refuses: %(error)s", {"error": in_words(error)})
+        await asyncio.sleep(_PAUSE_S)
+
+    def _note_redis_full(self, is_full: bool) -> None:
+        if is_full and not self._redis_is_full:
+            logger.warning(
+                "redis is full: cron jobs of %(queue)s run without it", {"queue": self.queue_name}
+            )
+        elif self._redis_is_full and not is_full:
+            logger.info("redis has memory again")
+        self._redis_is_full = is_full
+
+    def _redis_takes_it(self) -> None:
+        if self._redis_refuses:
+            self._redis_refuses = False
+            logger.info("redis no longer refuses")
+
+
+def run_worker(worker_class: type[ResilientWorker], settings: type[Any], redis: ArqRedis) -> None:
+    """Run a worker with the attributes of an arq `WorkerSettings` class until it is told to stop.
+
+    Raises what `on_startup` raises.
+    """
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    known = {
+        **inspect.signature(arq.worker.Worker).parameters,
+        **inspect.signature(ResilientWorker.__init__).parameters,
+        **inspect.signature(worker_class.__init__).parameters,
+    }
+    values = {name: value for name, value in vars(settings).items() if name in known}
+    values["redis_settings"] = None
+    # uvloop loses a signal that comes after its handler was added and before it runs.
+    stop_signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
+    loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, stop_signals)
+    worker_class(**values, redis_pool=redis).run()

@@ -1,0 +1,495 @@
+"""The life of one claimed payment: ask first where a try is open, route, pay, settle.
+
+Each step follows the design's table of outcomes (docs/design.md). A dispatch ends with exactly one
+of: settled, given back to the queue, made a dead letter, or the lease found lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+
+from redis.exceptions import RedisError
+
+from payswitch.clock import boottime_ms
+from payswitch.dispatch.routing import Breaker, BreakerState, Router, Verdict
+from payswitch.payments.ledger import Ledger, Settlement
+from payswitch.payments.tries import Burial, Claim, Findings, QuietWatch, Routed, Tries
+from payswitch.processors.processor import (
+    Ended,
+    Finding,
+    Found,
+    Missing,
+    NotPaid,
+    NotSentInTime,
+    Outcome,
+    Paid,
+    Processor,
+    Refused,
+    Unclear,
+    Unknown,
+)
+from payswitch.telemetry.tally import Tally
+
+logger = logging.getLogger(__name__)
+
+_MOST_QUESTIONS = 64
+"""Payments that wait at once for what one processor says of their open tries: one that is silent
+must not hold every slot."""
+_UNPAID = "unpaid at its deadline"
+_REFUSED = "refused with status"
+_HELD_MS = 200
+"""How long a payment is given back for that nobody can take at the moment."""
+_WAIT_MS = 500
+"""How long a payment waits at least for a processor that can do nothing for it."""
+_MOST_UNASKED = 16
+"""With this many tries open their processor is asked, also before one more of its own: a 404 closes
+those that have ended, and the record stays small."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pauses:
+    """The pauses between tries, in ms: exponential with full jitter up to a cap (the method that
+    Amazon's "Exponential Backoff And Jitter" (2015) found to finish work soonest)."""
+
+    base_ms: int
+    cap_ms: int
+
+    def after(self, attempts: int) -> int:
+        """The pause after so many attempts, 1 being the first."""
+        longest = min(self.cap_ms, self.base_ms * 2 ** min(attempts - 1, 30))
+        return random.randint(longest // 2, longest)
+
+
+class Dispatcher:
+    """Takes claimed payments to their processors and their outcomes to Redis."""
+
+    def __init__(
+        self,
+        *,
+        processors: Mapping[str, Processor],
+        tries: Tries,
+        ledger: Ledger,
+        router: Router,
+        pauses: Pauses,
+        lease_margin_ms: int,
+        clock: Callable[[], float] = boottime_ms,
+    ) -> None:
+        self.router = router
+        self.calls: defaultdict[tuple[str, type[Outcome]], Tally] = defaultdict(Tally)
+        """How long the calls that pay took, by processor and how they ended."""
+        self._processors = processors
+        self._tries = tries
+        self.ledger = ledger
+        self._pauses = pauses
+        self._lease_margin_ms = lease_margin_ms
+        self._questions = {name: asyncio.Semaphore(_MOST_QUESTIONS) for name in processors}
+        self._watch = QuietWatch()
+        self._clock = clock
+
+    async def dispatch(self, claim: Claim, *, probe: str | None = None) -> None:
+        """Do for a claimed payment what can be done now. Raises `RedisError`; the lease's end
+        then gives the payment back.
+
+        `probe` names the processor to use although nothing is healthy.
+        """
+        findings = Findings()
+        if self._must_ask(claim, probe) and not await self._ask_in_turn(claim, findings):
+            return
+        still_open = self._open_numbers(claim, findings)
+        if claim.open_tries and not still_open:
+            await self._wake_next(claim)
+        if claim.overdue:
+            await self._end_overdue(claim, findings, still_open)
+            return
+        processor = claim.processor if still_open else probe or self.router.choose(self._clock())
+        breaker = self.router.breakers[processor] if processor is not None else None
+        if processor is None or breaker is None or not breaker.free(self._clock()):
+            if still_open and breaker is not None and breaker.state is not BreakerState.CLOSED:
+                await self._wait(claim, findings)
+            else:
+                await self._give_back(claim, findings, delay_ms=self._hold(breaker))
+            return
+        await self._pay_through(breaker, claim, processor, findings)
+
+    async def give_back(self, claim: Claim, *, delay_ms: int, error: str = "") -> None:
+        """Give back a payment that nothing more was learned of. Raises `RedisError`."""
+        await self._give_back(claim, Findings(), delay_ms=delay_ms, error=error)
+
+    async def _end_overdue(self, claim: Claim, findings: Findings, still_open: set[int]) -> None:
+        """Nothing is sent after the deadline; an open try is waited for."""
+        if still_open:
+            await self._wait(claim, findings, "unpaid at its deadline, but a try is open")
+        else:
+            await self._bury(claim, await self._why_unpaid(claim), findings)
+
+    async def _why_unpaid(self, claim: Claim) -> str:
+        """The reason of a payment that nobody took in time; it says so if it was refused."""
+        last_error = await self._tries.last_error(claim)
+        return f"{_UNPAID}; {last_error}" if _REFUSED in last_error else _UNPAID
+
+    def _must_ask(self, claim: Claim, probe: str | None) -> bool:
+        """Whether the open tries' processor is asked before anything is sent: not where all have
+        ended and the same processor is chosen again, for that one knows the id. After a replay it
+        is asked in any case: the last try may be days old."""
+        if not claim.open_tries:
+            return False
+        if (
+            claim.overdue
+            or claim.job_try == 1
+            or len(claim.open_tries) >= _MOST_UNASKED
+            or not all(open_try.ended for open_try in claim.open_tries)
+        ):
+            return True
+        return claim.processor != (probe or self.router.choose(self._clock()))
+
+    async def _ask_in_turn(self, claim: Claim, findings: Findings) -> bool:
+        """Ask first, unless too many wait for this processor's answers for too long; True if more
+        can be done now."""
+        assert claim.processor is not None
+        questions = self._questions[claim.processor]
+        try:
+            async with asyncio.timeout(_HELD_MS / 1000):
+                await questions.acquire()
+        except TimeoutError:
+            await self._wait(claim, findings)
+            return False
+        try:
+            return await self._ask_first(claim, findings)
+        finally:
+            questions.release()
+
+    async def _ask_first(self, claim: Claim, findings: Findings) -> bool:
+        """With a try open, ask its processor before anything else; True if more can be done now."""
+        assert claim.processor is not None
+        is_first_look = claim.horizon_passed and self._watch.may_begin(claim)
+        passed_here = self._watch.passed(claim, self._clock())
+        nothing_comes_later = claim.horizon_passed and passed_here
+        finding = await self._find(claim, claim.processor)
+        if is_first_look and (isinstance(finding, Missing) or claim.overdue):
+            await self._wake_next(claim)
+        match finding:
+            case Found():
+                await self._settle_found(
+                    claim, claim.processor, finding, findings, horizon_passed=passed_here
+                )
+                return False
+            case Missing():
+                findings.closed.update(
+                    open_try.number
+                    for open_try in claim.open_tries
+                    if open_try.ended or nothing_comes_later
+                )
+                return True
+            case Unclear():
+                if claim.overdue and nothing_comes_later:
+                    reason = f"unpaid at its deadline; {claim.processor} can't tell"
+                    await self._bury(claim, reason, findings, horizon_passed=True)
+                else:
+                    error = f"asked {claim.processor}: {finding.reason}"
+                    await self._wait(claim, findings, error, finding.retry_after_ms)
+                return False
+
+    async def _pay_through(
+        self, breaker: Breaker, claim: Claim, processor: str, findings: Findings
+    ) -> None:
+        is_probe = breaker.enter(self._clock())
+        outcome: Outcome | None = None
+        try:
+            routed = await self._tries.open(claim, processor, findings)
+            if routed is None:
+                logger.debug(
+                    "lease of payment %(payment)s lost before it was sent",
+                    {"payment": claim.correlation_id},
+                )
+                return
+            began = self._clock()
+            outcome = await self._send(claim, routed)
+            self.calls[processor, type(outcome)].add((self._clock() - began) / 1000)
+            if isinstance(outcome, Refused):
+                outcome = replace(outcome, finding=await self._find(claim, processor))
+        finally:
+            was, was_refusing = breaker.state, breaker.refusing
+            breaker.leave(
+                _verdict(outcome),
+                probe=is_probe,
+                now=self._clock(),
+                asked_ms=self._pause_for_all(outcome),
+                reason=_reason(outcome),
+            )
+            _log_change(processor, breaker, was, was_refusing=was_refusing)
+        await self._conclude(claim, routed, outcome, findings)
+
+    async def _send(self, claim: Claim, routed: Routed) -> Outcome:
+        sends_until = claim.expires_at - self._lease_margin_ms
+        clock = self._clock
+        pay = self._processors[routed.processor].pay
+        payment = claim.correlation_id, claim.cents, routed.requested_at
+        if claim.trace is None:
+            return await pay(*payment, lambda: clock() < sends_until)
+        with claim.trace.pay(routed.processor, routed.number) as step:
+            outcome = await pay(*payment, lambda: clock() < sends_until, step)
+            step.came_to(type(outcome).__name__, failed=not isinstance(outcome, Paid))
+        return outcome
+
+    async def _find(self, claim: Claim, processor: str) -> Finding:
+        find = self._processors[processor].find
+        if claim.trace is None:
+            return await find(claim.correlation_id)
+        with claim.trace.ask(processor) as step:
+            finding = await find(claim.correlation_id, step)
+            step.came_to(type(finding).__name__, failed=isinstance(finding, Unclear))
+        return finding
+
+    async def _conclude(
+        self, claim: Claim, routed: Routed, outcome: Outcome, findings: Findings
+    ) -> None:
+        number = routed.number
+        who = routed.processor
+        match outcome:
+            case Paid():
+                await self._settle(claim, who, routed.requested_at, findings)
+            case Refused():
+                findings.ended.add(number)
+                await self._after_refusal(claim, routed, outcome, findings)
+            case Ended():
+                findings.ended.add(number)
+                await self._after_end(claim, routed, outcome, findings)
+            case NotPaid():
+                findings.closed.add(number)
+                await self._retry(claim, findings, f"{who}: {outcome.reason}")
+            case NotSentInTime():
+                findings.closed.add(number)
+                await self._give_back(claim, findings, delay_ms=0, error="lease ran out unsent")
+            case Unknown():
+                last_try = claim.life_of_try(number)
+                self._watch.saw(claim.correlation_id, last_try, self._clock())
+                error = f"{who}: {outcome.reason}"
+                await self._retry(claim, findings, error, outcome.retry_after_ms)
+
+    async def _after_end(
+        self, claim: Claim, routed: Routed, outcome: Ended, findings: Findings
+    ) -> None:
+        """The processor alone knows whether it recorded it. It is asked at once, so that the
+        payment can go elsewhere; but not after a 429 where it goes back there all the same."""
+        asked_ms = outcome.retry_after_ms
+        is_limit = outcome.status == HTTPStatus.TOO_MANY_REQUESTS
+        if not is_limit or self.router.choose(self._clock()) != routed.processor:
+            finding = await self._find(claim, routed.processor)
+            match finding:
+                case Found():
+                    await self._settle_found(claim, routed.processor, finding, findings)
+                    return
+                case Missing():
+                    self._close_ended(claim, routed, findings)
+                    asked_ms = None
+                case Unclear():
+                    asked_ms = max(asked_ms or 0, finding.retry_after_ms or 0)
+        await self._retry(claim, findings, f"{routed.processor}: status {outcome.status}", asked_ms)
+
+    async def _after_refusal(
+        self, claim: Claim, routed: Routed, outcome: Refused, findings: Findings
+    ) -> None:
+        """The processor knows the id already, or can't take this payment; but the word of one that
+        refuses most buries nothing, for the fault is its own."""
+        error = f"{routed.processor}: {_reason(outcome)}"
+        match outcome.finding:
+            case Found() as found:
+                await self._settle_found(claim, routed.processor, found, findings)
+            case Missing():
+                self._close_ended(claim, routed, findings)
+                is_trusted = not self.router.breakers[routed.processor].refusing
+                if is_trusted and not self._open_numbers(claim, findings):
+                    await self._bury(claim, error, findings)
+                else:
+                    await self._retry(claim, findings, error)
+            case Unclear() as unclear:
+                await self._retry(claim, findings, error, unclear.retry_after_ms)
+
+    async def _settle_found(
+        self,
+        claim: Claim,
+        processor: str,
+        found: Found,
+        findings: Findings,
+        *,
+        horizon_passed: bool = False,
+    ) -> None:
+        """The processor has the id: settled if the amount is ours, else for a person to decide."""
+        if found.cents == claim.cents:
+            await self._settle(claim, processor, found.requested_at, findings)
+        else:
+            reason = f"{processor} has it with another amount"
+            await self._bury(claim, reason, findings, horizon_passed=horizon_passed)
+
+    async def _settle(
+        self, claim: Claim, processor: str, requested_at: int, findings: Findings
+    ) -> None:
+        self._watch.forget(claim.correlation_id)
+        if claim.trace is None:
+            settlement = await self._bring(claim, processor, requested_at)
+        else:
+            with claim.trace.settle(processor) as step:
+                settlement = await self._bring(claim, processor, requested_at)
+                failed = settlement in (Settlement.INCIDENT, Settlement.UNADDABLE)
+                step.came_to(settlement.value, failed=failed)
+        if settlement is Settlement.INCIDENT:
+            logger.error(
+                "incident: %(processor)s has payment %(payment)s, which is pinned elsewhere",
+                {"processor": processor, "payment": claim.correlation_id},
+            )
+        elif settlement is Settlement.UNADDABLE:
+            logger.error(
+                "payment %(payment)s is paid by %(processor)s, but a sum of the ledger can't take "
+                "it; it is tried again",
+                {"processor": processor, "payment": claim.correlation_id},
+            )
+            await self._retry(claim, findings, f"paid by {processor}; the ledger can't add it")
+            return
+        if self._open_numbers(claim, findings):
+            await self._wake_next(claim)
+
+    async def _bring(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
+        """Proof of payment is never dropped: it is brought to Redis until Redis takes it."""
+        attempts = 0
+        while True:
+            try:
+                return await self.ledger.settle(claim, processor, requested_at)
+            except (RedisError, OSError):
+                attempts += 1
+                await asyncio.sleep(self._pauses.after(attempts) / 1000)
+
+    async def _bury(
+        self, claim: Claim, reason: str, findings: Findings, *, horizon_passed: bool = False
+    ) -> None:
+        bury = self._tries.bury(claim, reason, findings, horizon_passed=horizon_passed)
+        if claim.trace is None:
+            burial = await bury
+        else:
+            with claim.trace.bury(reason) as step:
+                burial = await bury
+                step.came_to(burial.value, failed=False)
+        if burial is Burial.STILL_OPEN:
+            await self._retry(claim, findings, reason)
+        elif burial is Burial.BURIED:
+            self._watch.forget(claim.correlation_id)
+            logger.warning(
+                "dead letter: %(payment)s: %(reason)s",
+                {"payment": claim.correlation_id, "reason": reason},
+            )
+            if self._open_numbers(claim, findings):
+                await self._wake_next(claim)
+
+    async def _wait(
+        self, claim: Claim, findings: Findings, error: str = "", asked_ms: int | None = None
+    ) -> None:
+        """Give back a payment for which its processor can do nothing now, behind the others that
+        wait for that one."""
+        assert claim.processor is not None
+        wait_ms = max(_WAIT_MS, min(asked_ms or 0, self._pauses.cap_ms))
+        await self._tries.release(
+            claim,
+            delay_ms=wait_ms,
+            findings=findings,
+            error=error,
+            waits_for=claim.processor,
+        )
+
+    async def _wake_next(self, claim: Claim) -> None:
+        """It got on, so those that wait for the same processor may, too: a first look counts, as
+        this worker's own watch begins with it. Nothing relies on it."""
+        if claim.processor is not None:
+            with contextlib.suppress(RedisError, OSError):
+                await self._tries.wake(claim.processor)
+
+    async def _retry(
+        self, claim: Claim, findings: Findings, error: str, asked_ms: int | None = None
+    ) -> None:
+        """Give it back for a pause; `asked_ms` is what the processor asked for (`Retry-After`)."""
+        longest = self._pauses.cap_ms
+        delay_ms = max(self._pauses.after(claim.job_try), min(asked_ms or 0, longest))
+        await self._give_back(claim, findings, delay_ms=delay_ms, error=error)
+
+    async def _give_back(
+        self, claim: Claim, findings: Findings, *, delay_ms: int, error: str = ""
+    ) -> None:
+        await self._tries.release(claim, delay_ms=delay_ms, findings=findings, error=error)
+
+    def _pause_for_all(self, outcome: Outcome | None) -> int:
+        """How long the processor is left alone by every payment, because its 429 asks for it."""
+        asked_ms = outcome.retry_after_ms if isinstance(outcome, Ended) else None
+        return min(asked_ms or 0, self._pauses.cap_ms)
+
+    def _hold(self, breaker: Breaker | None) -> int:
+        """How long to give a payment back for that its processor can't take now."""
+        wait = _HELD_MS if breaker is None else breaker.reopens_in(self._clock())
+        return int(max(wait, _HELD_MS) * random.uniform(1, 1.25))
+
+    @staticmethod
+    def _close_ended(claim: Claim, routed: Routed, findings: Findings) -> None:
+        """After its answer the processor doesn't have the payment: neither that try recorded it,
+        nor one that had ended before."""
+        findings.closed.add(routed.number)
+        findings.closed.update(each.number for each in claim.open_tries if each.ended)
+
+    @staticmethod
+    def _open_numbers(claim: Claim, findings: Findings) -> set[int]:
+        """The tries that were open when the payment was claimed and still are."""
+        if not claim.open_tries:
+            return set()
+        return {open_try.number for open_try in claim.open_tries} - findings.closed
+
+
+def _log_change(processor: str, breaker: Breaker, was: BreakerState, *, was_refusing: bool) -> None:
+    if breaker.refusing and not was_refusing:
+        logger.error(
+            "%(processor)s refuses most payments, so they are held or go elsewhere instead "
+            "of becoming dead letters: %(reason)s",
+            {"processor": processor, "reason": breaker.reason},
+        )
+    elif was_refusing and not breaker.refusing:
+        logger.info(
+            "%(processor)s takes payments again: they are no longer held", {"processor": processor}
+        )
+    elif was is BreakerState.CLOSED and breaker.state is BreakerState.OPEN:
+        logger.warning(
+            "%(processor)s keeps failing, so its circuit breaker opens: %(reason)s",
+            {"processor": processor, "reason": breaker.reason},
+        )
+    elif was is not BreakerState.CLOSED and breaker.state is BreakerState.CLOSED:
+        logger.info(
+            "%(processor)s works again: its circuit breaker closes", {"processor": processor}
+        )
+
+
+def _reason(outcome: Outcome | None) -> str:
+    """Why a call did not pay; empty where it did, or was never made."""
+    match outcome:
+        case NotPaid() | Unknown():
+            return outcome.reason
+        case Ended(retry_after_ms=asked_ms) if asked_ms:
+            return f"status {outcome.status}, Retry-After {asked_ms // 1000} s"
+        case Ended():
+            return f"status {outcome.status}"
+        case Refused():
+            return f"{_REFUSED} {outcome.status}"
+    return ""
+
+
+def _verdict(outcome: Outcome | None) -> Verdict:
+    """What a call says of its processor; without an outcome it was never made."""
+    match outcome:
+        case Paid() | Refused(finding=Found()):
+            return Verdict.GOOD
+        case Refused(finding=Missing()):
+            return Verdict.REFUSED
+        case NotPaid(healthy=True) | NotSentInTime() | Refused(finding=None) | None:
+            return Verdict.NEUTRAL
+        case NotPaid() | Ended() | Unknown() | Refused():
+            return Verdict.BAD

@@ -1,0 +1,339 @@
+"""The payments worker: an `arq.Worker` that claims by lease and never deletes what isn't paid.
+
+It keeps arq's keys, job bytes, hooks, health key and graceful stop. What stock arq would do to a
+job (delete it after so many tries, on an exception, an unknown function, a lost key) would lose a
+payment here, so taking, running and finishing jobs are its own: only `settle.lua` and `bury.lua`
+take a payment off the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import arq.worker
+from arq.jobs import DeserializationError, deserialize_job_raw
+from redis.exceptions import RedisError, ResponseError
+
+from payswitch.clock import boottime_ms
+from payswitch.dispatch.arq_worker import ResilientWorker
+from payswitch.dispatch.dispatcher import Dispatcher
+from payswitch.instants import LATEST_MS
+from payswitch.payments.claims import Claimed, Claims
+from payswitch.payments.sweeper import Sweeper
+from payswitch.payments.tries import Claim
+from payswitch.reasons import reason
+from payswitch.selection.selector import SELECTION_KEYS, parse_standing
+from payswitch.store.lock import Lock
+
+logger = logging.getLogger(__name__)
+
+WAKE_KEY = "payments:wake"
+PROBE_LOCK_KEY = "payments:probe"
+
+_MOST_AT_ONCE = 500
+"""Redis serves nobody else during a claim, and Lua takes a few thousand arguments at most."""
+_LONGEST_WAIT_S = 1.0
+_HOLD_S = 0.2
+_GIVE_BACK_S = 2.0
+_UNKNOWN_FUNCTION_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """What the main loop waits for before it takes again."""
+
+    wake_within_s: float | None = None
+    """The queue is drained: a payment to come, or the next one to be due after this time."""
+    for_others_s: float | None = None
+    """What was taken just now is few: others to come, to be taken together after this time."""
+    slot: bool = False
+    """There is no room: a slot, or a change of health."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """How many payments to claim; and, where nothing is healthy and this worker may send the
+    cluster's one probe, to whom, with the probe lock's token."""
+
+    room: int
+    probe: str | None = None
+    lock_token: str | None = None
+
+
+NO_ROOM = Permit(0)
+
+
+def pause_for_others(pause: float, waited: float) -> float:
+    """How long to let others arrive: `pause`, and up to a quarter more for who claimed right after
+    another worker, as the batch's oldest payment has only `waited` since then. (Both in one unit.)
+
+    Each worker claims about once a `pause`. Where two do so in quick succession, the second finds
+    little, and the first all that arrived meanwhile: twice the batch, which Redis and both cores
+    see to at once while others wait. So the second moves away, by half the way to the middle each
+    time.
+    """
+    return pause + max(0.0, pause / 2 - waited) / 2
+
+
+class PaymentWorker(ResilientWorker):
+    """Runs the payments queue. `ctx["dispatcher"]`, made by `on_startup`, decides what may be
+    taken; each job finds its `Claim` in `ctx["claim"]`.
+
+    `max_jobs` slots are kept busy with one claim call in flight at a time. Idle, it blocks on
+    `payments:wake` until something is due, and takes it at once. When it has taken a few, it lets
+    others arrive for `claim_pause_ms` (`pause_for_others`): each turn has its price here and in
+    Redis, however few it brings.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        claim_pause_ms: int,
+        lease_ms: int,
+        deadline_ms: int,
+        max_delay_ms: int,
+        probe_limit_ms: int,
+        sweep_ms: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if self.allow_abort_jobs:
+            raise ValueError("a payment can't be aborted: allow_abort_jobs must be off")
+        self._claim_pause_ms = claim_pause_ms
+        self._lease_ms = lease_ms
+        self._deadline_ms = deadline_ms
+        self._max_delay_ms = max_delay_ms
+        self._probe_limit_ms = probe_limit_ms
+        self._sweep_ms = sweep_ms
+        self._slot_freed = asyncio.Event()
+        self._taking: asyncio.Task[Pause] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+        self.ctx["payments_worker"] = self
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """What `on_startup` made."""
+        return cast(Dispatcher, self.ctx["dispatcher"])
+
+    async def main(self) -> None:
+        """Run until cancelled; Redis may come and go meanwhile."""
+        self.claims = Claims(
+            self.pool,
+            lease_ms=self._lease_ms,
+            deadline_ms=self._deadline_ms,
+            max_delay_ms=self._max_delay_ms,
+        )
+        self._probe_lock = Lock(self.pool, PROBE_LOCK_KEY, life_ms=self._probe_limit_ms)
+        self._sweeping = asyncio.create_task(
+            Sweeper(self.pool, every_ms=self._sweep_ms, fold=self._fold).run(), name="sweeper"
+        )
+        await super().main()
+
+    async def _fold(self) -> bool:
+        """Fold one step of the ledger; whether there is more."""
+        return "dispatcher" in self.ctx and await self.dispatcher.ledger.fold()
+
+    async def close(self) -> None:
+        """Give back what was taken and not begun, and close."""
+        self.allow_pick_jobs = False
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.wait([self._sweeping])
+        if self._taking is not None:
+            await asyncio.wait([self._taking], timeout=_GIVE_BACK_S)
+            self._taking.cancel()
+        await super().close()
+
+    async def _turn(self) -> None:
+        """Take what there is room for, then wait for a reason to take again."""
+        self._taking = asyncio.create_task(self._take(), name="claim")
+        await self._wait(await asyncio.shield(self._taking))
+        with contextlib.suppress(ResponseError):  # out of memory, payments go on without it
+            await self.heart_beat()
+
+    async def _recover(self) -> None:
+        """Nothing: slots are counted by the tasks that there are."""
+
+    async def _take(self) -> Pause:
+        """Claim as many payments as there is room for, and start them."""
+        self._slot_freed.clear()
+        permit = await self._permit()
+        if permit.room <= 0:
+            return Pause(slot=True)
+        try:
+            batch = await self.claims.take(permit.room)
+        except BaseException:
+            await self._end_probe(permit)
+            raise
+        self._see(batch.selection)
+        for stray in batch.strays:
+            logger.warning(
+                "queue entry %(entry)s is no payment of ours; put aside", {"entry": stray}
+            )
+        for claimed in batch.taken:
+            self._start(claimed, permit)
+        if not batch.taken:
+            await self._end_probe(permit)
+        if len(batch.taken) == permit.room:
+            return Pause()
+        if batch.taken:
+            waited_ms = max(each.claim.claimed_at - each.score for each in batch.taken)
+            return Pause(for_others_s=pause_for_others(self._claim_pause_ms, waited_ms) / 1000)
+        if batch.next_due_ms is None:
+            return Pause(wake_within_s=_LONGEST_WAIT_S)
+        return Pause(min(_LONGEST_WAIT_S, batch.next_due_ms / 1000))
+
+    async def _permit(self) -> Permit:
+        free = min(self.max_jobs - len(self.tasks), _MOST_AT_ONCE)
+        if not self.allow_pick_jobs or free <= 0:
+            return NO_ROOM
+        router = self.dispatcher.router
+        now = boottime_ms()
+        name = router.choose(now)
+        if name is not None and (room := min(free, router.breakers[name].free(now))) > 0:
+            return Permit(room)
+        self._see(tuple(await self.pool.mget(SELECTION_KEYS)))
+        probe = router.to_probe(now) if name is None else None
+        token = await self._probe_lock.acquire() if probe is not None else None
+        if probe is None or token is None:
+            return NO_ROOM
+        router.probed(probe, now)
+        return Permit(1, probe, token)
+
+    def _see(self, selection: tuple[bytes | None, ...]) -> None:
+        self.dispatcher.router.see(selection, parse_standing(selection), boottime_ms())
+
+    async def _end_probe(self, permit: Permit) -> None:
+        if permit.lock_token is not None:
+            with contextlib.suppress(RedisError, OSError):  # then the lock's end releases it
+                await self._probe_lock.release(permit.lock_token)
+
+    def _start(self, claimed: Claimed, permit: Permit) -> None:
+        correlation_id = claimed.claim.correlation_id
+        key = f"{correlation_id}:{claimed.claim.token}"
+        task = self.loop.create_task(self._run(claimed, permit))
+        self.tasks[key] = task
+
+        def done(task: asyncio.Task[None]) -> None:
+            del self.tasks[key]
+            self._slot_freed.set()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error(
+                    "payment %(payment)s: %(error)s",
+                    {"payment": correlation_id, "error": reason(error)},
+                    exc_info=error,
+                )
+
+        task.add_done_callback(done)
+
+    async def _run(self, claimed: Claimed, permit: Permit) -> None:
+        """Run one job function; whatever it raises, the payment stays on the queue."""
+        claim = claimed.claim
+        try:
+            if claim.open_tries and claim.processor != permit.probe:
+                await self._end_probe(permit)  # it asks another, which may take its time
+            await self._run_function(claimed, permit.probe)
+            self.jobs_complete += 1
+        except arq.worker.Retry as retry:
+            self.jobs_retried += 1
+            await self._give_back(claim, delay_ms=retry.defer_score or 0)
+        except asyncio.CancelledError:
+            self.jobs_retried += 1
+            await self._give_back(claim, delay_ms=0, error="the worker stopped")
+        except (RedisError, OSError):
+            self.jobs_failed += 1
+            await self._give_back_when_possible(claim)
+        except Exception:
+            self.jobs_failed += 1
+            logger.exception(
+                "payment %(payment)s: the job failed", {"payment": claim.correlation_id}
+            )
+            await self._give_back(claim, delay_ms=1000, error="an internal error")
+        finally:
+            await self._end_probe(permit)
+
+    async def _give_back(self, claim: Claim, *, delay_ms: int, error: str = "") -> None:
+        """Give back now, or leave it to the lease's end: a stop does not wait for Redis."""
+        with contextlib.suppress(RedisError, OSError):
+            async with asyncio.timeout(_GIVE_BACK_S):
+                await self.dispatcher.give_back(claim, delay_ms=delay_ms, error=error)
+
+    async def _give_back_when_possible(self, claim: Claim) -> None:
+        """Redis is away: wait for it, at most until the lease's end gives the payment back."""
+        while boottime_ms() < claim.expires_at and self.allow_pick_jobs:
+            await asyncio.sleep(_HOLD_S)
+            try:
+                await self.dispatcher.give_back(claim, delay_ms=0, error="redis was away")
+                return
+            except (RedisError, OSError):
+                continue
+
+    async def _run_function(self, claimed: Claimed, probe: str | None) -> None:
+        if not self.allow_pick_jobs:
+            raise arq.worker.Retry
+        claim = claimed.claim
+        name, args, kwargs, enqueued = self._read_job(claimed)
+        function = self.functions.get(name)
+        if function is None:
+            logger.warning(
+                "job function %(function)r is unknown here; left for others", {"function": name}
+            )
+            raise arq.worker.Retry(defer=_UNKNOWN_FUNCTION_S)
+        ctx = {
+            **self.ctx,
+            "job_id": claim.correlation_id,
+            "job_try": claim.job_try,
+            "enqueue_time": enqueued,
+            "score": claimed.score,
+            "claim": claim,
+            "probe": probe,
+        }
+        if self.on_job_start:
+            await self.on_job_start(ctx)
+        try:
+            await function.coroutine(ctx, *args, **kwargs)
+        finally:
+            if self.on_job_end:
+                await self.on_job_end(ctx)
+        if self.after_job_end:
+            await self.after_job_end(ctx)
+
+    def _read_job(self, claimed: Claimed) -> tuple[str, Sequence[Any], dict[str, Any], datetime]:
+        """The job's function, arguments and time; the record alone is enough where its bytes are
+        gone or no job."""
+        correlation_id = claimed.claim.correlation_id
+        if claimed.job is not None:
+            with contextlib.suppress(DeserializationError):
+                function, args, kwargs, _, enqueued_at = deserialize_job_raw(
+                    claimed.job, deserializer=self.job_deserializer
+                )
+                match function, args, kwargs, enqueued_at:
+                    case str(), list(), dict(), int():
+                        return function, args, kwargs, _instant(enqueued_at)
+            logger.warning("job of payment %(payment)s is unreadable", {"payment": correlation_id})
+        accepted = _instant(claimed.accepted_at)
+        return next(iter(self.functions)), (correlation_id,), {}, accepted
+
+    async def _wait(self, pause: Pause) -> None:
+        if pause.slot:
+            try:
+                async with asyncio.timeout(_HOLD_S):
+                    await self._slot_freed.wait()
+            except TimeoutError:
+                return
+        elif pause.for_others_s is not None:
+            await asyncio.sleep(pause.for_others_s)
+        elif pause.wake_within_s:
+            seconds = cast(int, pause.wake_within_s)  # redis-py's types know no floats
+            await cast(Awaitable[Any], self.pool.blpop([WAKE_KEY], timeout=seconds))
+
+
+def _instant(ms: int) -> datetime:
+    """The nearest that can be written, as somebody else may have left any number in Redis."""
+    return datetime.fromtimestamp(min(max(ms, 0), LATEST_MS) / 1000, UTC)

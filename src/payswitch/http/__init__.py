@@ -1,0 +1,1 @@
+"""HTTP/1.1 by hand where it pays; it knows no payment."""

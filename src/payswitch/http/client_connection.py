@@ -1,0 +1,424 @@
+"""HTTP/1.1 as a client speaks it on one keep-alive connection: a request out, its response in.
+
+The response is parsed by `httptools` and kept in memory. Which connection serves which request is
+the business of `payswitch.http.transport`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import select
+import socket
+import struct
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import httptools
+import httpx
+
+from payswitch.reasons import reason
+
+# h11's grammar, which httpx' own transport enforces.
+_TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+"
+_VALUE = rb"(?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?"
+_HEAD = re.compile(rb"%b [\x21-\x7e]+ HTTP/1\.1\r\n(?:%b: %b\r\n)*" % (_TOKEN, _TOKEN, _VALUE))
+_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding"})
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
+_MOST_TURNS = 10
+"""Of the loop: it reads a socket in the first or the second one."""
+_USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
+
+
+class Message(NamedTuple):
+    """A request as it goes over the wire."""
+
+    data: bytes
+    is_head: bool
+    """Its response has no body, whatever the headers say."""
+    is_last: bool
+    """It asks the server to close the connection after the response."""
+
+
+async def encode(request: httpx.Request) -> Message:
+    """Read the request's body into memory and render it with its head.
+
+    Raises `httpx.LocalProtocolError` where the two don't make one valid HTTP/1.1 request.
+    """
+    body = await _body_of(request)
+    lines = [b"%b %b HTTP/1.1\r\n" % (request.method.encode(), request.url.raw_path)]
+    framing: dict[bytes, bytes] = {}
+    is_last = False
+    for name, value in request.headers.raw:
+        lines.append(b"%b: %b\r\n" % (name, value))
+        key = name.lower()
+        if key in _FRAMING:
+            if key in framing:
+                raise httpx.LocalProtocolError(f"more than one {key.decode()} header")
+            framing[key] = value
+        elif key == b"connection":
+            is_last = is_last or b"close" in value.lower()
+    head = b"".join(lines)
+    # The count is what tells a value with a line break in it from two headers.
+    if head.count(b"\n") != len(lines) or not _HEAD.fullmatch(head):
+        raise httpx.LocalProtocolError("illegal method, target, header name or header value")
+    if request.method == "CONNECT":
+        raise httpx.LocalProtocolError("tunnels are not supported")
+    data = b"%b\r\n%b" % (head, _framed(body, framing))
+    return Message(data, request.method == "HEAD", is_last)
+
+
+async def _body_of(request: httpx.Request) -> bytes:
+    if isinstance(request.stream, httpx.ByteStream):
+        return b"".join(request.stream)
+    try:
+        return request.content
+    except httpx.RequestNotRead:
+        if isinstance(request.stream, httpx.AsyncByteStream):
+            return await request.aread()
+        return request.read()
+
+
+def _framed(body: bytes, framing: dict[bytes, bytes]) -> bytes:
+    """The body as the headers announce it: bytes beyond that would be read as a next request."""
+    if b"host" not in framing:
+        raise httpx.LocalProtocolError("no host header")
+    length = framing.get(b"content-length")
+    coding = framing.get(b"transfer-encoding")
+    if coding is None:
+        if (length or b"0") != b"%d" % len(body):
+            raise httpx.LocalProtocolError("the content length is not the body's")
+        return body
+    if coding.lower() != b"chunked" or length is not None:
+        raise httpx.LocalProtocolError("the only transfer encoding is chunked, without a length")
+    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+
+
+class ResponseReader:
+    """Assembles one response at a time from the bytes that arrive, however they are cut.
+
+    The body, as decoded from its chunks, may have `max_bytes`; so may everything else of one
+    response together. Whatever breaks the protocol raises `httpx.RemoteProtocolError`.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._is_head = False
+        self._parser = self._new_parser()
+        self.begin(is_head=False)
+
+    def _new_parser(self) -> httptools.HttpResponseParser:
+        parser = httptools.HttpResponseParser(self)
+        # As h11: "Connection: close" on an informational response doesn't end the exchange, and
+        # there are servers that pad a chunk's size.
+        parser.set_dangerous_leniencies(
+            lenient_keep_alive=True, lenient_spaces_after_chunk_size=True
+        )
+        return parser
+
+    def begin(self, *, is_head: bool) -> None:
+        """Expect the response to a new request."""
+        if self._is_head:
+            # The parser may still wait for the body that a response to HEAD announces.
+            self._parser = self._new_parser()
+        self._is_head = is_head
+        self._is_untouched = True
+        self._overhead = 0
+        self._body_size = 0
+        self._body: list[bytes] = []
+        self.is_complete = False
+        self.keeps_alive = False
+        self._begin_head()
+
+    def _begin_head(self) -> None:
+        self._in_head = True
+        self._reason = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._codings: list[bytes] = []
+        self._has_length = False
+
+    def feed(self, data: bytes) -> None:
+        """Take what arrived; `is_complete` tells whether it held the response's end."""
+        if self._is_untouched and not data.startswith(b"H"):
+            raise httpx.RemoteProtocolError("the answer is not HTTP")
+        self._is_untouched = False
+        body_size = self._body_size
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if not self.is_complete:
+                cause = error.__context__
+                if isinstance(cause, httpx.RemoteProtocolError):
+                    raise cause from None
+                raise httpx.RemoteProtocolError(f"not HTTP: {error}") from error
+            # The response stands, but nobody asked for what follows it.
+            self.keeps_alive = False
+        self._overhead += len(data) - (self._body_size - body_size)
+        if self._overhead > self._max_bytes:
+            raise httpx.RemoteProtocolError(f"headers of more than {self._max_bytes} bytes")
+
+    def end(self) -> None:
+        """Take the end of the stream, which completes a response of no announced length."""
+        if self._is_untouched:
+            raise httpx.RemoteProtocolError("the connection ended without an answer")
+        if self._in_head or self._has_length or self._codings:
+            raise httpx.RemoteProtocolError("the connection ended within the answer")
+        if 200 <= self._status < 300 and not self._body_size:
+            # Stock httpx takes it for an empty body; but a success may have been cut off here.
+            raise httpx.RemoteProtocolError("the connection ended before the answer's body")
+        self.is_complete = True
+
+    def response(self) -> httpx.Response:
+        """The complete response. Its content is encoded as it came: `httpx` decodes it."""
+        return httpx.Response(
+            self._status,
+            headers=self._headers,
+            stream=httpx.ByteStream(b"".join(self._body)),
+            extensions={"http_version": self._version, "reason_phrase": self._reason},
+        )
+
+    def on_message_begin(self) -> None:
+        """Called by the parser."""
+        if self.is_complete:
+            raise httpx.RemoteProtocolError("data after the response")
+
+    def on_status(self, reason: bytes) -> None:
+        """Called by the parser, with a part of the reason phrase."""
+        self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser, for trailers too."""
+        if not self._in_head:
+            return
+        value = value.rstrip(b" \t")
+        self._headers.append((name, value))
+        key = name.lower()
+        if key == b"transfer-encoding":
+            self._codings.append(value.lower())
+        elif key == b"content-length":
+            self._has_length = True
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        self._status = self._parser.get_status_code()
+        if self._status < 100 or self._status == 101:
+            raise httpx.RemoteProtocolError(f"unexpected status {self._status}")
+        if self._codings and self._codings != [b"chunked"]:
+            raise httpx.RemoteProtocolError("the only transfer encoding is chunked, once")
+        self._version = b"HTTP/" + self._parser.get_http_version().encode()
+        self._in_head = False
+        if self._is_head and self._status >= 200:
+            self._complete()
+
+    def on_body(self, part: bytes) -> None:
+        """Called by the parser, with bytes free of chunk framing."""
+        if self.is_complete:
+            raise httpx.RemoteProtocolError("a body in the response to HEAD")
+        self._body_size += len(part)
+        if self._body_size > self._max_bytes:
+            raise httpx.RemoteProtocolError(f"a body of more than {self._max_bytes} bytes")
+        self._body.append(part)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser, for informational responses too."""
+        if self._status < 200:
+            self._begin_head()
+        else:
+            self._complete()
+
+    def _complete(self) -> None:
+        self.is_complete = True
+        self.keeps_alive = self._parser.should_keep_alive()
+
+
+class Connection(asyncio.Protocol):
+    """One connection, which carries one exchange at a time.
+
+    `released` is called when a response is complete and the connection can serve another request,
+    `lost` as soon as it no longer can, possibly more than once. Bytes that the peer's kernel has
+    not acknowledged after `acknowledge_timeout` seconds end the connection and are never sent again
+    (RFC 5482; Linux only).
+    """
+
+    _transport: asyncio.Transport
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        max_response_bytes: int,
+        released: Callable[[Connection], None],
+        lost: Callable[[Connection], None],
+        acknowledge_timeout: float | None = None,
+    ) -> None:
+        self.idle_since = 0.0
+        self.is_new = True
+        """No request was ever written to it."""
+        self._acknowledge_timeout = acknowledge_timeout
+        self._loop = loop
+        self._reader = ResponseReader(max_response_bytes)
+        self._released = released
+        self._lost = lost
+        self._probe = select.poll()
+        self._exchange: asyncio.Future[httpx.Response] | None = None
+        self._is_last = False
+        self._is_stuck = False
+        self._timers: list[asyncio.TimerHandle] = []
+
+    def is_open(self) -> bool:
+        """Whether it hasn't ended, as far as the loop has seen."""
+        return not self._transport.is_closing()
+
+    def is_usable(self) -> bool:
+        """Whether nothing speaks against sending a request: no end, no data that nobody asked for.
+
+        Asks the socket itself, as the loop may not have run since the peer closed or spoke.
+        """
+        return self.is_open() and not self._probe.poll(0)
+
+    async def read_on(self) -> None:
+        """Let the loop read what is there. Under TLS that may be a session ticket; anything else
+        closes the connection."""
+        for _ in range(_MOST_TURNS):
+            if not self.is_open() or self.is_usable():
+                return
+            await asyncio.sleep(0)
+
+    def send(
+        self, message: Message, read_timeout: float | None, write_timeout: float | None
+    ) -> asyncio.Future[httpx.Response]:
+        """Write a request, within this very call; the future brings its response.
+
+        Both limits, in seconds, run from this call on: until the response is complete, and until
+        the kernel has taken the last byte. Whoever stops waiting must call `give_up`.
+        """
+        self.is_new = False
+        self._reader.begin(is_head=message.is_head)
+        self._is_last = message.is_last
+        self._exchange = exchange = self._loop.create_future()
+        self._transport.write(message.data)
+        self._limit(read_timeout, self._expire_read)
+        if self._is_stuck:
+            self._limit(write_timeout, self._expire_write)
+        return exchange
+
+    def give_up(self, exchange: asyncio.Future[httpx.Response]) -> None:
+        """Abort the connection, unless that exchange is over."""
+        if self._exchange is exchange:
+            self._fail(httpx.ReadError("given up"))
+
+    def close(self) -> None:
+        """End the connection, and an exchange that is under way with it."""
+        if self._exchange is not None:
+            self._fail(httpx.ReadError("the transport was closed"))
+        else:
+            if not self._transport.is_closing():
+                self._linger(_CLOSE_IN_ORDER)
+            self._transport.close()
+            self._lost(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        self._transport = cast(asyncio.Transport, transport)
+        self.idle_since = self._loop.time()
+        self._probe.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        # What has not left when this process is killed never must: without this the kernel would go
+        # on delivering it for minutes, when another worker has long taken the payment over.
+        self._linger(_RESET_ON_CLOSE)
+        if self._acknowledge_timeout is not None and _USER_TIMEOUT is not None:
+            sock = transport.get_extra_info("socket")
+            sock.setsockopt(
+                socket.IPPROTO_TCP, _USER_TIMEOUT, int(self._acknowledge_timeout * 1000)
+            )
+        if transport.get_extra_info("ssl_object") is None:
+            # What the kernel doesn't take at once counts as stuck. Besides, up to this mark older
+            # versions of uvloop put a write off to the end of the loop's round.
+            self._transport.set_write_buffer_limits(high=0)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        if self._exchange is None:
+            self.close()
+            return
+        try:
+            self._reader.feed(data)
+        except httpx.RemoteProtocolError as error:
+            self._fail(error)
+        else:
+            if self._reader.is_complete:
+                self._finish()
+
+    def eof_received(self) -> None:
+        """Called by the loop, which closes the connection after it."""
+        if self._exchange is None:
+            self.close()
+            return
+        try:
+            self._reader.end()
+        except httpx.RemoteProtocolError as error:
+            self._fail(error)
+        else:
+            self._finish()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
+        if exc is None:
+            self.eof_received()
+            return
+        kind = httpx.WriteError if isinstance(exc, BrokenPipeError) else httpx.ReadError
+        error = kind(reason(exc))
+        error.__cause__ = exc
+        self._fail(error)
+
+    def pause_writing(self) -> None:
+        """Called by the loop."""
+        self._is_stuck = True
+
+    def resume_writing(self) -> None:
+        """Called by the loop."""
+        self._is_stuck = False
+
+    def _limit(self, seconds: float | None, expire: Callable[[float], None]) -> None:
+        if seconds is not None:
+            self._timers.append(self._loop.call_later(seconds, expire, seconds))
+
+    def _expire_read(self, seconds: float) -> None:
+        self._fail(httpx.ReadTimeout(f"no complete answer within {seconds:g} s"))
+
+    def _expire_write(self, seconds: float) -> None:
+        if self._is_stuck:
+            self._fail(httpx.WriteTimeout(f"the request was not taken within {seconds:g} s"))
+
+    def _fail(self, error: httpx.TransportError) -> None:
+        exchange = self._take_exchange()
+        self._reset()
+        if exchange is not None and not exchange.done():
+            exchange.set_exception(error)
+
+    def _finish(self) -> None:
+        exchange = self._take_exchange()
+        if exchange is not None and not exchange.done():
+            exchange.set_result(self._reader.response())
+        if self._is_stuck:
+            self._reset()
+        elif self._reader.keeps_alive and not self._is_last:
+            self.idle_since = self._loop.time()
+            self._released(self)
+        else:
+            self.close()
+
+    def _take_exchange(self) -> asyncio.Future[httpx.Response] | None:
+        exchange, self._exchange = self._exchange, None
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        return exchange
+
+    def _reset(self) -> None:
+        self._transport.abort()
+        self._lost(self)
+
+    def _linger(self, how: bytes) -> None:
+        sock = self._transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)

@@ -1,0 +1,1 @@
+"""The way in: HTTP requests, their answers, the live page."""

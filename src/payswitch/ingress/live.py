@@ -1,0 +1,248 @@
+"""Server-sent events: the status, once a second, to everybody who watches.
+
+One sampler a process reads Redis for all its viewers, and only while there are any. A viewer has no
+queue: each time it can take an event it gets the newest status, and the samples that came since its
+last one. Events are WHATWG HTML's (section 9.2, server-sent events).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, deque
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from payswitch.operations.history import KEPT, Sample, parse_sample, read_history
+from payswitch.operations.overview import OverviewReader
+from payswitch.operations.status import Status, document, rates
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 1.0
+MOST_VIEWERS = 32
+STREAM_S = 10.0
+"""How long one stream lasts; the browser comes again by itself and goes on where it was. So a stop
+waits for nobody, and viewers spread anew over the instances."""
+_SEND_LIMIT_S = 5.0
+"""Who takes nothing for so long is let go."""
+_REFRESHED = 5
+"""Samples that are read a second: some were missed when Redis was away for a moment."""
+_LINGER = 3
+"""Seconds for which the sampler goes on without viewers: they come again."""
+_RETRY_MS = 500
+_LONGEST_ID = 19
+
+
+class TooManyViewersError(Exception):
+    """Nobody else can be served now."""
+
+
+class Viewer:
+    """One who watches, from an address. `displaced` is set where its place goes to another."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.displaced = asyncio.Event()
+
+
+class Live:
+    """What the viewers of one process share. `stopping` ends all streams."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        stopping: asyncio.Event,
+        *,
+        most_viewers: int = MOST_VIEWERS,
+        stream_s: float = STREAM_S,
+    ) -> None:
+        self._viewers: dict[Viewer, None] = {}
+        self.stream_s = stream_s
+        self._redis = redis
+        self._reader = OverviewReader(redis)
+        self._stopping = stopping
+        self._most_viewers = most_viewers
+        self._samples: deque[tuple[Sample, bytes]] = deque(maxlen=KEPT)
+        self._status = b""
+        self._news = asyncio.Event()
+        self._sampling: asyncio.Task[None] | None = None
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether Redis is being read."""
+        return self._sampling is not None
+
+    @property
+    def viewers(self) -> int:
+        """How many watch."""
+        return len(self._viewers)
+
+    def enter(self, address: str) -> Viewer:
+        """A viewer comes. Where all places are taken, the address that has the most gives its
+        oldest to one that has at least two fewer: so no client keeps all of them. Behind a load
+        balancer all viewers have its address. Raises `TooManyViewersError`."""
+        if self._stopping.is_set():
+            raise TooManyViewersError
+        if self.viewers >= self._most_viewers:
+            self._make_room_for(address)
+        viewer = Viewer(address)
+        self._viewers[viewer] = None
+        if self._sampling is None:
+            self._sampling = asyncio.create_task(self._sample_for_viewers(), name="live")
+        return viewer
+
+    def leave(self, viewer: Viewer) -> None:
+        """A viewer that `enter` let in is gone."""
+        self._viewers.pop(viewer, None)
+
+    def _make_room_for(self, address: str) -> None:
+        places = Counter(viewer.address for viewer in self._viewers)
+        [(greediest, most)] = places.most_common(1)
+        if places[address] + 1 >= most:
+            raise TooManyViewersError
+        oldest = next(viewer for viewer in self._viewers if viewer.address == greediest)
+        self.leave(oldest)
+        oldest.displaced.set()
+
+    async def close(self) -> None:
+        """Stop sampling."""
+        if self._sampling is not None:
+            self._sampling.cancel()
+            await asyncio.wait([self._sampling])
+
+    async def news(self) -> bool:
+        """Wait for the next event; False when there is none to come."""
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        fresh = asyncio.ensure_future(self._news.wait())
+        try:
+            await asyncio.wait({stopped, fresh}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            fresh.cancel()
+        return not self._stopping.is_set()
+
+    def event(self, after: int) -> tuple[bytes, int]:
+        """The newest event for a viewer that has the samples up to `after` (ms), and what it has
+        then; empty where nothing was read yet."""
+        if not self._status:
+            return b"", after
+        missing = [raw for sample, raw in self._samples if sample.at > after]
+        newest = max(after, self._samples[-1][0].at) if self._samples else after
+        parts = (b"id: %d\ndata: " % newest, b'{"samples":[', b",".join(missing))
+        return b"".join((*parts, b'],"status":', self._status, b"}\n\n")), newest
+
+    async def _sample_for_viewers(self) -> None:
+        loop = asyncio.get_running_loop()
+        due, idle = loop.time(), 0
+        try:
+            while idle < _LINGER:
+                try:
+                    await self._sample()
+                except Exception:  # whatever others left in Redis, the next second is a chance
+                    logger.exception("no event")
+                self._news.set()
+                self._news = asyncio.Event()
+                due = max(due + EVERY_S, loop.time())
+                await asyncio.sleep(due - loop.time())
+                idle = 0 if self.viewers else idle + 1
+        finally:
+            self._sampling = None
+            self._status = b""
+            self._samples.clear()
+
+    async def _sample(self) -> None:
+        try:
+            kept = await read_history(self._redis, _REFRESHED if self._samples else KEPT)
+            overview = await self._reader.read()
+        except (RedisError, OSError):
+            self._status = orjson.dumps(_away())
+            return
+        newest = self._samples[-1][0].at if self._samples else 0
+        for raw in kept:
+            sample = parse_sample(raw)
+            if sample is not None and sample.at > newest:
+                self._samples.append((sample, raw))
+        known = [sample for sample, _ in self._samples]
+        self._status = orjson.dumps(document(Status(overview, rates(known, overview.at))))
+
+
+class EventStream(Response):
+    """The answer to one viewer."""
+
+    def __init__(self, live: Live, viewer: Viewer, last_event_id: str | None) -> None:
+        super().__init__(
+            status_code=HTTPStatus.OK,
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+            media_type="text/event-stream",
+        )
+        del self.headers["content-length"]
+        self._live = live
+        self._viewer = viewer
+        self._has = _instant(last_event_id)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream until the viewer leaves, takes nothing, is displaced, or has had its time."""
+        ends = (self._pump(send), _hung_up(receive), self._viewer.displaced.wait())
+        tasks = {asyncio.ensure_future(each) for each in ends}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._live.leave(self._viewer)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _pump(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + self._live.stream_s
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        await _send(send, b"retry: %d\n\n" % _RETRY_MS)
+        event, self._has = self._live.event(self._has)
+        try:
+            async with asyncio.timeout_at(ends):
+                while True:
+                    if event:
+                        await _send(send, event)
+                    if not await self._live.news():
+                        break
+                    event, self._has = self._live.event(self._has)
+        except TimeoutError:
+            if loop.time() < ends:
+                raise
+        await _send(send, b"", more=False)
+
+
+async def _send(send: Send, body: bytes, *, more: bool = True) -> None:
+    async with asyncio.timeout(_SEND_LIMIT_S):
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def _instant(last_event_id: str | None) -> int:
+    """The instant that an event's id is, ms since the epoch; 0 for anything else. Python refuses to
+    read a number of thousands of digits."""
+    if last_event_id is None or len(last_event_id) > _LONGEST_ID or not last_event_id.isdecimal():
+        return 0
+    return int(last_event_id)
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _away() -> dict[str, Any]:
+    return {
+        "level": "error",
+        "headline": "Redis does not answer",
+        "findings": [
+            {"level": "error", "text": "Redis does not answer: no payment is accepted or paid"}
+        ],
+    }

@@ -1,0 +1,102 @@
+"""What an ingress counts: the library's own objects, as several processes may serve one address.
+
+Then each process writes its counts to files in a folder that they share (`shared_counts.py`), and
+whichever is scraped adds up the files of all, those of ended processes included. Only counts are
+shared like this; a gauge here is a fact that every process sees alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import Counter as CounterObject
+from prometheus_client import Histogram as HistogramObject
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from payswitch.store.watch import RedisWatch
+from payswitch.telemetry import metrics, shared_counts
+from payswitch.telemetry.metrics import Facts
+from payswitch.telemetry.tally import BOUNDS_S
+
+_VERDICTS = ("new", "same", "other", "full", "sum", "broken", "late")
+_REASONS = ("redis", "memory", "backlog", "ledger", "refused", "silent")
+_STATUSES = (400, 403, 408, 409, 413, 415, 421, 422, 500, 503)
+
+
+class IngressMetrics:
+    """The counts of one ingress process. `watch` says how Redis' memory is."""
+
+    def __init__(self, watch: Callable[[], RedisWatch]) -> None:
+        self._watch = watch
+        own = CollectorRegistry()
+        seconds = HistogramObject(
+            metrics.ACCEPT_SECONDS.name,
+            metrics.ACCEPT_SECONDS.meaning,
+            metrics.ACCEPT_SECONDS.labels,
+            buckets=BOUNDS_S,
+            registry=own,
+        )
+        # Looked up once: that costs as much as counting.
+        self._refused, self._unavailable, self._failed = (
+            seconds.labels(result).observe for result in ("refused", "unavailable", "failed")
+        )
+        self.accepted: Callable[[float], None] = seconds.labels("accepted").observe
+        """Counts an accepted payment and how long its answer took (s)."""
+        verdicts = _counter(metrics.ACCEPTANCES, _VERDICTS, own)
+        self._verdicts = {verdict: verdicts.labels(verdict).inc for verdict in _VERDICTS}
+        self._reasons = _counter(metrics.UNAVAILABLE, _REASONS, own)
+        self._statuses = _counter(metrics.REFUSALS, map(str, _STATUSES), own)
+        self._registry = self._whole(own)
+
+    def refused(self, status: int, seconds: float) -> None:
+        """Count an answer other than 202 and how long it took."""
+        self._statuses.labels(str(status)).inc()
+        if status == 503:
+            self._unavailable(seconds)
+        elif status < 500:
+            self._refused(seconds)
+        else:
+            self._failed(seconds)
+
+    def unavailable(self, reason: str) -> None:
+        """Count why a payment is answered 503."""
+        self._reasons.labels(reason).inc()
+
+    def verdicts(self, verdicts: Iterable[str]) -> None:
+        """Count what Redis said to a batch."""
+        for verdict in verdicts:
+            self._verdicts[verdict]()
+
+    def scrape(self) -> bytes:
+        """The text of a scrape: the counts of all processes, whichever answers."""
+        return metrics.exposition(self._registry)
+
+    def _whole(self, own: CollectorRegistry) -> CollectorRegistry:
+        folder = shared_counts.shared()
+        if folder is None:
+            return metrics.registry_of(own, Facts(self._facts))
+        shared_counts.remove_oldest_of_ended(folder)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+        registry.register(Facts(self._facts))
+        return registry
+
+    def _facts(self) -> Iterable[Metric]:
+        yield metrics.build_info("ingress")
+        watch = self._watch()
+        yield metrics.SHORT_OF_MEMORY.one(watch.is_short)
+        yield metrics.REDIS_MEMORY.one(watch.memory.used)
+        yield metrics.REDIS_MEMORY_LIMIT.one(watch.memory.limit)
+
+
+def _counter(
+    definition: metrics.Definition, values: Iterable[str], registry: CollectorRegistry
+) -> CounterObject:
+    """A counter by one label, from 0 on for each of these values."""
+    counter = CounterObject(
+        definition.name, definition.meaning, definition.labels, registry=registry
+    )
+    for value in values:
+        counter.labels(value)
+    return counter

@@ -1,0 +1,361 @@
+"""The whole system on this machine (`payswitch up`): which parts, where, in what order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from arq.constants import health_check_key_suffix
+from redis.exceptions import RedisError
+
+from payswitch.local.append_only import cut_open_transaction
+from payswitch.local.banner import Row, banner, commands_to_try
+from payswitch.local.machine import (
+    LOCAL,
+    MachineError,
+    Port,
+    check_ports,
+    check_workers,
+    find_haproxy,
+    find_redis,
+    forget_redis,
+    haproxy_trouble,
+    make_files_private,
+    redis_folder,
+    redis_version,
+)
+from payswitch.local.metrics_targets import free_ports, targets_in
+from payswitch.local.screen import Screen
+from payswitch.local.supervisor import Part, Supervisor
+from payswitch.payments.accepting import QUEUE
+from payswitch.secret_files import variable_of
+from payswitch.settings import Settings
+from payswitch.store.client import connect, shown
+
+HEALTH_QUEUE = "arq:queue:health"
+FEES = {"default": "0.05", "fallback": "0.15"}
+
+_STOP_SLACK_S = 3.0
+_METRICS_PORTS_BEYOND = 100
+_PAYMENTS_PORTS_BEYOND = 50
+
+_Check = Callable[[], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `payswitch up` was asked for."""
+
+    host: str
+    port: int
+    ingress_port: int
+    default_port: int
+    fallback_port: int
+    redis_port: int
+    workers: int
+    state: Path
+    fresh: bool
+    haproxy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A part, the port that it needs, and what the banner says of it."""
+
+    part: Part
+    where: str
+    note: str = ""
+    port: Port | None = None
+    metrics: Port | None = None
+    """Where it serves `/metrics`."""
+
+
+class LocalSystem:
+    """The services for these options; what the environment names is there already.
+
+    Raises `SettingsError` for settings that are not allowed.
+    """
+
+    def __init__(self, options: Options, environment: Mapping[str, str]) -> None:
+        self.options = options
+        self.simulated = {
+            name: Port(name, LOCAL, number, f"--{name}-port")
+            for name, number in (
+                ("default", options.default_port),
+                ("fallback", options.fallback_port),
+            )
+            if not variable_of(environment, _url_variable(name))
+        }
+        self.own_redis = not variable_of(environment, "REDIS_URL")
+        self._environment = dict(environment)
+        for name in ("PAYMENTS_1", "PAYMENTS_2"):  # HAProxy's, where it has such ports
+            self._environment.pop(name, None)
+        for name, port in self.simulated.items():
+            self._environment[_url_variable(name)] = f"http://{port.address}"
+        if self.own_redis:
+            self._environment["REDIS_URL"] = f"redis://{LOCAL}:{options.redis_port}/0"
+        if self._is_playground and not environment.get("PAYSWITCH_PURGE"):
+            self._environment["PAYSWITCH_PURGE"] = "open"
+        self.settings = Settings.from_environment(self._environment)
+        self._port = Port("endpoint", options.host, options.port, "--port")
+        self._metrics_ports = self._free_metrics_ports()
+        self.haproxy = find_haproxy() if options.haproxy else None
+        self.redis = connect(self.settings.redis_url, limit_s=1)
+
+    @property
+    def _is_playground(self) -> bool:
+        """Whether Redis and both processors are its own, so that anyone may forget all payments."""
+        return self.own_redis and self.simulated.keys() == FEES.keys()
+
+    def groups(self, redis_folder: Path | None) -> list[list[Service]]:
+        """The services in the order in which they are stopped. Redis is among them if it has a
+        folder. Raises `MachineError` without a Redis server."""
+        workers = [self._worker(f"worker-{n}") for n in range(1, self.options.workers + 1)]
+        return [
+            *self._endpoint(),
+            [*workers, self._health()],
+            [self._simulator(port) for port in self.simulated.values()],
+            [self._redis(redis_folder)] if redis_folder else [],
+        ]
+
+    def rows_of_others(self) -> list[Row]:
+        """What is not started here, for the banner."""
+        urls = {
+            name: (url, _url_variable(name))
+            for name, url in self.settings.processor_urls.items()
+            if name not in self.simulated
+        }
+        if not self.own_redis:
+            urls["redis"] = (self.settings.redis_url, "REDIS_URL")
+        return [
+            Row(name, shown(url), None, f"from {variable_of(self._environment, variable)}")
+            for name, (url, variable) in urls.items()
+        ]
+
+    def tries(self) -> dict[str, str]:
+        """What the banner proposes to try."""
+        default = self.simulated.get("default")
+        default_url = default.url if default else None
+        return commands_to_try(self._port.url, default_url, self._elsewhere())
+
+    @property
+    def endpoint(self) -> str:
+        """Where payments are accepted."""
+        return self._port.url
+
+    def _elsewhere(self) -> dict[str, str]:
+        """Where its own Redis and simulators are, by variable, unless that is the default. What
+        the environment names isn't said again: it may hold a password."""
+        urls = {"REDIS_URL": self.settings.redis_url} if self.own_redis else {}
+        urls |= {_url_variable(name): port.url for name, port in self.simulated.items()}
+        defaults = Settings()
+        usual = {_url_variable(name): url for name, url in defaults.processor_urls.items()}
+        usual["REDIS_URL"] = defaults.redis_url
+        return {name: url for name, url in urls.items() if url != usual[name]}
+
+    def _endpoint(self) -> list[list[Service]]:
+        """HAProxy before two ingress instances; without it one ingress of two processes."""
+        options = self.options
+        if self.haproxy is None:
+            why = (haproxy_trouble() if options.haproxy else None) or "without HAProxy"
+            note = f"the endpoint: {why}, Granian serves it with two processes"
+            return [[self._ingress("ingress", self._port, note, options=["--workers", "2"])]]
+        ports = [
+            Port(f"ingress-{n}", LOCAL, options.ingress_port + n - 1, "--ingress-port")
+            for n in (1, 2)
+        ]
+        bindings = {"PAYSWITCH_BIND": self._port.address}
+        bindings |= {f"INGRESS_{n}": port.address for n, port in enumerate(ports, 1)}
+        payments_ports = self._free_ports_for_payments(len(ports))
+        bindings |= {f"PAYMENTS_{n}": f"{LOCAL}:{at}" for n, at in enumerate(payments_ports, 1)}
+        options_of_each = [["--payments-port", str(at)] for at in payments_ports] or [[], []]
+        part = Part(
+            "haproxy",
+            self.haproxy,
+            self._environment | bindings,
+            _answers(self._port, "/readyz", 200),
+            after=tuple(port.part for port in ports),
+        )
+        return [
+            [Service(part, self._port.url, "the endpoint", self._port)],
+            [
+                self._ingress(port.part, port, options=each)
+                for port, each in zip(ports, options_of_each, strict=True)
+            ],
+        ]
+
+    def _ingress(self, name: str, port: Port, note: str = "", *, options: Sequence[str]) -> Service:
+        command = ["ingress", "--host", port.host, "--port", str(port.number), *options]
+        part = self._own(name, command, _answers(port, "/readyz", 200))
+        return Service(part, port.url, note, port, metrics=port)
+
+    def _worker(self, name: str) -> Service:
+        return self._of_queue(name, "worker", QUEUE)
+
+    def _health(self) -> Service:
+        return self._of_queue("health", "health", HEALTH_QUEUE)
+
+    def _of_queue(self, name: str, command: str, queue: str) -> Service:
+        number = next(self._metrics_ports, 0)
+        variables = {"PAYSWITCH_METRICS_PORT": str(number)}
+        part = self._own(name, [command], self._takes_jobs_of(queue), variables)
+        if not number:
+            return Service(part, queue)
+        metrics = Port(name, self.settings.metrics_host, number, "PAYSWITCH_METRICS_PORT")
+        return Service(part, queue, f"{metrics.url}/metrics", metrics=metrics)
+
+    def _free_metrics_ports(self) -> Iterator[int]:
+        """Beyond what the setting says, or what is near the ingress'; none where it says 0."""
+        if self._environment.get("PAYSWITCH_METRICS_PORT") == "0":
+            return iter(())
+        first = self.settings.metrics_port or self.options.ingress_port + _METRICS_PORTS_BEYOND
+        return free_ports(self.settings.metrics_host, first, self._wanted_ports())
+
+    def _free_ports_for_payments(self, count: int) -> list[int]:
+        """So many between the ingress' and the metrics' ports; else none, and Granian takes all."""
+        first = self.options.ingress_port + _PAYMENTS_PORTS_BEYOND
+        free = free_ports(LOCAL, first, self._wanted_ports())
+        found = list(islice(free, count))
+        return found if len(found) == count and found[-1] < first + _PAYMENTS_PORTS_BEYOND else []
+
+    def _wanted_ports(self) -> set[int]:
+        options = self.options
+        return {
+            *(options.port, options.ingress_port, options.ingress_port + 1, options.redis_port),
+            *(options.default_port, options.fallback_port),
+        }
+
+    def _simulator(self, port: Port) -> Service:
+        name = port.part
+        command = ["simulator", "--name", name, "--port", str(port.number), "--fee", FEES[name]]
+        # Not its health: it answers one call in five seconds, and that is the health worker's.
+        part = self._own(name, command, _answers(port, "/", 404))
+        return Service(part, port.url, f"simulated processor, fee {float(FEES[name]):.0%}", port)
+
+    def _redis(self, folder: Path) -> Service:
+        port = Port("redis", LOCAL, self.options.redis_port, "--redis-port")
+        program = find_redis(None if self.options.fresh else folder)
+        settings = {
+            "port": str(port.number),
+            "bind": port.host,
+            "dir": str(folder),
+            "daemonize": "no",
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "loglevel": "warning",
+        }
+        options = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        part = Part(
+            "redis",
+            [program, *options],
+            self._environment,
+            self._redis_answers,
+            before_start=partial(cut_open_transaction, folder),
+        )
+        note = f"{redis_version(program)}, kept in {self.options.state}"
+        if shutil.which("redis-cli"):
+            note += f"; redis-cli -p {port.number} zcard {QUEUE}"
+        return Service(part, self.settings.redis_url, note, port)
+
+    def _own(
+        self,
+        name: str,
+        command: list[str],
+        is_ready: _Check,
+        variables: Mapping[str, str] | None = None,
+    ) -> Part:
+        """A part that is a command of this very program, with variables of its own."""
+        # -P: a folder called `workers` where the user happens to be is not ours.
+        whole = [sys.executable, "-P", "-m", "payswitch", *command]
+        after = ("redis",) if self.own_redis else ()
+        return Part(name, whole, {**self._environment, **(variables or {})}, is_ready, after)
+
+    def _takes_jobs_of(self, queue: str) -> _Check:
+        async def check() -> bool:
+            try:
+                return bool(await self.redis.exists(queue + health_check_key_suffix))
+            except (RedisError, OSError):
+                return False
+
+        return check
+
+    async def _redis_answers(self) -> bool:
+        try:
+            return bool(await self.redis.ping())
+        except (RedisError, OSError):
+            return False
+
+
+def run(options: Options) -> None:
+    """Run the system until Ctrl-C or SIGTERM; no process is left when this returns or raises.
+
+    Raises `MachineError`, `SettingsError` or `StartError`, whose messages are one line each.
+    """
+    check_workers()
+    make_files_private()
+    system = LocalSystem(options, os.environ)
+    if options.fresh and not system.own_redis:
+        raise MachineError("--fresh forgets what its own Redis holds, but REDIS_URL names another")
+    own = redis_folder(options.state) if system.own_redis else contextlib.nullcontext()
+    with own as folder:
+        groups = system.groups(folder)
+        check_ports([each.port for group in groups for each in group if each.port])
+        if folder and options.fresh:
+            forget_redis(folder)
+        served = {
+            each.part.name: each.metrics.address
+            for group in groups
+            for each in group
+            if each.metrics
+        }
+        with targets_in(options.state, served):
+            asyncio.run(_supervise(system, groups))
+
+
+async def _supervise(system: LocalSystem, groups: list[list[Service]]) -> None:
+    services = [service for group in groups for service in group]
+    as_json = system.settings.log_format == "json"
+    screen = Screen(sys.stdout, [service.part.name for service in services], as_json=as_json)
+    supervisor = Supervisor(
+        [[service.part for service in group] for group in groups],
+        screen,
+        stop_limit_s=system.settings.stop_limit_ms / 1000 + _STOP_SLACK_S,
+    )
+    screen.on_gone = supervisor.stop
+
+    def show_banner() -> None:
+        if as_json:
+            screen.say(f"Payswitch is ready; its endpoint is {system.endpoint}")
+            return
+        pids = supervisor.pids
+        rows = [
+            Row(each.part.name, each.where, pids.get(each.part.name), each.note)
+            for each in services
+        ]
+        screen.text(banner([*rows, *system.rows_of_others()], system.tries(), screen.painted))
+
+    try:
+        await supervisor.run(show_banner)
+    finally:
+        await system.redis.aclose(close_connection_pool=True)
+
+
+def _url_variable(processor: str) -> str:
+    return f"PAYMENT_PROCESSOR_URL_{processor.upper()}"
+
+
+def _answers(port: Port, path: str, status: int) -> _Check:
+    async def check() -> bool:
+        return await port.status(path) == status
+
+    return check

@@ -1,0 +1,192 @@
+"""Comparing what we know of payments with what the processors have: values only, no I/O."""
+
+from __future__ import annotations
+
+import enum
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from payswitch.payments.full_records import FullRecord
+from payswitch.payments.ledger import Total
+from payswitch.processors.processor import Found
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A span of instants, ms since the epoch, both bounds inclusive."""
+
+    first: int
+    last: int
+
+    @property
+    def middle(self) -> int:
+        """Where it is cut in two: the first instant of its second half."""
+        return (self.first + self.last + 1) // 2
+
+    def cut(self, entry: Window) -> tuple[Window, ...]:
+        """Two windows that make up this one, cut at an end of `entry`, in which its middle lies;
+        none where it is no longer than that."""
+        for start in (entry.first, entry.last + 1):
+            if self.first < start <= self.last:
+                return Window(self.first, start - 1), Window(start, self.last)
+        return ()
+
+    def holds(self, instant: int | None) -> bool:
+        """Whether an instant lies in it."""
+        return instant is not None and self.first <= instant <= self.last
+
+    def overlaps(self, first: int, last: int | None) -> bool:
+        """Whether it meets another span; None is no end."""
+        return first <= self.last and (last is None or last >= self.first)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The totals of one processor in one window, ours and theirs, where they are not equal."""
+
+    processor: str
+    window: Window
+    ours: Total
+    theirs: Total
+
+    @property
+    def missing_here(self) -> Total:
+        """What they have more than we: negative where we have more."""
+        return Total(self.theirs.count - self.ours.count, self.theirs.cents - self.ours.cents)
+
+
+class Kind(enum.Enum):
+    """How a payment differs."""
+
+    UNKNOWN_THERE = "settled here, unknown there"
+    OTHER_DETAILS = "settled here with another amount or instant"
+    ELSEWHERE = "settled here, recorded at the other processor"
+    NOT_SETTLED = "recorded there, not settled here"
+    PAID_TWICE = "recorded at both processors"
+
+
+@dataclass(frozen=True, slots=True)
+class Differing:
+    """A payment that differs: what we have, and what each processor has (None: nothing)."""
+
+    kind: Kind
+    record: FullRecord
+    theirs: Mapping[str, Found | None]
+
+    def lies_in(self, windows: Iterable[Window]) -> bool:
+        """Whether what we settled or what a processor recorded lies in one of the windows."""
+        return any(window.holds(instant) for window in windows for _, instant, _ in self.entries())
+
+    def entries(self) -> list[tuple[str, int, Total]]:
+        """What this payment adds to the differences of which processor at which instant: what is
+        recorded there counts, what is settled here counts against it."""
+        made = [
+            (name, found.requested_at, Total(1, found.cents))
+            for name, found in self.theirs.items()
+            if found is not None
+        ]
+        record = self.record
+        if record.state == "settled" and record.processor and record.requested_at is not None:
+            made.append((record.processor, record.requested_at, Total(-1, -record.cents)))
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Unexplained:
+    """What a processor has more than we in a window (negative: less), in payments that we have no
+    record of: expired, purged, or never ours."""
+
+    processor: str
+    window: Window
+    missing_here: Total
+
+
+def compared_windows(
+    first: int | None, last: int | None, now: int, *, ends: Window, gap_ms: int
+) -> list[Window]:
+    """The windows to compare for optional bounds: up to now, and later than `gap_ms` from now,
+    where nothing may be. What lies between belongs to payments that came while we compared."""
+    asked = Window(
+        ends.first if first is None else max(first, ends.first),
+        ends.last if last is None else min(last, ends.last),
+    )
+    if asked.last <= now or asked.first > now:
+        return [asked]
+    windows = [Window(asked.first, now)]
+    if asked.last > now + gap_ms:
+        windows.append(Window(now + gap_ms + 1, asked.last))
+    return windows
+
+
+def may_differ(record: FullRecord, differing: Sequence[Window], asked: Sequence[Window]) -> bool:
+    """Whether a payment is to be looked up: it may have been recorded in a window that differs, or
+    it is unpaid and was sent to somebody."""
+    if record.state == "settled":
+        # Every try of it was requested between its acceptance and its settlement.
+        return any(
+            window.holds(record.requested_at)
+            or window.overlaps(record.accepted_at, record.settled_at)
+            for window in differing
+        )
+    if record.processor is None:
+        return False
+    return any(
+        window.holds(record.requested_at) or window.overlaps(record.accepted_at, None)
+        for window in asked
+    )
+
+
+def judge(record: FullRecord, theirs: Mapping[str, Found | None]) -> Kind | None:
+    """How our record differs from what the processors have; None where it doesn't."""
+    holders = [name for name, found in theirs.items() if found is not None]
+    if len(holders) > 1:
+        return Kind.PAID_TWICE
+    if record.state != "settled":
+        return Kind.NOT_SETTLED if holders else None
+    if not holders:
+        return Kind.UNKNOWN_THERE
+    found = theirs.get(record.processor or "")
+    if found is None:
+        return Kind.ELSEWHERE
+    if (found.cents, found.requested_at) != (record.cents, record.requested_at):
+        return Kind.OTHER_DETAILS
+    return None
+
+
+def unexplained(
+    totals: Sequence[Difference], narrow: Sequence[Difference], payments: Sequence[Differing]
+) -> list[Unexplained]:
+    """What is left of the totals' differences after the payments that differ: by narrow window,
+    and by whole window for what lies outside the narrow ones, where it cancelled out.
+
+    The windows of one processor don't overlap, neither the whole nor the narrow ones.
+    """
+    found = _left(narrow, payments)
+    elsewhere: list[Unexplained] = []
+    for whole in _left(totals, payments):
+        count, cents = whole.missing_here.count, whole.missing_here.cents
+        for each in found:
+            if each.processor == whole.processor and whole.window.holds(each.window.first):
+                count, cents = count - each.missing_here.count, cents - each.missing_here.cents
+        elsewhere.append(Unexplained(whole.processor, whole.window, Total(count, cents)))
+    return [each for each in (*found, *elsewhere) if each.missing_here != Total()]
+
+
+def _left(differences: Iterable[Difference], payments: Iterable[Differing]) -> list[Unexplained]:
+    """Each difference less what the payments add to it."""
+    ordered = sorted(differences, key=lambda each: (each.processor, each.window.first))
+    places = [(each.processor, each.window.first) for each in ordered]
+    left = [each.missing_here for each in ordered]
+    for payment in payments:
+        for processor, instant, entry in payment.entries():
+            place = bisect_right(places, (processor, instant)) - 1
+            if place < 0 or ordered[place].processor != processor:
+                continue
+            if ordered[place].window.holds(instant):
+                rest = left[place]
+                left[place] = Total(rest.count - entry.count, rest.cents - entry.cents)
+    return [
+        Unexplained(each.processor, each.window, rest)
+        for each, rest in zip(ordered, left, strict=True)
+    ]

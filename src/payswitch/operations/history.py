@@ -1,0 +1,213 @@
+"""The last minutes, a sample a second: written by one process of the cluster, read by every viewer,
+so that a page that is opened has its charts at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from payswitch.operations.order_log import OrderLog
+from payswitch.operations.overview import Overview, OverviewReader
+from payswitch.store import scripts
+from payswitch.telemetry.histogram import Histogram, merged
+from payswitch.telemetry.vitals import Process
+
+logger = logging.getLogger(__name__)
+
+HISTORY_KEY = "overview:history"
+BEAT_KEY = "overview:beat"
+EVERY_S = 1.0
+FRESH_S = 5.0
+KEPT = 300
+"""Samples: five minutes."""
+WINDOW_S = 10
+"""Times to settle are those of the last seconds, lest every second with one payment be a spike."""
+
+_BEAT_MS = 950
+"""Less than a second, so that a writer's own beat is over when it comes again."""
+_KEPT_MS = int(KEPT * EVERY_S * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One second of the history. Counts are totals, so that a missed sample loses nothing."""
+
+    at: int
+    accepted: int
+    settled: Mapping[str, int]
+    """By processor."""
+    backlog: int
+    oldest_ms: int
+    in_flight: int
+    dead: int
+    selected: str | None
+    healthy: bool
+    failed: Mapping[str, int]
+    """Tries of the last second that a processor did not take, by processor."""
+    unavailable: int
+    """Payments that were answered 503 in the last second."""
+    p50_ms: float | None
+    """To settle, over `WINDOW_S`; None where nothing was settled."""
+    p99_ms: float | None
+
+    def as_json(self) -> bytes:
+        """As it is kept, and as the page gets it."""
+        return orjson.dumps(self)
+
+
+def parse_sample(raw: bytes) -> Sample | None:
+    """Read a sample; None where it is none."""
+    try:
+        document: dict[str, Any] = orjson.loads(raw)
+        sample = Sample(**document)
+    except (ValueError, TypeError):
+        return None
+    return sample if _is_sample(sample) else None
+
+
+def _is_sample(sample: Sample) -> bool:
+    counts = (sample.at, sample.accepted, sample.unavailable)
+    times = (sample.p50_ms, sample.p99_ms)
+    return (
+        all(type(count) is int for count in counts)
+        and all(time is None or type(time) in (int, float) for time in times)
+        and all(
+            isinstance(by_name, dict) and all(type(count) is int for count in by_name.values())
+            for by_name in (sample.settled, sample.failed)
+        )
+    )
+
+
+class Changes:
+    """Compares successive overviews: what each process has counted in between."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, Process] = {}
+        self._settle_times: deque[Histogram] = deque(maxlen=WINDOW_S)
+        self._is_first = True
+
+    def sample(self, overview: Overview) -> Sample:
+        """The sample that an overview is, following the ones before."""
+        changes = [(each, self._before.get(each.name)) for each in overview.processes]
+        if self._is_first:  # what had been counted before the first look is no second's
+            changes = [(each, each) for each in overview.processes]
+        self._is_first = False
+        self._before = {each.name: each for each in overview.processes}
+        self._settle_times.append(
+            merged(
+                now.settle_times.since(then.settle_times if then else Histogram())
+                for now, then in changes
+            )
+        )
+        times = merged(self._settle_times)
+        choice = overview.choice
+        return Sample(
+            at=overview.at,
+            accepted=overview.accepted,
+            settled={name: total.count for name, total in overview.settled.items()},
+            backlog=overview.backlog,
+            oldest_ms=overview.oldest_age_ms or 0,
+            in_flight=overview.in_flight,
+            dead=overview.dead,
+            selected=choice.processor if choice else None,
+            healthy=choice is None or choice.healthy,
+            failed={name: _failed(changes, name) for name in overview.settled},
+            unavailable=sum(_increase(now, then, "refused:503") for now, then in changes),
+            p50_ms=times.quantile(0.5),
+            p99_ms=times.quantile(0.99),
+        )
+
+
+class HistoryWriter:
+    """Adds a sample a second, whoever's turn it is in the whole cluster."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._take = scripts.load(redis, "take")
+        self._append = scripts.load(redis, "history")
+        self._reader = OverviewReader(redis)
+        self._changes = Changes()
+        self._orders = OrderLog()
+        self._writing: asyncio.Task[None] | None = None
+        self._read: Overview | None = None
+        self._read_at = float("-inf")
+        self.failures = 0
+        """How often Redis did not answer, or refused."""
+
+    @property
+    def latest(self) -> Overview | None:
+        """What was read last; None where that is too old to say how things are."""
+        return self._read if time.monotonic() - self._read_at <= FRESH_S else None
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._writing = asyncio.create_task(self._write_for_ever(), name="history")
+
+    async def close(self) -> None:
+        """Stop writing."""
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.wait([self._writing])
+
+    async def write(self) -> bool:
+        """Add a sample unless another process has just done so. Raises `RedisError` or `OSError`.
+
+        The system is looked at all the same: the next turn may be this one's.
+        """
+        is_mine = await self._take(keys=[BEAT_KEY], args=["1", _BEAT_MS])
+        self._read = await self._reader.read()
+        self._read_at = time.monotonic()
+        self._orders.see(self._read)
+        sample = self._changes.sample(self._read)
+        if is_mine:
+            await self._append(keys=[HISTORY_KEY], args=[sample.as_json(), KEPT, _KEPT_MS])
+        return bool(is_mine)
+
+    async def _write_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            try:
+                await self.write()
+            except (RedisError, OSError):
+                self.failures += 1
+                logger.debug("no sample: redis is away")
+            except Exception:  # whatever others left in Redis, the next second is another chance
+                logger.exception("no sample")
+            due = max(due + EVERY_S, loop.time())
+            await asyncio.sleep(due - loop.time())
+
+
+async def read_history(redis: Redis, newest: int = KEPT) -> list[bytes]:
+    """The newest samples as they are kept, in order; none where something else is kept there.
+    Raises `RedisError` or `OSError`."""
+    try:
+        kept: list[bytes] = await redis.lrange(HISTORY_KEY, -newest, -1)  # type: ignore[misc]
+    except ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+        return []
+    return kept
+
+
+_FAILED = ("NotPaid", "Ended", "Unknown")
+
+
+def _failed(changes: Sequence[tuple[Process, Process | None]], processor: str) -> int:
+    return sum(
+        _increase(now, then, f"tries:{processor}:{outcome}")
+        for now, then in changes
+        for outcome in _FAILED
+    )
+
+
+def _increase(now: Process, then: Process | None, name: str) -> int:
+    return now.counts.get(name, 0) - (then.counts.get(name, 0) if then else 0)

@@ -1,0 +1,85 @@
+"""What the health worker shows at a scrape: the whole, out of the overview that it reads each
+second for the history, so that it costs Redis nothing more.
+
+Every health worker shows the same, so take `max` of it, never `sum`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+
+from prometheus_client import CollectorRegistry, Metric
+
+from payswitch.operations.history import HistoryWriter
+from payswitch.operations.overview import Overview
+from payswitch.selection.selector import PROCESSORS
+from payswitch.telemetry import metrics
+from payswitch.telemetry.metrics import Facts
+
+_PARTS = ("ingress", "worker", "health")
+
+
+def health_registry(history: HistoryWriter) -> CollectorRegistry:
+    """Everything that a health worker shows."""
+
+    def collect() -> Iterable[Metric]:
+        yield metrics.build_info("health")
+        yield metrics.REDIS_FAILURES.one(history.failures)
+        if history.latest is not None:
+            yield from _of(history.latest)
+
+    return metrics.registry_of(Facts(collect))
+
+
+def _of(overview: Overview) -> Iterable[Metric]:
+    yield metrics.OVERVIEW_AT.one(overview.at / 1000)
+    yield metrics.BACKLOG.one(overview.backlog)
+    yield metrics.OLDEST_AGE.one((overview.oldest_age_ms or 0) / 1000)
+    yield metrics.IN_FLIGHT.one(overview.in_flight)
+    yield metrics.DEAD_LETTERS.one(overview.dead)
+    yield metrics.INCIDENTS.one(overview.incidents)
+    yield metrics.PROCESSES.by({(part,): len(overview.of_kind(part)) for part in _PARTS})
+    yield from _of_money(overview)
+    yield from _of_choice(overview)
+    yield from _of_processors(overview)
+    if (reconciled := overview.reconciled) is not None:
+        yield metrics.DIFFERENCES.one(reconciled.differences)
+        yield metrics.RECONCILED_AT.one(reconciled.at / 1000)
+
+
+def _of_money(overview: Overview) -> Iterable[Metric]:
+    settled = overview.settled.items()
+    yield metrics.LEDGER_PAYMENTS.by({(name,): total.count for name, total in settled})
+    yield metrics.LEDGER_AMOUNT.by({(name,): total.cents / 100 for name, total in settled})
+    if (fees := overview.fees) is not None:
+        yield metrics.FEES.by(
+            {("paid",): _units(fees.paid), ("default",): _units(fees.all_default)}
+        )
+
+
+def _of_choice(overview: Overview) -> Iterable[Metric]:
+    choice, override = overview.choice, overview.override
+    chosen = choice.processor if choice else None
+    ordered = override.processor if override else None
+    yield metrics.SELECTED.by({(name,): name == chosen for name in PROCESSORS})
+    yield metrics.SELECTION_HEALTHY.one(choice is not None and choice.healthy)
+    if choice is not None:
+        yield metrics.SELECTION_AT.one(choice.at / 1000)
+    yield metrics.OVERRIDE.by({(name,): name == ordered for name in PROCESSORS})
+    yield metrics.PAUSED.one(overview.paused is not None)
+
+
+def _of_processors(overview: Overview) -> Iterable[Metric]:
+    seen = overview.health.items()
+    yield metrics.PROCESSOR_HEALTHY.by(
+        {(name,): each.known and not each.failing for name, each in seen}
+    )
+    yield metrics.PROCESSOR_LEAST_SECONDS.by(
+        {(name,): each.min_response_ms / 1000 for name, each in seen if each.known}
+    )
+    yield metrics.HEALTH_CHECK_AT.by({(name,): each.at / 1000 for name, each in seen})
+
+
+def _units(cents: Decimal) -> float:
+    return float(cents / 100)

@@ -1,0 +1,56 @@
+"""Log lines for what operators order: when an override or a pause begins, and when it ends."""
+
+from __future__ import annotations
+
+import logging
+
+from payswitch.operations.controls import Order
+from payswitch.operations.overview import Overview
+
+logger = logging.getLogger(__name__)
+
+_Said = tuple[str, str | None, str | None, str | None]
+
+
+class OrderLog:
+    """Says each order once, however often it is seen; one that ended by itself, too."""
+
+    def __init__(self) -> None:
+        self._paused: _Said | None = None
+        self._override: _Said | None = None
+
+    def see(self, overview: Overview) -> None:
+        """Take note of what stands now."""
+        paused, override = _said(overview.paused), _said(overview.override)
+        if paused != self._paused:
+            self._say_pause(overview.paused)
+        if override != self._override:
+            self._say_override(overview.override)
+        self._paused, self._override = paused, override
+
+    def _say_pause(self, order: Order | None) -> None:
+        if order is None:
+            logger.info("the workers are no longer paused")
+        else:
+            logger.info(
+                "%(by)s has paused the workers: %(reason)s",
+                {"by": order.by, "reason": order.reason or "no reason given"},
+            )
+
+    def _say_override(self, order: Order | None) -> None:
+        if order is None:
+            logger.info("the health check's selection counts again")
+        else:
+            logger.info(
+                "%(by)s has chosen %(processor)s: %(reason)s",
+                {
+                    "by": order.by,
+                    "processor": order.processor,
+                    "reason": order.reason or "no reason given",
+                },
+            )
+
+
+def _said(order: Order | None) -> _Said | None:
+    """What makes an order this one. Its end is left out: it is reckoned anew at each look."""
+    return None if order is None else (order.by, order.at, order.reason, order.processor)

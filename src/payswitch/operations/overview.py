@@ -1,0 +1,225 @@
+"""The overview: what an operator wants to know at one look, read from Redis in one call.
+
+What can be counted exactly is counted from the ledger and the queues themselves; the rest comes
+from the processes' vitals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from payswitch.instants import parse_instant_ms
+from payswitch.operations.controls import Order, standing_override, standing_pause
+from payswitch.payments.ledger import Total
+from payswitch.selection.selector import PROCESSORS
+from payswitch.store import scripts
+from payswitch.store.notes import read_note
+from payswitch.telemetry.histogram import LARGEST
+from payswitch.telemetry.vitals import Process, parse_vitals
+
+_FEE_PLACES = 9
+"""What is kept of a fee: 1e-999999 is a share, too, but it is written out in full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The cached selection. Instants are ms since the epoch by the clock of who wrote them."""
+
+    processor: str
+    healthy: bool
+    reason: str
+    at: int
+    """When the health check decided so."""
+    expires_in_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A processor's health as last seen."""
+
+    known: bool
+    """False where it did not say."""
+    failing: bool
+    min_response_ms: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What the last reconciliation found."""
+
+    at: int
+    differences: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fees:
+    """What was paid for settling, in cents, against the same payments all through `default`."""
+
+    paid: Decimal
+    all_default: Decimal
+
+    @property
+    def extra(self) -> Decimal:
+        """What failing over has cost."""
+        return self.paid - self.all_default
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The system at one instant, ms since the epoch by Redis' clock."""
+
+    at: int
+    settled: Mapping[str, Total]
+    """By processor, since the last purge."""
+    backlog: int
+    oldest_accepted_at: int | None
+    in_flight: int
+    dead: int
+    incidents: int
+    choice: Choice | None
+    health: Mapping[str, Seen]
+    fee_rates: Mapping[str, Decimal]
+    """The share of the amount that a processor takes; without those that aren't known."""
+    reconciled: Reconciled | None
+    override: Order | None
+    paused: Order | None
+    processes: Sequence[Process]
+
+    @property
+    def accepted(self) -> int:
+        """Every payment ever accepted since the last purge: it is settled, waits or is dead."""
+        return sum(total.count for total in self.settled.values()) + self.backlog + self.dead
+
+    @property
+    def oldest_age_ms(self) -> int | None:
+        """How long the oldest unpaid payment has waited."""
+        if self.oldest_accepted_at is None:
+            return None
+        return max(0, self.at - self.oldest_accepted_at)
+
+    @property
+    def fees(self) -> Fees | None:
+        """What settling has cost; None unless every fee in question is known."""
+        default = self.fee_rates.get(PROCESSORS[0])
+        used = {name: total.cents for name, total in self.settled.items() if total.cents}
+        if default is None or not used.keys() <= self.fee_rates.keys():
+            return None
+        return Fees(
+            paid=sum((self.fee_rates[name] * cents for name, cents in used.items()), Decimal()),
+            all_default=default * sum(used.values()),
+        )
+
+    def of_kind(self, kind: str) -> list[Process]:
+        """The living processes of one kind, by host and pid."""
+        found = [each for each in self.processes if each.kind == kind]
+        return sorted(found, key=lambda each: (each.host, each.pid))
+
+
+class OverviewReader:
+    """Reads overviews of one Redis."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._script = scripts.load(redis, "overview")
+
+    async def read(self) -> Overview:
+        """The overview of this instant. Raises `RedisError` or `OSError`."""
+        return parse_overview(await self._script(args=list(PROCESSORS)))
+
+
+def parse_overview(answer: Sequence[Any]) -> Overview:
+    """Read the answer of `overview.lua`. What others left under its keys reads as nothing."""
+    now, backlog, oldest, in_flight, dead, incidents, selection, selection_ms = answer[:8]
+    reports, fees, reconciled, override, override_ms, paused, paused_ms = answer[8:15]
+    totals, vitals = answer[15:]
+    return Overview(
+        at=int(now),
+        settled={
+            name: Total(_whole(count), _whole(cents))
+            for name, count, cents in zip(PROCESSORS, totals[::2], totals[1::2], strict=True)
+        },
+        backlog=int(backlog or 0),
+        oldest_accepted_at=_whole(oldest) or None,
+        in_flight=int(in_flight or 0),
+        dead=int(dead or 0),
+        incidents=int(incidents or 0),
+        choice=_choice(selection, int(selection_ms or 0)),
+        health=dict(_health(read_note(reports))),
+        fee_rates=dict(_fee_rates(read_note(fees))),
+        reconciled=_reconciled(read_note(reconciled)),
+        override=standing_override(override, int(now), int(override_ms)),
+        paused=standing_pause(paused, int(now), int(paused_ms)),
+        processes=list(_processes(vitals)),
+    )
+
+
+def _choice(raw: bytes | None, expires_in_ms: int) -> Choice | None:
+    note = read_note(raw)
+    at = _instant(note.get("at"))
+    if note.get("processor") not in PROCESSORS or at is None:
+        return None
+    return Choice(
+        processor=note["processor"],
+        healthy=note.get("healthy") is True,
+        reason=str(note.get("reason", "")),
+        at=at,
+        expires_in_ms=max(0, expires_in_ms),
+    )
+
+
+def _health(note: Mapping[str, Any]) -> Iterator[tuple[str, Seen]]:
+    at, reports = note.get("at"), note.get("reports")
+    if type(at) is not int or not isinstance(reports, dict):
+        return
+    for name in PROCESSORS:
+        match reports.get(name):
+            case {"failing": bool(failing), "minResponseTime": int(slowness)}:
+                yield name, Seen(True, failing, slowness, at)
+            case _:
+                yield name, Seen(False, False, 0, at)
+
+
+def _fee_rates(note: Mapping[str, Any]) -> Iterator[tuple[str, Decimal]]:
+    for name in PROCESSORS:
+        try:
+            rate = Decimal(note[name])
+        except (KeyError, InvalidOperation, TypeError, ValueError):
+            continue
+        if rate.is_finite() and 0 <= rate <= 1:
+            yield name, round(rate, _FEE_PLACES)
+
+
+def _reconciled(note: Mapping[str, Any]) -> Reconciled | None:
+    at, differences = note.get("at"), note.get("differences")
+    if type(at) is not int or type(differences) is not int:
+        return None
+    return Reconciled(at, differences)
+
+
+def _processes(vitals: Sequence[Any]) -> Iterator[Process]:
+    for fields in vitals[1::2]:
+        texts = [cast(bytes, each).decode(errors="replace") for each in fields]
+        process = parse_vitals(dict(zip(texts[::2], texts[1::2], strict=True)))
+        if process is not None:
+            yield process
+
+
+def _whole(raw: bytes | int | None) -> int:
+    """A number as Redis or a script wrote it; 0 for anything else, and what no count of ours is."""
+    try:
+        number = int(raw or 0)
+    except ValueError:
+        return 0
+    return number if abs(number) <= LARGEST else 0
+
+
+def _instant(text: object) -> int | None:
+    try:
+        return parse_instant_ms(text) if isinstance(text, str) else None
+    except (ValueError, OverflowError):
+        return None

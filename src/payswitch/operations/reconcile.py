@@ -1,0 +1,370 @@
+"""Reconciliation: our ledger against the processors' books, total by total, and where totals
+differ, payment by payment.
+
+A running system changes while it is compared. So what is compared ends when the comparison begins,
+and what differs counts only if it still does after a pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from redis.asyncio import Redis
+
+from payswitch.instants import EARLIEST_MS, LATEST_MS
+from payswitch.operations.comparison import (
+    Difference,
+    Differing,
+    Unexplained,
+    Window,
+    compared_windows,
+    judge,
+    may_differ,
+    unexplained,
+)
+from payswitch.payments.full_records import FullRecord, Unreadable, read_records
+from payswitch.payments.ledger import Ledger, Total
+from payswitch.processors.books import CannotAskError, ProcessorBooks
+from payswitch.processors.processor import Finding, Found, Missing, Processor, Unclear
+
+T = TypeVar("T")
+
+INCIDENTS_KEY = "payments:incidents"
+
+_UNPAID = {"payments:open": "in the backlog", "payments:dead": "among the dead letters"}
+_RECORD_PREFIX = b"payment:"
+_PAGE = 1000
+_FIND_AT_ONCE = 50
+_SUMMARIES_AT_ONCE = 8
+_FIND_ATTEMPTS = 4
+_FIND_PAUSE_S = 0.25
+_MOST_WINDOWS = 64
+"""Where more windows differ than this, they are not narrowed down any further."""
+_LOOKS = 5
+"""How often totals are compared anew while they change."""
+_LATER_MS = 60_000
+"""From here on after now, nothing of ours can have been requested, however long we compare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """A proof of payment that matched no pin. Instants are ms since the epoch."""
+
+    correlation_id: str
+    """Or the text of an entry that is no such proof, the other fields being None."""
+    paid_by: str | None = None
+    pinned: str | None = None
+    requested_at: int | None = None
+    at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a comparison has shown."""
+
+    windows: Sequence[Window]
+    ours: Mapping[str, Total]
+    theirs: Mapping[str, Total]
+    payments: Sequence[Differing]
+    unexplained: Sequence[Unexplained]
+    incidents: Sequence[Incident]
+    unreadable: Sequence[Unreadable]
+    """Of whichever window: their instants aren't known."""
+
+    @property
+    def equal(self) -> bool:
+        """Whether there is nothing to report."""
+        return self.ours == self.theirs and not (
+            self.payments or self.unexplained or self.incidents or self.unreadable
+        )
+
+
+class Reconciliation:
+    """Compares one ledger with its processors' books."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        ledger: Ledger,
+        books: Mapping[str, ProcessorBooks],
+        processors: Mapping[str, Processor],
+        *,
+        pause_s: float = 1.5,
+        on_looked_up: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._redis = redis
+        self._ledger = ledger
+        self._books = books
+        self._processors = processors
+        self._pause_s = pause_s
+        self._on_looked_up = on_looked_up
+        self._summaries = asyncio.Semaphore(_SUMMARIES_AT_ONCE)
+        self._finds = asyncio.Semaphore(_FIND_AT_ONCE)
+
+    async def run(
+        self, first_ms: int | None, last_ms: int | None, *, thorough: bool = False
+    ) -> Report:
+        """Compare everything requested from `first_ms` to `last_ms`, both inclusive; None is no
+        bound. Where the ledger was folded, bounds move outwards to whole entries; the report says
+        which windows those are. `thorough` looks every payment up, also where totals agree: errors
+        may cancel out.
+
+        Raises `CannotAskError`, `RedisError` or `OSError`: then nothing is known.
+        """
+        seconds, microseconds = await self._redis.time()
+        now = int(seconds * 1000 + microseconds // 1000)
+        asked = compared_windows(
+            first_ms, last_ms, now, ends=Window(EARLIEST_MS, LATEST_MS), gap_ms=_LATER_MS
+        )
+        windows = [await self._whole_entries(each) for each in asked]
+        totals, differences = await self._compare_totals(windows)
+        payments, unreadable = await self._compare_payments(
+            windows, windows if thorough else [each.window for each in differences]
+        )
+        return Report(
+            windows=windows,
+            ours={
+                name: _sum(each.ours for each in totals if each.processor == name)
+                for name in self._books
+            },
+            theirs={
+                name: _sum(each.theirs for each in totals if each.processor == name)
+                for name in self._books
+            },
+            payments=payments,
+            unexplained=unexplained(totals, differences, payments),
+            incidents=[
+                incident
+                for incident in await read_incidents(self._redis)
+                if incident.requested_at is None
+                or any(window.holds(incident.requested_at) for window in windows)
+            ],
+            unreadable=unreadable,
+        )
+
+    async def _compare_totals(
+        self, windows: Sequence[Window]
+    ) -> tuple[list[Difference], list[Difference]]:
+        """The totals of every processor and window, and the narrow windows that differ."""
+        whole = [(name, window) for name in self._books for window in windows]
+        totals = await self._measure(whole)
+        for _ in range(_LOOKS):
+            if not _differing(totals):
+                return totals, []
+            narrow = await self._narrow(_differing(totals))
+            await asyncio.sleep(self._pause_s)
+            totals = await self._measure(whole)
+            narrow = _differing(
+                await self._measure([(each.processor, each.window) for each in narrow])
+            )
+            if _missing_here(totals) == _missing_here(narrow):
+                return totals, narrow
+        return totals, _differing(totals)
+
+    async def _narrow(self, wide: Iterable[Difference]) -> list[Difference]:
+        """Bisect windows that differ, down to the ledger's entries, which are milliseconds unless
+        they were folded, if they aren't too many."""
+        found: list[Difference] = []
+        level = list(wide)
+        while level and len(found) + len(level) <= _MOST_WINDOWS:
+            halves: list[tuple[str, Window]] = []
+            for each in level:
+                middle = each.window.middle
+                cut = each.window.cut(await self._whole_entries(Window(middle, middle)))
+                halves += [(each.processor, half) for half in cut]
+                found += [] if cut else [each]
+            level = _differing(await self._measure(halves))
+        return found + level
+
+    async def _whole_entries(self, window: Window) -> Window:
+        """The window with its bounds where the ledger's entries begin and end."""
+        return (await self._sum_here(window))[0]
+
+    async def _sum_here(self, window: Window) -> tuple[Window, dict[str, Total]]:
+        """Our totals, and the window that they are of: by now it may have been folded."""
+        found = await self._ledger.window(window.first, window.last)
+        assert found.first is not None
+        assert found.last is not None
+        return Window(found.first, found.last), found.totals
+
+    async def _measure(self, asked: Sequence[tuple[str, Window]]) -> list[Difference]:
+        return await _all(self._measure_one(*each) for each in asked)
+
+    async def _measure_one(self, name: str, window: Window) -> Difference:
+        async with self._summaries:
+            summed, ours = await self._sum_here(window)
+            theirs = await self._books[name].total(summed.first, summed.last)
+        return Difference(name, summed, ours[name], theirs)
+
+    async def _compare_payments(
+        self, windows: Sequence[Window], differing: Sequence[Window]
+    ) -> tuple[list[Differing], list[Unreadable]]:
+        """The payments that differ, and those whose record is gone or spoilt, now and after a
+        pause."""
+        suspects = list(await self._suspects(windows, differing))
+        if not suspects:
+            return [], []
+        await asyncio.sleep(self._pause_s)
+        payments: list[Differing] = []
+        unreadable: list[Unreadable] = []
+        for first in range(0, len(suspects), _PAGE):
+            ids = suspects[first : first + _PAGE]
+            records = await read_records(self._redis, ids)
+            payments += await self._look_up(
+                record for record in records if isinstance(record, FullRecord)
+            )
+            unreadable += [record for record in records if isinstance(record, Unreadable)]
+            unreadable += await self._without_record(
+                [each for each, record in zip(ids, records, strict=True) if record is None]
+            )
+        return [each for each in payments if each.lies_in(windows)], unreadable
+
+    async def _suspects(
+        self, windows: Sequence[Window], differing: Sequence[Window]
+    ) -> dict[bytes, None]:
+        """The ids, each once, though a scan may show a key twice."""
+        found: dict[bytes, None] = {}
+        async for ids, are_unpaid in self._pages(everything=bool(differing)):
+            records = await read_records(self._redis, ids)
+            differ = await self._look_up(
+                record
+                for record in records
+                if isinstance(record, FullRecord)
+                and not (differing and are_unpaid)  # they come again, among all records
+                and may_differ(record, differing, windows)
+            )
+            found |= dict.fromkeys(each.record.correlation_id.encode() for each in differ)
+            found |= dict.fromkeys(
+                each
+                for each, record in zip(ids, records, strict=True)
+                if isinstance(record, Unreadable) or (are_unpaid and record is None)
+            )
+            self._on_looked_up(len(ids))
+        return found
+
+    async def _without_record(self, ids: Sequence[bytes]) -> list[Unreadable]:
+        """Which of them are in the backlog or among the dead letters nevertheless."""
+        if not ids:
+            return []
+        found: list[Unreadable] = []
+        for key, place in _UNPAID.items():
+            scores = await self._redis.zmscore(key, list(ids))  # type: ignore[arg-type]
+            found += [
+                Unreadable(each.decode(errors="backslashreplace"), f"no record, though {place}")
+                for each, score in zip(ids, scores, strict=True)
+                if score is not None
+            ]
+        return found
+
+    async def _look_up(self, records: Iterable[FullRecord]) -> list[Differing]:
+        found = await _all(self._look_at(record) for record in records)
+        return [each for each in found if each is not None]
+
+    async def _look_at(self, record: FullRecord) -> Differing | None:
+        theirs = {name: await self._find(name, record.correlation_id) for name in self._processors}
+        kind = judge(record, theirs)
+        return None if kind is None else Differing(kind, record, theirs)
+
+    async def _find(self, name: str, correlation_id: str) -> Found | None:
+        """What a processor has of a payment; it is asked again where it can't tell."""
+        async with self._finds:
+            for attempt in range(_FIND_ATTEMPTS):
+                await asyncio.sleep(attempt * _FIND_PAUSE_S)
+                finding: Finding = await self._processors[name].find(correlation_id)
+                match finding:
+                    case Found():
+                        return finding
+                    case Missing():
+                        return None
+                    case Unclear():
+                        reason = finding.reason
+        raise CannotAskError(f"{name}: asked for payment {correlation_id}: {reason}")
+
+    async def _pages(self, *, everything: bool) -> AsyncIterator[tuple[list[bytes], bool]]:
+        """Ids in pages, and whether they are those of unpaid payments, which come first."""
+        async for ids in self._unpaid_ids():
+            yield ids, True
+        if everything:
+            async for ids in self._all_ids():
+                yield ids, False
+
+    async def _all_ids(self) -> AsyncIterator[list[bytes]]:
+        """Every payment that Redis has a record of, in pages."""
+        cursor = 0
+        while True:
+            cursor, keys = await self._redis.scan(
+                cursor, match=_RECORD_PREFIX + b"*", count=_PAGE, _type="hash"
+            )
+            yield [key.removeprefix(_RECORD_PREFIX) for key in keys]
+            if cursor == 0:
+                return
+
+    async def _unpaid_ids(self) -> AsyncIterator[list[bytes]]:
+        """Every payment of the backlog and every dead letter, in pages."""
+        for key in _UNPAID:
+            cursor = 0
+            while True:
+                cursor, entries = await self._redis.zscan(key, cursor, count=_PAGE)
+                yield [member for member, _ in entries]
+                if cursor == 0:
+                    break
+
+
+async def read_incidents(redis: Redis) -> list[Incident]:
+    """All that are kept, the oldest first. Raises `RedisError`."""
+    found: list[Incident] = []
+    first = 0
+    while page := await redis.lrange(INCIDENTS_KEY, first, first + _PAGE - 1):  # type: ignore[misc]
+        found += map(parse_incident, page)
+        first += len(page)
+    return found
+
+
+def parse_incident(raw: bytes) -> Incident:
+    """Read an incident as `settle.lua` writes it."""
+    try:
+        document = orjson.loads(raw)
+        return Incident(
+            correlation_id=str(document["correlationId"]),
+            paid_by=str(document["paidBy"]),
+            pinned=str(document["pinned"]),
+            requested_at=int(document["requestedAt"]),
+            at=int(document["at"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return Incident(raw.decode(errors="replace"))
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of calls made at the same time; the first that fails ends the others."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _differing(measured: Iterable[Difference]) -> list[Difference]:
+    return [each for each in measured if each.ours != each.theirs]
+
+
+def _missing_here(measured: Iterable[Difference]) -> dict[str, Total]:
+    names = {each.processor for each in _differing(measured)}
+    return {
+        name: _sum(each.missing_here for each in measured if each.processor == name)
+        for name in names
+    }
+
+
+def _sum(totals: Iterable[Total]) -> Total:
+    count = cents = 0
+    for total in totals:
+        count, cents = count + total.count, cents + total.cents
+    return Total(count, cents)

@@ -1,0 +1,1 @@
+"""What is known of payments, in Redis: accepted, claimed, tried, settled, dead."""

@@ -1,0 +1,253 @@
+"""Putting payments on the arq queue, in arq's own wire format, many per round trip.
+
+A payment is acknowledged when this says so: Redis then holds record, backlog entry, job and queue
+entry. Accepting again what is there already changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import orjson
+from arq.constants import default_queue_name
+from arq.jobs import serialize_job
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from payswitch.clock import boottime_ms
+from payswitch.payments.payment import Payment
+from payswitch.store import scripts
+from payswitch.store.channels import ChannelScript
+from payswitch.store.errors import WrongServerError, in_words, says_out_of_memory
+from payswitch.store.group_commit import Deliver, GroupCommit, flush_in_a_task
+
+QUEUE = default_queue_name
+JOB_FUNCTION = "pay"
+"""The name of the job function that `workers/payments.py` registers."""
+
+_REPLY_SHARE = 0.2
+"""The part of the limit that is left for Redis' answer to travel: the script refuses before the
+ingress gives up, never after."""
+
+
+def job_bytes(correlation_id: str, enqueued_at_ms: int, traceparent: str | None = None) -> bytes:
+    """A payment's job in arq's own wire format: its id, and where it is traced its trace context
+    (W3C `traceparent`)."""
+    context = {} if traceparent is None else {"traceparent": traceparent}
+    return serialize_job(
+        JOB_FUNCTION, (correlation_id,), context, None, enqueued_at_ms, serializer=orjson.dumps
+    )
+
+
+class Acceptance(enum.Enum):
+    """What became of a payment that was handed to `AcceptQueue.accept`."""
+
+    NEW = "new"
+    SAME = "same"
+    OTHER_AMOUNT = "other"
+    BACKLOG_FULL = "full"
+    LEDGER_FULL = "sum"
+    """The ledger's sums are so large that they may not grow beyond what is accepted already."""
+    BROKEN = "broken"
+    """Redis holds something else under the payment's key."""
+
+
+class NotAcceptedError(Exception):
+    """Redis has not said that it took the payment.
+
+    It may have taken it, if it was cut off between writing and answering; later it will not.
+    `refused` when it has said no: then nothing of the payment is held.
+    """
+
+    def __init__(self, reason: str, *, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
+
+
+@dataclass(slots=True)
+class _Entry:
+    payment: Payment
+    gives_up_at: float
+    """Boot time in ms."""
+    traceparent: str | None
+
+
+class AcceptQueue:
+    """Accepts payments with one script call per flush (group commit). `on_verdicts` gets what Redis
+    said to each batch."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        limit_ms: int,
+        max_backlog: int,
+        on_verdicts: Callable[[Sequence[str]], None] | None = None,
+    ) -> None:
+        self._on_verdicts = on_verdicts
+        self._redis = redis
+        self._script = scripts.load(redis, "accept")
+        self._limit_ms = limit_ms
+        self._max_backlog = max_backlog
+        self.verdicts: Counter[str] = Counter()
+        self._redis_ahead_ms: float | None = None
+        self._commits: GroupCommit[_Entry, str] = GroupCommit(
+            self._flush, begin=self._begin, limit_s=limit_ms / 1000
+        )
+
+    async def accept(self, payment: Payment, traceparent: str | None = None) -> Acceptance:
+        """Put the payment on the queue; returns once Redis has it. Where it is traced, its job
+        carries `traceparent`.
+
+        Raises `NotAcceptedError` when Redis has not answered within the limit. Each call carries
+        the instant, by Redis' clock, after which the script refuses it, so that a call that was
+        given up is not begun when Redis comes back.
+        """
+        try:
+            judged = _judged(await self._commits.submit(self._entry(payment, traceparent)))
+        except (RedisError, OSError) as error:
+            judged = _judged(error)
+        if isinstance(judged, BaseException):
+            raise judged from None
+        return judged
+
+    def put(self, payment: Payment, deliver: Deliver[Acceptance]) -> None:
+        """The same for who can't wait: `deliver` gets what `accept` returns or raises, later."""
+        self._commits.put(self._entry(payment, None), lambda outcome: deliver(_judged(outcome)))
+
+    def _entry(self, payment: Payment, traceparent: str | None) -> _Entry:
+        return _Entry(payment, boottime_ms() + self._limit_ms, traceparent)
+
+    def _begin(self, entries: list[_Entry], done: Deliver[Sequence[str]]) -> bool:
+        """Begin what `_flush` does without a task, where Redis' clock is known and a channel open:
+        a task, and the coroutines between it and the channel, cost as much as the rest."""
+        if self._redis_ahead_ms is None or not isinstance(self._script, ChannelScript):
+            return False
+        answered = partial(self._answered, entries, done)
+        has_begun = self._script.begin(self._arguments(entries), answered)
+        if not has_begun:
+            self._redis_ahead_ms = None  # at the next connection's end may be another Redis
+        return has_begun
+
+    def _answered(self, entries: list[_Entry], done: Deliver[Sequence[str]], answer: Any) -> None:
+        if not isinstance(answer, Exception):
+            try:
+                verdicts = self._read(answer)
+            except Exception as error:
+                done(error)
+                return
+            if "late" in verdicts:
+                flush_in_a_task(partial(self._retry_late, verdicts), entries, done)
+            else:
+                done(verdicts)
+            return
+        self._forget_clock(answer)
+        if isinstance(answer, NoScriptError | RedisConnectionError):
+            # Accepting twice is harmless.
+            flush_in_a_task(self._flush, entries, done)
+        else:
+            done(answer)
+
+    async def _flush(self, entries: list[_Entry]) -> list[str]:
+        return await self._retry_late(await self._call(entries), entries)
+
+    async def _retry_late(self, verdicts: list[str], entries: list[_Entry]) -> list[str]:
+        """Who was refused by a clock that was set meanwhile comes again, as long as there is time;
+        the answer has brought the new one. Where that fails, what was said of the others stands."""
+        margin_ms = self._limit_ms * _REPLY_SHARE
+        while late := [
+            number
+            for number, verdict in enumerate(verdicts)
+            if verdict == "late" and boottime_ms() < entries[number].gives_up_at - margin_ms
+        ]:
+            try:
+                again = await self._call([entries[number] for number in late])
+            except (RedisError, OSError):
+                break
+            for number, verdict in zip(late, again, strict=True):
+                verdicts[number] = verdict
+        return verdicts
+
+    async def _call(self, entries: list[_Entry]) -> list[str]:
+        if self._redis_ahead_ms is None:
+            await self._read_clock()
+        try:
+            answer = await self._script(args=self._arguments(entries))
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            self._forget_clock(error)
+            if isinstance(error, RedisTimeoutError):
+                raise
+            # A pooled connection may have died with an earlier Redis. Accepting twice is harmless.
+            await self._read_clock()
+            answer = await self._script(args=self._arguments(entries))
+        return self._read(answer)
+
+    def _read(self, answer: list[Any]) -> list[str]:
+        self._learn_clock(int(answer[0]))
+        verdicts = [verdict.decode() for verdict in cast(list[bytes], answer[1:])]
+        for verdict in verdicts:
+            self.verdicts[verdict] += 1
+        if self._on_verdicts is not None:
+            self._on_verdicts(verdicts)
+        return verdicts
+
+    def _arguments(self, entries: list[_Entry]) -> list[str | bytes | int]:
+        ahead = cast(float, self._redis_ahead_ms) - self._limit_ms * _REPLY_SHARE
+        enqueued_at = time.time_ns() // 1_000_000
+        args: list[str | bytes | int] = [self._max_backlog]
+        for entry in entries:
+            correlation_id = entry.payment.correlation_id
+            args += (
+                correlation_id,
+                entry.payment.cents,
+                int(entry.gives_up_at + ahead),
+                job_bytes(correlation_id, enqueued_at, entry.traceparent),
+            )
+        return args
+
+    def _forget_clock(self, error: Exception) -> None:
+        """Another Redis may be there next."""
+        if isinstance(error, RedisConnectionError | RedisTimeoutError):
+            self._redis_ahead_ms = None
+
+    async def _read_clock(self) -> None:
+        seconds, microseconds = await self._redis.time()
+        self._learn_clock(seconds * 1000 + microseconds // 1000)
+
+    def _learn_clock(self, redis_now_ms: int) -> None:
+        """Take Redis to have read its clock only just now: the latest instants that follow from it
+        are too early by the answer's way, never too late."""
+        self._redis_ahead_ms = redis_now_ms - boottime_ms()
+
+
+def _judged(outcome: str | BaseException) -> Acceptance | BaseException:
+    if isinstance(outcome, str) and outcome != "late":
+        try:
+            return Acceptance(outcome)
+        except ValueError as error:
+            return error
+    match outcome:
+        case "late" | TimeoutError():
+            return NotAcceptedError("Redis did not answer in time")
+        case WrongServerError():
+            return NotAcceptedError(f"Redis can't be used: {in_words(outcome)}")
+        case ResponseError() if says_out_of_memory(outcome):
+            return NotAcceptedError("Redis is full", refused=True)
+        case ResponseError():
+            return NotAcceptedError(f"Redis refused: {in_words(outcome)}", refused=True)
+        case RedisError() | OSError():
+            return NotAcceptedError(f"Redis can't be reached: {in_words(outcome)}")
+        case asyncio.CancelledError():
+            return NotAcceptedError("the ingress ends")
+        case _:
+            assert isinstance(outcome, BaseException)
+            return outcome

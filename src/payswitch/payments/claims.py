@@ -1,0 +1,119 @@
+"""Claiming: due payments are taken by lease, many in one call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from payswitch.clock import boottime_ms
+from payswitch.payments.tries import Claim, parse_open_tries
+from payswitch.store import scripts
+from payswitch.telemetry.tally import Tally
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """One payment that was taken, and arq's job for it."""
+
+    claim: Claim
+    job: bytes | None
+    """arq's bytes; None where the key is gone."""
+    score: int
+    """When it was due, ms by Redis' clock."""
+    accepted_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one claim call brought."""
+
+    taken: list[Claimed]
+    selection: tuple[bytes | None, ...]
+    """What `SELECTION_KEYS` held at that instant."""
+    next_due_ms: float | None
+    """How long until the next entry is due; None where the queue is empty."""
+    strays: list[str]
+    """Queue entries that are no payment of ours; they were put aside."""
+
+
+class Claims:
+    """Takes leases. A lease is counted here from before the call that wrote it, on a clock that
+    goes on while the process is frozen, so it ends here no later than in Redis."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        lease_ms: int,
+        deadline_ms: int,
+        max_delay_ms: int,
+        clock: Callable[[], float] = boottime_ms,
+    ) -> None:
+        self._script = scripts.load(redis, "claim")
+        self._lease_ms = lease_ms
+        self._deadline_ms = deadline_ms
+        self._max_delay_ms = max_delay_ms
+        self._clock = clock
+        self.waits = Tally()
+        """From acceptance to the first claim, by Redis' clock."""
+
+    async def take(self, limit: int) -> Batch:
+        """Take up to `limit` due payments. Raises `RedisError`."""
+        expires_at = self._clock() + self._lease_ms
+        now, generation, selection, next_due, token, strays, *entries = await self._script(
+            args=[limit, self._lease_ms, self._max_delay_ms]
+        )
+        return Batch(
+            taken=list(
+                self._readable(entries, int(now), generation.decode(), int(token), expires_at)
+            ),
+            selection=tuple(selection),
+            next_due_ms=None if next_due is None else max(0.0, float(next_due) - int(now)),
+            strays=[stray.decode() for stray in strays],
+        )
+
+    def _readable(
+        self, entries: list[Any], now: int, generation: str, token: int, expires_at: float
+    ) -> Iterator[Claimed]:
+        """A record that somebody spoilt stops no other payment; it comes back with its lease."""
+        for entry in entries:
+            try:
+                yield self._read(entry, now, generation, token, expires_at)
+            except (ValueError, OverflowError):
+                logger.error(
+                    "the record of payment %(payment)s can't be read",
+                    {"payment": entry[0].decode()},
+                )
+
+    def _read(
+        self, entry: list[Any], now: int, generation: str, token: int, expires_at: float
+    ) -> Claimed:
+        key, job, score, job_try, cents, accepted, processor, requested, tries = entry[:9]
+        horizon, number, quiet, replayed, later_ms = entry[9:]
+        accepted_at = int(accepted)
+        claim = Claim(
+            correlation_id=key.decode(),
+            cents=int(cents),
+            token=token,
+            generation=generation,
+            expires_at=expires_at,
+            processor=processor.decode() if processor else None,
+            requested_at=int(requested) if requested else None,
+            open_tries=parse_open_tries(tries.decode()) if tries else (),
+            tries=int(number or 0),
+            horizon_passed=int(horizon or 0) + later_ms <= now,
+            quiet_ms=int(quiet or 0) + later_ms,
+            job_try=int(job_try),
+            overdue=now - int(replayed or accepted) > self._deadline_ms,
+            accepted_at=accepted_at,
+            claimed_at=now,
+        )
+        if claim.job_try == 1 and not claim.tries:  # a dead letter that is replayed has tries
+            self.waits.add((now - accepted_at) / 1000)
+        return Claimed(claim, job, int(float(score)), accepted_at)

@@ -1,0 +1,147 @@
+"""The ledger: each settled payment recorded once, and the summary of any window."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import orjson
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from payswitch.payments.payment import format_cents
+from payswitch.payments.tries import Claim
+from payswitch.store import scripts
+from payswitch.store.errors import in_words
+from payswitch.store.group_commit import GroupCommit
+
+logger = logging.getLogger(__name__)
+
+
+class Settlement(enum.Enum):
+    """What became of a proof of payment."""
+
+    SETTLED = "settled"
+    KNOWN = "known"
+    """It was settled before."""
+    GONE = "gone"
+    """The payment was purged."""
+    INCIDENT = "incident"
+    """The proof matches no pin; it is kept in `payments:incidents`."""
+    UNADDABLE = "unaddable"
+    """A sum of the ledger can't take it; nothing of the payment has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What one processor was paid in a window."""
+
+    count: int = 0
+    cents: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The totals by processor of one window, and that window (ms, both bounds inclusive; None is
+    no bound)."""
+
+    totals: dict[str, Total]
+    first: int | None
+    last: int | None
+
+
+COARSE_AFTER_MS = 400 * 24 * 3600 * 1000
+"""The age from which the ledger keeps entries of 1,000 s: the last year's days stay exact."""
+
+Settling = tuple[Claim, str, int]
+"""A claim, the processor that has the payment, and its `requestedAt` (ms) there."""
+
+
+class Ledger:
+    """Settles payments, many per round trip, and sums them by window. `on_settled` gets each batch
+    that Redis has answered."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        processors: Sequence[str],
+        retention_ms: int,
+        on_settled: Callable[[Sequence[Settling], Sequence[Settlement]], None] | None = None,
+    ) -> None:
+        self._on_settled = on_settled
+        self._processors = list(processors)
+        self._retention_ms = retention_ms
+        self._is_refused = False
+        self._settle = scripts.load(redis, "settle")
+        self._summary = scripts.load(redis, "summary")
+        self._fold = scripts.load(redis, "fold")
+        self._settlements: GroupCommit[Settling, Settlement] = GroupCommit(self._flush)
+
+    async def settle(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
+        """Record that `processor` has the payment with this `requestedAt` (ms); it may be said
+        again and by anyone who has the proof. Raises `RedisError`."""
+        return await self._settlements.submit((claim, processor, requested_at))
+
+    async def summary(self, first_ms: int | None, last_ms: int | None) -> dict[str, Total]:
+        """The totals that `window` finds. Raises `RedisError`."""
+        return (await self.window(first_ms, last_ms)).totals
+
+    async def window(self, first_ms: int | None, last_ms: int | None) -> Summary:
+        """Totals by processor of the payments whose `requestedAt` lies in the window, both bounds
+        inclusive; None is no bound. A bound that lies within an entry that was folded moves
+        outwards, to where that entry begins or ends. Raises `RedisError`."""
+        if last_ms is not None and last_ms < 0:
+            return Summary({name: Total() for name in self._processors}, first_ms, last_ms)
+        bounds = ["" if bound is None else max(0, bound) for bound in (first_ms, last_ms)]
+        first, last, *answer = await self._summary(args=[*bounds, *self._processors])
+        parts = zip(answer[0::3], answer[1::3], answer[2::3], strict=True)
+        return Summary(
+            totals={
+                name: Total(int(count), int(high) * 10**9 + int(low))
+                for name, (count, high, low) in zip(self._processors, parts, strict=True)
+            },
+            first=None if first_ms is None else min(first_ms, int(first)),
+            last=None if last_ms is None else int(last),
+        )
+
+    async def fold(self) -> bool:
+        """Fold one span of what is older than the retention into coarser sums, which lose nothing;
+        whether there may be more. It takes Redis less than a millisecond. Raises `RedisError`."""
+        ages = (self._retention_ms, max(self._retention_ms, COARSE_AFTER_MS))
+        return bool(await self._fold(args=[*ages, *self._processors]))
+
+    async def _flush(self, items: list[Settling]) -> list[Settlement]:
+        args: list[str | int] = [self._retention_ms]
+        for claim, processor, requested_at in items:
+            args += (claim.correlation_id, claim.generation, processor, requested_at)
+        try:
+            verdicts = await self._settle(args=args)
+        except ResponseError as error:
+            if not self._is_refused:
+                logger.error(
+                    "redis refuses to settle; it is tried again: %(error)s",
+                    {"error": in_words(error)},
+                )
+            self._is_refused = True
+            raise
+        self._is_refused = False
+        settlements = [Settlement(verdict.decode()) for verdict in verdicts]
+        if self._on_settled is not None:
+            self._on_settled(items, settlements)
+        return settlements
+
+
+def summary_json(totals: dict[str, Total]) -> bytes:
+    """The summary as the contract has it, with exact amounts: 19.90, never 19.900000000000002."""
+    return orjson.dumps(
+        {
+            name: {
+                "totalRequests": total.count,
+                "totalAmount": orjson.Fragment(format_cents(total.cents)),
+            }
+            for name, total in totals.items()
+        }
+    )

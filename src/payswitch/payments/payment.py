@@ -1,0 +1,228 @@
+"""The payment: parsed from bytes, validated, its money exact.
+
+Money is integer cents everywhere inside; JSON numbers only at the edges.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from decimal import Context, Decimal, DecimalException
+from typing import Any
+
+import orjson
+
+from payswitch.payments.mistakes import why_missing, why_no_id, why_no_json, why_no_object
+
+MAX_CENTS = 10**12
+"""The largest amount taken, in cents: a double still tells every cent up to there, and so do the
+sums that the Lua scripts make of a batch (2^53)."""
+
+_CANONICAL_ID = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII
+)
+_ANY_ID = re.compile(
+    r"(?:urn:uuid:)?[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+    re.ASCII | re.IGNORECASE,
+)
+_EXACT = Context(prec=70_000)
+"""Holds every digit that a body may have."""
+_MANY_DIGITS = re.compile(rb"[0-9.]{17}")
+"""More digits than a double holds: such a number is read exactly."""
+_LONGEST_AMOUNT = 400
+"""Any double fits, also written out in full; what is longer or larger could cost minutes."""
+
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_FRACTION = re.compile(r"-?\d+\.\d+", re.ASCII)
+_TRACE_OF_A_CENT = Decimal("0.0001")
+
+
+class MalformedPaymentError(ValueError):
+    """The body is not JSON at all."""
+
+
+class InvalidPaymentError(ValueError):
+    """The body is JSON, but no payment; the message says what is wrong with which field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """What a client asks to be paid: the normalised correlation id and the amount in cents."""
+
+    correlation_id: str
+    cents: int
+
+
+def parse_payment(body: bytes) -> Payment:
+    """Read a payment from a request's body.
+
+    Raises `MalformedPaymentError` for what is not JSON and `InvalidPaymentError` for JSON that is
+    no payment. Fields beyond `correlationId` and `amount` are ignored.
+    """
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if _holds_no_number(body):
+            raise InvalidPaymentError("amount must be a finite number") from None
+        cause = why_no_json(body, error)
+        raise MalformedPaymentError(f"the body is not valid JSON: {cause}") from None
+    # Six quotes are those of two names and an id: a name that comes again would take two more.
+    if _MANY_DIGITS.search(body) or (body.count(b'"') != 6 and _may_repeat(body)):
+        document = _read_exactly(body)
+    if type(document) is not dict:
+        kind = f"{_kind(document)}{why_no_object(document)}"
+        raise InvalidPaymentError(f"the body must be a JSON object, not {kind}")
+    correlation_id, amount = document.get("correlationId"), document.get("amount")
+    if correlation_id is None or amount is None:
+        name = "correlationId" if correlation_id is None else "amount"
+        raise InvalidPaymentError(why_missing(document, name))
+    return Payment(parse_correlation_id(correlation_id), parse_amount(amount))
+
+
+def parse_correlation_id(value: Any) -> str:
+    """Normalise a UUID to its lower-case form with hyphens.
+
+    Any spelling of RFC 9562 is taken: the 36 characters in either case, also as `urn:uuid:…`.
+    Raises `InvalidPaymentError`.
+    """
+    if type(value) is not str:
+        raise InvalidPaymentError(f"correlationId must be a string, not {_kind(value)}")
+    if _CANONICAL_ID.fullmatch(value):
+        return value
+    if _ANY_ID.fullmatch(value):
+        return value[-36:].lower()
+    raise InvalidPaymentError(
+        f"correlationId must be a UUID{why_no_id(value)}, "
+        "such as 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
+    )
+
+
+def parse_amount(value: Any) -> int:
+    """Take a JSON number to exact cents.
+
+    It comes as a double, which tells all numbers of up to 15 digits apart, or as a `Decimal` where
+    it was written with more. Raises `InvalidPaymentError` for anything but a positive number of at
+    most two decimals.
+    """
+    if type(value) is float:
+        if 0 < value <= MAX_CENTS // 100:
+            cents = round(value * 100)
+            # The common case without Decimal: the double nearest to cents/100 is the one given.
+            if cents / 100 == value:
+                return cents
+    elif type(value) is int:
+        if 0 < value <= MAX_CENTS // 100:
+            return value * 100
+    elif type(value) is Decimal:
+        exact = _EXACT.scaleb(value, Decimal(2))
+        if 0 < exact <= MAX_CENTS and exact == exact.to_integral_value():
+            return int(exact)
+    else:
+        advice = ": leave out the quotes" if type(value) is str else ""
+        raise InvalidPaymentError(f"amount must be a number, not {_kind(value)}{advice}")
+    if value <= 0:
+        raise InvalidPaymentError("amount must be more than 0")
+    if value > MAX_CENTS // 100:
+        raise InvalidPaymentError(f"amount must be at most {format_cents(MAX_CENTS)}")
+    raise InvalidPaymentError("amount must have at most 2 decimals")
+
+
+def exact_cents(text: str) -> int | None:
+    """The cents of a decimal number in text, or None where it is not a whole number of cents."""
+    if len(text) > _LONGEST_AMOUNT:
+        return None
+    try:
+        amount = Decimal(text)
+    except DecimalException:
+        return None
+    if not amount.is_finite() or abs(amount.adjusted()) > _LONGEST_AMOUNT:
+        return None
+    cents = _EXACT.scaleb(amount, Decimal(2))
+    return int(cents) if cents == cents.to_integral_value() else None
+
+
+def nearest_cents(value: Any) -> int | None:
+    """The cents of an amount as a processor's answer has it: a number, or one in text.
+
+    Sums and binary fractions leave traces, so what is no more than 0.000001 beside a whole number
+    of cents is taken as that. None for anything else.
+    """
+    if type(value) not in (int, float, Decimal, str):
+        return None
+    text = str(value)
+    if len(text) > _LONGEST_AMOUNT:
+        return None
+    exact = exact_cents(text) if _NUMBER.fullmatch(text) else None
+    if exact is not None or not _FRACTION.fullmatch(text):
+        return exact
+    cents = _EXACT.scaleb(Decimal(text), Decimal(2))
+    nearest = cents.to_integral_value()
+    return int(nearest) if nearest and abs(cents - nearest) <= _TRACE_OF_A_CENT else None
+
+
+def format_cents(cents: int) -> str:
+    """Cents as a JSON number with exactly two decimals: 1990 is `19.90`."""
+    sign = "-" if cents < 0 else ""
+    whole, rest = divmod(abs(cents), 100)
+    return f"{sign}{whole}.{rest:02d}"
+
+
+def _may_repeat(body: bytes) -> bool:
+    """Whether a field that counts may be there twice, also where its name is escaped."""
+    return b"\\" in body or body.count(b'"amount"') > 1 or body.count(b'"correlationId"') > 1
+
+
+class _Members(dict[str, Any]):
+    """A JSON object that knows which of its names come more than once."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated: Counter[str] = Counter()
+        if len(self) < len(pairs):
+            self.repeated = Counter(name for name, _ in pairs)
+
+
+def _read_exactly(body: bytes) -> Any:
+    """Every digit of every number; raises `InvalidPaymentError` where a field comes twice."""
+    try:
+        document = json.loads(body, parse_float=Decimal, object_pairs_hook=_Members)
+    except (DecimalException, RecursionError, ValueError):
+        raise InvalidPaymentError("the body holds a number or a depth beyond all bounds") from None
+    if isinstance(document, _Members):
+        for name in ("correlationId", "amount"):
+            if document.repeated[name] > 1:
+                times = document.repeated[name]
+                raise InvalidPaymentError(f"{name} must be given once, not {times} times")
+        return dict(document)
+    return document
+
+
+def _holds_no_number(body: bytes) -> bool:
+    """Whether a body fails to be JSON because of NaN or an infinity, which many encoders write."""
+    strangers: list[str] = []
+
+    def read_number(text: str) -> float:
+        value = float(text)
+        if math.isinf(value):
+            strangers.append(text)
+        return value
+
+    try:
+        json.loads(
+            body,
+            parse_constant=strangers.append,
+            parse_float=read_number,
+            parse_int=read_number,
+        )
+    except (ValueError, RecursionError):
+        return False
+    return bool(strangers)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), "a number")

@@ -1,0 +1,105 @@
+"""The purge: everything accepted, queued and recorded is forgotten, in flight too."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from payswitch.selection.selector import PROCESSORS
+from payswitch.store import scripts
+
+logger = logging.getLogger(__name__)
+
+LEFTOVERS_KEY = "payments:leftovers"
+IN_FLIGHT_KEY = "payments:in-flight"
+
+_CALLS_MAY_TAKE_S = 1.0
+_HOLD_MS = 5000
+"""When a purge dies while it waits, the workers go on after this."""
+_REMOVAL_IS_AWAITED_S = 0.2
+_PAGE = 1000
+
+
+class Purge:
+    """Begins a new generation and removes what the old ones left.
+
+    `limit_ms` bounds each step that waits for Redis.
+    """
+
+    def __init__(self, redis: Redis, *, limit_ms: int = 1200) -> None:
+        self._redis = redis
+        # Below the time limit of a call: what the caller has given up is not carried out later.
+        self._latest_ms = limit_ms * 2 // 3
+        self._limit_s = limit_ms / 1000
+        self._hold = scripts.load(redis, "hold")
+        self._purge = scripts.load(redis, "purge")
+        self._forget = scripts.load(redis, "forget")
+        self._delete_if = scripts.load(redis, "delete_if")
+        self._removal: asyncio.Task[None] | None = None
+
+    async def run(self) -> int:
+        """Purge: workers stop claiming, calls under way get up to 1 s to end, then a new generation
+        begins; returns its number.
+
+        From then on nothing of the old one counts, whoever brings it. Its keys are removed page by
+        page: a small purge has removed them when this returns, a large one goes on beside other
+        work, and what a crash leaves of it the workers' sweep takes up. Raises `RedisError` or
+        `TimeoutError`.
+        """
+        async with asyncio.timeout(self._limit_s):
+            await self._hold(args=[await self._redis_now() + self._latest_ms, _HOLD_MS])
+        try:
+            async with asyncio.timeout(_CALLS_MAY_TAKE_S):
+                while await self._calls_under_way():
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            logger.warning("purge: calls under way did not end in time and will not be recorded")
+        async with asyncio.timeout(self._limit_s):
+            latest = await self._redis_now() + self._latest_ms
+            generation = int(await self._purge(args=[latest, *PROCESSORS]))
+        if generation == 0:
+            raise RedisTimeoutError("Redis took the purge too late, so nothing was purged")
+        self._removal = asyncio.create_task(self._remove_in_background())
+        await asyncio.wait([self._removal], timeout=_REMOVAL_IS_AWAITED_S)
+        return generation
+
+    async def remove_leftovers(self) -> int:
+        """Remove every key of earlier generations, if there may be some; returns how many.
+
+        Raises `RedisError`.
+        """
+        generation = await self._redis.get(LEFTOVERS_KEY)
+        if generation is None:
+            return 0
+        cursor, removed = b"0", 0
+        while True:
+            cursor, count = await self._forget(args=[cursor, _PAGE])
+            removed += int(count)
+            if cursor == b"0":
+                break
+        await self._delete_if(keys=[LEFTOVERS_KEY], args=[generation])
+        return removed
+
+    async def close(self) -> None:
+        """Stop removing; the workers' sweep takes it up."""
+        if self._removal is not None:
+            self._removal.cancel()
+            await asyncio.wait([self._removal])
+
+    async def _remove_in_background(self) -> None:
+        try:
+            removed = await self.remove_leftovers()
+            logger.info("purged: %(keys)d keys removed", {"keys": removed})
+        except (RedisError, OSError):
+            logger.warning("redis is away: the workers will remove what the purge left")
+
+    async def _calls_under_way(self) -> int:
+        return int(await self._redis.zcount(IN_FLIGHT_KEY, await self._redis_now(), "+inf"))
+
+    async def _redis_now(self) -> int:
+        seconds, microseconds = await self._redis.time()
+        return int(seconds * 1000 + microseconds // 1000)

@@ -1,0 +1,90 @@
+"""The sweep: every open payment without a queue entry is queued again, what a purge could not
+finish removing is removed, and what is old in the ledger is folded.
+
+No code path relies on it; it repairs what none foresaw, and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from payswitch.payments.purge import Purge
+from payswitch.selection.selector import PROCESSORS
+from payswitch.store import scripts
+from payswitch.text import printable
+
+logger = logging.getLogger(__name__)
+
+THROTTLE_KEY = "payments:sweep"
+_PAGE = 500
+_FOLD_PAUSE_S = 0.01
+"""Between two steps of a fold, each of which takes Redis half a millisecond."""
+
+
+class Sweeper:
+    """Sweeps once in `every_ms` in the whole cluster, whoever's turn it is. `fold` folds one step
+    of the ledger and says whether there is more."""
+
+    def __init__(
+        self, redis: Redis, *, every_ms: int, fold: Callable[[], Awaitable[bool]] | None = None
+    ) -> None:
+        self._take = scripts.load(redis, "take")
+        self._every_ms = every_ms
+        self._sweep = scripts.load(redis, "sweep")
+        self._purge = Purge(redis)
+        self._fold = fold
+
+    async def run(self) -> None:
+        """Sweep for ever."""
+        while True:
+            await asyncio.sleep(self._every_ms / 1000)
+            try:
+                if await self._take(keys=[THROTTLE_KEY], args=["1", self._every_ms]):
+                    await self.sweep()
+                    await self._purge.remove_leftovers()
+                    await self._fold_until_next_turn()
+            except (RedisError, OSError):
+                logger.debug("no sweep: redis is away")
+
+    async def _fold_until_next_turn(self) -> None:
+        """Fold what there is; whoever sweeps next goes on with what takes longer than a turn."""
+        ends_at = time.monotonic() + self._every_ms / 1000
+        while self._fold is not None and await self._fold() and time.monotonic() < ends_at:
+            await asyncio.sleep(_FOLD_PAUSE_S)
+
+    async def sweep(self) -> int:
+        """Look at every open payment, a page at a time; returns how many were queued again."""
+        first = 0
+        repaired = 0
+        while True:
+            seen, requeued, dropped, states = await self._sweep(args=[first, _PAGE, *PROCESSORS])
+            for correlation_id in requeued:
+                logger.warning(
+                    "payment %(payment)s had left the queue unpaid",
+                    {"payment": _shown(correlation_id)},
+                )
+            for correlation_id, state in zip(dropped, states, strict=True):
+                if state:
+                    logger.warning(
+                        "payment %(payment)s was still in the backlog, its state being %(state)s",
+                        {"payment": _shown(correlation_id), "state": _shown(state)},
+                    )
+                else:
+                    logger.error(
+                        "acknowledged payment %(payment)s has no record any more",
+                        {"payment": _shown(correlation_id)},
+                    )
+            repaired += len(requeued)
+            first += int(seen) - len(dropped)
+            if seen < _PAGE:
+                return repaired
+
+
+def _shown(value: bytes) -> str:
+    return printable(value.decode(errors="backslashreplace"))

@@ -1,0 +1,1 @@
+"""The other side of the wire: calls of processors, and the meaning of their answers."""

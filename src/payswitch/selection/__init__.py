@@ -1,0 +1,1 @@
+"""Which processor new payments go to, and the health check behind it."""

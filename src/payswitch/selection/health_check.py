@@ -1,0 +1,105 @@
+"""The health check: throttled, locked, both processors at once.
+
+Throttle and lock live in Redis, so it does not matter how often, from where and by how many it is
+triggered: a processor sees at most one call per throttle time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from redis.asyncio import Redis
+
+from payswitch.processors.processor import Processor, Report
+from payswitch.selection.selector import Selection, Selector
+from payswitch.store import scripts
+from payswitch.store.lock import Lock
+from payswitch.store.notes import REPORTS_KEY, write_note
+
+logger = logging.getLogger(__name__)
+
+THROTTLE_KEY = "healthcheck:throttle"
+LOCK_KEY = "healthcheck:lock"
+
+
+class HealthCheck:
+    """Asks both processors how they are and hands the reports to the Selector."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        processors: Sequence[Processor],
+        selector: Selector,
+        *,
+        throttle_ms: int,
+        lock_ms: int,
+        limit_ms: int,
+    ) -> None:
+        self._redis = redis
+        self._take = scripts.load(redis, "take")
+        self._processors = processors
+        self._selector = selector
+        self._throttle_ms = throttle_ms
+        self._limit_ms = limit_ms
+        self._lock = Lock(redis, LOCK_KEY, life_ms=lock_ms)
+        self._last: Selection | None = None
+
+    async def check(self) -> Selection | None:
+        """Check now, unless another did within the throttle time or is doing it: then None.
+
+        Raises `RedisError`.
+        """
+        if not await self._take(keys=[THROTTLE_KEY], args=["1", self._throttle_ms]):
+            return None
+        token = await self._lock.acquire()
+        if token is None:
+            return None
+        try:
+            return await self._check_locked(token)
+        finally:
+            await self._lock.release(token)
+
+    async def _check_locked(self, token: str) -> Selection | None:
+        answers = await asyncio.gather(
+            *(processor.health(self._limit_ms) for processor in self._processors)
+        )
+        at_ms = time.time_ns() // 1_000_000
+        reports = {
+            processor.name: report
+            for processor, report in zip(self._processors, answers, strict=True)
+        }
+        selection = await self._selector.select(
+            reports, lock_key=LOCK_KEY, token=token, at_ms=at_ms
+        )
+        if selection is None:
+            logger.warning("the health check took longer than its lock; its result is dropped")
+            return None
+        await self._note(reports, at_ms)
+        if selection != self._last:
+            self._last = selection
+            _log_selection(selection)
+        return selection
+
+    async def _note(self, reports: Mapping[str, Report | None], at_ms: int) -> None:
+        """Leave what the processors said for operators to read."""
+        said = {
+            name: report and {"failing": report.failing, "minResponseTime": report.min_response_ms}
+            for name, report in reports.items()
+        }
+        await write_note(self._redis, REPORTS_KEY, {"at": at_ms, "reports": said})
+
+
+def _log_selection(selection: Selection) -> None:
+    if selection.healthy:
+        logger.info(
+            "selected %(processor)s: %(reason)s",
+            {"processor": selection.processor, "reason": selection.reason},
+        )
+    else:
+        logger.warning(
+            "selected %(processor)s (nothing is healthy): %(reason)s",
+            {"processor": selection.processor, "reason": selection.reason},
+        )

@@ -1,0 +1,156 @@
+"""The Selector: which processor new payments go to.
+
+The decision is a pure function of the two health reports; the choice is cached in Redis under
+`selected_payment_processor` for 10 seconds, written under the health check's lock. An operator's
+override (`selection:override`) stands above it until it expires.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+from redis.asyncio import Redis
+
+from payswitch.instants import format_instant
+from payswitch.store import scripts
+
+if TYPE_CHECKING:
+    from payswitch.processors.processor import Report
+
+DEFAULT = "default"
+FALLBACK = "fallback"
+PROCESSORS = (DEFAULT, FALLBACK)
+SELECTION_KEY = "selected_payment_processor"
+OVERRIDE_KEY = "selection:override"
+SELECTION_KEYS = (OVERRIDE_KEY, SELECTION_KEY)
+"""What is read together to know which selection stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What counts as fast, in ms (see `decide`)."""
+
+    fast_enough_ms: int = 50
+    fallback_advantage_ms: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The chosen processor; `healthy` is False when none was known to be healthy."""
+
+    processor: str
+    healthy: bool
+    reason: str
+    overridden: bool = False
+    """Whether an operator has chosen: then the other processor steps in for nothing."""
+
+
+UNSELECTED = Selection(DEFAULT, True, "no selection is cached")
+"""What a missing, corrupt or foreign cache entry reads as: `default`, until its own results tell a
+worker otherwise."""
+
+
+def decide(reports: Mapping[str, Report | None], limits: Limits) -> Selection:
+    """Choose by two health reports, None being unknown (the rule of the Elixir design).
+
+    One healthy: that one. Both: `default` if it answers within `fast_enough_ms`, else `fallback`
+    if it does, else `default` unless it is slower by more than `fallback_advantage_ms`. None:
+    `default`, marked unhealthy.
+    """
+    default, fallback = reports.get(DEFAULT), reports.get(FALLBACK)
+    default_is_healthy = default is not None and not default.failing
+    fallback_is_healthy = fallback is not None and not fallback.failing
+    if not default_is_healthy and not fallback_is_healthy:
+        return Selection(DEFAULT, False, f"default {_word(default)}, fallback {_word(fallback)}")
+    if default is None or not default_is_healthy:
+        return Selection(FALLBACK, True, f"default {_word(default)}")
+    if fallback is None or not fallback_is_healthy:
+        return Selection(DEFAULT, True, f"fallback {_word(fallback)}")
+    speeds = f"default {default.min_response_ms} ms, fallback {fallback.min_response_ms} ms"
+    if default.min_response_ms <= limits.fast_enough_ms:
+        return Selection(DEFAULT, True, speeds)
+    slower_by = default.min_response_ms - fallback.min_response_ms
+    if (
+        fallback.min_response_ms <= limits.fast_enough_ms
+        or slower_by > limits.fallback_advantage_ms
+    ):
+        return Selection(FALLBACK, True, speeds)
+    return Selection(DEFAULT, True, speeds)
+
+
+def parse_selection(raw: bytes | None) -> Selection:
+    """Read the cache; anything but a selection of a known processor is `UNSELECTED`."""
+    if raw is None:
+        return UNSELECTED
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return UNSELECTED
+    if not isinstance(document, dict):
+        return UNSELECTED
+    processor, healthy = document.get("processor"), document.get("healthy")
+    if processor not in PROCESSORS or type(healthy) is not bool:
+        return UNSELECTED
+    return Selection(processor, healthy, str(document.get("reason", "")))
+
+
+def parse_override(raw: bytes | None) -> Selection | None:
+    """Read an operator's choice; None where there is none, or nothing of a known processor."""
+    if raw is None:
+        return None
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(document, dict) or document.get("processor") not in PROCESSORS:
+        return None
+    return Selection(
+        document["processor"], True, f"chosen by {document.get('by')}", overridden=True
+    )
+
+
+def parse_standing(raw: Sequence[bytes | None]) -> Selection:
+    """The selection that stands, by what `SELECTION_KEYS` hold: an operator's, else the health
+    check's."""
+    override, selection = raw
+    return parse_override(override) or parse_selection(selection)
+
+
+class Selector:
+    """Reads and writes the cached selection."""
+
+    def __init__(self, redis: Redis, limits: Limits, *, life_ms: int = 10_000) -> None:
+        self._redis = redis
+        self._limits = limits
+        self._life_ms = life_ms
+        self._select = scripts.load(redis, "select")
+
+    async def read(self) -> Selection:
+        """The selection that stands now. Raises `RedisError`."""
+        return parse_standing(await self._redis.mget(SELECTION_KEYS))
+
+    async def select(
+        self, reports: Mapping[str, Report | None], *, lock_key: str, token: str, at_ms: int
+    ) -> Selection | None:
+        """Decide and cache the choice; None if the lock is no longer this token's, and then
+        nothing was written. Raises `RedisError`."""
+        selection = decide(reports, self._limits)
+        document = orjson.dumps(
+            {
+                "processor": selection.processor,
+                "healthy": selection.healthy,
+                "reason": selection.reason,
+                "at": format_instant(at_ms),
+            }
+        )
+        written = await self._select(
+            keys=[lock_key, SELECTION_KEY], args=[token, document, self._life_ms]
+        )
+        return selection if written else None
+
+
+def _word(report: Report | None) -> str:
+    return "unknown" if report is None else "failing" if report.failing else "healthy"

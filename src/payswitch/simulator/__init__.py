@@ -1,0 +1,1 @@
+"""A payment processor for development and tests."""

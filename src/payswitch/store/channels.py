@@ -1,0 +1,238 @@
+"""Lean calls of Lua scripts: connections to Redis that are greeted by redis-py and then read and
+written without it.
+
+A script call through redis-py's client costs several times what the call itself needs (a pool with
+a lock, a coroutine a layer, two timers, a stream), and every payment waits for one. So scripts, and
+nothing else, go this way: the same errors, the same limit, one call at a time on a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import hiredis
+from redis.asyncio import Connection, ConnectionPool
+from redis.commands.core import AsyncScript
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse, NoScriptError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from payswitch.store.errors import Epoch, WrongServerError
+
+Argument = str | bytes | int | float
+Deliver = Callable[[Any], None]
+"""Gets Redis' answer, or the error that came instead."""
+
+_INCOMPLETE = object()
+
+
+class Channel(asyncio.Protocol):
+    """One connection: a command goes out, its answer comes back. Whatever else happens to it ends
+    it, so that no call ever gets another's answer."""
+
+    def __init__(self, connection: Connection, limit_s: float) -> None:
+        """Take over a connection that redis-py has opened and greeted. A call is given up after
+        `limit_s`."""
+        self._limit_s = limit_s
+        # Kept, as redis-py's writer closes the transport when it is collected.
+        self._opened = cast(Any, connection)
+        self._epoch: Epoch = self._opened.epoch
+        self._opened_in = self._epoch.number
+        self._transport: asyncio.Transport = self._opened._writer.transport
+        self._reader = hiredis.Reader(
+            protocolError=InvalidResponse,
+            replyError=self._opened._parser.parse_error,
+            notEnoughData=_INCOMPLETE,
+        )
+        self._deliver: Deliver | None = None
+        self._ends_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._poll = select.poll()
+        self._poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        self._transport.set_protocol(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can take a call, as far as the loop has heard."""
+        return self._opened_in == self._epoch.number and not self._transport.is_closing()
+
+    def has_news(self) -> bool:
+        """Whether the kernel has something of Redis', which was not asked for anything: its end, or
+        an answer that is nobody's (or, under TLS, no more than a session ticket)."""
+        return bool(self._poll.poll(0))
+
+    async def call(self, command: bytes) -> Any:
+        """Redis' answer to a packed command.
+
+        Raises `RedisTimeoutError` after the limit, `RedisConnectionError` where the connection ends
+        first, and Redis' own errors.
+        """
+        if not self.is_open:
+            raise RedisConnectionError("the connection ended before the call")
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self.send(command, partial(_set, answer))
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self.close()
+            raise
+
+    def send(self, command: bytes, deliver: Deliver) -> None:
+        """Send a packed command through an open connection; `deliver` gets what `call` returns or
+        raises."""
+        self._deliver = deliver
+        self._ends_at = self._loop.time() + self._limit_s
+        # One timer serves many calls, as one for each would cost as much as packing the command.
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._ends_at, self._expire)
+        self._transport.write(command)
+
+    def close(self) -> None:
+        """End the connection; what has not left is not sent."""
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        try:
+            self._reader.feed(data)
+            answer = self._reader.gets()
+        except InvalidResponse as error:
+            self._fail(error)
+            return
+        if answer is not _INCOMPLETE:
+            self._take(answer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
+        self._opened._writer = None  # else redis-py warns of a connection left open
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fail(RedisConnectionError(f"the connection ended: {exc or 'closed by redis'}"))
+
+    def _take(self, answer: Any) -> None:
+        if self._deliver is None or self._reader.has_data():
+            self._fail(RedisConnectionError("an answer that nobody asked for"))
+        elif isinstance(answer, WrongServerError):
+            self._epoch.end()
+            self._fail(answer)
+        else:
+            self._end(answer)
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self._deliver is None:
+            return
+        if self._loop.time() < self._ends_at:
+            self._timer = self._loop.call_at(self._ends_at, self._expire)
+            return
+        self._fail(RedisTimeoutError(f"no answer within {self._limit_s:g} s"))
+
+    def _fail(self, error: Exception) -> None:
+        self.close()
+        self._end(error)
+
+    def _end(self, outcome: Any) -> None:
+        deliver, self._deliver = self._deliver, None
+        if deliver is not None:
+            deliver(outcome)
+
+
+def _set(future: asyncio.Future[Any], outcome: Any) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+class Channels:
+    """As many channels as there are calls at once. Each call is given up after `limit_s`."""
+
+    def __init__(self, pool: ConnectionPool, *, limit_s: float) -> None:
+        self._pool = pool
+        self._limit_s = limit_s
+        self._idle: list[Channel] = []
+        self._is_closed = False
+
+    async def call(self, *command: Argument) -> Any:
+        """Redis' answer to a command. Raises `RedisError`."""
+        channel = self._take() or await self._open()
+        try:
+            packed = hiredis.pack_command(cast(Any, command))
+            return await channel.call(packed)
+        finally:
+            self._give_back(channel)
+
+    def begin(self, command: Sequence[Argument], deliver: Deliver) -> bool:
+        """The same for who can't wait, where a channel is open and free: `deliver` gets answer or
+        error, later. False where there is none, and nothing has been done."""
+        packed = hiredis.pack_command(cast(Any, command))
+        channel = self._take()
+        if channel is None:
+            return False
+
+        def end(outcome: Any) -> None:
+            self._give_back(channel)
+            deliver(outcome)
+
+        channel.send(packed, end)
+        return True
+
+    def close(self) -> None:
+        """End the connections; those that are in use end with their calls."""
+        self._is_closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def _take(self) -> Channel | None:
+        while self._idle:
+            channel = self._idle.pop()
+            if channel.is_open and not channel.has_news():
+                return channel
+            channel.close()
+        return None
+
+    def _give_back(self, channel: Channel) -> None:
+        if self._is_closed or not channel.is_open:
+            channel.close()
+        else:
+            self._idle.append(channel)
+
+    async def _open(self) -> Channel:
+        connection = cast(Connection, self._pool.make_connection())  # type: ignore[no-untyped-call]
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return Channel(connection, self._limit_s)
+
+
+class ChannelScript(AsyncScript):
+    """A Lua script as redis-py has it, called through a channel."""
+
+    def __init__(self, client: Any, text: str, channels: Channels) -> None:
+        super().__init__(client, text)
+        self._text = text
+        self._channels = channels
+
+    def begin(self, args: Sequence[Argument], deliver: Deliver) -> bool:
+        """Call it without keys for who can't wait, as `Channels.begin` says. Where Redis has
+        forgotten the script, that is the error."""
+        return self._channels.begin(("EVALSHA", self.sha, 0, *args), deliver)
+
+    async def __call__(self, keys: Any = (), args: Any = (), client: Any = None) -> Any:
+        """Redis' answer; where Redis has forgotten the script, it is sent. Raises `RedisError`."""
+        if client is not None:
+            return await super().__call__(keys, args, client)
+        rest = (len(keys), *keys, *args)
+        try:
+            return await self._channels.call("EVALSHA", self.sha, *rest)
+        except NoScriptError:
+            return await self._channels.call("EVAL", self._text, *rest)

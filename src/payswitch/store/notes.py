@@ -1,0 +1,31 @@
+"""What parts leave in Redis for operators to read: JSON under a key that stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from payswitch.store import scripts
+
+REPORTS_KEY = "healthcheck:reports"
+"""What each processor last said of its health, and when."""
+FEES_KEY = "processors:fees"
+"""What each processor says that it takes, and when."""
+RECONCILED_KEY = "reconcile:last"
+"""What the last `payswitch reconcile` found, and when."""
+
+
+async def write_note(redis: Redis, key: str, document: dict[str, Any]) -> None:
+    """Write a note, also where Redis is out of memory. Raises `RedisError` or `OSError`."""
+    await scripts.load(redis, "note")(keys=[key], args=[orjson.dumps(document)])
+
+
+def read_note(raw: bytes | None) -> dict[str, Any]:
+    """A note's document; an empty one where there is none, or something else."""
+    try:
+        document = orjson.loads(raw or b"{}")
+    except orjson.JSONDecodeError:
+        return {}
+    return document if isinstance(document, dict) else {}

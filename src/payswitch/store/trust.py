@@ -1,0 +1,102 @@
+"""Whether a Redis can hold payments, and what it may lose of those that it has acknowledged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from payswitch.errors import StartError
+from payswitch.store.errors import in_words
+
+_OLDEST = 7
+_NO_REPLICATION = "0" * 40
+
+
+class UntrustworthyRedisError(StartError):
+    """Redis may lose what it has acknowledged, and the settings demand that it doesn't."""
+
+
+def parse_info(text: str) -> dict[str, str]:
+    """The fields of an answer to `INFO`."""
+    return dict(re.findall(r"^([a-z0-9_]+):(.*?)\r?$", text, re.MULTILINE))
+
+
+def why_never(info: Mapping[str, str]) -> str | None:
+    """The reason why no payment can be kept here, whatever the settings: None where one can."""
+    if info.get("role", "master") != "master":
+        return "it is a replica, which takes no writes: name its primary in REDIS_URL"
+    if info.get("cluster_enabled") == "1":
+        return "it is a node of a cluster, which is not supported: use a single Redis"
+    return None
+
+
+def judge_server(info: Mapping[str, str]) -> list[str]:
+    """What a server of this kind may lose, a sentence each; `info` is empty where `INFO` is not
+    allowed."""
+    if not info:
+        return ["INFO is not allowed, so its memory can't be watched, nor whether it is a replica"]
+    found = [] if (never := why_never(info)) is None else [never]
+    version = info.get("redis_version", "")
+    major = re.match(r"\d+", version)
+    if major is None or int(major[0]) < _OLDEST:
+        found.append(
+            f"version {version} is not supported, and the rights of its user can't be checked "
+            f"(use Redis {_OLDEST}.0 or newer, or Valkey)"
+        )
+    if info.get("master_replid2", _NO_REPLICATION) != _NO_REPLICATION:
+        found.append(
+            "it was a replica until it was promoted: what had not reached it by then is lost, "
+            "payments and pins (failover is not supported)"
+        )
+    if info.get("connected_slaves", "0") != "0":
+        found.append(
+            f"it has {info['connected_slaves']} replica(s): should one be promoted, acknowledged "
+            "payments and pins are lost (failover is not supported)"
+        )
+    return found
+
+
+def judge_config(config: Mapping[str, Any]) -> list[str]:
+    """What a Redis with these settings may lose, a sentence each."""
+    found: list[str] = []
+    if config.get("maxmemory", "0") != "0" and config.get("maxmemory-policy") != "noeviction":
+        found.append(
+            f"maxmemory-policy is {config.get('maxmemory-policy')}: short of memory, Redis throws "
+            "away payments (set noeviction)"
+        )
+    if config.get("appendonly") != "yes":
+        found.append(
+            "appendonly is off: a restart of Redis loses every payment since the last snapshot "
+            "(set appendonly yes)"
+        )
+    elif config.get("appendfsync") != "always":
+        found.append(
+            f"appendfsync is {config.get('appendfsync')}: a crash loses acknowledged payments "
+            "and pins of the last seconds (set appendfsync always)"
+        )
+    elif config.get("no-appendfsync-on-rewrite", "no") != "no":
+        found.append(
+            "no-appendfsync-on-rewrite is on: a crash during a rewrite of the append-only file "
+            "loses acknowledged payments and pins (set it to no)"
+        )
+    return found
+
+
+async def config_risks(redis: Redis) -> list[str]:
+    """What this Redis may lose by its settings, a sentence each. Raises `RedisError` when it can't
+    be reached."""
+    try:
+        config: dict[str, Any] = {}
+        for pattern in ("maxmemory*", "append*", "no-appendfsync-on-rewrite"):
+            config.update(await redis.config_get(pattern))
+    except RedisError as error:
+        if not re.search(
+            "CONFIG|NOPERM|lacks a right", f"{error} {in_words(error)}", re.IGNORECASE
+        ):
+            raise
+        return ["CONFIG is not allowed, so it can't be checked what Redis may lose"]
+    return judge_config(config)

@@ -1,0 +1,245 @@
+"""Whether Redis can be used: looked at twice a second beside the work, so that none waits for it.
+
+A payment is accepted only on a Redis on which a worker can take it: one that takes writes, gives
+its user every right that some part needs, has room, and, with `PAYSWITCH_REDIS_TRUST=require`,
+keeps what it acknowledges. Workers may be absent: what they find when they come back is paid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Mapping
+
+from redis.exceptions import RedisError, ResponseError
+
+from payswitch.store import rights, scripts
+from payswitch.store.client import Client
+from payswitch.store.errors import WrongServerError, in_words
+from payswitch.store.memory import Memory, parse_memory
+from payswitch.store.trust import (
+    UntrustworthyRedisError,
+    config_risks,
+    judge_server,
+    parse_info,
+    why_never,
+)
+
+logger = logging.getLogger(__name__)
+
+_EVERY_S = 0.5
+_LIMIT_S = 1.0
+_FRESH_S = 0.05
+"""A look that ended this recently is as good as one that begins now."""
+_UNSEEN = "it has not been looked at yet"
+_RIGHTS_EVERY = 10
+"""Rights are looked for at every so many looks: it takes Redis 0.1 ms."""
+
+
+class RedisWatch:
+    """Looks at Redis twice a second, and when it is asked to.
+
+    While Redis is away the last look stands. `max_percent` is of its `maxmemory`; `demand` whether
+    a Redis that may lose payments is refused.
+    """
+
+    def __init__(
+        self,
+        redis: Client,
+        *,
+        demand: bool,
+        max_percent: int = 100,
+        max_backlog: float = math.inf,
+    ) -> None:
+        self.unusable: str | None = _UNSEEN
+        """The reason why no part can work with Redis."""
+        self.is_short = False
+        """Whether more than `max_percent` of its memory is in use."""
+        self.memory = Memory()
+        self._redis = redis
+        self._demand = demand
+        self._max_percent = max_percent
+        self._max_backlog = max_backlog
+        self._backlog = 0
+        self._away: str | None = None
+        self._script = scripts.load(redis, "look")
+        self._looks = 0
+        self._missing = ""
+        self._is_checking = False
+        self._risks: list[str] = []
+        self._server: Mapping[str, str] | None = None
+        self._look: asyncio.Task[None] | None = None
+        self._looked_at = -math.inf
+        self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def refusal(self) -> str | None:
+        """The reason why no payment may be accepted, as far as the last look knows."""
+        if self.unusable is _UNSEEN and self._away is not None:
+            return f"Redis does not answer: {self._away}"
+        if self.unusable is not None:
+            return f"Redis can't be used: {self.unusable}"
+        return "Redis is short of memory" if self.is_short else None
+
+    @property
+    def not_ready(self) -> str | None:
+        """The reason why a payment would not be accepted now, or no worker could take it."""
+        if self._away is not None:
+            return f"Redis does not answer: {self._away}"
+        if self.refusal is None and self._backlog >= self._max_backlog:
+            return "too many payments wait"
+        return self.refusal
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._looking = asyncio.create_task(self._look_for_ever(), name="redis watch")
+
+    async def close(self) -> None:
+        """Stop looking."""
+        tasks = [task for task in (self._looking, self._look) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def until_usable(self) -> None:
+        """Wait until Redis can be used; the log says what for. Raises `UntrustworthyRedisError`
+        where it may lose payments and the settings demand that it doesn't."""
+        while True:
+            await self.check_trust()
+            if self.unusable is None:
+                return
+            await asyncio.sleep(_EVERY_S)
+
+    async def check_trust(self) -> None:
+        """Look, and with `demand` wait until Redis has answered. Raises `UntrustworthyRedisError`
+        where it may lose payments and the settings demand that it doesn't."""
+        self._is_checking = self._demand
+        await self.look()
+        while self._demand and self._away is not None:
+            await asyncio.sleep(_EVERY_S)
+            await self.look()
+        self._is_checking = False
+        if self._demand and self.unusable is not None and not self._missing:
+            raise UntrustworthyRedisError(f"Redis can't be used: {self.unusable}")
+
+    async def look(self) -> None:
+        """Look once, for a second at most; whoever asks meanwhile gets the same look."""
+        await asyncio.shield(self._begin())
+
+    async def look_again(self) -> None:
+        """Look, unless a look has ended just now."""
+        if not self._is_fresh():
+            await self.look()
+
+    def after_look(self, call: Callable[[], None]) -> None:
+        """`look_again`, and then call this: never before this method returns."""
+        if self._is_fresh():
+            asyncio.get_running_loop().call_soon(call)
+        else:
+            self._begin().add_done_callback(lambda _: call())
+
+    def note_away(self, error: Exception) -> None:
+        """Redis did not answer: say so, once until a look finds that it does."""
+        if self._away is None:
+            logger.warning("redis is away: %(error)s", {"error": in_words(error)})
+        self._away = in_words(error)
+
+    def _is_fresh(self) -> bool:
+        return asyncio.get_running_loop().time() - self._looked_at < _FRESH_S
+
+    def _begin(self) -> asyncio.Task[None]:
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._look_once(), name="look at redis")
+        return self._look
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(_EVERY_S)
+
+    async def _look_once(self) -> None:
+        try:
+            async with asyncio.timeout(_LIMIT_S):
+                await self._judge_again()
+        except WrongServerError as error:
+            if error.is_starting:
+                self.note_away(error)
+            else:
+                self._set_unusable(in_words(error))
+        except ResponseError as error:
+            self._set_unusable(in_words(error))
+        except (RedisError, OSError) as error:
+            self.note_away(error)
+        self._looked_at = asyncio.get_running_loop().time()
+
+    async def _judge_again(self) -> None:
+        asks_for_rights = self._looks % _RIGHTS_EVERY == 0 or self.unusable is not None
+        info, backlog, missing = await self._ask(asks_for_rights)
+        self._looks += 1
+        if self._away is not None:
+            self._away = None
+            logger.info("redis is back")
+        is_new = self._server is None or info.get("run_id") != self._server.get("run_id")
+        if is_new and not asks_for_rights:
+            _, _, missing = await self._ask(True)
+        self._missing = missing
+        if missing:
+            self._set_unusable(f"its user lacks rights that Payswitch needs: {missing}")
+            return
+        if is_new:
+            await self._judge_server(info)
+        self._backlog = backlog
+        risks = "; ".join(self._risks) if self._demand else ""
+        self._set_unusable(why_never(info) or risks or None)
+        self.memory = parse_memory(info)
+        self._set_short(
+            self.memory.is_short(max_percent=self._max_percent, was_short=self.is_short)
+        )
+
+    async def _ask(self, asks_for_rights: bool) -> tuple[dict[str, str], int, str]:
+        """The fields of `INFO`, the length of the backlog, and the missing rights in words."""
+        args = rights.arguments() if asks_for_rights else []
+        try:
+            answer = await self._script(args=args)
+        except WrongServerError:
+            answer = await self._script(args=args)  # the name may lead elsewhere by now
+        info, backlog, missing = answer
+        words = [each.decode() for each in missing]
+        pairs = list(zip(words[::2], words[1::2], strict=True))
+        return parse_info(info.decode(errors="replace")), backlog, rights.in_acl_words(pairs)
+
+    async def _judge_server(self, info: Mapping[str, str]) -> None:
+        """Judge a server that was not there at the last look."""
+        risks = [*judge_server(info), *await config_risks(self._redis)]
+        before = self._server
+        self._server = info
+        self._risks = risks
+        if before is not None:
+            self._redis.epoch.end()
+            if before.get("master_replid") == info.get("master_replid2"):
+                logger.warning("redis: a replica has taken the place of the one that was there")
+            else:
+                logger.warning("redis has restarted, or another one is there in its place")
+        if not self._demand:
+            for risk in risks:
+                logger.warning("redis: %(risk)s", {"risk": risk})
+
+    def _set_unusable(self, reason: str | None) -> None:
+        is_raised = self._is_checking and not self._missing
+        if reason is not None and reason != self.unusable and not is_raised:
+            logger.warning("redis can't be used: %(reason)s", {"reason": reason})
+        elif reason is None and self.unusable not in (None, _UNSEEN):
+            logger.info("redis can be used again")
+        self.unusable = reason
+
+    def _set_short(self, is_short_now: bool) -> None:
+        if is_short_now and not self.is_short:
+            logger.warning(
+                "redis uses over %(percent)d %% of its maxmemory: new payments are refused",
+                {"percent": self._max_percent},
+            )
+        elif self.is_short and not is_short_now:
+            logger.info("redis has memory again: new payments are taken")
+        self.is_short = is_short_now

@@ -1,0 +1,327 @@
+"""Traces of payments, from the POST across the queue to the settlement.
+
+The only module that knows OpenTelemetry. It is imported only where `PAYSWITCH_TRACES` asks for it,
+as it needs the extra `traces`; the rest holds what it hands out, or None. `docs/how-to/traces.md`
+lists the spans. Of a payment they have nothing but its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from urllib.parse import urlsplit
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.environment_variables import OTEL_BSP_MAX_EXPORT_BATCH_SIZE
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+    set_span_in_context,
+)
+
+from payswitch.errors import StartError
+from payswitch.payments.accepting import QUEUE
+from payswitch.payments.tries import Claim
+
+logger = logging.getLogger(__name__)
+
+Attributes = Mapping[str, str | int]
+
+_FLUSH_LIMIT_S = 2.0
+"""How long a stop waits for a collector: with it, a worker's stop takes 14 s at most."""
+_BATCH = 64
+"""Spans sent at once. Their thread holds the interpreter while it encodes them: the SDK's 512 took
+the p99 of a POST at 500 a second from 11 to 28 ms, 64 take it to 13 ms."""
+_LONGEST_HEADER = 512
+_TRACEPARENT = re.compile("([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_ATTEMPTS = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+_BUFFER = "opentelemetry.sdk._shared_internal"
+_NS = 1_000_000
+
+_CORRELATION_ID = "payswitch.correlation_id"
+_REQUEST: Attributes = {
+    "http.request.method": "POST",
+    "http.route": "/payments",
+    "url.path": "/payments",
+    "url.scheme": "http",
+}
+_WAIT: Attributes = {
+    "messaging.system": "redis",
+    "messaging.destination.name": QUEUE,
+    "messaging.operation.name": "claim",
+    "messaging.operation.type": "receive",
+}
+
+
+def _provider(service: str) -> TracerProvider:
+    resource = Resource.create({SERVICE_NAME: service})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    size = None if os.environ.get(OTEL_BSP_MAX_EXPORT_BATCH_SIZE) else _BATCH
+    exporter = _Collector(OTLPSpanExporter())
+    provider.add_span_processor(BatchSpanProcessor(exporter, max_export_batch_size=size))
+    return provider
+
+
+class Traces:
+    """The spans of one process. They end in a buffer, which a thread of the SDK's empties: nothing
+    here waits for a collector but `close`."""
+
+    def __init__(
+        self, provider: TracerProvider, processor_urls: Mapping[str, str] | None = None
+    ) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("payswitch")
+        self._places = {name: _place(name, url) for name, url in (processor_urls or {}).items()}
+
+    @classmethod
+    def open(cls, service: str, processor_urls: Mapping[str, str] | None = None) -> Traces:
+        """Spans for the collector, through the sampler and within the limits that the SDK's own
+        variables (`OTEL_…`) name. Raises `StartError` where the SDK refuses one of them."""
+        try:
+            provider = _provider(service)
+        except ValueError as error:
+            raise StartError(f"OTEL_… for the traces: {error}") from None
+        return cls(provider, processor_urls)
+
+    def request(self, traceparent: bytes | None) -> Step:
+        """A `POST /payments` that has come, with the header of this name (W3C trace context): what
+        is no valid one counts as none."""
+        caller = None if traceparent is None else parse(traceparent.decode("latin-1"))
+        context = _under(caller)
+        return Step(self._tracer.start_span("POST /payments", context, SpanKind.SERVER, _REQUEST))
+
+    def payment(self, claim: Claim, traceparent: object, *, due_at: int) -> PaymentTrace:
+        """What a claim adds to the trace that the payment's job carries, or to a new one where it
+        carries none. `due_at` is ms by Redis' clock."""
+        return PaymentTrace(self._tracer, self._places, claim, parse(traceparent), due_at)
+
+    async def close(self) -> None:
+        """Send what is left, for 2 s at most."""
+        loop = asyncio.get_running_loop()
+        is_done = asyncio.Event()
+
+        def shut_down() -> None:
+            self._provider.shutdown()
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(is_done.set)
+
+        # A thread of its own, as those of the loop's executor are waited for at the end.
+        threading.Thread(target=shut_down, name="traces", daemon=True).start()
+        try:
+            async with asyncio.timeout(_FLUSH_LIMIT_S):
+                await is_done.wait()
+        except TimeoutError:
+            logger.warning("the last spans are lost: the collector did not take them in time")
+
+
+class Step:
+    """One span, under way while its `with` block runs; an exception that leaves it fails it."""
+
+    __slots__ = ("_error", "_span", "traceparent")
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self._error = ""
+        self.traceparent = _traceparent(span.get_span_context())
+        """What goes on from here carries this; None where OpenTelemetry is switched off."""
+
+    def __enter__(self) -> Step:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._fail(kind.__name__)
+        self._span.end()
+
+    def is_for(self, correlation_id: str) -> None:
+        """Whose payment it is."""
+        self._span.set_attribute(_CORRELATION_ID, correlation_id)
+
+    def served(self, status: int) -> None:
+        """What our client was answered."""
+        self.answered(status)
+        if status >= 500:
+            self._fail(str(status))
+
+    def answered(self, status: int) -> None:
+        """A processor has answered."""
+        self._error = str(status) if status >= 400 else ""
+        self._span.set_attribute("http.response.status_code", status)
+
+    def unanswered(self, error: Exception) -> None:
+        """A processor has not answered, and why."""
+        self._error = type(error).__name__
+
+    def came_to(self, outcome: str, *, failed: bool) -> None:
+        """How it ended."""
+        self._span.set_attribute("payswitch.outcome", outcome)
+        if failed:
+            self._fail(self._error or outcome)
+
+    def _fail(self, error: str) -> None:
+        self._span.set_attribute("error.type", error)
+        self._span.set_status(StatusCode.ERROR)
+
+
+class PaymentTrace:
+    """What one claim of a payment adds to its trace.
+
+    The wait in the queue is a span once anything follows it: a claim that is given back because
+    nobody can take it at the moment adds none, however often that happens.
+    """
+
+    __slots__ = ("_claim", "_context", "_due_at", "_parent", "_places", "_tracer")
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        places: Mapping[str, Attributes],
+        claim: Claim,
+        parent: SpanContext | None,
+        due_at: int,
+    ) -> None:
+        self._tracer = tracer
+        self._places = places
+        self._claim = claim
+        self._parent = parent
+        self._due_at = due_at
+        self._context: Context | None = None
+
+    def pay(self, processor: str, number: int) -> Step:
+        """A try at a processor, by its number."""
+        attributes = self._place(processor) | {
+            "http.request.method": "POST",
+            "payswitch.try": number,
+        }
+        return self._step("pay", SpanKind.CLIENT, attributes)
+
+    def ask(self, processor: str) -> Step:
+        """The question whether a processor has the payment."""
+        attributes = self._place(processor) | {"http.request.method": "GET"}
+        return self._step("ask", SpanKind.CLIENT, attributes)
+
+    def settle(self, processor: str) -> Step:
+        """The settlement in Redis."""
+        return self._step("settle", SpanKind.INTERNAL, {"payswitch.processor": processor})
+
+    def bury(self, reason: str) -> Step:
+        """The attempt to make it a dead letter."""
+        return self._step("bury", SpanKind.INTERNAL, {"payswitch.reason": reason})
+
+    def _place(self, processor: str) -> dict[str, str | int]:
+        return {**self._places.get(processor, {}), "payswitch.processor": processor}
+
+    def _step(self, name: str, kind: SpanKind, attributes: Attributes) -> Step:
+        if self._parent is not None and not self._parent.trace_flags.sampled:
+            return Step(NonRecordingSpan(self._parent))
+        if self._context is None:
+            self._wait_is_over()
+        return Step(self._tracer.start_span(name, self._context, kind, attributes))
+
+    def _wait_is_over(self) -> None:
+        """Both ends by Redis' clock: the first wait is one, however often it was interrupted for
+        nothing; the wait for another try begins when that is due."""
+        claim = self._claim
+        since = min(self._due_at if claim.tries else claim.accepted_at, claim.claimed_at)
+        attributes = {
+            **_WAIT,
+            _CORRELATION_ID: claim.correlation_id,
+            "payswitch.claim": claim.job_try,
+        }
+        wait = self._tracer.start_span(
+            "queue",
+            _under(self._parent),
+            SpanKind.CONSUMER,
+            attributes,
+            start_time=since * _NS,
+        )
+        wait.end(claim.claimed_at * _NS)
+        if self._parent is None:
+            self._parent = wait.get_span_context()
+        self._context = _under(self._parent)
+
+
+class _Collector(SpanExporter):
+    """An exporter that says once that its spans are not taken, and once that they are again; what
+    the SDK says of every attempt is left out."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+        self._is_away = False
+        self._last_words = "it doesn't answer"
+        for name in (_ATTEMPTS, _BUFFER):
+            logging.getLogger(name).addFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """As a filter of the SDK's loggers: whether to write a line."""
+        if record.name == _ATTEMPTS:
+            self._last_words = record.getMessage()
+            return False
+        return not self._is_away
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send spans, in the SDK's thread."""
+        result = self._exporter.export(spans)
+        is_away = result is not SpanExportResult.SUCCESS
+        if is_away and not self._is_away:
+            logger.warning("spans get lost: %(error)s", {"error": self._last_words})
+        elif self._is_away and not is_away:
+            logger.info("spans are taken again")
+        self._is_away = is_away
+        return result
+
+    def shutdown(self) -> None:
+        """Give up what is under way."""
+        self._exporter.shutdown()
+
+
+def parse(traceparent: object) -> SpanContext | None:
+    """A `traceparent` (W3C trace context), of a later version, too; None for anything else."""
+    if not isinstance(traceparent, str) or len(traceparent) > _LONGEST_HEADER:
+        return None
+    found = _TRACEPARENT.fullmatch(traceparent)
+    if found is None:
+        return None
+    version, trace_id, span_id, flags, rest = found.groups()
+    if version == "ff" or (version == "00" and rest):
+        return None
+    context = SpanContext(
+        int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16))
+    )
+    return context if context.is_valid else None
+
+
+def _traceparent(context: SpanContext) -> str | None:
+    if not context.is_valid:
+        return None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def _under(parent: SpanContext | None) -> Context:
+    return Context() if parent is None else set_span_in_context(NonRecordingSpan(parent), Context())
+
+
+def _place(name: str, url: str) -> Attributes:
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return {"server.address": parts.hostname or name, "server.port": port}

@@ -1,0 +1,176 @@
+"""Vitals: once a second each process writes who it is and what it has counted since its start.
+
+Counting costs the hot path a plain addition; writing happens beside it, in one call, and a Redis
+that is away is no reason to stop: the next second is another chance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from payswitch.clock import boottime_ms
+from payswitch.payments.ledger import Settlement
+from payswitch.payments.tries import Claim
+from payswitch.store import scripts
+from payswitch.telemetry.histogram import LARGEST, Histogram
+from payswitch.telemetry.tally import Tally
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 1.0
+LIFE_MS = 5000
+_AT_LEAST_EVERY_S = 3.0
+"""What has not changed is said less often: it costs Redis an `fsync`."""
+
+Fields = Mapping[str, str | int]
+
+
+class Vitals:
+    """Writes one process' vitals: what `collect` returns, under who and since when it is."""
+
+    def __init__(self, redis: Redis, kind: str, collect: Callable[[], Fields]) -> None:
+        host, pid = socket.gethostname(), os.getpid()
+        # Host and pid are for people: containers that share their host's name may all be pid 1.
+        name = f"{host}:{pid}:{secrets.token_hex(4)}"
+        self.key = f"vitals:{kind}:{name}"
+        self.redis_ahead_ms: float | None = None
+        """How far Redis' clock is ahead of this process' boot time; None until it is known."""
+        self._script = scripts.load(redis, "vitals")
+        self._collect = collect
+        self._who: Fields = {
+            "kind": kind,
+            "name": name,
+            "host": host,
+            "pid": pid,
+            "since": time.time_ns() // 1_000_000,
+        }
+        self._said: Fields = {}
+        self._writing: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._writing = asyncio.create_task(self._write_for_ever(), name="vitals")
+
+    async def close(self) -> None:
+        """Stop writing; what was written goes with its life."""
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.wait([self._writing])
+
+    async def write(self) -> None:
+        """Write once. Raises `RedisError` or `OSError`."""
+        fields = self._collect()
+        args = [part for pair in {**self._who, **fields}.items() for part in pair]
+        now = await self._script(keys=[self.key], args=[LIFE_MS, *args])
+        self.redis_ahead_ms = int(now) - boottime_ms()
+        self._said = fields
+
+    async def _write_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            if loop.time() >= due or self._collect() != self._said:
+                try:
+                    await self.write()
+                    due = loop.time() + _AT_LEAST_EVERY_S - EVERY_S / 2
+                except (RedisError, OSError):
+                    due = loop.time()
+                    logger.debug("no vitals: redis is away")
+            await asyncio.sleep(EVERY_S)
+
+
+class SettleCounts:
+    """What one worker has settled, by processor, and how long after their acceptance."""
+
+    def __init__(self) -> None:
+        self.by_processor: Counter[str] = Counter()
+        self.times = Histogram()
+        self.seconds: defaultdict[str, Tally] = defaultdict(Tally)
+        self.redis_ahead_ms: Callable[[], float | None] = lambda: None
+
+    def add(self, items: Sequence[tuple[Claim, str, int]], verdicts: Sequence[Settlement]) -> None:
+        """Count one batch that Redis has just settled. Times are taken by Redis' clock, which
+        every acceptance was, so they aren't until its distance is known."""
+        ahead = self.redis_ahead_ms()
+        now = None if ahead is None else boottime_ms() + ahead
+        for (claim, processor, _), verdict in zip(items, verdicts, strict=True):
+            if verdict is Settlement.SETTLED:
+                self.by_processor[processor] += 1
+                if now is not None:
+                    self.times.add(now - claim.accepted_at)
+                    self.seconds[processor].add((now - claim.accepted_at) / 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One living process, as its vitals have it."""
+
+    kind: str
+    """`ingress`, `worker` or `health`."""
+    name: str
+    """What no other process has, nor this one after a restart."""
+    host: str
+    pid: int
+    since: int
+    """ms since the epoch, by its host's clock."""
+    counts: Mapping[str, int]
+    """By name, such as `accepted:new` or `tries:default:Paid`; since its start."""
+    breakers: Mapping[str, str]
+    """By processor: `closed`, `open` or `half-open`."""
+    settle_times: Histogram
+    breaker_reasons: Mapping[str, str] = field(default_factory=dict)
+    """By processor: why its breaker isn't closed."""
+
+    def of(self, prefix: str) -> dict[str, int]:
+        """The counts whose names begin so, by the rest of their names."""
+        return {
+            name.removeprefix(prefix): count
+            for name, count in self.counts.items()
+            if name.startswith(prefix)
+        }
+
+
+def parse_vitals(fields: Mapping[str, str]) -> Process | None:
+    """Read what `Vitals` writes; None where it is something else."""
+    breakers: dict[str, str] = {}
+    breaker_reasons: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    try:
+        for name, text in fields.items():
+            if name.startswith("breaker:"):
+                processor = name.removeprefix("breaker:")
+                breakers[processor], _, breaker_reasons[processor] = text.partition(": ")
+            elif ":" in name:
+                counts[name] = _whole(text)
+        return Process(
+            kind=fields["kind"],
+            name=fields.get("name") or f"{fields['host']}:{fields['pid']}:{fields['since']}",
+            host=fields["host"],
+            pid=_whole(fields["pid"]),
+            since=_whole(fields["since"]),
+            counts=counts,
+            breakers=breakers,
+            settle_times=Histogram.parse(fields.get("settle_times", "")),
+            breaker_reasons=breaker_reasons,
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def _whole(text: str) -> int:
+    """A number that JSON can hold, and the sum of many such. Raises `ValueError`."""
+    number = int(text)
+    if abs(number) > LARGEST:
+        raise ValueError(f"too large: {text[:32]}")
+    return number

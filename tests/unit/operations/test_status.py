@@ -1,0 +1,292 @@
+"""The status: what is said of which overview, rates from samples, and fees to the cent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+
+import orjson
+import pytest
+
+from payswitch.operations.controls import Order
+from payswitch.operations.history import Changes, Sample, parse_sample
+from payswitch.operations.overview import Choice, Overview, Reconciled, Seen
+from payswitch.operations.status import Level, Status, document, duration, rates
+from payswitch.payments.ledger import Total
+from payswitch.telemetry.histogram import Histogram
+from payswitch.telemetry.vitals import Process
+
+NOW = 1_795_363_500_000
+
+
+def process(kind: str, pid: int = 1, **counts: int) -> Process:
+    return Process(
+        name="a-host:1:4f",
+        kind=kind,
+        host="here",
+        pid=pid,
+        since=NOW - 60_000,
+        counts={name.replace("__", ":"): count for name, count in counts.items()},
+        breakers={"default": "closed", "fallback": "closed"} if kind == "worker" else {},
+        settle_times=Histogram(),
+    )
+
+
+WELL = Overview(
+    at=NOW,
+    settled={"default": Total(10, 100_000), "fallback": Total(0, 0)},
+    backlog=0,
+    oldest_accepted_at=None,
+    in_flight=0,
+    dead=0,
+    incidents=0,
+    choice=Choice("default", True, "default 0 ms", NOW - 1000, 9000),
+    health={
+        "default": Seen(True, False, 0, NOW - 1000),
+        "fallback": Seen(True, False, 0, NOW - 1000),
+    },
+    fee_rates={"default": Decimal("0.05"), "fallback": Decimal("0.15")},
+    reconciled=None,
+    override=None,
+    paused=None,
+    processes=[process("ingress"), process("worker"), process("health")],
+)
+
+
+def sample(at: int, *, accepted: int = 0, settled: int = 0, unavailable: int = 0) -> Sample:
+    return Sample(
+        at=at,
+        accepted=accepted,
+        settled={"default": settled, "fallback": 0},
+        backlog=0,
+        oldest_ms=0,
+        in_flight=0,
+        dead=0,
+        selected="default",
+        healthy=True,
+        failed={"default": 1, "fallback": 0},
+        unavailable=unavailable,
+        p50_ms=2.0,
+        p99_ms=9.0,
+    )
+
+
+def test_a_system_that_is_well_has_nothing_to_say() -> None:
+    status = Status(WELL, None)
+    assert (status.findings, status.level) == ([], Level.OK)
+    assert status.headline == "Nothing to pay"
+
+
+SAID = {
+    "no worker": (replace(WELL, processes=[process("ingress"), process("health")]), Level.ERROR),
+    "no ingress": (replace(WELL, processes=[process("worker"), process("health")]), Level.ERROR),
+    "no health worker": (
+        replace(WELL, processes=[process("worker"), process("ingress")]),
+        Level.WARNING,
+    ),
+    "short of memory": (
+        replace(WELL, processes=[*WELL.processes, process("ingress", 2, redis__short_of_memory=1)]),
+        Level.ERROR,
+    ),
+    "no selection": (replace(WELL, choice=None), Level.WARNING),
+    "dearer fallback": (
+        replace(WELL, choice=Choice("fallback", True, "default failing", NOW, 1)),
+        Level.WARNING,
+    ),
+    "no processor is healthy": (
+        replace(WELL, choice=Choice("default", False, "default failing", NOW, 1)),
+        Level.ERROR,
+    ),
+    "default says that it is failing": (
+        replace(WELL, health={"default": Seen(True, True, 0, NOW)}),
+        Level.WARNING,
+    ),
+    "default does not say": (
+        replace(WELL, health={"default": Seen(False, False, 0, NOW)}),
+        Level.WARNING,
+    ),
+    "fallback: circuit breaker open in 1 of 2 workers": (
+        replace(
+            WELL,
+            processes=[
+                *WELL.processes,
+                replace(process("worker", 2), breakers={"default": "closed", "fallback": "open"}),
+            ],
+        ),
+        Level.WARNING,
+    ),
+    "fallback: circuit breaker open in 1 of 1 workers (status 429, Retry-After 9 s)": (
+        replace(
+            WELL,
+            processes=[
+                replace(
+                    process("worker"),
+                    breakers={"default": "closed", "fallback": "open"},
+                    breaker_reasons={"default": "", "fallback": "status 429, Retry-After 9 s"},
+                ),
+                *(each for each in WELL.processes if each.kind != "worker"),
+            ],
+        ),
+        Level.WARNING,
+    ),
+    "(refuses payments: refused with status 422)": (
+        replace(
+            WELL,
+            processes=[
+                *WELL.processes,
+                replace(
+                    process("worker", 2),
+                    breakers={"default": "open", "fallback": "closed"},
+                    breaker_reasons={"default": "refuses payments: refused with status 422"},
+                ),
+            ],
+        ),
+        Level.ERROR,
+    ),
+    "has waited 1 min 1 s": (
+        replace(WELL, backlog=1, oldest_accepted_at=NOW - 61_000),
+        Level.WARNING,
+    ),
+    "2 proofs": (replace(WELL, incidents=2), Level.ERROR),
+    "found 3 differences": (replace(WELL, reconciled=Reconciled(NOW, 3)), Level.ERROR),
+    "1 payment dead": (replace(WELL, dead=1), Level.WARNING),
+    "paused by ann (lunch), 5.0 s left": (
+        replace(WELL, paused=Order("ann", None, "lunch", NOW + 5000)),
+        Level.WARNING,
+    ),
+    "fallback was chosen by ann": (
+        replace(WELL, override=Order("ann", None, None, None, "fallback")),
+        Level.NOTE,
+    ),
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_what_is_wrong_is_said(said: str) -> None:
+    overview, level = SAID[said]
+    status = Status(overview, None)
+    assert [said.lower() in each.text.lower() for each in status.findings] == [True]
+    assert status.level is level
+
+
+@pytest.mark.parametrize(
+    ("failing", "failed", "level"),
+    [(False, 0, Level.NOTE), (True, 0, Level.WARNING), (False, 1, Level.WARNING)],
+    ids=["well and idle", "failing", "well by its own word"],
+)
+def test_an_open_breaker_is_a_note_where_only_a_payment_is_lacking(
+    failing: bool, failed: int, level: Level
+) -> None:
+    overview = replace(
+        WELL,
+        health={**WELL.health, "fallback": Seen(True, failing, 0, NOW)},
+        processes=[
+            *WELL.processes,
+            replace(process("worker", 2), breakers={"default": "closed", "fallback": "open"}),
+        ],
+    )
+    samples = [replace(sample(at), failed={"fallback": failed}) for at in (NOW - 1000, NOW)]
+    found = Status(overview, rates(samples, NOW)).findings
+    [breaker] = [each for each in found if "breaker" in each.text]
+    assert breaker.level is level
+    assert breaker.text.endswith("the next payment sent there probes it")
+
+
+def test_the_worst_comes_first() -> None:
+    found = Status(replace(WELL, dead=1, incidents=1), None).findings
+    assert [each.level for each in found] == [Level.ERROR, Level.WARNING]
+
+
+def test_refused_payments_and_a_backlog_that_stands_still_are_errors() -> None:
+    still = [sample(NOW - 1000, accepted=5), sample(NOW, accepted=9, unavailable=7)]
+    status = Status(replace(WELL, backlog=4, oldest_accepted_at=NOW), rates(still, NOW))
+    assert status.headline == "No money flows, 4 payments waiting"
+    assert {each.text for each in status.findings} == {
+        "7 payments refused with 503 just now",
+        "Nothing is being settled, 4 payments wait",
+    }
+
+
+def test_rates_are_those_of_the_last_seconds() -> None:
+    samples = [
+        sample(NOW - 8000 + 1000 * n, accepted=100 * n, settled=50 * n, unavailable=1)
+        for n in range(9)
+    ]
+    now = rates(samples, NOW)
+    assert now is not None
+    assert (now.accepted_per_s, now.settled_per_s) == (100, {"default": 50, "fallback": 0})
+    assert (now.unavailable, now.failed["default"]) == (5, 5)
+    assert (now.p50_ms, now.p99_ms) == (2, 9)
+    assert Status(WELL, now).headline == "50 payments/s through default"
+
+
+def test_a_purge_makes_no_negative_rate() -> None:
+    now = rates([sample(NOW - 1000, accepted=9, settled=9), sample(NOW)], NOW)
+    assert now is not None
+    assert (now.accepted_per_s, now.all_settled_per_s) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [[], [sample(NOW)], [sample(NOW - 9000), sample(NOW - 8000)]],
+    ids=["none", "one", "old ones"],
+)
+def test_without_a_fresh_history_rates_are_unknown(samples: list[Sample]) -> None:
+    assert rates(samples, NOW) is None
+    assert document(Status(WELL, None))["settled"]["perSecond"] is None
+
+
+def test_fees_are_exact_and_compared_with_all_by_default() -> None:
+    settled = {"default": Total(1, 1990), "fallback": Total(1, 1001)}
+    fees = replace(WELL, settled=settled).fees
+    assert fees is not None
+    assert fees.paid == Decimal("249.65")
+    assert fees.extra == Decimal("100.1")
+    shown = orjson.loads(orjson.dumps(document(Status(replace(WELL, settled=settled), None))))
+    assert shown["fees"] == {"paid": 2.5, "allDefault": 1.5, "extra": 1.0, "share": 0.08347}
+
+
+def test_fees_are_unknown_while_one_in_question_is() -> None:
+    only_default = {"default": Decimal("0.05")}
+    assert replace(WELL, fee_rates=only_default).fees is not None
+    used = {"default": Total(1, 1), "fallback": Total(1, 1)}
+    assert replace(WELL, fee_rates=only_default, settled=used).fees is None
+
+
+def test_what_a_process_had_counted_before_the_first_look_is_no_seconds_work() -> None:
+    changes = Changes()
+    worker = process("worker", tries__default__Unknown=7)
+    assert changes.sample(replace(WELL, processes=[worker])).failed["default"] == 0
+    again = process("worker", tries__default__Unknown=9)
+    anew = replace(process("worker", tries__default__Ended=2), name="a-host:1:5e")
+    assert changes.sample(replace(WELL, processes=[again])).failed["default"] == 2
+    assert changes.sample(replace(WELL, processes=[anew])).failed["default"] == 2
+    assert changes.sample(replace(WELL, processes=[])).failed["default"] == 0
+
+
+def test_times_to_settle_are_those_of_the_window() -> None:
+    changes, worker = Changes(), process("worker")
+    changes.sample(replace(WELL, processes=[worker]))
+    settled = Histogram()
+    settled.add(100)
+    busy = replace(worker, settle_times=settled)
+    first = changes.sample(replace(WELL, processes=[busy]))
+    assert first.p50_ms == pytest.approx(100, rel=0.2)
+    for _ in range(10):
+        last = changes.sample(replace(WELL, processes=[busy]))
+    assert last.p50_ms is None
+
+
+def test_a_sample_is_read_as_it_was_written_and_nothing_else_is() -> None:
+    written = sample(NOW, accepted=3)
+    assert parse_sample(written.as_json()) == written
+    for raw in (b"", b"[]", b"{}", b'"x"', b"7", b'{"at":1}'):
+        assert parse_sample(raw) is None
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [(0, "0 ms"), (999, "999 ms"), (1500, "1.5 s"), (60_000, "1 min"), (90_061_000, "1 d 1 h")],
+)
+def test_durations_are_for_people(ms: int, text: str) -> None:
+    assert duration(ms) == text

@@ -1,0 +1,138 @@
+"""What Redis' errors mean in words: no text of a script or of a library reaches a user."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+import pytest
+import uvloop
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from payswitch.store.client import connect
+from payswitch.store.errors import Parser, WrongServerError, in_words, unreachable
+
+SHA = "153ea0597ef66530aa3cc320cd22e1d2bcdf8527"
+OF_A_SCRIPT = f" script: {SHA}, on @user_script:136."
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"OOM command not allowed when used memory > 'maxmemory'.{OF_A_SCRIPT}", "no memory left"),
+        (
+            f"ERR Error running script (call to f_{SHA}): @user_script:136: @user_script: 136: "
+            "-OOM command not allowed when used memory > 'maxmemory'.",
+            "it has no memory left",
+        ),
+        (
+            f"ERR user_script:36: payments:dead holds a string, not a zset{OF_A_SCRIPT}",
+            "payments:dead holds a string, not a zset",
+        ),
+        (
+            f"ERR Error running script (call to f_{SHA}): @user_script:36: user_script:36: "
+            "payments:dead holds a string, not a zset",
+            "payments:dead holds a string, not a zset",
+        ),
+        (
+            f"WRONGTYPE Operation against a key holding the wrong kind of value{OF_A_SCRIPT}",
+            "a key holds what is not Payswitch's",
+        ),
+        (
+            f"ERR ACL failure in script: No permissions to access a key{OF_A_SCRIPT}",
+            "its user lacks a right: No permissions to access a key",
+        ),
+        (
+            "NOPERM User payswitch has no permissions to run the 'get' command",
+            "its user lacks a right: User payswitch has no permissions to run the 'get' command",
+        ),
+        ("NOAUTH Authentication required.", "it asks for a password"),
+        (
+            "WRONGPASS invalid username-password pair or user is disabled.",
+            "it does not take the user and the password",
+        ),
+        (
+            "MISCONF Errors writing to the AOF file: No space left on device",
+            "it can't write to its disk",
+        ),
+        ("NOREPLICAS Not enough good replicas to write.", "it has too few replicas"),
+        ("BUSY Redis is busy running a script.", "it is busy with a slow script"),
+        (
+            f"ERR Script attempted to access a non local key in a cluster node{OF_A_SCRIPT}",
+            "it is a node of a cluster, which is not supported",
+        ),
+        ("READONLY You can't write against a read only replica.", "it is a replica"),
+        ("LOADING Redis is loading the dataset in memory", "it is still loading its data"),
+        ("ERR max number of clients reached", "it has as many clients as it takes"),
+        ("ERR unknown command 'EVALSHA'", "unknown command 'EVALSHA'"),
+    ],
+)
+def test_what_redis_answers_is_said_in_words(text: str, words: str) -> None:
+    said = in_words(Parser.parse_error(text))
+    assert words in said
+    assert "script:" not in said
+    assert SHA not in said
+
+
+@pytest.mark.parametrize("code", ["READONLY", "UNBLOCKED", "LOADING", "MASTERDOWN", "MOVED"])
+def test_the_error_of_a_wrong_server_ends_its_connection(code: str) -> None:
+    assert isinstance(Parser.parse_error(f"{code} because"), WrongServerError)
+
+
+@pytest.mark.parametrize("text", ["ERR because", "OOM because", "NOPERM because", "BUSY because"])
+def test_any_other_error_does_not(text: str) -> None:
+    assert not isinstance(Parser.parse_error(text), RedisConnectionError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RedisTimeoutError(),
+        TimeoutError(),
+        RedisTimeoutError("Timeout connecting to server"),
+        ConnectionResetError(),
+        OSError(),
+        ResponseError(),
+        RedisError(),
+        RedisConnectionError("Connection closed by server."),
+        AuthenticationError(),
+        NoPermissionError(),
+    ],
+)
+def test_no_reason_is_empty_or_the_name_of_a_type(error: Exception) -> None:
+    said = in_words(error)
+    assert said
+    assert "Error" not in said
+
+
+def test_a_certificate_that_is_not_trusted_is_said() -> None:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_code = 18
+    error.verify_message = "self-signed certificate"
+    said = unreachable(error, "a:6379")
+    assert said == "a:6379: certificate not trusted: self-signed certificate"
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://127.0.0.1:1", "127.0.0.1:1: connection refused"),
+        ("redis://localhost:1", "localhost:1: connection refused"),
+        ("redis://payswitch.invalid", "payswitch.invalid:6379: host name not known"),
+        ("unix:///nowhere/redis.sock", "/nowhere/redis.sock: no such file or directory"),
+    ],
+)
+def test_an_address_without_a_redis_is_said_in_words(run: object, url: str, words: str) -> None:
+    async def ask() -> None:
+        client = connect(url, limit_s=1)
+        for call in (client.ping(), client.register_script("return 1")()):
+            with pytest.raises(RedisConnectionError) as caught:
+                await call
+            assert str(caught.value) == in_words(caught.value) == words
+        await client.aclose(close_connection_pool=True)
+
+    assert callable(run)
+    run(ask())

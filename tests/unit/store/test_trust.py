@@ -1,0 +1,159 @@
+"""Whether a Redis can hold payments, and what it may lose."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+
+from payswitch.store.trust import (
+    config_risks,
+    judge_config,
+    judge_server,
+    parse_info,
+    why_never,
+)
+
+TRUSTED = {
+    "maxmemory": "268435456",
+    "maxmemory-policy": "noeviction",
+    "appendonly": "yes",
+    "appendfsync": "always",
+}
+LOSSY = TRUSTED | {"appendonly": "no", "maxmemory-policy": "allkeys-lru"}
+ALONE = {
+    "redis_version": "7.0.15",
+    "role": "master",
+    "connected_slaves": "0",
+    "master_replid2": "0" * 40,
+    "cluster_enabled": "0",
+}
+
+
+class ConfiguredRedis:
+    """Stands for a Redis of which only the configuration is asked, and that may refuse."""
+
+    def __init__(self, config: dict[str, str], error: RedisError | None = None) -> None:
+        self._config = config
+        self._error = error
+
+    async def config_get(self, pattern: str) -> dict[str, str]:
+        """The entries that begin as the pattern does."""
+        if self._error is not None:
+            raise self._error
+        start = pattern.removesuffix("*")
+        return {name: value for name, value in self._config.items() if name.startswith(start)}
+
+
+def configured(config: dict[str, str], error: RedisError | None = None) -> Redis:
+    return cast(Redis, ConfiguredRedis(config, error))
+
+
+# Its settings.
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({}, []),
+        ({"maxmemory": "0"}, []),
+        ({"maxmemory": "0", "maxmemory-policy": "allkeys-lru"}, []),
+        ({"maxmemory-policy": "allkeys-lru"}, ["maxmemory-policy is allkeys-lru"]),
+        ({"maxmemory-policy": "volatile-ttl"}, ["maxmemory-policy is volatile-ttl"]),
+        ({"appendonly": "no"}, ["appendonly is off"]),
+        ({"appendonly": "no", "appendfsync": "no"}, ["appendonly is off"]),
+        ({"appendfsync": "everysec"}, ["appendfsync is everysec"]),
+        ({"appendfsync": "no"}, ["appendfsync is no"]),
+        ({"no-appendfsync-on-rewrite": "yes"}, ["no-appendfsync-on-rewrite is on"]),
+        (
+            {"maxmemory-policy": "allkeys-lru", "appendonly": "no"},
+            ["maxmemory-policy is allkeys-lru", "appendonly is off"],
+        ),
+        (
+            {"maxmemory-policy": "allkeys-lru", "appendfsync": "everysec"},
+            ["maxmemory-policy is allkeys-lru", "appendfsync is everysec"],
+        ),
+    ],
+)
+def test_each_risk_of_a_configuration_is_named(
+    changes: dict[str, Any], sentences: list[str]
+) -> None:
+    assert [risk.partition(":")[0] for risk in judge_config(TRUSTED | changes)] == sentences
+
+
+@pytest.mark.parametrize("remedy", ["noeviction", "appendonly yes", "appendfsync always"])
+def test_each_risk_names_its_remedy(remedy: str) -> None:
+    worst = [LOSSY, TRUSTED | {"appendfsync": "no"}]
+    assert any(f"(set {remedy})" in risk for config in worst for risk in judge_config(config))
+
+
+def test_a_configuration_that_tells_nothing_is_not_trusted() -> None:
+    assert judge_config({})
+
+
+async def test_the_risks_of_a_redis_are_those_of_its_configuration() -> None:
+    assert await config_risks(configured(TRUSTED)) == []
+    assert await config_risks(configured(LOSSY)) == judge_config(LOSSY)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoPermissionError("this user has no permissions to run the 'config|get' command"),
+        ResponseError("NOPERM this user has no permissions"),
+        ResponseError("unknown command 'CONFIG', with args beginning with: 'GET'"),
+    ],
+)
+async def test_a_redis_that_forbids_the_config_command_is_a_risk(error: RedisError) -> None:
+    [risk] = await config_risks(configured({}, error))
+    assert risk.startswith("CONFIG is not allowed")
+
+
+async def test_a_redis_that_is_away_has_no_known_risks() -> None:
+    with pytest.raises(RedisConnectionError):
+        await config_risks(configured({}, RedisConnectionError("nothing listens there")))
+
+
+# Its kind.
+
+
+@pytest.mark.parametrize(
+    ("changes", "risk"),
+    [
+        ({"redis_version": "6.2.14"}, "version 6.2.14 is not supported"),
+        ({"redis_version": "7.2.4"}, None),
+        ({"redis_version": "8.2.1"}, None),
+        ({"redis_version": "?"}, "version ? is not supported"),
+        ({"connected_slaves": "2"}, "it has 2 replica(s)"),
+        ({"master_replid2": "1f" * 20}, "it was a replica until it was promoted"),
+        ({"role": "slave"}, "it is a replica"),
+        ({"cluster_enabled": "1"}, "it is a node of a cluster"),
+    ],
+)
+def test_each_risk_of_a_kind_of_server_is_named(changes: dict[str, str], risk: str | None) -> None:
+    found = judge_server(ALONE | changes)
+    assert (found == []) if risk is None else (len(found) == 1 and found[0].startswith(risk))
+
+
+def test_a_server_that_does_not_tell_its_kind_is_a_risk() -> None:
+    [risk] = judge_server({})
+    assert risk.startswith("INFO is not allowed")
+
+
+@pytest.mark.parametrize(
+    ("changes", "never"),
+    [({}, False), ({"role": "slave"}, True), ({"cluster_enabled": "1"}, True)],
+)
+def test_a_replica_and_a_node_of_a_cluster_are_never_used(
+    changes: dict[str, str], never: bool
+) -> None:
+    assert (why_never(ALONE | changes) is not None) is never
+    assert why_never({}) is None
+
+
+def test_the_fields_of_an_info_are_read_whatever_stands_between() -> None:
+    text = "# Server\r\nredis_version:7.0.15\r\nos:Linux 6:x\r\n\r\n# Memory\r\nmaxmemory:0\r\n"
+    assert parse_info(text) == {"redis_version": "7.0.15", "os": "Linux 6:x", "maxmemory": "0"}
