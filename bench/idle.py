@@ -17,10 +17,11 @@ from redis.commands.core import Script
 
 from bench.common import Spread, cpu_s, progress_bar, spread
 from bench.local import BenchError, read_answer, running, running_redis
-from payswitch.payments.accepting import QUEUE, Acceptance, AcceptQueue
+from payswitch.payments.accepting import Acceptance, AcceptQueue
 from payswitch.payments.payment import Payment
 from payswitch.store import scripts
 from payswitch.store.client import connect
+from payswitch.store.keys import QUEUE
 
 _READY_WITHIN_S = 30
 _SETTLES_S = 1.0

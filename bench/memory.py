@@ -22,10 +22,10 @@ from redis.asyncio import Redis
 
 from bench.local import running_redis
 from payswitch.payments.accepting import Acceptance, AcceptQueue
-from payswitch.payments.claims import Claims
+from payswitch.payments.claims import Claim, Claims
 from payswitch.payments.ledger import Ledger, Settlement
 from payswitch.payments.payment import Payment
-from payswitch.payments.tries import Claim, Findings, Tries
+from payswitch.payments.tries import Findings, Tries
 from payswitch.settings import Settings
 from payswitch.store.client import connect
 

@@ -32,7 +32,7 @@ from bench.local import (
 from bench.stock import SETTLED
 from payswitch.local.machine import LOCAL, Port
 from payswitch.local.system import FEES
-from payswitch.payments.accepting import QUEUE
+from payswitch.store.keys import QUEUE
 from tests.support import free_port
 
 MEASURES = (

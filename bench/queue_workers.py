@@ -24,13 +24,14 @@ from taskiq.api import run_receiver_task
 from taskiq_redis import RedisStreamBroker
 
 from bench.local import answer
-from payswitch.dispatch import assembly
 from payswitch.dispatch.arq_worker import run_worker
+from payswitch.dispatch.assembly import make_dispatcher
 from payswitch.dispatch.payment_worker import PaymentWorker
 from payswitch.payments.accepting import JOB_FUNCTION
 from payswitch.payments.ledger import Ledger
 from payswitch.payments.tries import Findings, Tries
 from payswitch.process import die_with_parent
+from payswitch.processors.processor import make_transport
 from payswitch.settings import Settings
 from payswitch.store.client import connect
 
@@ -149,7 +150,7 @@ def run_payments(url: str, job: Job, begin: Callable[[], None]) -> None:
 
     async def startup(ctx: dict[Any, Any]) -> None:
         redis = ctx["redis"]
-        ctx["dispatcher"] = assembly.dispatcher(settings, redis, assembly.transport(settings))
+        ctx["dispatcher"] = make_dispatcher(settings, redis, make_transport(settings))
         ctx["ledger"] = Ledger(redis, processors=[PROCESSOR], retention_ms=settings.retention_ms)
         ctx["tries"] = Tries(
             redis, max_delay_ms=settings.processor_max_delay_ms, lease_ms=settings.lease_ms

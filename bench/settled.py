@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
-from payswitch.payments.ledger import Total
+from payswitch.money import Total
 from payswitch.store import scripts
 
 PROCESSORS = ("default", "fallback")

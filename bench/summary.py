@@ -50,7 +50,8 @@ from bench.settled import (
     make_payments,
     used_bytes,
 )
-from payswitch.payments.ledger import Ledger, Total
+from payswitch.money import Total
+from payswitch.payments.ledger import Ledger
 from payswitch.store.client import connect
 
 WALK = "walk of a sorted set"

@@ -13,12 +13,14 @@ import orjson
 from arq.connections import RedisSettings
 from arq.cron import cron
 
-from payswitch.dispatch import assembly
 from payswitch.operations.fees import FeeWatch
 from payswitch.operations.history import HistoryWriter
 from payswitch.operations.metrics import health_registry
-from payswitch.selection.health_check import HealthCheck
+from payswitch.processors.books import make_books
+from payswitch.processors.processor import make_transport
+from payswitch.selection.health_check import HealthCheck, make_health_check
 from payswitch.settings import Settings
+from payswitch.store.keys import HEALTH_QUEUE
 from payswitch.telemetry.metrics_server import MetricsServer
 from payswitch.telemetry.vitals import Vitals
 
@@ -34,12 +36,12 @@ async def check_health(ctx: dict[Any, Any]) -> None:
 async def startup(ctx: dict[Any, Any]) -> None:
     """Make what the cron function needs."""
     redis = ctx["redis"]
-    ctx["transport"] = assembly.transport(settings)
-    ctx["health_check"] = assembly.health_check(settings, redis, ctx["transport"])
+    ctx["transport"] = make_transport(settings)
+    ctx["health_check"] = make_health_check(settings, redis, ctx["transport"])
     history = HistoryWriter(redis)
     ctx["watches"] = [Vitals(redis, "health", dict), history]
     if settings.processor_fees == "ask":
-        ctx["watches"].append(FeeWatch(redis, assembly.books(settings, ctx["transport"])))
+        ctx["watches"].append(FeeWatch(redis, make_books(settings, ctx["transport"])))
     for watch in ctx["watches"]:
         watch.start()
     ctx["metrics"] = MetricsServer(health_registry(history))
@@ -72,7 +74,7 @@ class WorkerSettings:
             keep_result=0,
         ),
     )
-    queue_name = "arq:queue:health"
+    queue_name = HEALTH_QUEUE
     redis_settings = RedisSettings.from_dsn(settings.redis_url)
     on_startup = startup
     on_shutdown = shutdown

@@ -14,14 +14,16 @@ from arq.connections import RedisSettings
 from arq.typing import WorkerCoroutine
 from arq.worker import func
 
-from payswitch.dispatch import assembly
+from payswitch.dispatch.assembly import make_dispatcher, payment_trace, worker_traces, worker_vitals
+from payswitch.dispatch.counts import SettleCounts
 from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.dispatch.metrics import worker_registry
-from payswitch.payments.accepting import JOB_FUNCTION, QUEUE
-from payswitch.payments.tries import Claim
+from payswitch.payments.accepting import JOB_FUNCTION
+from payswitch.payments.claims import Claim
+from payswitch.processors.processor import make_transport
 from payswitch.settings import Settings
+from payswitch.store.keys import QUEUE
 from payswitch.telemetry.metrics_server import MetricsServer
-from payswitch.telemetry.vitals import SettleCounts
 
 if TYPE_CHECKING:
     from payswitch.telemetry.traces import Traces
@@ -39,7 +41,8 @@ async def pay(
     claim: Claim = ctx["claim"]
     traces: Traces | None = ctx["traces"]
     if traces is not None:
-        claim = replace(claim, trace=traces.payment(claim, traceparent, due_at=ctx["score"]))
+        trace = payment_trace(traces, claim, traceparent, due_at=ctx["score"])
+        claim = replace(claim, trace=trace)
     await dispatcher.dispatch(claim, probe=ctx["probe"])
 
 
@@ -49,11 +52,11 @@ async def startup(ctx: dict[Any, Any]) -> None:
     if "payments_worker" not in ctx:
         raise SystemExit("arq's own worker would lose payments; start it as: payswitch worker")
     redis = ctx["redis"]
-    ctx["transport"] = assembly.transport(settings)
+    ctx["transport"] = make_transport(settings)
     settled = SettleCounts()
-    ctx["dispatcher"] = assembly.dispatcher(settings, redis, ctx["transport"], settled)
-    ctx["traces"] = assembly.worker_traces(settings)
-    ctx["vitals"] = assembly.worker_vitals(redis, ctx["dispatcher"], settled)
+    ctx["dispatcher"] = make_dispatcher(settings, redis, ctx["transport"], settled)
+    ctx["traces"] = worker_traces(settings)
+    ctx["vitals"] = worker_vitals(redis, ctx["dispatcher"], settled)
     ctx["vitals"].start()
     ctx["metrics"] = MetricsServer(
         worker_registry(ctx["payments_worker"], ctx["dispatcher"], settled)

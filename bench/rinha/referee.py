@@ -16,8 +16,7 @@ from bench.rinha.score import NOTHING, Audit, Totals
 from bench.rinha.site import Site, SiteError
 from payswitch.http.transport import Transport
 from payswitch.instants import format_instant
-from payswitch.payments.ledger import Total
-from payswitch.payments.payment import exact_cents
+from payswitch.money import Total, exact_cents
 
 _PURGE_LIMIT_S = 30.0
 

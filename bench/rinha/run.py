@@ -21,7 +21,7 @@ from bench.rinha.score import (
     percentile,
 )
 from bench.rinha.site import Site, SiteError, Usage
-from payswitch.payments.ledger import Total
+from payswitch.money import Total
 
 _CHECK_S = 0.5
 _RECENT_S = 2.0

@@ -12,7 +12,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from math import ceil, floor
 
 from bench.rinha.scenario import PROCESSORS, Scenario
-from payswitch.payments.ledger import Total
+from payswitch.money import Total
 
 Totals = Mapping[str, Total]
 

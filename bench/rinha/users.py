@@ -24,7 +24,7 @@ import orjson
 import uvloop
 
 from bench.rinha.scenario import CLIENT_LIMIT_S, PAUSE_S, Scenario
-from payswitch.payments.payment import format_cents
+from payswitch.money import format_cents
 from payswitch.process import allow_many_open_files, die_with_parent
 
 READY = "ready"

@@ -542,3 +542,10 @@ def _without_password(url: str) -> str:
     hidden = f"{user if colon else ''}{colon}{MASK}" if at else ""
     query = re.sub(r"(?i)([^&=]*password[^&=]*=)[^&]*", rf"\g<1>{MASK}", parts.query)
     return parts._replace(netloc=f"{hidden}{at}{host}", query=query).geturl()
+
+
+DEFAULT = "default"
+
+FALLBACK = "fallback"
+
+PROCESSORS = (DEFAULT, FALLBACK)

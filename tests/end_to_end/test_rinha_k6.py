@@ -15,7 +15,7 @@ from bench.rinha import processes
 from bench.rinha.scenario import PROCESSORS, load_scenario
 from bench.rinha.score import judge
 from bench.rinha.site import Site
-from payswitch.payments.ledger import Total
+from payswitch.money import Total
 
 SCRIPT = Path(bench.rinha.__file__).with_name("k6.js")
 

@@ -11,13 +11,14 @@ from uuid import uuid4
 import httpx
 from arq.connections import ArqRedis
 
-from payswitch.dispatch import assembly
+from payswitch.dispatch.assembly import make_dispatcher
+from payswitch.money import Total
 from payswitch.operations.reconcile import Reconciliation, Report
-from payswitch.payments.claims import Claims
-from payswitch.payments.ledger import Ledger, Settlement, Total
-from payswitch.payments.tries import Claim
+from payswitch.payments.claims import Claim, Claims
+from payswitch.payments.ledger import Ledger, Settlement
 from payswitch.processors.books import ProcessorBooks
-from payswitch.processors.processor import Finding, Processor
+from payswitch.processors.outcomes import Finding
+from payswitch.processors.processor import Processor, make_processors, make_transport
 from payswitch.settings import Settings
 from payswitch.simulator.book import Entry
 from payswitch.simulator.server import Simulator, SimulatorConfig
@@ -132,7 +133,7 @@ class Books:
 
     async def settle_with_a_worker(self) -> None:
         """Claim and dispatch until the backlog is empty."""
-        dispatcher = assembly.dispatcher(self.settings, self.redis, self.transport)
+        dispatcher = make_dispatcher(self.settings, self.redis, self.transport)
         claims = Claims(self.redis, lease_ms=15_000, deadline_ms=10**8, max_delay_ms=10_000)
         while await self.redis.zcard("payments:open"):
             for claimed in (await claims.take(10)).taken:
@@ -148,7 +149,7 @@ class Books:
         on_looked_up: Callable[[int], None] = lambda _: None,
     ) -> Report:
         """Compare; nothing changes meanwhile, so the pauses are short."""
-        books, processors = {}, assembly.processors(self.settings, self.transport)
+        books, processors = {}, make_processors(self.settings, self.transport)
         for name, url in self.settings.processor_urls.items():
             books[name] = CountingBooks(
                 name,
@@ -198,7 +199,7 @@ async def books(redis: ArqRedis) -> AsyncIterator[Books]:
         processor_url_fallback=f"http://127.0.0.1:{ports['fallback']}",
         retention_ms=600_000,
     )
-    transport = assembly.transport(settings)
+    transport = make_transport(settings)
     ledger = Ledger(redis, processors=["default", "fallback"], retention_ms=600_000)
     yield Books(redis, settings, simulators, ledger, transport, Calls())
     await transport.aclose()

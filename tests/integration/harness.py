@@ -14,15 +14,16 @@ import httpx
 from arq.connections import ArqRedis
 
 from payswitch.clock import boottime_ms
-from payswitch.dispatch import assembly
+from payswitch.dispatch.assembly import make_dispatcher
 from payswitch.dispatch.dispatcher import Dispatcher
+from payswitch.money import Total
 from payswitch.payments.accepting import Acceptance, AcceptQueue
-from payswitch.payments.claims import Claims
-from payswitch.payments.ledger import Ledger, Total
+from payswitch.payments.claims import Claim, Claims
+from payswitch.payments.ledger import Ledger
 from payswitch.payments.payment import Payment
 from payswitch.payments.purge import Purge
 from payswitch.payments.records import Record, read_record
-from payswitch.payments.tries import Claim
+from payswitch.processors.processor import make_transport
 from payswitch.settings import Settings
 from tests.support import ScriptedProcessor
 
@@ -84,7 +85,7 @@ class Bench:
     def use(self, settings: Settings) -> None:
         """Go on under other settings."""
         self.settings = settings
-        self.dispatcher = assembly.dispatcher(settings, self.redis, self.transport)
+        self.dispatcher = make_dispatcher(settings, self.redis, self.transport)
 
     async def dispatch_until_done(self, correlation_id: str, *, times: int = 50) -> Record:
         """Claim and dispatch until the payment is settled or dead, with a worker's shortest pauses,
@@ -137,13 +138,13 @@ async def bench(redis: ArqRedis, settings: Settings = FAST) -> AsyncIterator[Ben
         settings = replace(
             settings, processor_url_default=default.url, processor_url_fallback=fallback.url
         )
-        transport = assembly.transport(settings)
+        transport = make_transport(settings)
         yield Bench(
             redis,
             settings,
             default,
             fallback,
-            assembly.dispatcher(settings, redis, transport),
+            make_dispatcher(settings, redis, transport),
             Ledger(redis, processors=["default", "fallback"], retention_ms=60_000),
             transport,
         )

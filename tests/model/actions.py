@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from payswitch.operations.controls import PAUSE_KEY
-from payswitch.selection.selector import OVERRIDE_KEY, PROCESSORS
+from payswitch.selection.selector import OVERRIDE_KEY
+from payswitch.settings import PROCESSORS
 from tests.model.processors import REFUSED_CONNECTION, UNCLEAR
 from tests.model.promise import Snapshot
 from tests.model.stepped import Gate

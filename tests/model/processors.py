@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-from payswitch.payments.tries import Claim
-from payswitch.processors.processor import (
+from payswitch.payments.claims import Claim
+from payswitch.processors.outcomes import (
     Ended,
     Finding,
     Found,

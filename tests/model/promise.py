@@ -10,9 +10,10 @@ from typing import cast
 from redis.asyncio import Redis
 
 from payswitch.dispatch.routing import BreakerState
-from payswitch.payments.ledger import Ledger, Total
-from payswitch.payments.tries import parse_open_tries
-from payswitch.selection.selector import PROCESSORS
+from payswitch.money import Total
+from payswitch.payments.claims import parse_open_tries
+from payswitch.payments.ledger import Ledger
+from payswitch.settings import PROCESSORS
 from tests.model.processors import Entry
 from tests.model.stepped import Process, SteppedRedis
 from tests.model.world import LEASE_MS, World

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from payswitch.dispatch.dispatcher import Dispatcher
-from payswitch.payments.claims import Batch, Claims
-from payswitch.payments.tries import Claim, Findings, LifeOfTry, QuietWatch, Routed, Tries
-from payswitch.processors.processor import Ended, Missing, NotPaid, Outcome, Refused, Unknown
+from payswitch.dispatch.quiet_watch import QuietWatch
+from payswitch.payments.claims import Batch, Claim, Claims, LifeOfTry
+from payswitch.payments.tries import Findings, Routed, Tries
+from payswitch.processors.outcomes import Ended, Missing, NotPaid, Outcome, Refused, Unknown
 from tests.model.stepped import Replacements
 
 

@@ -20,14 +20,15 @@ from payswitch.dispatch.routing import Breaker, Router
 from payswitch.operations.controls import PAUSE_KEY, Controls
 from payswitch.payments import accepting
 from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
+from payswitch.payments.claims import Claim, parse_open_tries
 from payswitch.payments.dead_letters import DeadLetters
 from payswitch.payments.ledger import Ledger
 from payswitch.payments.payment import Payment
 from payswitch.payments.purge import Purge
 from payswitch.payments.sweeper import Sweeper
-from payswitch.payments.tries import Claim, parse_open_tries
 from payswitch.processors.processor import Processor
-from payswitch.selection.selector import PROCESSORS, SELECTION_KEYS, Selection, parse_override
+from payswitch.selection.selector import SELECTION_KEYS, Selection, parse_override
+from payswitch.settings import PROCESSORS
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
 from tests.model.stepped import (
     Gate,

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from payswitch.instants import format_instant
-from payswitch.payments.ledger import Total
+from payswitch.money import Total
 from payswitch.settings import Settings
 from payswitch.store.client import connect
 

@@ -14,7 +14,7 @@ from uuid import UUID
 import httpx
 
 from payswitch.http.transport import Transport
-from payswitch.payments.payment import format_cents
+from payswitch.money import format_cents
 from payswitch.reasons import reason
 
 _LIMIT_S = 1.5

@@ -28,9 +28,9 @@ from payswitch.cli.terminal import can_not_be_written
 from payswitch.instants import format_instant
 from payswitch.operations.controls import Order
 from payswitch.settings import Settings
-from payswitch.store.client import connect, shown
+from payswitch.store.client import connect
 from payswitch.store.errors import in_words
-from payswitch.text import printable
+from payswitch.text import printable, shown
 
 _REDIS_LIMIT_S = 10
 _WIDE = 10_000

@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 
 from payswitch.instants import format_instant
+from payswitch.money import format_cents
 from payswitch.payments.full_records import FullRecord
-from payswitch.payments.payment import format_cents
 
 
 def _instant(ms: int | None) -> str:

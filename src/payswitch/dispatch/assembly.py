@@ -1,4 +1,4 @@
-"""Puts the parts together from the settings."""
+"""Puts a payments worker together from the settings."""
 
 from __future__ import annotations
 
@@ -7,67 +7,19 @@ from typing import TYPE_CHECKING
 import httpx
 from redis.asyncio import Redis
 
+from payswitch.dispatch.counts import SettleCounts
 from payswitch.dispatch.dispatcher import Dispatcher, Pauses
 from payswitch.dispatch.routing import Breaker, Router
-from payswitch.http.transport import Transport
+from payswitch.payments.claims import Claim
 from payswitch.payments.ledger import Ledger
 from payswitch.payments.tries import Tries
-from payswitch.processors.books import ProcessorBooks
-from payswitch.processors.processor import Processor
-from payswitch.selection.health_check import HealthCheck
-from payswitch.selection.selector import Limits, Selector
+from payswitch.processors.processor import make_processors
 from payswitch.settings import Settings
 from payswitch.telemetry.tracing import open_traces
-from payswitch.telemetry.vitals import Fields, SettleCounts, Vitals
+from payswitch.telemetry.vitals import Fields, Vitals
 
 if TYPE_CHECKING:
-    from payswitch.telemetry.traces import Traces
-
-_BEYOND_THE_DELAY_MS = 500
-
-
-def transport(settings: Settings) -> Transport:
-    """The process' one pool of connections, to both processors.
-
-    A payment leaves before the lease's margin begins, and what isn't acknowledged within the margin
-    is dropped: so none reaches its processor after the lease.
-    """
-    # Questions (GET) go beside the payments.
-    return Transport(
-        max_connections_per_host=2 * settings.processor_slots,
-        acknowledge_timeout=settings.lease_margin_ms / 1000,
-    )
-
-
-def processors(settings: Settings, transport: httpx.AsyncBaseTransport) -> dict[str, Processor]:
-    """Both processors by name. A call is given up only after the processor's longest delay:
-    hanging up earlier stops nothing over there and only makes unknowns."""
-    return {
-        name: Processor(
-            name,
-            url,
-            transport,
-            pay_limit_ms=settings.processor_max_delay_ms + _BEYOND_THE_DELAY_MS,
-            find_limit_ms=settings.processor_find_limit_ms,
-            connect_limit_ms=settings.processor_connect_limit_ms,
-        )
-        for name, url in settings.processor_urls.items()
-    }
-
-
-def books(settings: Settings, transport: httpx.AsyncBaseTransport) -> dict[str, ProcessorBooks]:
-    """Both processors' books by name."""
-    return {
-        name: ProcessorBooks(
-            name,
-            url,
-            transport,
-            token=settings.processor_admin_token,
-            connect_limit_ms=settings.processor_connect_limit_ms,
-            limit_ms=settings.processor_find_limit_ms,
-        )
-        for name, url in settings.processor_urls.items()
-    }
+    from payswitch.telemetry.traces import PaymentTrace, Traces
 
 
 def worker_vitals(redis: Redis, dispatcher: Dispatcher, settled: SettleCounts) -> Vitals:
@@ -89,7 +41,7 @@ def worker_vitals(redis: Redis, dispatcher: Dispatcher, settled: SettleCounts) -
     return vitals
 
 
-def dispatcher(
+def make_dispatcher(
     settings: Settings,
     redis: Redis,
     transport: httpx.AsyncBaseTransport,
@@ -106,7 +58,7 @@ def dispatcher(
         for name in settings.processor_urls
     }
     return Dispatcher(
-        processors=processors(settings, transport),
+        processors=make_processors(settings, transport),
         tries=Tries(
             redis, max_delay_ms=settings.processor_max_delay_ms, lease_ms=settings.lease_ms
         ),
@@ -127,19 +79,17 @@ def worker_traces(settings: Settings) -> Traces | None:
     return open_traces(settings, "payswitch-worker", settings.processor_urls)
 
 
-def health_check(
-    settings: Settings, redis: Redis, transport: httpx.AsyncBaseTransport
-) -> HealthCheck:
-    """What a health worker works with."""
-    return HealthCheck(
-        redis,
-        list(processors(settings, transport).values()),
-        Selector(
-            redis,
-            Limits(settings.fast_enough_ms, settings.fallback_advantage_ms),
-            life_ms=settings.selection_ms,
-        ),
-        throttle_ms=settings.health_throttle_ms,
-        lock_ms=settings.health_lock_ms,
-        limit_ms=settings.health_limit_ms,
+def payment_trace(
+    traces: Traces, claim: Claim, traceparent: object, *, due_at: int
+) -> PaymentTrace:
+    """The trace of a claimed payment whose job carries this `traceparent`. The first wait is one,
+    however often it was interrupted for nothing; the wait for another try begins when that is due
+    (`due_at`, ms by Redis' clock)."""
+    began = due_at if claim.tries else claim.accepted_at
+    return traces.payment(
+        claim.correlation_id,
+        traceparent,
+        claim=claim.job_try,
+        began_ms=min(began, claim.claimed_at),
+        ended_ms=claim.claimed_at,
     )

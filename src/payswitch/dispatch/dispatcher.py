@@ -18,10 +18,12 @@ from http import HTTPStatus
 from redis.exceptions import RedisError
 
 from payswitch.clock import boottime_ms
+from payswitch.dispatch.quiet_watch import QuietWatch
 from payswitch.dispatch.routing import Breaker, BreakerState, Router, Verdict
+from payswitch.payments.claims import Claim
 from payswitch.payments.ledger import Ledger, Settlement
-from payswitch.payments.tries import Burial, Claim, Findings, QuietWatch, Routed, Tries
-from payswitch.processors.processor import (
+from payswitch.payments.tries import Burial, Findings, Routed, Tries
+from payswitch.processors.outcomes import (
     Ended,
     Finding,
     Found,
@@ -30,11 +32,11 @@ from payswitch.processors.processor import (
     NotSentInTime,
     Outcome,
     Paid,
-    Processor,
     Refused,
     Unclear,
     Unknown,
 )
+from payswitch.processors.processor import Processor
 from payswitch.telemetry.tally import Tally
 
 logger = logging.getLogger(__name__)

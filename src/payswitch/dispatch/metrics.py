@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Metric
 
+from payswitch.dispatch.counts import SettleCounts
 from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.dispatch.routing import BreakerState
-from payswitch.processors.processor import (
+from payswitch.processors.outcomes import (
     Ended,
     NotPaid,
     NotSentInTime,
@@ -21,7 +22,6 @@ from payswitch.processors.processor import (
 from payswitch.telemetry import metrics
 from payswitch.telemetry.metrics import Facts
 from payswitch.telemetry.tally import Tally
-from payswitch.telemetry.vitals import SettleCounts
 
 if TYPE_CHECKING:
     from payswitch.dispatch.payment_worker import PaymentWorker

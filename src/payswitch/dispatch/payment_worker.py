@@ -24,9 +24,8 @@ from payswitch.clock import boottime_ms
 from payswitch.dispatch.arq_worker import ResilientWorker
 from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.instants import LATEST_MS
-from payswitch.payments.claims import Claimed, Claims
+from payswitch.payments.claims import Claim, Claimed, Claims
 from payswitch.payments.sweeper import Sweeper
-from payswitch.payments.tries import Claim
 from payswitch.reasons import reason
 from payswitch.selection.selector import SELECTION_KEYS, parse_standing
 from payswitch.store.lock import Lock

@@ -35,12 +35,12 @@ from payswitch.local.machine import (
 from payswitch.local.metrics_targets import free_ports, targets_in
 from payswitch.local.screen import Screen
 from payswitch.local.supervisor import Part, Supervisor
-from payswitch.payments.accepting import QUEUE
 from payswitch.secret_files import variable_of
 from payswitch.settings import Settings
-from payswitch.store.client import connect, shown
+from payswitch.store.client import connect
+from payswitch.store.keys import HEALTH_QUEUE, QUEUE
+from payswitch.text import shown
 
-HEALTH_QUEUE = "arq:queue:health"
 FEES = {"default": "0.05", "fallback": "0.15"}
 
 _STOP_SLACK_S = 3.0

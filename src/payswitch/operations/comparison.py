@@ -7,9 +7,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from payswitch.money import Total
 from payswitch.payments.full_records import FullRecord
-from payswitch.payments.ledger import Total
-from payswitch.processors.processor import Found
+from payswitch.processors.outcomes import Found
 
 
 @dataclass(frozen=True, slots=True)

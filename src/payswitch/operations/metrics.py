@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Metric
 
 from payswitch.operations.history import HistoryWriter
 from payswitch.operations.overview import Overview
-from payswitch.selection.selector import PROCESSORS
+from payswitch.settings import PROCESSORS
 from payswitch.telemetry import metrics
 from payswitch.telemetry.metrics import Facts
 

@@ -14,9 +14,9 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from payswitch.instants import parse_instant_ms
+from payswitch.money import Total
 from payswitch.operations.controls import Order, standing_override, standing_pause
-from payswitch.payments.ledger import Total
-from payswitch.selection.selector import PROCESSORS
+from payswitch.settings import PROCESSORS
 from payswitch.store import scripts
 from payswitch.store.notes import read_note
 from payswitch.telemetry.histogram import LARGEST

@@ -16,6 +16,7 @@ import orjson
 from redis.asyncio import Redis
 
 from payswitch.instants import EARLIEST_MS, LATEST_MS
+from payswitch.money import Total
 from payswitch.operations.comparison import (
     Difference,
     Differing,
@@ -27,9 +28,10 @@ from payswitch.operations.comparison import (
     unexplained,
 )
 from payswitch.payments.full_records import FullRecord, Unreadable, read_records
-from payswitch.payments.ledger import Ledger, Total
+from payswitch.payments.ledger import Ledger
 from payswitch.processors.books import CannotAskError, ProcessorBooks
-from payswitch.processors.processor import Finding, Found, Missing, Processor, Unclear
+from payswitch.processors.outcomes import Finding, Found, Missing, Unclear
+from payswitch.processors.processor import Processor
 
 T = TypeVar("T")
 

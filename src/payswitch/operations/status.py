@@ -13,11 +13,11 @@ import orjson
 
 from payswitch.dispatch.routing import REFUSES
 from payswitch.instants import format_instant
+from payswitch.money import format_cents
 from payswitch.operations.controls import Order
 from payswitch.operations.history import WINDOW_S, Sample
 from payswitch.operations.overview import Overview
-from payswitch.payments.payment import format_cents
-from payswitch.selection.selector import DEFAULT
+from payswitch.settings import DEFAULT
 from payswitch.telemetry.vitals import Process
 
 _RATE_OVER_MS = 5000

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, cast
 
 import orjson
-from arq.constants import default_queue_name
 from arq.jobs import serialize_job
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -30,7 +29,6 @@ from payswitch.store.channels import ChannelScript
 from payswitch.store.errors import WrongServerError, in_words, says_out_of_memory
 from payswitch.store.group_commit import Deliver, GroupCommit, flush_in_a_task
 
-QUEUE = default_queue_name
 JOB_FUNCTION = "pay"
 """The name of the job function that `workers/payments.py` registers."""
 

@@ -1,20 +1,78 @@
-"""Claiming: due payments are taken by lease, many in one call."""
+"""Claims: due payments are taken by lease, many in one call."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis
 
 from payswitch.clock import boottime_ms
-from payswitch.payments.tries import Claim, parse_open_tries
 from payswitch.store import scripts
 from payswitch.telemetry.tally import Tally
 
+if TYPE_CHECKING:
+    from payswitch.telemetry.traces import PaymentTrace
+
 logger = logging.getLogger(__name__)
+
+
+_TRY = re.compile(r"(\d+)(e?)")
+
+LifeOfTry = tuple[str, int, int]
+"""Generation, instant of acceptance and number of a try."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTry:
+    """A try whose outcome is not known: `ended` when the processor has answered it, so that it
+    can't be recorded later than that answer."""
+
+    number: int
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A payment in the hand of one worker: what its record held when the lease was taken."""
+
+    correlation_id: str
+    cents: int
+    token: int
+    generation: str
+    expires_at: float
+    """The lease's end, boot time in ms, counted from before the claim was written."""
+    processor: str | None = None
+    requested_at: int | None = None
+    open_tries: tuple[OpenTry, ...] = ()
+    tries: int = 0
+    """The number of the last try ever opened."""
+    horizon_passed: bool = False
+    """By Redis' clock, nothing that was ever sent can still be recorded."""
+    quiet_ms: int = 0
+    """How long after the last lease a payment that was sent under it may still be recorded."""
+    job_try: int = 1
+    overdue: bool = False
+    """The deadline for paying it has passed."""
+    accepted_at: int = 0
+    """ms by Redis' clock."""
+    claimed_at: int = 0
+    """ms by Redis' clock."""
+    trace: PaymentTrace | None = field(default=None, compare=False, repr=False)
+    """Where its steps are written down; None without traces."""
+
+    def life_of_try(self, number: int) -> LifeOfTry:
+        """What no other try has in common with this one, though an id may come again after a purge
+        or after its record has expired, and its tries are counted anew then."""
+        return self.generation, self.accepted_at, number
+
+
+def parse_open_tries(text: str) -> tuple[OpenTry, ...]:
+    """Read the record's `open` field, such as `3 4e`."""
+    return tuple(OpenTry(int(number), mark == "e") for number, mark in _TRY.findall(text))
 
 
 @dataclass(frozen=True, slots=True)

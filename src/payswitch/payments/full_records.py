@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from payswitch.instants import EARLIEST_MS, LATEST_MS
+from payswitch.payments.claims import OpenTry, parse_open_tries
 from payswitch.payments.payment import InvalidPaymentError, parse_correlation_id
-from payswitch.payments.tries import OpenTry, parse_open_tries
 
 GENERATION_KEY = "payments:generation"
 

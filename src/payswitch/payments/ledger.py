@@ -11,8 +11,8 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from payswitch.payments.payment import format_cents
-from payswitch.payments.tries import Claim
+from payswitch.money import Total, format_cents
+from payswitch.payments.claims import Claim
 from payswitch.store import scripts
 from payswitch.store.errors import in_words
 from payswitch.store.group_commit import GroupCommit
@@ -32,14 +32,6 @@ class Settlement(enum.Enum):
     """The proof matches no pin; it is kept in `payments:incidents`."""
     UNADDABLE = "unaddable"
     """A sum of the ledger can't take it; nothing of the payment has changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Total:
-    """What one processor was paid in a window."""
-
-    count: int = 0
-    cents: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from payswitch.selection.selector import PROCESSORS
+from payswitch.settings import PROCESSORS
 from payswitch.store import scripts
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ import orjson
 from redis.asyncio import Redis
 
 from payswitch.instants import format_instant
+from payswitch.money import format_cents
 from payswitch.payments.full_records import Unreadable, read_records
-from payswitch.payments.payment import format_cents
 
 
 @dataclass(frozen=True, slots=True)

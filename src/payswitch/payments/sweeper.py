@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from payswitch.payments.purge import Purge
-from payswitch.selection.selector import PROCESSORS
+from payswitch.settings import PROCESSORS
 from payswitch.store import scripts
 from payswitch.text import printable
 

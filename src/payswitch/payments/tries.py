@@ -10,21 +10,19 @@ with the longest delay of a processor that the record or the worker knows, which
 from __future__ import annotations
 
 import enum
-import re
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from redis.asyncio import Redis
 
+from payswitch.payments.claims import Claim
 from payswitch.store import scripts
 from payswitch.store.group_commit import GroupCommit
 
 if TYPE_CHECKING:
-    from payswitch.telemetry.traces import PaymentTrace
-
-_TRY = re.compile(r"(\d+)(e?)")
+    pass
 
 
 _WOKEN_BY_ONE = 4
@@ -33,53 +31,6 @@ claimed in vain."""
 
 WAITING_KEY = "payments:waiting:{}"
 """Of a processor: who waits for it."""
-
-LifeOfTry = tuple[str, int, int]
-"""Generation, instant of acceptance and number of a try."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenTry:
-    """A try whose outcome is not known: `ended` when the processor has answered it, so that it
-    can't be recorded later than that answer."""
-
-    number: int
-    ended: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A payment in the hand of one worker: what its record held when the lease was taken."""
-
-    correlation_id: str
-    cents: int
-    token: int
-    generation: str
-    expires_at: float
-    """The lease's end, boot time in ms, counted from before the claim was written."""
-    processor: str | None = None
-    requested_at: int | None = None
-    open_tries: tuple[OpenTry, ...] = ()
-    tries: int = 0
-    """The number of the last try ever opened."""
-    horizon_passed: bool = False
-    """By Redis' clock, nothing that was ever sent can still be recorded."""
-    quiet_ms: int = 0
-    """How long after the last lease a payment that was sent under it may still be recorded."""
-    job_try: int = 1
-    overdue: bool = False
-    """The deadline for paying it has passed."""
-    accepted_at: int = 0
-    """ms by Redis' clock."""
-    claimed_at: int = 0
-    """ms by Redis' clock."""
-    trace: PaymentTrace | None = field(default=None, compare=False, repr=False)
-    """Where its steps are written down; None without traces."""
-
-    def life_of_try(self, number: int) -> LifeOfTry:
-        """What no other try has in common with this one, though an id may come again after a purge
-        or after its record has expired, and its tries are counted anew then."""
-        return self.generation, self.accepted_at, number
 
 
 @dataclass(slots=True)
@@ -116,11 +67,6 @@ class Burial(enum.Enum):
     STILL_OPEN = "open"
     LOST = "lost"
     GONE = "gone"
-
-
-def parse_open_tries(text: str) -> tuple[OpenTry, ...]:
-    """Read the record's `open` field, such as `3 4e`."""
-    return tuple(OpenTry(int(number), mark == "e") for number, mark in _TRY.findall(text))
 
 
 class Tries:
@@ -209,42 +155,3 @@ class Tries:
             args += (processor, count * _WOKEN_BY_ONE)
         await self._wake(args=args)
         return [None] * len(processors)
-
-
-class QuietWatch:
-    """The worker's own view of the horizon, on its own clock.
-
-    Whoever sent the try that a claim shows did so under a lease that was taken before this worker
-    first saw that try. So when the payment has had no newer try for its quiet time since then,
-    nothing sent earlier can still be recorded, whatever Redis' clock did meanwhile.
-    """
-
-    def __init__(self, *, remembered: int = 100_000) -> None:
-        self._seen: OrderedDict[str, tuple[LifeOfTry, float]] = OrderedDict()
-        self._remembered = remembered
-
-    def passed(self, claim: Claim, now_ms: float) -> bool:
-        """Whether the quiet time has passed here since the claim's last try was first seen."""
-        last_try = claim.life_of_try(claim.tries)
-        seen, since = self._seen.get(claim.correlation_id, (None, now_ms))
-        if seen != last_try:
-            self.saw(claim.correlation_id, last_try, now_ms)
-            return False
-        return now_ms - since >= claim.quiet_ms
-
-    def may_begin(self, claim: Claim) -> bool:
-        """Whether a look at the claim's last try would be the first one here, and be remembered
-        without another's being forgotten."""
-        seen, _ = self._seen.get(claim.correlation_id, (None, 0.0))
-        return seen != claim.life_of_try(claim.tries) and len(self._seen) < self._remembered
-
-    def saw(self, correlation_id: str, last_try: LifeOfTry, now_ms: float) -> None:
-        """Remember that the payment's last try was this one at this instant."""
-        self._seen[correlation_id] = (last_try, now_ms)
-        self._seen.move_to_end(correlation_id)
-        if len(self._seen) > self._remembered:
-            self._seen.popitem(last=False)
-
-    def forget(self, correlation_id: str) -> None:
-        """The payment is done with, or has a newer try."""
-        self._seen.pop(correlation_id, None)

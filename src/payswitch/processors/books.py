@@ -8,10 +8,10 @@ from decimal import Decimal
 import httpx
 
 from payswitch.instants import format_instant
-from payswitch.payments.ledger import Total
-from payswitch.payments.payment import nearest_cents
+from payswitch.money import Total, nearest_cents
 from payswitch.processor_url import parse_processor_url
 from payswitch.reasons import reason
+from payswitch.settings import Settings
 
 _MOST_PAYMENTS = 10**15
 
@@ -102,3 +102,20 @@ def parse_fee(content: bytes) -> Decimal | None:
     except (ValueError, KeyError, TypeError, RecursionError, ArithmeticError):
         return None
     return fee if isinstance(fee, Decimal) and 0 <= fee <= 1 else None
+
+
+def make_books(
+    settings: Settings, transport: httpx.AsyncBaseTransport
+) -> dict[str, ProcessorBooks]:
+    """Both processors' books by name."""
+    return {
+        name: ProcessorBooks(
+            name,
+            url,
+            transport,
+            token=settings.processor_admin_token,
+            connect_limit_ms=settings.processor_connect_limit_ms,
+            limit_ms=settings.processor_find_limit_ms,
+        )
+        for name, url in settings.processor_urls.items()
+    }

@@ -11,10 +11,13 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
+import httpx
 from redis.asyncio import Redis
 
-from payswitch.processors.processor import Processor, Report
-from payswitch.selection.selector import Selection, Selector
+from payswitch.processors.outcomes import Report
+from payswitch.processors.processor import Processor, make_processors
+from payswitch.selection.selector import Limits, Selection, Selector
+from payswitch.settings import Settings
 from payswitch.store import scripts
 from payswitch.store.lock import Lock
 from payswitch.store.notes import REPORTS_KEY, write_note
@@ -103,3 +106,21 @@ def _log_selection(selection: Selection) -> None:
             "selected %(processor)s (nothing is healthy): %(reason)s",
             {"processor": selection.processor, "reason": selection.reason},
         )
+
+
+def make_health_check(
+    settings: Settings, redis: Redis, transport: httpx.AsyncBaseTransport
+) -> HealthCheck:
+    """What a health worker works with."""
+    return HealthCheck(
+        redis,
+        list(make_processors(settings, transport).values()),
+        Selector(
+            redis,
+            Limits(settings.fast_enough_ms, settings.fallback_advantage_ms),
+            life_ms=settings.selection_ms,
+        ),
+        throttle_ms=settings.health_throttle_ms,
+        lock_ms=settings.health_lock_ms,
+        limit_ms=settings.health_limit_ms,
+    )

@@ -15,14 +15,12 @@ import orjson
 from redis.asyncio import Redis
 
 from payswitch.instants import format_instant
+from payswitch.settings import DEFAULT, FALLBACK, PROCESSORS
 from payswitch.store import scripts
 
 if TYPE_CHECKING:
-    from payswitch.processors.processor import Report
+    from payswitch.processors.outcomes import Report
 
-DEFAULT = "default"
-FALLBACK = "fallback"
-PROCESSORS = (DEFAULT, FALLBACK)
 SELECTION_KEY = "selected_payment_processor"
 OVERRIDE_KEY = "selection:override"
 SELECTION_KEYS = (OVERRIDE_KEY, SELECTION_KEY)

@@ -6,7 +6,6 @@ import asyncio
 import select
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 from arq.connections import ArqRedis
@@ -160,9 +159,3 @@ def connect(url: str, *, limit_s: float) -> Client:
     )
     pool.connection_class = _CONNECTIONS[pool.connection_class]
     return Client(pool, limit_s=limit_s)
-
-
-def shown(url: str) -> str:
-    """A URL without its credentials."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

@@ -14,6 +14,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -35,8 +36,7 @@ from opentelemetry.trace import (
 )
 
 from payswitch.errors import StartError
-from payswitch.payments.accepting import QUEUE
-from payswitch.payments.tries import Claim
+from payswitch.store.keys import QUEUE
 
 logger = logging.getLogger(__name__)
 
@@ -105,10 +105,14 @@ class Traces:
         context = _under(caller)
         return Step(self._tracer.start_span("POST /payments", context, SpanKind.SERVER, _REQUEST))
 
-    def payment(self, claim: Claim, traceparent: object, *, due_at: int) -> PaymentTrace:
-        """What a claim adds to the trace that the payment's job carries, or to a new one where it
-        carries none. `due_at` is ms by Redis' clock."""
-        return PaymentTrace(self._tracer, self._places, claim, parse(traceparent), due_at)
+    def payment(
+        self, correlation_id: str, traceparent: object, *, claim: int, began_ms: int, ended_ms: int
+    ) -> PaymentTrace:
+        """What a claim of this number adds to the trace that the payment's job carries, or to a
+        new one where it carries none. The claim has ended a wait in the queue between two instants
+        by Redis' clock."""
+        wait = _Wait(correlation_id, claim, began_ms, ended_ms)
+        return PaymentTrace(self._tracer, self._places, wait, parse(traceparent))
 
     async def close(self) -> None:
         """Send what is left, for 2 s at most."""
@@ -183,6 +187,16 @@ class Step:
         self._span.set_status(StatusCode.ERROR)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """A payment's wait in the queue, which its claim has ended; ms by Redis' clock."""
+
+    correlation_id: str
+    claim: int
+    began_ms: int
+    ended_ms: int
+
+
 class PaymentTrace:
     """What one claim of a payment adds to its trace.
 
@@ -190,21 +204,19 @@ class PaymentTrace:
     nobody can take it at the moment adds none, however often that happens.
     """
 
-    __slots__ = ("_claim", "_context", "_due_at", "_parent", "_places", "_tracer")
+    __slots__ = ("_context", "_parent", "_places", "_tracer", "_wait")
 
     def __init__(
         self,
         tracer: Tracer,
         places: Mapping[str, Attributes],
-        claim: Claim,
+        wait: _Wait,
         parent: SpanContext | None,
-        due_at: int,
     ) -> None:
         self._tracer = tracer
         self._places = places
-        self._claim = claim
+        self._wait = wait
         self._parent = parent
-        self._due_at = due_at
         self._context: Context | None = None
 
     def pay(self, processor: str, number: int) -> Step:
@@ -239,25 +251,22 @@ class PaymentTrace:
         return Step(self._tracer.start_span(name, self._context, kind, attributes))
 
     def _wait_is_over(self) -> None:
-        """Both ends by Redis' clock: the first wait is one, however often it was interrupted for
-        nothing; the wait for another try begins when that is due."""
-        claim = self._claim
-        since = min(self._due_at if claim.tries else claim.accepted_at, claim.claimed_at)
+        waited = self._wait
         attributes = {
             **_WAIT,
-            _CORRELATION_ID: claim.correlation_id,
-            "payswitch.claim": claim.job_try,
+            _CORRELATION_ID: waited.correlation_id,
+            "payswitch.claim": waited.claim,
         }
-        wait = self._tracer.start_span(
+        span = self._tracer.start_span(
             "queue",
             _under(self._parent),
             SpanKind.CONSUMER,
             attributes,
-            start_time=since * _NS,
+            start_time=waited.began_ms * _NS,
         )
-        wait.end(claim.claimed_at * _NS)
+        span.end(waited.ended_ms * _NS)
         if self._parent is None:
-            self._parent = wait.get_span_context()
+            self._parent = span.get_span_context()
         self._context = _under(self._parent)
 
 

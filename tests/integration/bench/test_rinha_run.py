@@ -16,7 +16,7 @@ from bench.rinha.result import as_document
 from bench.rinha.run import Outcome, run
 from bench.rinha.scenario import PROCESSORS, Scenario, Setting, Stage, load_scenario
 from bench.rinha.site import Site, SiteError, Usages
-from payswitch.payments.ledger import Total
+from payswitch.money import Total
 
 USERS = 4
 QUIET = Stage(0.1, {name: Setting(0, failing=False) for name in PROCESSORS})

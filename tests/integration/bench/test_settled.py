@@ -17,7 +17,7 @@ from bench.settled import (
     make_payments,
     used_bytes,
 )
-from payswitch.payments.ledger import Total
+from payswitch.money import Total
 from payswitch.store import scripts
 from tests.support import RedisServer
 

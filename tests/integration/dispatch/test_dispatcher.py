@@ -13,8 +13,8 @@ from arq.connections import ArqRedis
 
 from payswitch.clock import boottime_ms
 from payswitch.dispatch.routing import BreakerState
+from payswitch.money import Total
 from payswitch.payments.dead_letters import DeadLetters
-from payswitch.payments.ledger import Total
 from payswitch.payments.tries import Findings, Tries
 from tests.integration.harness import FAST, Bench, bench
 from tests.support import LOST_REPLY, NEVER, PAID, Reply, eventually, free_port

@@ -17,12 +17,12 @@ import pytest
 from arq.connections import ArqRedis
 from arq.worker import Retry, func
 
-from payswitch.dispatch import assembly
+from payswitch.dispatch.assembly import make_dispatcher
 from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.dispatch.payment_worker import PaymentWorker, pause_for_others
+from payswitch.money import Total
 from payswitch.payments.accepting import JOB_FUNCTION
 from payswitch.payments.claims import Batch, Claims
-from payswitch.payments.ledger import Total
 from payswitch.selection.selector import SELECTION_KEY
 from payswitch.settings import Settings
 from payswitch.store.client import connect
@@ -48,7 +48,7 @@ async def running_worker(
         await dispatcher.dispatch(ctx["claim"], probe=ctx["probe"])
 
     async def startup(ctx: dict[Any, Any]) -> None:
-        ctx["dispatcher"] = assembly.dispatcher(settings, ctx["redis"], b.transport)
+        ctx["dispatcher"] = make_dispatcher(settings, ctx["redis"], b.transport)
 
     worker = PaymentWorker(
         functions=[func(job or pay, name=JOB_FUNCTION)],

@@ -12,7 +12,7 @@ from arq.connections import ArqRedis
 
 from payswitch.clock import boottime_ms
 from payswitch.dispatch.routing import Verdict
-from payswitch.payments.ledger import Total
+from payswitch.money import Total
 from payswitch.payments.sweeper import Sweeper
 from payswitch.payments.tries import Findings, Tries
 from tests.integration.harness import Bench, bench, worker_process

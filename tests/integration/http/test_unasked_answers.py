@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from payswitch.http.transport import Transport
-from payswitch.processors.processor import Ended, Processor, Unclear
+from payswitch.processors.outcomes import Ended, Unclear
+from payswitch.processors.processor import Processor
 from tests.integration.http.test_transport import Server, on_both_loops, serving, warm
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"

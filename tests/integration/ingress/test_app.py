@@ -17,8 +17,8 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.ingress.app import create_app
+from payswitch.payments.claims import Claim
 from payswitch.payments.ledger import Ledger
-from payswitch.payments.tries import Claim
 from payswitch.settings import Settings
 from payswitch.store.client import connect
 from tests.integration.harness import Bench, bench

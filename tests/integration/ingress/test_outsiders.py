@@ -10,14 +10,15 @@ import pytest
 from arq.connections import ArqRedis
 from redis.exceptions import ResponseError
 
+from payswitch.money import Total
 from payswitch.payments.accepting import Acceptance, AcceptQueue
 from payswitch.payments.claims import Claims
 from payswitch.payments.dead_letters import DeadLetters, Replay
-from payswitch.payments.ledger import Settlement, Total
+from payswitch.payments.ledger import Settlement
 from payswitch.payments.payment import Payment
 from payswitch.payments.purge import Purge
 from payswitch.payments.tries import Findings, Tries
-from payswitch.processors.processor import Report
+from payswitch.processors.outcomes import Report
 from payswitch.selection.selector import Limits, Selector
 from payswitch.store.lock import Lock
 from tests.integration.harness import Bench, bench

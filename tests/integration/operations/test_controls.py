@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 from arq.connections import ArqRedis
 
+from payswitch.money import Total
 from payswitch.operations.controls import PAUSE_KEY, Controls
 from payswitch.payments.claims import Batch, Claims
-from payswitch.payments.ledger import Total
 from payswitch.selection.selector import OVERRIDE_KEY, Selection, parse_standing
 from payswitch.store.client import connect
 from tests.integration.command import Payswitch

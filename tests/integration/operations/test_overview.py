@@ -12,7 +12,8 @@ import orjson
 import pytest
 from arq.connections import ArqRedis
 
-from payswitch.dispatch import assembly
+from payswitch.dispatch.assembly import make_dispatcher, worker_vitals
+from payswitch.dispatch.counts import SettleCounts
 from payswitch.instants import format_instant
 from payswitch.operations.controls import Controls, Order
 from payswitch.operations.fees import FeeWatch
@@ -26,9 +27,11 @@ from payswitch.operations.history import (
 )
 from payswitch.operations.overview import Overview, OverviewReader
 from payswitch.payments.ledger import Ledger
+from payswitch.processors.books import make_books
+from payswitch.selection.health_check import make_health_check
 from payswitch.store.client import connect
 from payswitch.store.notes import FEES_KEY, RECONCILED_KEY, REPORTS_KEY, write_note
-from payswitch.telemetry.vitals import SettleCounts, Vitals
+from payswitch.telemetry.vitals import Vitals
 from tests.integration.harness import Bench, bench
 from tests.support import RedisServer, Reply, eventually
 
@@ -71,7 +74,7 @@ async def test_every_payment_is_counted_in_whichever_state(b: Bench, redis: ArqR
 async def test_the_health_check_leaves_choice_and_reports(b: Bench, redis: ArqRedis) -> None:
     b.default.health = Reply(200, b'{"failing":true,"minResponseTime":7}')
     b.fallback.health = Reply(500)
-    await assembly.health_check(b.settings, redis, b.transport).check()
+    await make_health_check(b.settings, redis, b.transport).check()
     overview = await look(redis)
     assert overview.choice is not None
     assert (overview.choice.processor, overview.choice.healthy) == ("default", False)
@@ -240,8 +243,8 @@ async def test_a_worker_counts_what_it_settled_and_how_long_it_took(
     b: Bench, redis: ArqRedis
 ) -> None:
     settled = SettleCounts()
-    dispatcher = assembly.dispatcher(b.settings, redis, b.transport, settled)
-    vitals = assembly.worker_vitals(redis, dispatcher, settled)
+    dispatcher = make_dispatcher(b.settings, redis, b.transport, settled)
+    vitals = worker_vitals(redis, dispatcher, settled)
     await vitals.write()
     failed, paid = await b.accept(), await b.accept()
     b.default.script = [Reply(500)]
@@ -262,7 +265,7 @@ async def test_a_worker_says_why_a_breaker_is_not_closed(b: Bench, redis: ArqRed
     b.fallback.script = [Reply(422)]
     for _ in range(2):
         await b.dispatcher.dispatch(await b.claim_when_due(await b.accept()))
-    await assembly.worker_vitals(redis, b.dispatcher, SettleCounts()).write()
+    await worker_vitals(redis, b.dispatcher, SettleCounts()).write()
     [process] = (await look(redis)).of_kind("worker")
     assert process.breakers == {"default": "open", "fallback": "open"}
     assert process.breaker_reasons == {
@@ -282,7 +285,7 @@ async def test_a_settlement_said_again_counts_once(b: Bench, redis: ArqRedis) ->
 
 
 async def test_fees_are_those_that_the_processors_say(b: Bench, redis: ArqRedis) -> None:
-    watch = FeeWatch(redis, assembly.books(b.settings, b.transport))
+    watch = FeeWatch(redis, make_books(b.settings, b.transport))
     b.default.finds = [Reply(200, b'{"totalRequests":0,"totalAmount":0,"feePerTransaction":0.05}')]
     b.fallback.finds = [Reply(200, b'{"feePerTransaction":"free"}')]
     assert not await watch.ask()

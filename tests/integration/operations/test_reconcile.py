@@ -13,13 +13,13 @@ from arq.connections import ArqRedis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from payswitch.dispatch import assembly
+from payswitch.dispatch.assembly import make_dispatcher
+from payswitch.money import Total
 from payswitch.operations.comparison import Kind, Unexplained, Window
 from payswitch.operations.reconcile import Incident, Report
 from payswitch.payments.accepting import AcceptQueue
 from payswitch.payments.claims import Claims
 from payswitch.payments.full_records import Unreadable
-from payswitch.payments.ledger import Total
 from payswitch.payments.payment import Payment
 from payswitch.processors.books import CannotAskError
 from payswitch.simulator.book import Entry
@@ -69,7 +69,7 @@ async def test_what_is_unpaid_and_not_there_is_equal(b: Books, state: str) -> No
 async def test_a_running_system_is_equal(redis: ArqRedis) -> None:
     async with books(redis) as b:
         b.simulators["default"].config.delay_ms = 100
-        dispatcher = assembly.dispatcher(b.settings, redis, b.transport)
+        dispatcher = make_dispatcher(b.settings, redis, b.transport)
         queue = AcceptQueue(redis, limit_ms=5000, max_backlog=10**6)
         claims = Claims(redis, lease_ms=15_000, deadline_ms=10**8, max_delay_ms=10_000)
 

@@ -9,8 +9,8 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.clock import boottime_ms
+from payswitch.money import Total
 from payswitch.payments.claims import Claims
-from payswitch.payments.ledger import Total
 from tests.integration.harness import Bench, bench
 from tests.support import Reply
 

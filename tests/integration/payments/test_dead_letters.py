@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.exceptions import OutOfMemoryError, ResponseError
 
+from payswitch.money import Total
 from payswitch.payments.dead_letters import DeadLetters, Replay
 from payswitch.payments.full_records import FullRecord, Unreadable
-from payswitch.payments.ledger import Settlement, Total
+from payswitch.payments.ledger import Settlement
 from tests.integration.harness import FAST, Bench, bench
 from tests.support import LOST_REPLY, PAID, Reply
 

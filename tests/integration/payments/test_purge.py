@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 from arq.connections import ArqRedis
 
-from payswitch.payments.ledger import Settlement, Total
+from payswitch.money import Total
+from payswitch.payments.ledger import Settlement
 from payswitch.payments.purge import Purge
 from payswitch.payments.records import read_record
 from payswitch.store import scripts

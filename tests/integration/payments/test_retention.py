@@ -10,12 +10,13 @@ from dataclasses import replace
 import pytest
 from arq.connections import ArqRedis
 
+from payswitch.money import Total
 from payswitch.payments.accepting import Acceptance, AcceptQueue
-from payswitch.payments.ledger import Ledger, Settlement, Total
+from payswitch.payments.claims import Claim
+from payswitch.payments.ledger import Ledger, Settlement
 from payswitch.payments.payment import Payment
 from payswitch.payments.records import read_record
 from payswitch.payments.sweeper import Sweeper
-from payswitch.payments.tries import Claim
 from tests.integration.harness import FAST, Bench, bench
 from tests.support import Reply, eventually
 

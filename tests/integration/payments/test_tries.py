@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from arq.connections import ArqRedis
 
-from payswitch.payments.claims import Claims
-from payswitch.payments.tries import Burial, Claim, Findings, Routed, Tries
+from payswitch.payments.claims import Claim, Claims
+from payswitch.payments.tries import Burial, Findings, Routed, Tries
 from payswitch.store import scripts
 from tests.integration.harness import Bench, bench
 from tests.model.stepped import replace_once

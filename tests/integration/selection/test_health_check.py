@@ -20,9 +20,8 @@ from arq.cron import cron
 from arq.typing import WorkerCoroutine
 from arq.worker import JobExecutionFailed
 
-from payswitch.dispatch import assembly
 from payswitch.dispatch.arq_worker import ResilientWorker
-from payswitch.selection.health_check import LOCK_KEY, THROTTLE_KEY, HealthCheck
+from payswitch.selection.health_check import LOCK_KEY, THROTTLE_KEY, HealthCheck, make_health_check
 from payswitch.selection.selector import SELECTION_KEY
 from payswitch.store.client import connect
 from tests.integration.harness import FAST, Bench, bench
@@ -40,7 +39,7 @@ async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
 
 
 def checker(b: Bench) -> HealthCheck:
-    return assembly.health_check(b.settings, b.redis, b.transport)
+    return make_health_check(b.settings, b.redis, b.transport)
 
 
 def healthy(ms: int) -> Reply:

@@ -15,7 +15,7 @@ import httpx
 import orjson
 import pytest
 
-from payswitch.processors.processor import classify_health
+from payswitch.processors.outcomes import classify_health
 from payswitch.simulator import faults as simulator_faults
 from payswitch.simulator.server import SimulatorConfig
 from tests.integration.simulator.test_server import (

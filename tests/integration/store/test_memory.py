@@ -17,8 +17,9 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.ingress.app import create_app
+from payswitch.money import Total
 from payswitch.payments.accepting import AcceptQueue, NotAcceptedError
-from payswitch.payments.ledger import Settlement, Total
+from payswitch.payments.ledger import Settlement
 from payswitch.payments.payment import Payment
 from payswitch.selection.selector import SELECTION_KEY
 from payswitch.settings import Settings

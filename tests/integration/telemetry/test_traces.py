@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from payswitch.dispatch import assembly
+from payswitch.dispatch.assembly import make_dispatcher, payment_trace
 from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.ingress.app import create_app
 from payswitch.payments.accepting import AcceptQueue
@@ -53,7 +53,7 @@ class Traced:
 
     def __init__(self, b: Bench) -> None:
         self._b = b
-        self._dispatcher: Dispatcher = assembly.dispatcher(b.settings, b.redis, b.transport)
+        self._dispatcher: Dispatcher = make_dispatcher(b.settings, b.redis, b.transport)
         self._memory = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self._memory))
@@ -62,7 +62,7 @@ class Traced:
     async def dispatch(self, payment: str, traceparent: str = SAMPLED) -> str:
         """Claim it and do what can be done now; returns its state then."""
         claim = await self._b.claim_when_due(payment)
-        trace = self.traces.payment(claim, traceparent, due_at=claim.claimed_at)
+        trace = payment_trace(self.traces, claim, traceparent, due_at=claim.claimed_at)
         await self._dispatcher.dispatch(replace(claim, trace=trace))
         return (await self._b.record(payment)).state
 
@@ -162,8 +162,8 @@ async def test_a_payment_that_is_not_traced_carries_no_header(b: Bench) -> None:
 async def test_a_lease_that_ran_out_is_a_try_that_sent_nothing(b: Bench) -> None:
     traced = Traced(b)
     claim = await b.claim_when_due(await b.accept())
-    trace = traced.traces.payment(claim, SAMPLED, due_at=0)
-    dispatcher = assembly.dispatcher(b.settings, b.redis, b.transport)
+    trace = payment_trace(traced.traces, claim, SAMPLED, due_at=0)
+    dispatcher = make_dispatcher(b.settings, b.redis, b.transport)
     await dispatcher.dispatch(replace(claim, trace=trace, expires_at=0.0))
     assert traced.story[1:] == [("pay", "NotSentInTime", True)]
     assert b.default.posts == []

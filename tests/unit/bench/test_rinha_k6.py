@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import bench.rinha
 from bench.rinha.scenario import PROCESSORS, load_scenario
 from bench.rinha.score import Audit, count_inconsistencies, judge
-from payswitch.payments.ledger import Total
+from payswitch.money import Total
 
 BENCH = Path(bench.rinha.__file__).parent
 SCORE = "given.map(([scenario, run]) => score(scenario, run))"

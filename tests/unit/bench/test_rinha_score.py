@@ -22,7 +22,7 @@ from bench.rinha.score import (
     judge,
     percentile,
 )
-from payswitch.payments.ledger import Total
+from payswitch.money import Total
 
 PREVIEW, FINAL = load_scenario("preview"), load_scenario("final")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from payswitch.chaos.audit import Spread, audit
 from payswitch.chaos.books import Booked, Books, Window
 from payswitch.chaos.clients import HUNG_UP, Sent
-from payswitch.payments.ledger import Total
+from payswitch.money import Total
 
 REQUESTED_MS = 1_795_000_000_000
 CENTS = {"a": 100, "b": 250, "c": 5}

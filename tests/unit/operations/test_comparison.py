@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from payswitch.money import Total
 from payswitch.operations.comparison import (
     Difference,
     Differing,
@@ -20,8 +21,7 @@ from payswitch.operations.comparison import (
     unexplained,
 )
 from payswitch.payments.full_records import FullRecord
-from payswitch.payments.ledger import Total
-from payswitch.processors.processor import Found
+from payswitch.processors.outcomes import Found
 
 ENDS = Window(0, 10_000)
 NOW = 5000

@@ -8,11 +8,11 @@ from decimal import Decimal
 import orjson
 import pytest
 
+from payswitch.money import Total
 from payswitch.operations.controls import Order
 from payswitch.operations.history import Changes, Sample, parse_sample
 from payswitch.operations.overview import Choice, Overview, Reconciled, Seen
 from payswitch.operations.status import Level, Status, document, duration, rates
-from payswitch.payments.ledger import Total
 from payswitch.telemetry.histogram import Histogram
 from payswitch.telemetry.vitals import Process
 

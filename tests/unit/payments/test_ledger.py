@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from payswitch.money import MAX_CENTS, Total
 from payswitch.payments.accepting import AcceptQueue
-from payswitch.payments.ledger import Ledger, Settlement, Total, summary_json
-from payswitch.payments.payment import MAX_CENTS, Payment
-from payswitch.payments.tries import Claim
+from payswitch.payments.claims import Claim
+from payswitch.payments.ledger import Ledger, Settlement, summary_json
+from payswitch.payments.payment import Payment
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 AT_MS = 1_795_363_500_123

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from payswitch.payments.ledger import Summary, Total
+from payswitch.money import Total
+from payswitch.payments.ledger import Summary
 from payswitch.store import scripts
 from tests.unit.payments.test_ledger import (
     BOUNDS,

@@ -14,13 +14,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from payswitch.money import MAX_CENTS, exact_cents, format_cents
 from payswitch.payments.payment import (
-    MAX_CENTS,
     InvalidPaymentError,
     MalformedPaymentError,
     Payment,
-    exact_cents,
-    format_cents,
     parse_amount,
     parse_correlation_id,
     parse_payment,

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payswitch.payments.tries import Claim, Findings, OpenTry, QuietWatch, parse_open_tries
+from payswitch.dispatch.quiet_watch import QuietWatch
+from payswitch.payments.claims import Claim, OpenTry, parse_open_tries
+from payswitch.payments.tries import Findings
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 OTHER_ID = "00000000-0000-0000-0000-000000000001"

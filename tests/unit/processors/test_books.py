@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from payswitch.http.transport import Transport
 from payswitch.instants import EARLIEST_MS, LATEST_MS
-from payswitch.payments.ledger import Total
-from payswitch.payments.payment import format_cents
+from payswitch.money import Total, format_cents
 from payswitch.processors.books import (
     CannotAskError,
     ProcessorBooks,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from payswitch.http.transport import NotSent
-from payswitch.processors.processor import (
+from payswitch.processors.outcomes import (
     Ended,
     Finding,
     Found,
@@ -22,7 +22,6 @@ from payswitch.processors.processor import (
     NotSentInTime,
     Outcome,
     Paid,
-    Processor,
     Refused,
     Report,
     Unclear,
@@ -32,6 +31,7 @@ from payswitch.processors.processor import (
     classify_finding,
     classify_health,
 )
+from payswitch.processors.processor import Processor
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 AT_MS = 1_795_363_500_123

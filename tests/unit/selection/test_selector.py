@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from payswitch.processors.processor import Report
+from payswitch.processors.outcomes import Report
 from payswitch.selection.selector import (
     OVERRIDE_KEY,
     SELECTION_KEY,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from payswitch.processors.processor import classify_health
+from payswitch.processors.outcomes import classify_health
 from payswitch.simulator.faults import (
     WRONG_REPORTS,
     Faults,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from payswitch.store.client import connect, shown
+from payswitch.store.client import connect
+from payswitch.text import shown
 
 # URLs.
 

@@ -79,7 +79,8 @@ def parsed(line: str) -> dict[str, Any]:
 
 def written(*configuration: str, program: str) -> list[str]:
     """What a process of its own writes to standard error."""
-    source = f"import logging\nfrom payswitch.telemetry import logs\nlogs.configure{configuration}\n{program}"
+    start = "import logging\nfrom payswitch.telemetry import logs\n"
+    source = f"{start}logs.configure{configuration}\n{program}"
     done = subprocess.run(
         [sys.executable, "-c", source], capture_output=True, text=True, check=False, cwd=REPOSITORY
     )

@@ -20,8 +20,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
 from opentelemetry.trace import StatusCode
 
+from payswitch.dispatch.assembly import payment_trace
 from payswitch.errors import StartError
-from payswitch.payments.tries import Claim
+from payswitch.payments.claims import Claim
 from payswitch.telemetry import traces as traces_module
 from payswitch.telemetry.traces import PaymentTrace, Step, Traces, parse
 
@@ -55,7 +56,7 @@ class Spans:
     def claimed(self, traceparent: object = SAMPLED, *, tries: int = 0) -> PaymentTrace:
         """A payment of instant 1000 that was due again at 5000 and is claimed at 6000."""
         claim = Claim("id", 1990, 1, "0", 0.0, tries=tries, accepted_at=1000, claimed_at=6000)
-        return self.traces.payment(claim, traceparent, due_at=5000)
+        return payment_trace(self.traces, claim, traceparent, due_at=5000)
 
 
 def value(span: ReadableSpan, name: str) -> object:

@@ -22,9 +22,9 @@ from payswitch.cli.output import (
 from payswitch.cli.records import as_json as record_as_json
 from payswitch.cli.records import in_words
 from payswitch.instants import format_instant
+from payswitch.money import format_cents
 from payswitch.payments.dead_letters import DeadLetters, Replay
 from payswitch.payments.full_records import FullRecord, Unreadable
-from payswitch.payments.payment import format_cents
 from payswitch.settings import Settings
 from payswitch.text import printable
 

@@ -17,11 +17,11 @@ from payswitch.cli.records import in_words
 from payswitch.instants import LATEST_MS, format_instant
 from payswitch.operations.controls import Controls, Order
 from payswitch.operations.reconcile import Incident, read_incidents
-from payswitch.payments.accepting import QUEUE
 from payswitch.payments.dead_letters import DeadLetters
 from payswitch.payments.full_records import FullRecord, Unreadable
 from payswitch.payments.tries import WAITING_KEY
 from payswitch.settings import Settings
+from payswitch.store.keys import QUEUE
 from payswitch.text import printable
 
 _Event = tuple[int, str]

@@ -13,15 +13,15 @@ from redis.asyncio import Redis
 
 from payswitch.cli.main import read_settings
 from payswitch.cli.output import print_json, print_table, progress, redis_of, run
-from payswitch.dispatch import assembly
 from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant, parse_instant_ms
+from payswitch.money import Total, format_cents
 from payswitch.operations.comparison import Differing
 from payswitch.operations.reconcile import Incident, Reconciliation, Report
 from payswitch.payments.full_records import Unreadable
-from payswitch.payments.ledger import Ledger, Total
-from payswitch.payments.payment import format_cents
-from payswitch.processors.books import CannotAskError
-from payswitch.processors.processor import Found
+from payswitch.payments.ledger import Ledger
+from payswitch.processors.books import CannotAskError, make_books
+from payswitch.processors.outcomes import Found
+from payswitch.processors.processor import make_processors, make_transport
 from payswitch.settings import Settings
 from payswitch.store.notes import RECONCILED_KEY, write_note
 from payswitch.text import printable
@@ -65,7 +65,7 @@ def reconcile(first: int | None, last: int | None, thorough: bool, as_json: bool
 async def _reconcile(
     settings: Settings, first: int | None, last: int | None, *, thorough: bool, as_json: bool
 ) -> int:
-    transport = assembly.transport(settings)
+    transport = make_transport(settings)
     try:
         async with redis_of(settings) as redis:
             with progress("payments looked at", None) as advance:
@@ -76,8 +76,8 @@ async def _reconcile(
                         processors=list(settings.processor_urls),
                         retention_ms=settings.retention_ms,
                     ),
-                    assembly.books(settings, transport),
-                    assembly.processors(settings, transport),
+                    make_books(settings, transport),
+                    make_processors(settings, transport),
                     on_looked_up=advance,
                 ).run(first, last, thorough=thorough)
             await _note(redis, report)

@@ -14,8 +14,8 @@ from payswitch.cli.main import read_settings
 from payswitch.cli.output import in_order, print_json, print_pairs, redis_of, run
 from payswitch.instants import format_instant
 from payswitch.operations.controls import Controls, Order
-from payswitch.selection.selector import PROCESSORS, UNSELECTED, parse_selection
-from payswitch.settings import Settings
+from payswitch.selection.selector import UNSELECTED, parse_selection
+from payswitch.settings import PROCESSORS, Settings
 
 AUTO = "auto"
 DEFAULT_LIFE_MS = 600_000

@@ -22,10 +22,9 @@ from payswitch.operations.history import parse_sample, read_history
 from payswitch.operations.overview import Overview, OverviewReader
 from payswitch.operations.status import Level, Status, breakers, document, duration, money, rates
 from payswitch.settings import Settings
-from payswitch.store.client import shown
 from payswitch.store.errors import in_words
 from payswitch.telemetry.vitals import Process
-from payswitch.text import printable
+from payswitch.text import printable, shown
 
 _SAMPLES = 15
 _EVERY_S = 1.0

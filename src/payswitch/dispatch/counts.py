@@ -1,0 +1,34 @@
+"""What one worker has settled, counted."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+
+from payswitch.clock import boottime_ms
+from payswitch.payments.claims import Claim
+from payswitch.payments.ledger import Settlement
+from payswitch.telemetry.histogram import Histogram
+from payswitch.telemetry.tally import Tally
+
+
+class SettleCounts:
+    """What one worker has settled, by processor, and how long after their acceptance."""
+
+    def __init__(self) -> None:
+        self.by_processor: Counter[str] = Counter()
+        self.times = Histogram()
+        self.seconds: defaultdict[str, Tally] = defaultdict(Tally)
+        self.redis_ahead_ms: Callable[[], float | None] = lambda: None
+
+    def add(self, items: Sequence[tuple[Claim, str, int]], verdicts: Sequence[Settlement]) -> None:
+        """Count one batch that Redis has just settled. Times are taken by Redis' clock, which
+        every acceptance was, so they aren't until its distance is known."""
+        ahead = self.redis_ahead_ms()
+        now = None if ahead is None else boottime_ms() + ahead
+        for (claim, processor, _), verdict in zip(items, verdicts, strict=True):
+            if verdict is Settlement.SETTLED:
+                self.by_processor[processor] += 1
+                if now is not None:
+                    self.times.add(now - claim.accepted_at)
+                    self.seconds[processor].add((now - claim.accepted_at) / 1000)

@@ -1,0 +1,172 @@
+"""What every possible answer of a processor means.
+
+The meanings are the design's table of outcomes (docs/design.md). An outcome says one thing: may
+this very try have been recorded, or may it be recorded yet?
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import httpx
+import orjson
+
+from payswitch.http.transport import NotSent, bytes_left
+from payswitch.instants import parse_instant_ms
+from payswitch.money import nearest_cents
+from payswitch.reasons import reason
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """It is recorded, with the `requestedAt` that was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The processor knows the id or does not like the payment; this try recorded nothing."""
+
+    status: int
+    finding: Finding | None = None
+    """What it said when it was asked which of the two; None before that."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotPaid:
+    """Certainly not recorded, now or later: nothing of it has left."""
+
+    reason: str
+    healthy: bool = True
+    """False when it speaks against the processor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The try is over; it was recorded or not, whoever wrote the answer. It may be sent to the same
+    processor again, which knows the id; before it goes elsewhere, its processor must be asked."""
+
+    status: int
+    retry_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """It may be recorded, also later than now."""
+
+    reason: str
+    retry_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NotSentInTime:
+    """Nothing was written, because the lease had run out."""
+
+
+Outcome = Paid | Refused | NotPaid | Ended | Unknown | NotSentInTime
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The processor has the payment."""
+
+    cents: int
+    requested_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """The processor does not have the payment at this instant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unclear:
+    """The answer tells nothing."""
+
+    reason: str
+    retry_after_ms: int | None = None
+
+
+Finding = Found | Missing | Unclear
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a processor says of its health."""
+
+    failing: bool
+    min_response_ms: int
+
+
+_GAVE_UP_WAITING = frozenset({408, 499})
+"""Of the statuses below 500, those by which a gateway gives up a request that it has passed on."""
+
+_LEDGER_ENDS_MS = 10**13
+"""The year 2286: the ledger's windows reach from 1970 to there."""
+
+
+def classify(status: int, retry_after_ms: int | None, content: bytes) -> Outcome:
+    """What a complete answer to a payment means; `retry_after_ms` is the pause that it asks for."""
+    if 200 <= status < 300:
+        if content and not _is_json(content):
+            return Unknown(f"status {status} with a body that is not JSON")
+        return Paid()
+    if status in (400, 422):
+        return Refused(status)
+    if status > 500 or status in _GAVE_UP_WAITING:
+        return Unknown(f"status {status}", retry_after_ms)
+    return Ended(status, retry_after_ms)
+
+
+def classify_error(error: httpx.RequestError) -> Outcome:
+    """What the lack of a complete answer to a payment means."""
+    if isinstance(error, NotSent):
+        return NotSentInTime()
+    if not isinstance(error, httpx.TransportError) or bytes_left(error):
+        return Unknown(reason(error))
+    return NotPaid(reason(error), healthy=isinstance(error, httpx.PoolTimeout))
+
+
+def classify_finding(
+    status: int, content: bytes, correlation_id: str, retry_after_ms: int | None = None
+) -> Finding:
+    """What a complete answer to `GET /payments/{id}` means; `retry_after_ms` as in `classify`."""
+    if status == 404:
+        return Missing()
+    if status != 200:
+        return Unclear(f"status {status}", retry_after_ms)
+    try:
+        document = orjson.loads(content)
+        found_id, amount = document["correlationId"], document["amount"]
+        requested_at = parse_instant_ms(document["requestedAt"])
+    except (ValueError, KeyError, TypeError):
+        return Unclear("a body that is no payment")
+    cents = nearest_cents(amount)
+    if cents is None or type(found_id) is not str or found_id.lower() != correlation_id:
+        return Unclear("a body that is another payment")
+    if not 0 <= requested_at < _LEDGER_ENDS_MS:
+        return Unclear("an absurd instant")
+    return Found(cents, requested_at)
+
+
+def classify_health(status: int, content: bytes) -> Report | None:
+    """The report, or None where the answer is not exactly one: then nothing is known."""
+    if status != 200:
+        return None
+    try:
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(document, dict):
+        return None
+    failing, slowness = document.get("failing"), document.get("minResponseTime")
+    if type(failing) is not bool or type(slowness) is not int or slowness < 0:
+        return None
+    return Report(failing, slowness)
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return False
+    return True
