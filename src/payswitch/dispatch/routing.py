@@ -13,6 +13,7 @@ import enum
 from collections import deque
 
 from payswitch.selection.selector import UNSELECTED, Selection
+from payswitch.telemetry.vitals import REFUSES
 
 
 class Verdict(enum.Enum):
@@ -33,10 +34,6 @@ class BreakerState(enum.Enum):
     OPEN = "open"
     HALF_OPEN = "half-open"
     """A probe is under way."""
-
-
-REFUSES = "refuses payments"
-"""How `Breaker.why` begins where the processor refuses them for a fault of its own."""
 
 
 class Breaker:

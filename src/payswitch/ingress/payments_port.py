@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 from payswitch.http.listening import ListenError
 from payswitch.http.server import Bounds, Exchange, Listener, Reply, reply
-from payswitch.ingress.problem import MEDIA_TYPE, problem_json
+from payswitch.ingress.problems import MEDIA_TYPE, problem_json
 from payswitch.reasons import reason
 
 logger = logging.getLogger(__name__)

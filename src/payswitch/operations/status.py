@@ -11,14 +11,13 @@ from typing import Any
 
 import orjson
 
-from payswitch.dispatch.routing import REFUSES
 from payswitch.instants import format_instant
 from payswitch.money import format_cents
 from payswitch.operations.controls import Order
 from payswitch.operations.history import WINDOW_S, Sample
 from payswitch.operations.overview import Overview
 from payswitch.settings import DEFAULT
-from payswitch.telemetry.vitals import Process
+from payswitch.telemetry.vitals import REFUSES, Process
 
 _RATE_OVER_MS = 5000
 _FRESH_MS = 5000

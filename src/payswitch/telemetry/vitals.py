@@ -148,3 +148,7 @@ def _whole(text: str) -> int:
     if abs(number) > LARGEST:
         raise ValueError(f"too large: {text[:32]}")
     return number
+
+
+REFUSES = "refuses payments"
+"""How `Breaker.why` begins where the processor refuses them for a fault of its own."""

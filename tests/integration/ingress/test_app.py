@@ -237,7 +237,7 @@ async def test_a_bug_in_here_is_answered_as_a_problem(
     async def read_with_a_bug(redis: ArqRedis, correlation_id: str) -> None:
         raise KeyError(correlation_id)
 
-    monkeypatch.setattr("payswitch.ingress.app.read_record", read_with_a_bug)
+    monkeypatch.setattr("payswitch.ingress.endpoints.read_record", read_with_a_bug)
     app = create_app(Settings(redis_url=redis_server.url))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

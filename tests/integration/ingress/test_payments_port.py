@@ -212,7 +212,7 @@ async def test_a_bug_is_a_500_and_logged(
     def fail(what: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(f"payswitch.ingress.app.{step}", fail)
+    monkeypatch.setattr(f"payswitch.ingress.endpoints.{step}", fail)
     answer = await client.post("/payments", json={"correlationId": str(uuid4()), "amount": 1})
     assert answer.status_code == answer.json()["status"] == 500
     assert "ZeroDivisionError" in caplog.text

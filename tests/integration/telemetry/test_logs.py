@@ -40,13 +40,13 @@ PROGRAM = ("-m", "payswitch")
 WITH_A_BUG = (
     "-c",
     """
-import payswitch.ingress.app
+import payswitch.ingress.endpoints
 from payswitch.cli.main import main
 
 async def read_record(redis, correlation_id):
     raise KeyError("a bug")
 
-payswitch.ingress.app.read_record = read_record
+payswitch.ingress.endpoints.read_record = read_record
 main()
 """,
 )

@@ -17,8 +17,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from payswitch.dispatch.routing import REFUSES, Breaker, BreakerState, Router, Verdict
+from payswitch.dispatch.routing import Breaker, BreakerState, Router, Verdict
 from payswitch.selection.selector import UNSELECTED, Selection
+from payswitch.telemetry.vitals import REFUSES
 
 SLOTS = 4
 FAILURES = 3

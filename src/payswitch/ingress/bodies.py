@@ -1,0 +1,48 @@
+"""Request bodies: read whole, within a size and a time."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import cast
+
+from starlette.types import Receive, Scope
+
+from payswitch.http.server import MAX_BODY_BYTES
+from payswitch.ingress.payments_port import WHOLE_BODY
+from payswitch.ingress.problems import Problem
+
+BODY_LIMIT_S = 5.0
+
+CLOSE = {"connection": "close"}
+
+
+async def read_body(scope: Scope, receive: Receive, announced: bytes | None) -> bytes:
+    """The whole body, of which `Content-Length` has announced so many bytes. Raises `Problem`; the
+    connection is closed then, as the rest of the body would be taken for a request."""
+    if WHOLE_BODY in (scope.get("extensions") or ()):
+        return cast(bytes, (await receive())["body"])
+    body = b""
+    # What is complete by its announced length is not asked for more: that costs 6 µs.
+    expected = MAX_BODY_BYTES + 1 if announced is None else int(announced)
+    _require_size(0 if announced is None else expected)
+    try:
+        async with asyncio.timeout(BODY_LIMIT_S):
+            is_complete = False
+            while not is_complete:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Problem(HTTPStatus.BAD_REQUEST, "the client hung up", CLOSE)
+                body += message.get("body", b"")
+                _require_size(len(body))
+                is_complete = len(body) >= expected or not message.get("more_body")
+    except TimeoutError:
+        detail = f"the body must come within {BODY_LIMIT_S:g} s"
+        raise Problem(HTTPStatus.REQUEST_TIMEOUT, detail, CLOSE) from None
+    return body
+
+
+def _require_size(size: int) -> None:
+    if size > MAX_BODY_BYTES:
+        detail = f"the body must be at most {MAX_BODY_BYTES} bytes"
+        raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, CLOSE)

@@ -1,0 +1,102 @@
+"""Error answers as problem JSON (RFC 9457)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import orjson
+from redis.exceptions import ResponseError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match
+
+RETRY_AFTER_S = 1
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem_json(status: HTTPStatus, detail: str) -> bytes:
+    """The body of such an answer; `detail` says what to change."""
+    return orjson.dumps(
+        {
+            "type": "about:blank",
+            "title": status.phrase,
+            "status": status.value,
+            "detail": detail,
+        }
+    )
+
+
+class Problem(Exception):  # noqa: N818 - RFC 9457's own name for it
+    """An error answer as problem JSON (RFC 9457)."""
+
+    def __init__(
+        self, status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers
+
+    def response(self) -> Response:
+        """The answer itself."""
+        body = problem_json(self.status, self.detail)
+        return Response(body, self.status, headers=self.headers, media_type=MEDIA_TYPE)
+
+
+def try_later(detail: str, headers: Mapping[str, str] | None = None) -> Problem:
+    """A 503: the same request may well be taken in a second."""
+    headers = {"retry-after": str(RETRY_AFTER_S), **(headers or {})}
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers)
+
+
+def too_many() -> Problem:
+    """Why the live page has no more viewers."""
+    return try_later("too many watch the live page through this ingress")
+
+
+async def answer_problem(request: Request, error: Exception) -> Response:
+    """For `Problem`."""
+    assert isinstance(error, Problem)
+    return error.response()
+
+
+async def answer_http_exception(request: Request, error: Exception) -> Response:
+    """For Starlette's own errors: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    allowed = (error.headers or {}).get("Allow", "nothing")
+    details = {
+        HTTPStatus.NOT_FOUND: f"there is nothing at {request.url.path[:200]}{_nearest(request)}",
+        HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method[:16]} is not allowed here, but {allowed}",
+    }
+    return Problem(status, details.get(status, error.detail), error.headers).response()
+
+
+def _nearest(request: Request) -> str:
+    """The path that was meant, where slashes and capital letters are all that is wrong."""
+    path = "/" + "/".join(part for part in request.url.path[:200].lower().split("/") if part)
+    scope = {**request.scope, "path": path}
+    routes = request.app.routes
+    meant = path != request.url.path and any(
+        route.matches(scope)[0] is not Match.NONE for route in routes
+    )
+    return f": {path} was meant" if meant else ""
+
+
+async def answer_redis_away(request: Request, error: Exception) -> Response:
+    """For an error of Redis, or of the way to it."""
+    refused = isinstance(error, ResponseError)
+    return try_later("Redis refuses" if refused else "Redis does not answer").response()
+
+
+async def answer_bug(request: Request, error: Exception) -> Response:
+    """For anything else."""
+    return bug().response()
+
+
+def bug() -> Problem:
+    """A 500."""
+    detail = "something is wrong in here; the log says what"
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail)
