@@ -6,8 +6,7 @@ lives.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import orjson
 from arq.connections import RedisSettings
@@ -25,9 +24,6 @@ from payswitch.settings import Settings
 from payswitch.store.keys import QUEUE
 from payswitch.telemetry.metrics_server import MetricsServer
 
-if TYPE_CHECKING:
-    from payswitch.telemetry.traces import Traces
-
 settings = Settings.from_environment()
 
 
@@ -39,11 +35,8 @@ async def pay(
     else put into the job keeps it from being paid."""
     dispatcher: Dispatcher = ctx["dispatcher"]
     claim: Claim = ctx["claim"]
-    traces: Traces | None = ctx["traces"]
-    if traces is not None:
-        trace = payment_trace(traces, claim, traceparent, due_at=ctx["score"])
-        claim = replace(claim, trace=trace)
-    await dispatcher.dispatch(claim, probe=ctx["probe"])
+    trace = payment_trace(ctx["traces"], claim, traceparent, due_at=ctx["score"])
+    await dispatcher.dispatch(claim, trace, probe=ctx["probe"])
 
 
 async def startup(ctx: dict[Any, Any]) -> None:
@@ -72,8 +65,8 @@ async def shutdown(ctx: dict[Any, Any]) -> None:
         await ctx["vitals"].close()
     if "transport" in ctx:
         await ctx["transport"].aclose()
-    if (traces := ctx.get("traces")) is not None:
-        await traces.close()
+    if "traces" in ctx:
+        await ctx["traces"].close()
 
 
 class WorkerSettings:

@@ -22,7 +22,7 @@ from payswitch.processors.processor import Processor, make_processors, make_tran
 from payswitch.settings import Settings
 from payswitch.simulator.book import Entry
 from payswitch.simulator.server import Simulator, SimulatorConfig
-from payswitch.telemetry.traces import Step
+from payswitch.telemetry.tracing import NO_STEP, Step
 
 AT = 1_767_225_600_000
 """2026-01-01, when the first payment was made."""
@@ -51,7 +51,7 @@ class CountingProcessor(Processor):
 
     calls: Calls
 
-    async def find(self, correlation_id: str, step: Step | None = None) -> Finding:
+    async def find(self, correlation_id: str, step: Step = NO_STEP) -> Finding:
         self.calls.payments += 1
         return await super().find(correlation_id, step)
 

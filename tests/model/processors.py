@@ -24,6 +24,7 @@ from payswitch.processors.outcomes import (
     Unclear,
     Unknown,
 )
+from payswitch.telemetry.tracing import NO_STEP, Step
 from tests.model.stepped import Process
 
 UNCLEAR = Unclear("status 503")
@@ -184,7 +185,12 @@ class ProcessorClient:
         self._around = around
 
     async def pay(
-        self, correlation_id: str, cents: int, requested_at: int, may_send: Callable[[], bool]
+        self,
+        correlation_id: str,
+        cents: int,
+        requested_at: int,
+        may_send: Callable[[], bool],
+        step: Step = NO_STEP,
     ) -> Outcome:
         """As the real one: nothing happens between the question `may_send` and the write."""
         claim = self._around.claim_in_hand()
@@ -207,7 +213,7 @@ class ProcessorClient:
             books.counts["outcome: NotPaid"] += 1
         return await reply if unsent is None else cast(Outcome, unsent)
 
-    async def find(self, correlation_id: str) -> Finding:
+    async def find(self, correlation_id: str, step: Step = NO_STEP) -> Finding:
         """As the real one; the answer may be on its way for a while."""
         finding = await self._process.pass_gate(
             "find",

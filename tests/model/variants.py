@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from payswitch.dispatch.dispatcher import Dispatcher
+from payswitch.dispatch.dispatcher import Dispatcher, Work
 from payswitch.dispatch.quiet_watch import QuietWatch
 from payswitch.payments.claims import Batch, Claim, Claims, LifeOfTry
 from payswitch.payments.tries import Findings, Routed, Tries
@@ -48,56 +48,45 @@ class _RecordsTheTryAfterTheSend(Tries):
 
 
 class _OpensLate(Dispatcher):
-    async def _conclude(
-        self, claim: Claim, routed: Routed, outcome: Outcome, findings: Findings
-    ) -> None:
+    async def _conclude(self, work: Work, routed: Routed, outcome: Outcome) -> None:
         tries = cast(_RecordsTheTryAfterTheSend, self._tries)
-        recorded = await tries.record(claim, routed.processor, findings)
+        recorded = await tries.record(work.claim, routed.processor, work.findings)
         if recorded is not None:
             routed = replace(routed, number=recorded.number)
-            await super()._conclude(claim, routed, outcome, findings)
+            await super()._conclude(work, routed, outcome)
 
 
 class _UnpinsOnATimeout(Dispatcher):
-    async def _conclude(
-        self, claim: Claim, routed: Routed, outcome: Outcome, findings: Findings
-    ) -> None:
+    async def _conclude(self, work: Work, routed: Routed, outcome: Outcome) -> None:
         if isinstance(outcome, Unknown):
-            findings.closed.add(routed.number)
-        await super()._conclude(claim, routed, outcome, findings)
+            work.findings.closed.add(routed.number)
+        await super()._conclude(work, routed, outcome)
 
 
 class _UnpinsOnThe500OfASecondTry(Dispatcher):
-    async def _after_end(
-        self, claim: Claim, routed: Routed, outcome: Ended, findings: Findings
-    ) -> None:
-        await super()._after_end(claim, routed, outcome, _ClosesAllWithOne(claim, findings))
+    async def _after_end(self, work: Work, routed: Routed, outcome: Ended) -> None:
+        findings = _ClosesAllWithOne(work.claim, work.findings)
+        await super()._after_end(replace(work, findings=findings), routed, outcome)
 
 
 class _ClosesOnA429(Dispatcher):
-    async def _conclude(
-        self, claim: Claim, routed: Routed, outcome: Outcome, findings: Findings
-    ) -> None:
+    async def _conclude(self, work: Work, routed: Routed, outcome: Outcome) -> None:
         if isinstance(outcome, Ended) and outcome.status == 429:
             outcome = NotPaid("status 429")
-        await super()._conclude(claim, routed, outcome, findings)
+        await super()._conclude(work, routed, outcome)
 
 
 class _TakesARefusalFor404(Dispatcher):
-    async def _after_refusal(
-        self, claim: Claim, routed: Routed, outcome: Refused, findings: Findings
-    ) -> None:
+    async def _after_refusal(self, work: Work, routed: Routed, outcome: Refused) -> None:
         unknown = replace(outcome, finding=Missing())
-        await super()._after_refusal(claim, routed, unknown, findings)
+        await super()._after_refusal(work, routed, unknown)
 
 
 class _ClosesOnA404AfterA503(Dispatcher):
-    async def _conclude(
-        self, claim: Claim, routed: Routed, outcome: Outcome, findings: Findings
-    ) -> None:
+    async def _conclude(self, work: Work, routed: Routed, outcome: Outcome) -> None:
         if outcome == Unknown("status 503", 5000):
             outcome = Ended(503, 5000)
-        await super()._conclude(claim, routed, outcome, findings)
+        await super()._conclude(work, routed, outcome)
 
 
 class _ClosesAllWithOne(Findings):
@@ -113,8 +102,9 @@ class _ClosesAllWithOne(Findings):
 
 
 class _SendsWithoutALease(Dispatcher):
-    async def _send(self, claim: Claim, routed: Routed) -> Outcome:
-        return await super()._send(replace(claim, expires_at=float("inf")), routed)
+    async def _send(self, work: Work, routed: Routed) -> Outcome:
+        claim = replace(work.claim, expires_at=float("inf"))
+        return await super()._send(replace(work, claim=claim), routed)
 
 
 class _CountsFromTheFirstSight(QuietWatch):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import httpx
 from redis.asyncio import Redis
 
@@ -15,11 +13,8 @@ from payswitch.payments.ledger import Ledger
 from payswitch.payments.tries import Tries
 from payswitch.processors.processor import make_processors
 from payswitch.settings import Settings
-from payswitch.telemetry.tracing import open_traces
+from payswitch.telemetry.tracing import PaymentTrace, Traces, open_traces
 from payswitch.telemetry.vitals import Fields, Vitals
-
-if TYPE_CHECKING:
-    from payswitch.telemetry.traces import PaymentTrace, Traces
 
 
 def worker_vitals(redis: Redis, dispatcher: Dispatcher, settled: SettleCounts) -> Vitals:
@@ -74,8 +69,8 @@ def make_dispatcher(
     )
 
 
-def worker_traces(settings: Settings) -> Traces | None:
-    """Where a payments worker writes down what it does; None where nobody asked for it."""
+def worker_traces(settings: Settings) -> Traces:
+    """A payments worker's traces."""
     return open_traces(settings, "payswitch-worker", settings.processor_urls)
 
 

@@ -12,7 +12,7 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
 from redis.exceptions import RedisError
@@ -38,6 +38,7 @@ from payswitch.processors.outcomes import (
 )
 from payswitch.processors.processor import Processor
 from payswitch.telemetry.tally import Tally
+from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,27 @@ class Pauses:
         return random.randint(longest // 2, longest)
 
 
+@dataclass(slots=True)
+class Work:
+    """A claimed payment in hand, what was learned of its tries, and where its steps are traced."""
+
+    claim: Claim
+    trace: PaymentTrace
+    findings: Findings = field(default_factory=Findings)
+
+    def open_numbers(self) -> set[int]:
+        """The tries that were open when the payment was claimed and still are."""
+        if not self.claim.open_tries:
+            return set()
+        return {open_try.number for open_try in self.claim.open_tries} - self.findings.closed
+
+    def close_ended(self, routed: Routed) -> None:
+        """After its answer the processor doesn't have the payment: neither that try recorded it,
+        nor one that had ended before."""
+        self.findings.closed.add(routed.number)
+        self.findings.closed.update(each.number for each in self.claim.open_tries if each.ended)
+
+
 class Dispatcher:
     """Takes claimed payments to their processors and their outcomes to Redis."""
 
@@ -95,41 +117,43 @@ class Dispatcher:
         self._watch = QuietWatch()
         self._clock = clock
 
-    async def dispatch(self, claim: Claim, *, probe: str | None = None) -> None:
+    async def dispatch(
+        self, claim: Claim, trace: PaymentTrace = NO_TRACE, *, probe: str | None = None
+    ) -> None:
         """Do for a claimed payment what can be done now. Raises `RedisError`; the lease's end
         then gives the payment back.
 
         `probe` names the processor to use although nothing is healthy.
         """
-        findings = Findings()
-        if self._must_ask(claim, probe) and not await self._ask_in_turn(claim, findings):
+        work = Work(claim, trace)
+        if self._must_ask(claim, probe) and not await self._ask_in_turn(work):
             return
-        still_open = self._open_numbers(claim, findings)
+        still_open = work.open_numbers()
         if claim.open_tries and not still_open:
             await self._wake_next(claim)
         if claim.overdue:
-            await self._end_overdue(claim, findings, still_open)
+            await self._end_overdue(work, still_open)
             return
         processor = claim.processor if still_open else probe or self.router.choose(self._clock())
         breaker = self.router.breakers[processor] if processor is not None else None
         if processor is None or breaker is None or not breaker.free(self._clock()):
             if still_open and breaker is not None and breaker.state is not BreakerState.CLOSED:
-                await self._wait(claim, findings)
+                await self._wait(work)
             else:
-                await self._give_back(claim, findings, delay_ms=self._hold(breaker))
+                await self._give_back(work, delay_ms=self._hold(breaker))
             return
-        await self._pay_through(breaker, claim, processor, findings)
+        await self._pay_through(breaker, work, processor)
 
     async def give_back(self, claim: Claim, *, delay_ms: int, error: str = "") -> None:
         """Give back a payment that nothing more was learned of. Raises `RedisError`."""
-        await self._give_back(claim, Findings(), delay_ms=delay_ms, error=error)
+        await self._give_back(Work(claim, NO_TRACE), delay_ms=delay_ms, error=error)
 
-    async def _end_overdue(self, claim: Claim, findings: Findings, still_open: set[int]) -> None:
+    async def _end_overdue(self, work: Work, still_open: set[int]) -> None:
         """Nothing is sent after the deadline; an open try is waited for."""
         if still_open:
-            await self._wait(claim, findings, "unpaid at its deadline, but a try is open")
+            await self._wait(work, "unpaid at its deadline, but a try is open")
         else:
-            await self._bury(claim, await self._why_unpaid(claim), findings)
+            await self._bury(work, await self._why_unpaid(work.claim))
 
     async def _why_unpaid(self, claim: Claim) -> str:
         """The reason of a payment that nobody took in time; it says so if it was refused."""
@@ -151,71 +175,69 @@ class Dispatcher:
             return True
         return claim.processor != (probe or self.router.choose(self._clock()))
 
-    async def _ask_in_turn(self, claim: Claim, findings: Findings) -> bool:
+    async def _ask_in_turn(self, work: Work) -> bool:
         """Ask first, unless too many wait for this processor's answers for too long; True if more
         can be done now."""
-        assert claim.processor is not None
-        questions = self._questions[claim.processor]
+        assert work.claim.processor is not None
+        questions = self._questions[work.claim.processor]
         try:
             async with asyncio.timeout(_HELD_MS / 1000):
                 await questions.acquire()
         except TimeoutError:
-            await self._wait(claim, findings)
+            await self._wait(work)
             return False
         try:
-            return await self._ask_first(claim, findings)
+            return await self._ask_first(work)
         finally:
             questions.release()
 
-    async def _ask_first(self, claim: Claim, findings: Findings) -> bool:
+    async def _ask_first(self, work: Work) -> bool:
         """With a try open, ask its processor before anything else; True if more can be done now."""
-        assert claim.processor is not None
-        is_first_look = claim.horizon_passed and self._watch.may_begin(claim)
-        passed_here = self._watch.passed(claim, self._clock())
-        nothing_comes_later = claim.horizon_passed and passed_here
-        finding = await self._find(claim, claim.processor)
-        if is_first_look and (isinstance(finding, Missing) or claim.overdue):
-            await self._wake_next(claim)
+        assert work.claim.processor is not None
+        is_first_look = work.claim.horizon_passed and self._watch.may_begin(work.claim)
+        passed_here = self._watch.passed(work.claim, self._clock())
+        nothing_comes_later = work.claim.horizon_passed and passed_here
+        finding = await self._find(work, work.claim.processor)
+        if is_first_look and (isinstance(finding, Missing) or work.claim.overdue):
+            await self._wake_next(work.claim)
         match finding:
             case Found():
                 await self._settle_found(
-                    claim, claim.processor, finding, findings, horizon_passed=passed_here
+                    work, work.claim.processor, finding, horizon_passed=passed_here
                 )
                 return False
             case Missing():
-                findings.closed.update(
+                work.findings.closed.update(
                     open_try.number
-                    for open_try in claim.open_tries
+                    for open_try in work.claim.open_tries
                     if open_try.ended or nothing_comes_later
                 )
                 return True
             case Unclear():
-                if claim.overdue and nothing_comes_later:
-                    reason = f"unpaid at its deadline; {claim.processor} can't tell"
-                    await self._bury(claim, reason, findings, horizon_passed=True)
+                if work.claim.overdue and nothing_comes_later:
+                    reason = f"unpaid at its deadline; {work.claim.processor} can't tell"
+                    await self._bury(work, reason, horizon_passed=True)
                 else:
-                    error = f"asked {claim.processor}: {finding.reason}"
-                    await self._wait(claim, findings, error, finding.retry_after_ms)
+                    error = f"asked {work.claim.processor}: {finding.reason}"
+                    await self._wait(work, error, finding.retry_after_ms)
                 return False
 
-    async def _pay_through(
-        self, breaker: Breaker, claim: Claim, processor: str, findings: Findings
-    ) -> None:
+    async def _pay_through(self, breaker: Breaker, work: Work, processor: str) -> None:
         is_probe = breaker.enter(self._clock())
         outcome: Outcome | None = None
         try:
-            routed = await self._tries.open(claim, processor, findings)
+            routed = await self._tries.open(work.claim, processor, work.findings)
             if routed is None:
                 logger.debug(
                     "lease of payment %(payment)s lost before it was sent",
-                    {"payment": claim.correlation_id},
+                    {"payment": work.claim.correlation_id},
                 )
                 return
             began = self._clock()
-            outcome = await self._send(claim, routed)
+            outcome = await self._send(work, routed)
             self.calls[processor, type(outcome)].add((self._clock() - began) / 1000)
             if isinstance(outcome, Refused):
-                outcome = replace(outcome, finding=await self._find(claim, processor))
+                outcome = replace(outcome, finding=await self._find(work, processor))
         finally:
             was, was_refusing = breaker.state, breaker.refusing
             breaker.leave(
@@ -226,136 +248,120 @@ class Dispatcher:
                 reason=_reason(outcome),
             )
             _log_change(processor, breaker, was, was_refusing=was_refusing)
-        await self._conclude(claim, routed, outcome, findings)
+        await self._conclude(work, routed, outcome)
 
-    async def _send(self, claim: Claim, routed: Routed) -> Outcome:
-        sends_until = claim.expires_at - self._lease_margin_ms
+    async def _send(self, work: Work, routed: Routed) -> Outcome:
+        sends_until = work.claim.expires_at - self._lease_margin_ms
         clock = self._clock
         pay = self._processors[routed.processor].pay
-        payment = claim.correlation_id, claim.cents, routed.requested_at
-        if claim.trace is None:
-            return await pay(*payment, lambda: clock() < sends_until)
-        with claim.trace.pay(routed.processor, routed.number) as step:
+        payment = work.claim.correlation_id, work.claim.cents, routed.requested_at
+        with work.trace.pay(routed.processor, routed.number) as step:
             outcome = await pay(*payment, lambda: clock() < sends_until, step)
-            step.came_to(type(outcome).__name__, failed=not isinstance(outcome, Paid))
+            step.set_outcome(type(outcome).__name__, failed=not isinstance(outcome, Paid))
         return outcome
 
-    async def _find(self, claim: Claim, processor: str) -> Finding:
+    async def _find(self, work: Work, processor: str) -> Finding:
         find = self._processors[processor].find
-        if claim.trace is None:
-            return await find(claim.correlation_id)
-        with claim.trace.ask(processor) as step:
-            finding = await find(claim.correlation_id, step)
-            step.came_to(type(finding).__name__, failed=isinstance(finding, Unclear))
+        with work.trace.ask(processor) as step:
+            finding = await find(work.claim.correlation_id, step)
+            step.set_outcome(type(finding).__name__, failed=isinstance(finding, Unclear))
         return finding
 
-    async def _conclude(
-        self, claim: Claim, routed: Routed, outcome: Outcome, findings: Findings
-    ) -> None:
+    async def _conclude(self, work: Work, routed: Routed, outcome: Outcome) -> None:
         number = routed.number
         who = routed.processor
         match outcome:
             case Paid():
-                await self._settle(claim, who, routed.requested_at, findings)
+                await self._settle(work, who, routed.requested_at)
             case Refused():
-                findings.ended.add(number)
-                await self._after_refusal(claim, routed, outcome, findings)
+                work.findings.ended.add(number)
+                await self._after_refusal(work, routed, outcome)
             case Ended():
-                findings.ended.add(number)
-                await self._after_end(claim, routed, outcome, findings)
+                work.findings.ended.add(number)
+                await self._after_end(work, routed, outcome)
             case NotPaid():
-                findings.closed.add(number)
-                await self._retry(claim, findings, f"{who}: {outcome.reason}")
+                work.findings.closed.add(number)
+                await self._retry(work, f"{who}: {outcome.reason}")
             case NotSentInTime():
-                findings.closed.add(number)
-                await self._give_back(claim, findings, delay_ms=0, error="lease ran out unsent")
+                work.findings.closed.add(number)
+                await self._give_back(work, delay_ms=0, error="lease ran out unsent")
             case Unknown():
-                last_try = claim.life_of_try(number)
-                self._watch.saw(claim.correlation_id, last_try, self._clock())
+                last_try = work.claim.life_of_try(number)
+                self._watch.saw(work.claim.correlation_id, last_try, self._clock())
                 error = f"{who}: {outcome.reason}"
-                await self._retry(claim, findings, error, outcome.retry_after_ms)
+                await self._retry(work, error, outcome.retry_after_ms)
 
-    async def _after_end(
-        self, claim: Claim, routed: Routed, outcome: Ended, findings: Findings
-    ) -> None:
+    async def _after_end(self, work: Work, routed: Routed, outcome: Ended) -> None:
         """The processor alone knows whether it recorded it. It is asked at once, so that the
         payment can go elsewhere; but not after a 429 where it goes back there all the same."""
         asked_ms = outcome.retry_after_ms
         is_limit = outcome.status == HTTPStatus.TOO_MANY_REQUESTS
         if not is_limit or self.router.choose(self._clock()) != routed.processor:
-            finding = await self._find(claim, routed.processor)
+            finding = await self._find(work, routed.processor)
             match finding:
                 case Found():
-                    await self._settle_found(claim, routed.processor, finding, findings)
+                    await self._settle_found(work, routed.processor, finding)
                     return
                 case Missing():
-                    self._close_ended(claim, routed, findings)
+                    work.close_ended(routed)
                     asked_ms = None
                 case Unclear():
                     asked_ms = max(asked_ms or 0, finding.retry_after_ms or 0)
-        await self._retry(claim, findings, f"{routed.processor}: status {outcome.status}", asked_ms)
+        await self._retry(work, f"{routed.processor}: status {outcome.status}", asked_ms)
 
-    async def _after_refusal(
-        self, claim: Claim, routed: Routed, outcome: Refused, findings: Findings
-    ) -> None:
+    async def _after_refusal(self, work: Work, routed: Routed, outcome: Refused) -> None:
         """The processor knows the id already, or can't take this payment; but the word of one that
         refuses most buries nothing, for the fault is its own."""
         error = f"{routed.processor}: {_reason(outcome)}"
         match outcome.finding:
             case Found() as found:
-                await self._settle_found(claim, routed.processor, found, findings)
+                await self._settle_found(work, routed.processor, found)
             case Missing():
-                self._close_ended(claim, routed, findings)
+                work.close_ended(routed)
                 is_trusted = not self.router.breakers[routed.processor].refusing
-                if is_trusted and not self._open_numbers(claim, findings):
-                    await self._bury(claim, error, findings)
+                if is_trusted and not work.open_numbers():
+                    await self._bury(work, error)
                 else:
-                    await self._retry(claim, findings, error)
+                    await self._retry(work, error)
             case Unclear() as unclear:
-                await self._retry(claim, findings, error, unclear.retry_after_ms)
+                await self._retry(work, error, unclear.retry_after_ms)
 
     async def _settle_found(
         self,
-        claim: Claim,
+        work: Work,
         processor: str,
         found: Found,
-        findings: Findings,
         *,
         horizon_passed: bool = False,
     ) -> None:
         """The processor has the id: settled if the amount is ours, else for a person to decide."""
-        if found.cents == claim.cents:
-            await self._settle(claim, processor, found.requested_at, findings)
+        if found.cents == work.claim.cents:
+            await self._settle(work, processor, found.requested_at)
         else:
             reason = f"{processor} has it with another amount"
-            await self._bury(claim, reason, findings, horizon_passed=horizon_passed)
+            await self._bury(work, reason, horizon_passed=horizon_passed)
 
-    async def _settle(
-        self, claim: Claim, processor: str, requested_at: int, findings: Findings
-    ) -> None:
-        self._watch.forget(claim.correlation_id)
-        if claim.trace is None:
-            settlement = await self._bring(claim, processor, requested_at)
-        else:
-            with claim.trace.settle(processor) as step:
-                settlement = await self._bring(claim, processor, requested_at)
-                failed = settlement in (Settlement.INCIDENT, Settlement.UNADDABLE)
-                step.came_to(settlement.value, failed=failed)
+    async def _settle(self, work: Work, processor: str, requested_at: int) -> None:
+        self._watch.forget(work.claim.correlation_id)
+        with work.trace.settle(processor) as step:
+            settlement = await self._bring(work.claim, processor, requested_at)
+            failed = settlement in (Settlement.INCIDENT, Settlement.UNADDABLE)
+            step.set_outcome(settlement.value, failed=failed)
         if settlement is Settlement.INCIDENT:
             logger.error(
                 "incident: %(processor)s has payment %(payment)s, which is pinned elsewhere",
-                {"processor": processor, "payment": claim.correlation_id},
+                {"processor": processor, "payment": work.claim.correlation_id},
             )
         elif settlement is Settlement.UNADDABLE:
             logger.error(
                 "payment %(payment)s is paid by %(processor)s, but a sum of the ledger can't take "
                 "it; it is tried again",
-                {"processor": processor, "payment": claim.correlation_id},
+                {"processor": processor, "payment": work.claim.correlation_id},
             )
-            await self._retry(claim, findings, f"paid by {processor}; the ledger can't add it")
+            await self._retry(work, f"paid by {processor}; the ledger can't add it")
             return
-        if self._open_numbers(claim, findings):
-            await self._wake_next(claim)
+        if work.open_numbers():
+            await self._wake_next(work.claim)
 
     async def _bring(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
         """Proof of payment is never dropped: it is brought to Redis until Redis takes it."""
@@ -367,40 +373,33 @@ class Dispatcher:
                 attempts += 1
                 await asyncio.sleep(self._pauses.after(attempts) / 1000)
 
-    async def _bury(
-        self, claim: Claim, reason: str, findings: Findings, *, horizon_passed: bool = False
-    ) -> None:
-        bury = self._tries.bury(claim, reason, findings, horizon_passed=horizon_passed)
-        if claim.trace is None:
+    async def _bury(self, work: Work, reason: str, *, horizon_passed: bool = False) -> None:
+        bury = self._tries.bury(work.claim, reason, work.findings, horizon_passed=horizon_passed)
+        with work.trace.bury(reason) as step:
             burial = await bury
-        else:
-            with claim.trace.bury(reason) as step:
-                burial = await bury
-                step.came_to(burial.value, failed=False)
+            step.set_outcome(burial.value, failed=False)
         if burial is Burial.STILL_OPEN:
-            await self._retry(claim, findings, reason)
+            await self._retry(work, reason)
         elif burial is Burial.BURIED:
-            self._watch.forget(claim.correlation_id)
+            self._watch.forget(work.claim.correlation_id)
             logger.warning(
                 "dead letter: %(payment)s: %(reason)s",
-                {"payment": claim.correlation_id, "reason": reason},
+                {"payment": work.claim.correlation_id, "reason": reason},
             )
-            if self._open_numbers(claim, findings):
-                await self._wake_next(claim)
+            if work.open_numbers():
+                await self._wake_next(work.claim)
 
-    async def _wait(
-        self, claim: Claim, findings: Findings, error: str = "", asked_ms: int | None = None
-    ) -> None:
+    async def _wait(self, work: Work, error: str = "", asked_ms: int | None = None) -> None:
         """Give back a payment for which its processor can do nothing now, behind the others that
         wait for that one."""
-        assert claim.processor is not None
+        assert work.claim.processor is not None
         wait_ms = max(_WAIT_MS, min(asked_ms or 0, self._pauses.cap_ms))
         await self._tries.release(
-            claim,
+            work.claim,
             delay_ms=wait_ms,
-            findings=findings,
+            findings=work.findings,
             error=error,
-            waits_for=claim.processor,
+            waits_for=work.claim.processor,
         )
 
     async def _wake_next(self, claim: Claim) -> None:
@@ -410,18 +409,16 @@ class Dispatcher:
             with contextlib.suppress(RedisError, OSError):
                 await self._tries.wake(claim.processor)
 
-    async def _retry(
-        self, claim: Claim, findings: Findings, error: str, asked_ms: int | None = None
-    ) -> None:
+    async def _retry(self, work: Work, error: str, asked_ms: int | None = None) -> None:
         """Give it back for a pause; `asked_ms` is what the processor asked for (`Retry-After`)."""
         longest = self._pauses.cap_ms
-        delay_ms = max(self._pauses.after(claim.job_try), min(asked_ms or 0, longest))
-        await self._give_back(claim, findings, delay_ms=delay_ms, error=error)
+        delay_ms = max(self._pauses.after(work.claim.job_try), min(asked_ms or 0, longest))
+        await self._give_back(work, delay_ms=delay_ms, error=error)
 
-    async def _give_back(
-        self, claim: Claim, findings: Findings, *, delay_ms: int, error: str = ""
-    ) -> None:
-        await self._tries.release(claim, delay_ms=delay_ms, findings=findings, error=error)
+    async def _give_back(self, work: Work, *, delay_ms: int, error: str = "") -> None:
+        await self._tries.release(
+            work.claim, delay_ms=delay_ms, findings=work.findings, error=error
+        )
 
     def _pause_for_all(self, outcome: Outcome | None) -> int:
         """How long the processor is left alone by every payment, because its 429 asks for it."""
@@ -432,20 +429,6 @@ class Dispatcher:
         """How long to give a payment back for that its processor can't take now."""
         wait = _HELD_MS if breaker is None else breaker.reopens_in(self._clock())
         return int(max(wait, _HELD_MS) * random.uniform(1, 1.25))
-
-    @staticmethod
-    def _close_ended(claim: Claim, routed: Routed, findings: Findings) -> None:
-        """After its answer the processor doesn't have the payment: neither that try recorded it,
-        nor one that had ended before."""
-        findings.closed.add(routed.number)
-        findings.closed.update(each.number for each in claim.open_tries if each.ended)
-
-    @staticmethod
-    def _open_numbers(claim: Claim, findings: Findings) -> set[int]:
-        """The tries that were open when the payment was claimed and still are."""
-        if not claim.open_tries:
-            return set()
-        return {open_try.number for open_try in claim.open_tries} - findings.closed
 
 
 def _log_change(processor: str, breaker: Breaker, was: BreakerState, *, was_refusing: bool) -> None:

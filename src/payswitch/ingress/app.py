@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from payswitch.ingress import openapi, page
+from payswitch.ingress.accept import Headers, require_own
 from payswitch.ingress.endpoints import Ingress
 from payswitch.ingress.payments_port import PaymentsPort
 from payswitch.ingress.problems import (
@@ -29,9 +30,7 @@ from payswitch.ingress.problems import (
     too_many,
 )
 from payswitch.settings import Settings
-
-if TYPE_CHECKING:
-    from payswitch.telemetry.traces import Traces
+from payswitch.telemetry.tracing import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class App(Starlette):
     def __init__(
         self,
         pay: ASGIApp,
-        require_own: Callable[[str, Mapping[bytes, bytes]], None],
+        require_own: Callable[[str, Headers], None],
         **options: Any,
     ) -> None:
         plain = Route("/payments", _PlainEndpoint(pay), methods=["POST"])
@@ -89,13 +88,12 @@ def create_app(
     """The ASGI application. `stopping` ends what would never end by itself, the live page's
     streams. `traces` are closed with it. `payments_at` (host, port) takes payments besides, from
     its start to its end."""
-    ingress = Ingress(settings, stopping or asyncio.Event(), traces)
+    ingress = Ingress(settings, stopping or asyncio.Event(), traces or Traces())
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await ingress.open()
-        # A trace's step is a context of its own, which only a task has.
-        payments_port = PaymentsPort(app, ingress.pay_at_once if traces is None else None)
+        payments_port = PaymentsPort(ingress.pay_whole, ingress.ready_whole)
         if payments_at is not None:
             await payments_port.start(*payments_at)
         yield
@@ -113,8 +111,8 @@ def create_app(
     ]
     pages = page.routes(lambda: ingress.live, too_many) if settings.page == "on" else []
     app = App(
-        ingress.pay if traces is None else ingress.pay_traced,
-        ingress.require_own,
+        ingress.pay,
+        partial(require_own, host_names=settings.allowed_host_names),
         routes=[
             *(Route(path, endpoint, methods=[method]) for method, path, endpoint in routes),
             *openapi.routes(),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import NamedTuple
 
 import orjson
 from redis.exceptions import ResponseError
@@ -13,7 +14,16 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 RETRY_AFTER_S = 1
+JSON = "application/json"
 MEDIA_TYPE = "application/problem+json"
+
+
+class Answer(NamedTuple):
+    """A whole answer, `content-length` among its headers."""
+
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes = b""
 
 
 def problem_json(status: HTTPStatus, detail: str) -> bytes:
@@ -39,8 +49,19 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own name for it
         self.detail = detail
         self.headers = headers
 
-    def response(self) -> Response:
+    def answer(self) -> Answer:
         """The answer itself."""
+        body = problem_json(self.status, self.detail)
+        headers = {
+            **(self.headers or {}),
+            "content-length": str(len(body)),
+            "content-type": MEDIA_TYPE,
+        }
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        return Answer(self.status.value, raw, body)
+
+    def response(self) -> Response:
+        """The same, for Starlette."""
         body = problem_json(self.status, self.detail)
         return Response(body, self.status, headers=self.headers, media_type=MEDIA_TYPE)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvloop
 from granian.constants import HTTPModes, Interfaces, Loops
@@ -35,10 +35,7 @@ from payswitch.settings import Settings
 from payswitch.store.client import connect
 from payswitch.store.watch import RedisWatch
 from payswitch.telemetry import logs
-from payswitch.telemetry.tracing import open_traces
-
-if TYPE_CHECKING:
-    from payswitch.telemetry.traces import Traces
+from payswitch.telemetry.tracing import Traces, open_traces
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +163,9 @@ async def _serve_embedded(settings: Settings, place: Place) -> None:
 
 
 def _serve_processes(settings: Settings, place: Place, workers: int) -> None:
-    if (traces := _traces(settings)) is not None:
-        uvloop.run(traces.close())  # each process opens its own; this one finds out whether it can
+    uvloop.run(
+        _traces(settings).close()
+    )  # each process opens its own; this one finds out whether it can
     server = ProcessesServer(
         f"{__name__}:app_from_environment",
         factory=True,
@@ -208,7 +206,7 @@ def _prepare(server: AbstractServer[Any], place: Place) -> None:
     server.on_startup(bound)
 
 
-def _traces(settings: Settings) -> Traces | None:
+def _traces(settings: Settings) -> Traces:
     return open_traces(settings, "payswitch-ingress")
 
 

@@ -6,28 +6,25 @@ entry. Accepting again what is there already changes nothing.
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import orjson
 from arq.jobs import serialize_job
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch.clock import boottime_ms
 from payswitch.payments.payment import Payment
 from payswitch.store import scripts
-from payswitch.store.channels import ChannelScript
 from payswitch.store.errors import WrongServerError, in_words, says_out_of_memory
-from payswitch.store.group_commit import Deliver, GroupCommit, flush_in_a_task
+from payswitch.store.group_commit import GroupCommit
 
 JOB_FUNCTION = "pay"
 """The name of the job function that `workers/payments.py` registers."""
@@ -98,9 +95,7 @@ class AcceptQueue:
         self._max_backlog = max_backlog
         self.verdicts: Counter[str] = Counter()
         self._redis_ahead_ms: float | None = None
-        self._commits: GroupCommit[_Entry, str] = GroupCommit(
-            self._flush, begin=self._begin, limit_s=limit_ms / 1000
-        )
+        self._commits: GroupCommit[_Entry, str] = GroupCommit(self._flush, limit_s=limit_ms / 1000)
 
     async def accept(self, payment: Payment, traceparent: str | None = None) -> Acceptance:
         """Put the payment on the queue; returns once Redis has it. Where it is traced, its job
@@ -110,53 +105,18 @@ class AcceptQueue:
         the instant, by Redis' clock, after which the script refuses it, so that a call that was
         given up is not begun when Redis comes back.
         """
+        entry = _Entry(payment, boottime_ms() + self._limit_ms, traceparent)
         try:
-            judged = _judged(await self._commits.submit(self._entry(payment, traceparent)))
+            verdict = await self._commits.submit(entry)
         except (RedisError, OSError) as error:
-            judged = _judged(error)
-        if isinstance(judged, BaseException):
-            raise judged from None
-        return judged
-
-    def put(self, payment: Payment, deliver: Deliver[Acceptance]) -> None:
-        """The same for who can't wait: `deliver` gets what `accept` returns or raises, later."""
-        self._commits.put(self._entry(payment, None), lambda outcome: deliver(_judged(outcome)))
-
-    def _entry(self, payment: Payment, traceparent: str | None) -> _Entry:
-        return _Entry(payment, boottime_ms() + self._limit_ms, traceparent)
-
-    def _begin(self, entries: list[_Entry], done: Deliver[Sequence[str]]) -> bool:
-        """Begin what `_flush` does without a task, where Redis' clock is known and a channel open:
-        a task, and the coroutines between it and the channel, cost as much as the rest."""
-        if self._redis_ahead_ms is None or not isinstance(self._script, ChannelScript):
-            return False
-        answered = partial(self._answered, entries, done)
-        has_begun = self._script.begin(self._arguments(entries), answered)
-        if not has_begun:
-            self._redis_ahead_ms = None  # at the next connection's end may be another Redis
-        return has_begun
-
-    def _answered(self, entries: list[_Entry], done: Deliver[Sequence[str]], answer: Any) -> None:
-        if not isinstance(answer, Exception):
-            try:
-                verdicts = self._read(answer)
-            except Exception as error:
-                done(error)
-                return
-            if "late" in verdicts:
-                flush_in_a_task(partial(self._retry_late, verdicts), entries, done)
-            else:
-                done(verdicts)
-            return
-        self._forget_clock(answer)
-        if isinstance(answer, NoScriptError | RedisConnectionError):
-            # Accepting twice is harmless.
-            flush_in_a_task(self._flush, entries, done)
-        else:
-            done(answer)
+            raise _not_accepted(error) from None
+        if verdict == "late":
+            raise NotAcceptedError("Redis did not answer in time")
+        return Acceptance(verdict)
 
     async def _flush(self, entries: list[_Entry]) -> list[str]:
-        return await self._retry_late(await self._call(entries), entries)
+        verdicts = await self._call(entries)
+        return await self._retry_late(verdicts, entries) if "late" in verdicts else verdicts
 
     async def _retry_late(self, verdicts: list[str], entries: list[_Entry]) -> list[str]:
         """Who was refused by a clock that was set meanwhile comes again, as long as there is time;
@@ -227,25 +187,15 @@ class AcceptQueue:
         self._redis_ahead_ms = redis_now_ms - boottime_ms()
 
 
-def _judged(outcome: str | BaseException) -> Acceptance | BaseException:
-    if isinstance(outcome, str) and outcome != "late":
-        try:
-            return Acceptance(outcome)
-        except ValueError as error:
-            return error
-    match outcome:
-        case "late" | TimeoutError():
+def _not_accepted(error: RedisError | OSError) -> NotAcceptedError:
+    match error:
+        case TimeoutError():
             return NotAcceptedError("Redis did not answer in time")
         case WrongServerError():
-            return NotAcceptedError(f"Redis can't be used: {in_words(outcome)}")
-        case ResponseError() if says_out_of_memory(outcome):
+            return NotAcceptedError(f"Redis can't be used: {in_words(error)}")
+        case ResponseError() if says_out_of_memory(error):
             return NotAcceptedError("Redis is full", refused=True)
         case ResponseError():
-            return NotAcceptedError(f"Redis refused: {in_words(outcome)}", refused=True)
-        case RedisError() | OSError():
-            return NotAcceptedError(f"Redis can't be reached: {in_words(outcome)}")
-        case asyncio.CancelledError():
-            return NotAcceptedError("the ingress ends")
+            return NotAcceptedError(f"Redis refused: {in_words(error)}", refused=True)
         case _:
-            assert isinstance(outcome, BaseException)
-            return outcome
+            return NotAcceptedError(f"Redis can't be reached: {in_words(error)}")

@@ -5,17 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from redis.asyncio import Redis
 
 from payswitch.clock import boottime_ms
 from payswitch.store import scripts
 from payswitch.telemetry.tally import Tally
-
-if TYPE_CHECKING:
-    from payswitch.telemetry.traces import PaymentTrace
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +58,6 @@ class Claim:
     """ms by Redis' clock."""
     claimed_at: int = 0
     """ms by Redis' clock."""
-    trace: PaymentTrace | None = field(default=None, compare=False, repr=False)
-    """Where its steps are written down; None without traces."""
 
     def life_of_try(self, number: int) -> LifeOfTry:
         """What no other try has in common with this one, though an id may come again after a purge

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
@@ -29,9 +29,7 @@ from payswitch.processors.outcomes import (
 from payswitch.processors.retry_after import asked_pause_ms
 from payswitch.reasons import reason
 from payswitch.settings import Settings
-
-if TYPE_CHECKING:
-    from payswitch.telemetry.traces import Step
+from payswitch.telemetry.tracing import NO_STEP, Step
 
 _BEYOND_THE_DELAY_MS = 500
 
@@ -73,7 +71,7 @@ class Processor:
         cents: int,
         requested_at: int,
         may_send: Callable[[], bool],
-        step: Step | None = None,
+        step: Step = NO_STEP,
     ) -> Outcome:
         """Send a payment; `may_send` is asked directly before its bytes are written, with nothing
         awaited in between. Every outcome is a value; nothing but cancellation is raised. `step`
@@ -96,7 +94,7 @@ class Processor:
             return classify_error(error)
         return classify(response.status_code, asked_pause_ms(response), content)
 
-    async def find(self, correlation_id: str, step: Step | None = None) -> Finding:
+    async def find(self, correlation_id: str, step: Step = NO_STEP) -> Finding:
         """Ask whether the processor has a payment. Nothing but cancellation is raised. `step`
         traces the call."""
         request = httpx.Request(
@@ -128,17 +126,9 @@ class Processor:
         return classify_health(response.status_code, content)
 
     async def _exchange(
-        self, request: httpx.Request, step: Step | None = None
+        self, request: httpx.Request, step: Step = NO_STEP
     ) -> tuple[httpx.Response, bytes]:
         """The response and its body as it came: decoding could make any size of it."""
-        if step is None:
-            response = await self._transport.handle_async_request(request)
-        else:
-            response = await self._exchange_traced(request, step)
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        return response, b"".join([part async for part in response.stream])
-
-    async def _exchange_traced(self, request: httpx.Request, step: Step) -> httpx.Response:
         if step.traceparent is not None:
             request.headers["traceparent"] = step.traceparent
         try:
@@ -147,7 +137,8 @@ class Processor:
             step.unanswered(error)
             raise
         step.answered(response.status_code)
-        return response
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        return response, b"".join([part async for part in response.stream])
 
 
 def _limits(connect_s: float, read_s: float) -> dict[str, Any]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, cast
 
 import hiredis
@@ -24,8 +22,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from payswitch.store.errors import Epoch, WrongServerError
 
 Argument = str | bytes | int | float
-Deliver = Callable[[Any], None]
-"""Gets Redis' answer, or the error that came instead."""
 
 _INCOMPLETE = object()
 
@@ -48,7 +44,7 @@ class Channel(asyncio.Protocol):
             replyError=self._opened._parser.parse_error,
             notEnoughData=_INCOMPLETE,
         )
-        self._deliver: Deliver | None = None
+        self._answer: asyncio.Future[Any] | None = None
         self._ends_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -74,23 +70,17 @@ class Channel(asyncio.Protocol):
         """
         if not self.is_open:
             raise RedisConnectionError("the connection ended before the call")
-        answer: asyncio.Future[Any] = self._loop.create_future()
-        self.send(command, partial(_set, answer))
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            self.close()
-            raise
-
-    def send(self, command: bytes, deliver: Deliver) -> None:
-        """Send a packed command through an open connection; `deliver` gets what `call` returns or
-        raises."""
-        self._deliver = deliver
+        self._answer = answer = self._loop.create_future()
         self._ends_at = self._loop.time() + self._limit_s
         # One timer serves many calls, as one for each would cost as much as packing the command.
         if self._timer is None:
             self._timer = self._loop.call_at(self._ends_at, self._expire)
         self._transport.write(command)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the connection; what has not left is not sent."""
@@ -115,7 +105,7 @@ class Channel(asyncio.Protocol):
         self._fail(RedisConnectionError(f"the connection ended: {exc or 'closed by redis'}"))
 
     def _take(self, answer: Any) -> None:
-        if self._deliver is None or self._reader.has_data():
+        if self._answer is None or self._reader.has_data():
             self._fail(RedisConnectionError("an answer that nobody asked for"))
         elif isinstance(answer, WrongServerError):
             self._epoch.end()
@@ -125,7 +115,7 @@ class Channel(asyncio.Protocol):
 
     def _expire(self) -> None:
         self._timer = None
-        if self._deliver is None:
+        if self._answer is None:
             return
         if self._loop.time() < self._ends_at:
             self._timer = self._loop.call_at(self._ends_at, self._expire)
@@ -137,18 +127,13 @@ class Channel(asyncio.Protocol):
         self._end(error)
 
     def _end(self, outcome: Any) -> None:
-        deliver, self._deliver = self._deliver, None
-        if deliver is not None:
-            deliver(outcome)
-
-
-def _set(future: asyncio.Future[Any], outcome: Any) -> None:
-    if future.done():
-        return
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
+        answer, self._answer = self._answer, None
+        if answer is None or answer.done():
+            return
+        if isinstance(outcome, Exception):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
 
 
 class Channels:
@@ -168,21 +153,6 @@ class Channels:
             return await channel.call(packed)
         finally:
             self._give_back(channel)
-
-    def begin(self, command: Sequence[Argument], deliver: Deliver) -> bool:
-        """The same for who can't wait, where a channel is open and free: `deliver` gets answer or
-        error, later. False where there is none, and nothing has been done."""
-        packed = hiredis.pack_command(cast(Any, command))
-        channel = self._take()
-        if channel is None:
-            return False
-
-        def end(outcome: Any) -> None:
-            self._give_back(channel)
-            deliver(outcome)
-
-        channel.send(packed, end)
-        return True
 
     def close(self) -> None:
         """End the connections; those that are in use end with their calls."""
@@ -221,11 +191,6 @@ class ChannelScript(AsyncScript):
         super().__init__(client, text)
         self._text = text
         self._channels = channels
-
-    def begin(self, args: Sequence[Argument], deliver: Deliver) -> bool:
-        """Call it without keys for who can't wait, as `Channels.begin` says. Where Redis has
-        forgotten the script, that is the error."""
-        return self._channels.begin(("EVALSHA", self.sha, 0, *args), deliver)
 
     async def __call__(self, keys: Any = (), args: Any = (), client: Any = None) -> Any:
         """Redis' answer; where Redis has forgotten the script, it is sent. Raises `RedisError`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -126,33 +126,20 @@ class RedisWatch:
 
     async def look(self) -> None:
         """Look once, for a second at most; whoever asks meanwhile gets the same look."""
-        await asyncio.shield(self._begin())
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._look_once(), name="look at redis")
+        await asyncio.shield(self._look)
 
     async def look_again(self) -> None:
         """Look, unless a look has ended just now."""
-        if not self._is_fresh():
+        if asyncio.get_running_loop().time() - self._looked_at >= _FRESH_S:
             await self.look()
-
-    def after_look(self, call: Callable[[], None]) -> None:
-        """`look_again`, and then call this: never before this method returns."""
-        if self._is_fresh():
-            asyncio.get_running_loop().call_soon(call)
-        else:
-            self._begin().add_done_callback(lambda _: call())
 
     def note_away(self, error: Exception) -> None:
         """Redis did not answer: say so, once until a look finds that it does."""
         if self._away is None:
             logger.warning("redis is away: %(error)s", {"error": in_words(error)})
         self._away = in_words(error)
-
-    def _is_fresh(self) -> bool:
-        return asyncio.get_running_loop().time() - self._looked_at < _FRESH_S
-
-    def _begin(self) -> asyncio.Task[None]:
-        if self._look is None or self._look.done():
-            self._look = asyncio.create_task(self._look_once(), name="look at redis")
-        return self._look
 
     async def _look_for_ever(self) -> None:
         while True:

@@ -1,8 +1,7 @@
-"""Traces of payments, from the POST across the queue to the settlement.
+"""Traces of payments as spans, from the POST across the queue to the settlement.
 
-The only module that knows OpenTelemetry. It is imported only where `PAYSWITCH_TRACES` asks for it,
-as it needs the extra `traces`; the rest holds what it hands out, or None. `docs/how-to/traces.md`
-lists the spans. Of a payment they have nothing but its id.
+The only module that knows OpenTelemetry. `docs/how-to/traces.md` lists the spans. Of a payment they
+have nothing but its id.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from opentelemetry.trace import (
 
 from payswitch.errors import StartError
 from payswitch.store.keys import QUEUE
+from payswitch.telemetry.tracing import PaymentTrace, Step, Traces
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _provider(service: str) -> TracerProvider:
     return provider
 
 
-class Traces:
+class SpanTraces(Traces):
     """The spans of one process. They end in a buffer, which a thread of the SDK's empties: nothing
     here waits for a collector but `close`."""
 
@@ -89,7 +89,7 @@ class Traces:
         self._places = {name: _place(name, url) for name, url in (processor_urls or {}).items()}
 
     @classmethod
-    def open(cls, service: str, processor_urls: Mapping[str, str] | None = None) -> Traces:
+    def open(cls, service: str, processor_urls: Mapping[str, str] | None = None) -> SpanTraces:
         """Spans for the collector, through the sampler and within the limits that the SDK's own
         variables (`OTEL_…`) name. Raises `StartError` where the SDK refuses one of them."""
         try:
@@ -99,23 +99,19 @@ class Traces:
         return cls(provider, processor_urls)
 
     def request(self, traceparent: bytes | None) -> Step:
-        """A `POST /payments` that has come, with the header of this name (W3C trace context): what
-        is no valid one counts as none."""
         caller = None if traceparent is None else parse(traceparent.decode("latin-1"))
         context = _under(caller)
-        return Step(self._tracer.start_span("POST /payments", context, SpanKind.SERVER, _REQUEST))
+        return SpanStep(
+            self._tracer.start_span("POST /payments", context, SpanKind.SERVER, _REQUEST)
+        )
 
     def payment(
         self, correlation_id: str, traceparent: object, *, claim: int, began_ms: int, ended_ms: int
     ) -> PaymentTrace:
-        """What a claim of this number adds to the trace that the payment's job carries, or to a
-        new one where it carries none. The claim has ended a wait in the queue between two instants
-        by Redis' clock."""
         wait = _Wait(correlation_id, claim, began_ms, ended_ms)
-        return PaymentTrace(self._tracer, self._places, wait, parse(traceparent))
+        return SpanPaymentTrace(self._tracer, self._places, wait, parse(traceparent))
 
     async def close(self) -> None:
-        """Send what is left, for 2 s at most."""
         loop = asyncio.get_running_loop()
         is_done = asyncio.Event()
 
@@ -133,8 +129,8 @@ class Traces:
             logger.warning("the last spans are lost: the collector did not take them in time")
 
 
-class Step:
-    """One span, under way while its `with` block runs; an exception that leaves it fails it."""
+class SpanStep(Step):
+    """A step as a span."""
 
     __slots__ = ("_error", "_span", "traceparent")
 
@@ -142,10 +138,6 @@ class Step:
         self._span = span
         self._error = ""
         self.traceparent = _traceparent(span.get_span_context())
-        """What goes on from here carries this; None where OpenTelemetry is switched off."""
-
-    def __enter__(self) -> Step:
-        return self
 
     def __exit__(
         self,
@@ -158,26 +150,21 @@ class Step:
         self._span.end()
 
     def is_for(self, correlation_id: str) -> None:
-        """Whose payment it is."""
         self._span.set_attribute(_CORRELATION_ID, correlation_id)
 
     def served(self, status: int) -> None:
-        """What our client was answered."""
         self.answered(status)
         if status >= 500:
             self._fail(str(status))
 
     def answered(self, status: int) -> None:
-        """A processor has answered."""
         self._error = str(status) if status >= 400 else ""
         self._span.set_attribute("http.response.status_code", status)
 
     def unanswered(self, error: Exception) -> None:
-        """A processor has not answered, and why."""
         self._error = type(error).__name__
 
-    def came_to(self, outcome: str, *, failed: bool) -> None:
-        """How it ended."""
+    def set_outcome(self, outcome: str, *, failed: bool) -> None:
         self._span.set_attribute("payswitch.outcome", outcome)
         if failed:
             self._fail(self._error or outcome)
@@ -197,7 +184,7 @@ class _Wait:
     ended_ms: int
 
 
-class PaymentTrace:
+class SpanPaymentTrace(PaymentTrace):
     """What one claim of a payment adds to its trace.
 
     The wait in the queue is a span once anything follows it: a claim that is given back because
@@ -220,7 +207,6 @@ class PaymentTrace:
         self._context: Context | None = None
 
     def pay(self, processor: str, number: int) -> Step:
-        """A try at a processor, by its number."""
         attributes = self._place(processor) | {
             "http.request.method": "POST",
             "payswitch.try": number,
@@ -228,16 +214,13 @@ class PaymentTrace:
         return self._step("pay", SpanKind.CLIENT, attributes)
 
     def ask(self, processor: str) -> Step:
-        """The question whether a processor has the payment."""
         attributes = self._place(processor) | {"http.request.method": "GET"}
         return self._step("ask", SpanKind.CLIENT, attributes)
 
     def settle(self, processor: str) -> Step:
-        """The settlement in Redis."""
         return self._step("settle", SpanKind.INTERNAL, {"payswitch.processor": processor})
 
     def bury(self, reason: str) -> Step:
-        """The attempt to make it a dead letter."""
         return self._step("bury", SpanKind.INTERNAL, {"payswitch.reason": reason})
 
     def _place(self, processor: str) -> dict[str, str | int]:
@@ -245,10 +228,10 @@ class PaymentTrace:
 
     def _step(self, name: str, kind: SpanKind, attributes: Attributes) -> Step:
         if self._parent is not None and not self._parent.trace_flags.sampled:
-            return Step(NonRecordingSpan(self._parent))
+            return SpanStep(NonRecordingSpan(self._parent))
         if self._context is None:
             self._wait_is_over()
-        return Step(self._tracer.start_span(name, self._context, kind, attributes))
+        return SpanStep(self._tracer.start_span(name, self._context, kind, attributes))
 
     def _wait_is_over(self) -> None:
         waited = self._wait

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from payswitch.ingress.payments_port import MAX_BODY_BYTES
+from payswitch.ingress.bodies import MAX_BODY_BYTES
 from tests.end_to_end.harness import HOST, client
 from tests.end_to_end.hostile import DOORS, Answer, Edge, running_edge
 from tests.support import SLACK_S

@@ -16,12 +16,12 @@ from uuid import uuid4
 import httpx
 import pytest
 from arq.connections import ArqRedis
-from starlette.types import Receive, Scope, Send
 
 from payswitch.http.server import Exchange, Listener, reply
-from payswitch.ingress import payments_port
+from payswitch.ingress import bodies, payments_port
 from payswitch.ingress.app import create_app
-from payswitch.ingress.payments_port import Answer, PaymentsPort
+from payswitch.ingress.payments_port import PaymentsPort, Serve
+from payswitch.ingress.problems import Answer
 from payswitch.settings import Settings
 from payswitch.store.client import connect
 from tests.support import RedisServer, eventually, free_port
@@ -30,20 +30,19 @@ HOST = "127.0.0.1"
 POST = b"POST /payments HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
 
 
-class HeldApp:
-    """An ASGI application that answers 202 when it may."""
+class Held:
+    """Answers 202 when it may."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.go_on = asyncio.Event()
         self.served = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, exchange: Exchange) -> Answer:
         self.served += 1
         self.asked.set()
         await self.go_on.wait()
-        await send({"type": "http.response.start", "status": 202, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        return Answer(202, [])
 
 
 @contextlib.asynccontextmanager
@@ -64,9 +63,9 @@ async def client(redis_server: RedisServer) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @contextlib.asynccontextmanager
-async def port_of(app: object) -> AsyncIterator[tuple[PaymentsPort, int]]:
+async def port_of(serve: Serve) -> AsyncIterator[tuple[PaymentsPort, int]]:
     number = free_port()
-    port = PaymentsPort(app)  # type: ignore[arg-type]
+    port = PaymentsPort(serve, serve)
     await port.start(HOST, number)
     try:
         yield port, number
@@ -82,7 +81,7 @@ async def test_a_payment_is_on_the_queue_when_it_is_acknowledged(
         *(client.post("/payments", json={"correlationId": each, "amount": 2.5}) for each in ids)
     )
     for each, answer in zip(ids, answers, strict=True):
-        assert answer.status_code == 202
+        assert answer.status_code == 202, answer.text
         assert answer.headers["location"] == f"/payments/{each}"
         assert answer.content == b""
         assert re.fullmatch(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", answer.headers["date"])
@@ -202,51 +201,20 @@ async def test_who_sends_bad_requests_without_waiting_gets_one_answer(
     assert answer.count(b"HTTP/1.1") == 1
 
 
-@pytest.mark.parametrize("step", ["parse_payment", "_headers_of"])
+@pytest.mark.parametrize("step", ["parse_payment", "Answer"])
 async def test_a_bug_is_a_500_and_logged(
     client: httpx.AsyncClient,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     step: str,
 ) -> None:
-    def fail(what: object) -> None:
+    def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(f"payswitch.ingress.endpoints.{step}", fail)
+    monkeypatch.setattr(f"payswitch.ingress.accept.{step}", fail)
     answer = await client.post("/payments", json={"correlationId": str(uuid4()), "amount": 1})
     assert answer.status_code == answer.json()["status"] == 500
     assert "ZeroDivisionError" in caplog.text
-
-
-async def test_at_its_end_payments_are_answered_that_nothing_waits_for() -> None:
-    held: list[Answer] = []
-    number = free_port()
-    port = PaymentsPort(HeldApp(), lambda _, answer: held.append(answer))
-    await port.start(HOST, number)
-    reader, writer = await asyncio.open_connection(HOST, number)
-    writer.write(POST)
-
-    async def is_held() -> bool:
-        return bool(held)
-
-    await eventually(is_held, what="the payment is there")
-    closing = asyncio.create_task(port.close())
-
-    async def is_ending() -> bool:
-        try:
-            _, other = await asyncio.open_connection(HOST, number)
-        except OSError:
-            return True
-        other.close()
-        return False
-
-    await eventually(is_ending, what="nobody listens there")
-    held[0](202, [(b"location", b"/payments/x")], b"")
-    answer = await reader.read()
-    assert answer.startswith(b"HTTP/1.1 202 Accepted\r\nlocation: /payments/x\r\n")
-    assert b"Connection: close" in answer
-    await closing
-    writer.close()
 
 
 @pytest.mark.parametrize(
@@ -299,9 +267,9 @@ async def test_the_largest_body_is_taken_and_one_byte_more_is_not(
 ) -> None:
     payment = b'{"correlationId":"%b","amount":1}' % str(uuid4()).encode()
     for size, status in (
-        (payments_port.MAX_BODY_BYTES, 202),
-        (payments_port.MAX_BODY_BYTES + 1, 413),
-        (3 * payments_port.MAX_BODY_BYTES, 413),
+        (bodies.MAX_BODY_BYTES, 202),
+        (bodies.MAX_BODY_BYTES + 1, 413),
+        (3 * bodies.MAX_BODY_BYTES, 413),
     ):
         answer = await client.post(
             "/payments", content=payment.ljust(size), headers={"content-type": "application/json"}
@@ -318,7 +286,7 @@ async def test_who_brings_nothing_is_dropped_and_who_waits_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(payments_port, "IDLE_S", 0.1)
-    app = HeldApp()
+    app = Held()
     async with port_of(app) as (_, number):
         waiting_reader, waiting = await asyncio.open_connection(HOST, number)
         waiting.write(POST)
@@ -355,7 +323,7 @@ async def test_one_connection_too_many_takes_the_place_of_the_oldest_that_is_idl
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(payments_port, "_BOUNDS", payments_port._BOUNDS._replace(connections=3))
-    app = HeldApp()
+    app = Held()
     async with port_of(app) as (_, number):
         opened = [await asyncio.open_connection(HOST, number)]
         opened[0][1].write(POST)
@@ -373,7 +341,7 @@ async def test_one_connection_too_many_takes_the_place_of_the_oldest_that_is_idl
 
 
 async def test_at_its_end_whole_requests_are_answered_and_the_others_are_not() -> None:
-    app = HeldApp()
+    app = Held()
     async with port_of(app) as (port, number):
         reader, writer = await asyncio.open_connection(HOST, number)
         writer.write(POST + POST.replace(b"th: 0", b"th: 9"))
@@ -394,7 +362,7 @@ async def test_at_its_end_whole_requests_are_answered_and_the_others_are_not() -
 
 
 async def test_who_does_not_wait_for_an_answer_gets_that_one_alone() -> None:
-    app = HeldApp()
+    app = Held()
     async with port_of(app) as (_, number):
         reader, writer = await asyncio.open_connection(HOST, number)
         writer.write(POST * 1000)
@@ -432,7 +400,7 @@ async def test_a_server_that_finishes_answers_what_is_whole_where_more_has_begun
 async def test_a_bug_is_logged_and_ends_the_connection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    async def app(exchange: Exchange) -> Answer:
         raise ZeroDivisionError
 
     async with port_of(app) as (_, number):

@@ -22,10 +22,9 @@ import uvloop
 from arq.connections import ArqRedis
 from redis.commands.core import AsyncScript
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from payswitch.store.channels import ChannelScript
 from payswitch.store.client import connect
 from tests.support import SLACK_S, RedisServer, eventually, serves_tls
 
@@ -44,13 +43,6 @@ async def what_comes_of(call: Awaitable[Any]) -> str | tuple[type, str]:
         return repr(await call)
     except RedisError as error:
         return type(error), str(error)
-
-
-async def begun(script: ChannelScript, *args: Any) -> Any:
-    """What a script comes to that is begun without waiting."""
-    outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    assert script.begin(args, outcome.set_result)
-    return await outcome
 
 
 # What is answered.
@@ -87,22 +79,6 @@ async def test_a_script_answers_as_through_redis_py(
     ours = redis.register_script(text)
     assert await what_comes_of(cast(Any, ours)(keys=["k1", "k2"], args=args)) == expected
     assert await what_comes_of(cast(Any, ours)(keys=["k1", "k2"], args=args)) == expected
-
-
-async def test_who_cannot_wait_is_called_with_answer_or_error(redis: ArqRedis) -> None:
-    script = cast(ChannelScript, redis.register_script("return redis.call('ECHO', ARGV[1])"))
-    assert not script.begin(["a"], pytest.fail)  # no channel is open
-    await script(args=["a"])
-    assert await begun(script, "b") == b"b"
-    first = asyncio.create_task(begun(script, "c"))
-    await asyncio.sleep(0)
-    assert not script.begin(["d"], pytest.fail)  # one channel, one call at a time
-    assert await first == b"c"
-    assert await begun(script, "e") == b"e"
-    assert isinstance(await begun(script), ResponseError)
-    assert await begun(script, "f") == b"f"
-    await redis.script_flush()
-    assert isinstance(await begun(script, "g"), NoScriptError)
 
 
 async def test_a_script_in_a_pipeline_goes_with_the_pipeline(redis: ArqRedis) -> None:
@@ -284,23 +260,6 @@ async def test_a_redis_that_ends_during_a_call_is_said(own_redis: RedisServer) -
         assert await cast(Any, client.register_script(ECHO))(args=[1]) == [[], [b"1"]]
     finally:
         await client.aclose(close_connection_pool=True)
-
-
-async def test_who_cannot_wait_is_told_that_redis_ended_or_hangs(own_redis: RedisServer) -> None:
-    client = connect(own_redis.url, limit_s=0.3)
-    script = client.register_script("return redis.call('ECHO', ARGV[1])")
-    await script(args=["a"])
-    own_redis.signal(signal.SIGSTOP)
-    assert isinstance(await begun(script, "b"), RedisTimeoutError)
-    own_redis.signal(signal.SIGCONT)
-    assert not script.begin(["c"], pytest.fail)  # that channel is gone
-    assert await script(args=["d"]) == b"d"
-    own_redis.signal(signal.SIGSTOP)
-    ending = asyncio.create_task(begun(script, "e"))
-    await asyncio.sleep(0)
-    own_redis.kill()
-    assert isinstance(await ending, RedisConnectionError | RedisTimeoutError)
-    await client.aclose(close_connection_pool=True)
 
 
 async def test_a_frozen_redis_is_given_up_and_its_late_answer_is_nobodys(

@@ -21,8 +21,9 @@ from arq.connections import ArqRedis
 
 from payswitch.ingress.app import create_app
 from payswitch.settings import Settings
+from payswitch.store import scripts
 from payswitch.store.client import connect
-from payswitch.store.rights import KEY_PATTERNS, NEEDS, in_acl_words, pattern_of
+from payswitch.store.rights import KEY_PATTERNS, NEEDS, arguments, in_acl_words, pattern_of
 from payswitch.store.watch import RedisWatch
 from tests.documented import REPOSITORY
 from tests.integration.books import Books, books
@@ -283,3 +284,23 @@ def test_what_is_missing_is_said_in_the_words_of_an_acl() -> None:
     assert in_acl_words(whole) == "~vitals"
     assert in_acl_words([("payments:open", "ZADD")]) == "+zadd ~payments:*"
     assert in_acl_words([*whole, ("payments:sweep", "SET")]) == "~vitals +set ~payments:*"
+
+
+LIKE_REDIS_8 = """
+local function counting(command, ...)
+  local arity = redis.call('COMMAND', 'INFO', command)[1][2]
+  local count = select('#', ...) + 1
+  if (arity > 0 and count ~= arity) or count < -arity then error('Wrong number of args') end
+  return redis.acl_check_cmd(command, ...)
+end
+"""
+
+
+def test_rights_are_asked_for_with_as_many_arguments_as_each_command_takes(
+    admin: blocking.Redis,
+) -> None:
+    """Redis 8 counts them, Redis 7 doesn't."""
+    script = scripts.source("look").replace("= redis.acl_check_cmd", "= counting")
+    assert "= counting" in script
+    [_, _, missing] = cast(Any, admin).eval(LIKE_REDIS_8 + script, 0, *arguments())
+    assert missing == []

@@ -26,7 +26,7 @@ from payswitch.ingress.app import create_app
 from payswitch.payments.accepting import AcceptQueue
 from payswitch.payments.payment import Payment
 from payswitch.settings import Settings
-from payswitch.telemetry.traces import Traces
+from payswitch.telemetry.traces import SpanTraces
 from tests.collector import Collector
 from tests.integration.harness import FAST, Bench, bench, worker_process
 from tests.support import LOST_REPLY, RedisServer, Reply, eventually, free_port
@@ -57,13 +57,13 @@ class Traced:
         self._memory = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self._memory))
-        self.traces = Traces(provider, b.settings.processor_urls)
+        self.traces = SpanTraces(provider, b.settings.processor_urls)
 
     async def dispatch(self, payment: str, traceparent: str = SAMPLED) -> str:
         """Claim it and do what can be done now; returns its state then."""
         claim = await self._b.claim_when_due(payment)
         trace = payment_trace(self.traces, claim, traceparent, due_at=claim.claimed_at)
-        await self._dispatcher.dispatch(replace(claim, trace=trace))
+        await self._dispatcher.dispatch(claim, trace)
         return (await self._b.record(payment)).state
 
     async def until(self, state: str, payment: str) -> None:
@@ -164,7 +164,7 @@ async def test_a_lease_that_ran_out_is_a_try_that_sent_nothing(b: Bench) -> None
     claim = await b.claim_when_due(await b.accept())
     trace = payment_trace(traced.traces, claim, SAMPLED, due_at=0)
     dispatcher = make_dispatcher(b.settings, b.redis, b.transport)
-    await dispatcher.dispatch(replace(claim, trace=trace, expires_at=0.0))
+    await dispatcher.dispatch(replace(claim, expires_at=0.0), trace)
     assert traced.story[1:] == [("pay", "NotSentInTime", True)]
     assert b.default.posts == []
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payswitch.store.group_commit import Deliver, GroupCommit
+from payswitch.store.group_commit import GroupCommit
 
 
 @dataclass
@@ -267,150 +267,15 @@ async def test_an_answer_in_time_stands() -> None:
         await late
 
 
-async def test_who_cannot_wait_is_called_with_the_result() -> None:
-    flushes = Flushes()
-    commits = GroupCommit(flushes)
-    results: list[str | BaseException] = []
-    [waiting] = submit(commits, 3)
-    for item in (1, 2):
-        commits.put(item, results.append)
-    flush = await flushes.next()
-    assert flush.items == [1, 2, 3]
-    assert results == []
-    flush.succeed()
-    assert await waiting == "3"
-    assert results == ["1", "2"]
-
-
-async def test_who_cannot_wait_is_called_with_the_error() -> None:
-    flushes = Flushes()
-    commits = GroupCommit(flushes)
-    results: list[str | BaseException] = []
-    [waiting] = submit(commits, 2)
-    commits.put(1, results.append)
-    problem = OSError("away")
-    (await flushes.next()).answer.set_exception(problem)
-    await asyncio.wait([waiting])
-    assert results == [problem] == [waiting.exception()]
-
-
-async def test_who_cannot_wait_is_called_once_when_its_limit_ends() -> None:
-    flushes = Flushes()
-    commits = GroupCommit(flushes, limit_s=0.01)
-    results: list[str | BaseException] = []
-    commits.put(1, results.append)
-    flush = await flushes.next()
-    [waiting] = submit(commits, 2)  # its limit ends later
-    with pytest.raises(TimeoutError):
-        await waiting
-    assert [type(result) for result in results] == [TimeoutError]
-    flush.succeed()
-    [next_one] = submit(commits, 3)
-    (await flushes.next()).succeed()
-    assert await next_one == "3"
-    assert len(results) == 1
-
-
-async def test_one_who_fails_at_its_result_keeps_no_other_from_its_own(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def fail(outcome: str | BaseException) -> None:
-        raise ZeroDivisionError
-
-    flushes = Flushes()
-    commits = GroupCommit(flushes)
-    [other] = submit(commits, 2)
-    commits.put(1, fail)
-    (await flushes.next()).succeed()
-    assert await other == "2"
-    assert "ZeroDivisionError" in caplog.text
-
-
-class Beginnings:
-    """A `begin` that takes a batch when it may, and ends it when the test says so."""
-
-    def __init__(self, takes: bool = True) -> None:
-        self.takes = takes
-        self.under_way: list[tuple[list[int], Deliver[Sequence[str]]]] = []
-
-    def __call__(self, items: list[int], done: Deliver[Sequence[str]]) -> bool:
-        if self.takes:
-            self.under_way.append((items, done))
-        return self.takes
-
-    def succeed(self) -> None:
-        """End the oldest batch: each item with its own text."""
-        items, done = self.under_way.pop(0)
-        done([str(item) for item in items])
-
-
-async def test_what_has_begun_without_a_task_is_one_flush_too() -> None:
-    flushes, beginnings = Flushes(), Beginnings()
-    commits = GroupCommit(flushes, begin=beginnings)
-    first, second = submit(commits, 1, 2)
-    await all_have_run()
-    await all_have_run()
-    [third] = submit(commits, 3)
-    await all_have_run()
-    assert [items for items, _ in beginnings.under_way] == [[1, 2]]
-    beginnings.succeed()
-    assert [items for items, _ in beginnings.under_way] == [[3]]
-    beginnings.succeed()
-    assert [await first, await second, await third] == ["1", "2", "3"]
-    assert flushes.count == 0
-
-
-async def test_a_batch_that_is_not_begun_is_flushed_in_a_task() -> None:
-    flushes, beginnings = Flushes(), Beginnings(takes=False)
-    commits = GroupCommit(flushes, begin=beginnings)
-    [task] = submit(commits, 1)
-    (await flushes.next()).succeed()
-    assert await task == "1"
-    beginnings.takes = True
-    [task] = submit(commits, 2)
-    await all_have_run()
-    await all_have_run()
-    beginnings.succeed()
-    assert await task == "2"
-
-
-async def test_a_beginning_that_fails_is_an_error_for_its_batch_alone() -> None:
-    beginnings = Beginnings()
-
-    def begin(items: list[int], done: Deliver[Sequence[str]]) -> bool:
-        if 1 in items:
-            raise ZeroDivisionError
-        return beginnings(items, done)
-
-    commits = GroupCommit(Flushes(), begin=begin, max_batch=1)
-    failing, other = submit(commits, 1, 2)
-    await asyncio.wait([failing])
-    assert isinstance(failing.exception(), ZeroDivisionError)
-    beginnings.succeed()
-    assert await other == "2"
-
-
-async def test_who_puts_again_when_its_limit_ends_has_a_limit_again() -> None:
-    commits = GroupCommit(Flushes(), limit_s=0.02)
-    again: asyncio.Future[str | BaseException] = asyncio.get_running_loop().create_future()
-    commits.put(1, lambda _: commits.put(2, again.set_result))
-    assert isinstance(await again, TimeoutError)
-
-
 @given(
     max_batch=st.integers(1, 4),
-    begins=st.booleans(),
-    steps=st.lists(
-        st.sampled_from(["submit", "submit", "put", "cancel", "succeed", "fail"]), max_size=40
-    ),
+    steps=st.lists(st.sampled_from(["submit", "submit", "cancel", "succeed", "fail"]), max_size=40),
 )
-def test_every_item_is_flushed_once_or_withdrawn(
-    max_batch: int, begins: bool, steps: list[str]
-) -> None:
-    asyncio.run(play(max_batch, begins, steps))
+def test_every_item_is_flushed_once_or_withdrawn(max_batch: int, steps: list[str]) -> None:
+    asyncio.run(play(max_batch, steps))
 
 
-async def play(max_batch: int, begins: bool, steps: list[str]) -> None:
+async def play(max_batch: int, steps: list[str]) -> None:
     under_way: list[Flush] = []
     flushed: list[int] = []
     failed: set[int] = set()
@@ -420,31 +285,12 @@ async def play(max_batch: int, begins: bool, steps: list[str]) -> None:
         under_way.append(Flush(items, asyncio.get_running_loop().create_future()))
         return await under_way[-1].answer
 
-    def begin(items: list[int], done: Deliver[Sequence[str]]) -> bool:
-        if begins:
-            flushed.extend(items)
-            under_way.append(Flush(items, asyncio.get_running_loop().create_future()))
-            under_way[-1].answer.add_done_callback(
-                lambda answer: done(answer.exception() or answer.result())
-            )
-        return begins
-
-    async def called(item: int) -> str:
-        future: asyncio.Future[str | BaseException] = asyncio.get_running_loop().create_future()
-        commits.put(item, future.set_result)
-        outcome = await asyncio.shield(future)
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
-
-    commits: GroupCommit[int, str] = GroupCommit(flush, begin=begin, max_batch=max_batch)
+    commits: GroupCommit[int, str] = GroupCommit(flush, max_batch=max_batch)
     tasks: list[asyncio.Task[str]] = []
     for step in steps:
         open_ones = [task for task in tasks if not task.done()]
         if step == "submit":
             tasks += submit(commits, len(tasks))
-        elif step == "put":
-            tasks.append(asyncio.create_task(called(len(tasks))))
         elif step == "cancel" and open_ones:
             open_ones[len(open_ones) // 2].cancel()
         elif step == "succeed" and under_way:

@@ -24,7 +24,8 @@ from payswitch.dispatch.assembly import payment_trace
 from payswitch.errors import StartError
 from payswitch.payments.claims import Claim
 from payswitch.telemetry import traces as traces_module
-from payswitch.telemetry.traces import PaymentTrace, Step, Traces, parse
+from payswitch.telemetry.traces import SpanTraces, parse
+from payswitch.telemetry.tracing import PaymentTrace, Step
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = f"00-{TRACE_ID}-{SPAN_ID}-01"
@@ -39,7 +40,7 @@ class Spans:
         self._memory = InMemorySpanExporter()
         provider = TracerProvider(sampler=ParentBased(sampler), shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self._memory))
-        self.traces = Traces(provider, URLS)
+        self.traces = SpanTraces(provider, URLS)
 
     @property
     def ended(self) -> list[ReadableSpan]:
@@ -219,7 +220,7 @@ def test_an_unsampled_payment_makes_no_span_and_hands_its_trace_on() -> None:
     spans = Spans()
     with spans.claimed(UNSAMPLED).pay("default", 1) as step:
         step.answered(500)
-        step.came_to("Ended", failed=True)
+        step.set_outcome("Ended", failed=True)
     assert step.traceparent == UNSAMPLED
     assert spans.ended == []
 
@@ -239,7 +240,7 @@ def concluded(outcome: str, *, failed: bool, said: Exception | int | None) -> Re
             step.answered(said)
         elif said is not None:
             step.unanswered(said)
-        step.came_to(outcome, failed=failed)
+        step.set_outcome(outcome, failed=failed)
     return spans.ended[-1]
 
 
@@ -271,7 +272,7 @@ def test_a_question_that_is_answered_with_404_has_not_failed() -> None:
     spans = Spans()
     with spans.claimed().ask("default") as step:
         step.answered(404)
-        step.came_to("Missing", failed=False)
+        step.set_outcome("Missing", failed=False)
     assert spans.ended[-1].status.status_code is StatusCode.UNSET
 
 
@@ -340,7 +341,7 @@ async def test_a_stop_does_not_wait_for_a_collector_that_hangs(
 
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(Hanging(hanging))
-    await Traces(provider).close()
+    await SpanTraces(provider).close()
     assert not hanging.released.is_set()
     assert "the last spans are lost" in caplog.text
     hanging.released.set()
@@ -351,4 +352,4 @@ def test_a_variable_that_the_sdk_refuses_ends_the_start_in_one_line(
 ) -> None:
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")
     with pytest.raises(StartError, match=r"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT.*many"):
-        Traces.open("payswitch-worker")
+        SpanTraces.open("payswitch-worker")

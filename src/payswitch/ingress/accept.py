@@ -1,0 +1,152 @@
+"""The one way in: a `POST /payments` is answered once Redis holds the payment."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from time import perf_counter
+
+from payswitch.ingress.metrics import IngressMetrics
+from payswitch.ingress.problems import JSON, Answer, Problem, bug, try_later
+from payswitch.origins import foreign_host, foreign_post
+from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
+from payswitch.payments.payment import (
+    InvalidPaymentError,
+    MalformedPaymentError,
+    Payment,
+    parse_payment,
+)
+from payswitch.store.watch import RedisWatch
+from payswitch.telemetry.tracing import Traces
+
+logger = logging.getLogger(__name__)
+
+Headers = Mapping[bytes, bytes]
+"""A request's, their names in lower case."""
+
+
+class PaymentsEndpoint:
+    """Accepts payments, wherever they come from."""
+
+    def __init__(
+        self,
+        queue: AcceptQueue,
+        watch: RedisWatch,
+        metrics: IngressMetrics,
+        traces: Traces,
+        host_names: frozenset[str],
+    ) -> None:
+        self._queue = queue
+        self._watch = watch
+        self._metrics = metrics
+        self._traces = traces
+        self._host_names = host_names
+        self.refused: Counter[int] = Counter()
+
+    async def accept(self, headers: Headers, read_body: Callable[[], Awaitable[bytes]]) -> Answer:
+        """The answer to a payment: 202 once Redis holds it. A request that is refused by its
+        headers has its body left unread."""
+        began = perf_counter()
+        with self._traces.request(headers.get(b"traceparent")) as step:
+            try:
+                require_own("POST", headers, self._host_names)
+                _require_json(headers.get(b"content-type"))
+                payment = _read(await read_body())
+                step.is_for(payment.correlation_id)
+                if self._watch.refusal is not None:
+                    await self._watch.look_again()
+                    self._require_redis()
+                acceptance = await self._queue.accept(payment, step.traceparent)
+                self._require_acceptance(payment, acceptance)
+                location = b"/payments/" + payment.correlation_id.encode()
+                answer = Answer(202, [(b"location", location), (b"content-length", b"0")])
+                # Before it is sent: a client that has the answer finds it counted.
+                self._metrics.accepted(perf_counter() - began)
+            except Exception as error:
+                answer = self._refusal(error, perf_counter() - began)
+            step.served(answer.status)
+        return answer
+
+    def _refusal(self, error: Exception, seconds: float) -> Answer:
+        """The answer to a payment that is not accepted, once it is counted."""
+        if isinstance(error, NotAcceptedError):
+            error = self._not_accepted(error)
+        if not isinstance(error, Problem):
+            logger.error("a payment could not be accepted", exc_info=error)
+            self._metrics.refused(500, seconds)
+            return bug().answer()
+        self.refused[error.status.value] += 1
+        self._metrics.refused(error.status.value, seconds)
+        return error.answer()
+
+    def _require_redis(self) -> None:
+        """Raises `Problem` where Redis can't be used, or is short of memory."""
+        reason = self._watch.refusal
+        if reason is not None:
+            self._metrics.unavailable("redis" if self._watch.unusable else "memory")
+            raise try_later(f"the payment was not accepted: {reason}")
+
+    def _require_acceptance(self, payment: Payment, acceptance: Acceptance) -> None:
+        """Raises `Problem` unless Redis holds the payment."""
+        match acceptance:
+            case Acceptance.OTHER_AMOUNT:
+                raise Problem(
+                    HTTPStatus.CONFLICT,
+                    f"payment {payment.correlation_id} was accepted with another amount",
+                )
+            case Acceptance.BACKLOG_FULL:
+                self._metrics.unavailable("backlog")
+                raise try_later("the payment was not accepted: too many are waiting")
+            case Acceptance.LEDGER_FULL:
+                self._metrics.unavailable("ledger")
+                raise try_later(
+                    "the payment was not accepted: the ledger has reached its largest sum, "
+                    "40,000,000,000,000,000.00"
+                )
+            case Acceptance.BROKEN:
+                raise Problem(
+                    HTTPStatus.INTERNAL_SERVER_ERROR,
+                    f"Redis holds something else under the key of {payment.correlation_id}",
+                )
+
+    def _not_accepted(self, error: NotAcceptedError) -> Problem:
+        self._metrics.unavailable("refused" if error.refused else "silent")
+        if error.refused:
+            return try_later(f"the payment was not accepted: {error}")
+        return try_later(
+            f"it is not known whether the payment was accepted, so send it again: {error}"
+        )
+
+
+def require_own(method: str, headers: Headers, host_names: frozenset[str]) -> None:
+    """Raises `Problem` for a request that a browser sends for another site's page, or that is meant
+    for another host; any host name is ours where none is listed."""
+    foreign = foreign_post(headers) if method == "POST" else None
+    if foreign is None and host_names:
+        foreign = foreign_host(headers, host_names)
+    if foreign is not None:
+        raise Problem(foreign.status, foreign.detail)
+
+
+def _require_json(content_type: bytes | None) -> None:
+    if content_type is None or content_type == JSON.encode():
+        return
+    media_type = content_type.decode("latin-1").partition(";")[0].strip().lower()
+    if media_type != JSON:
+        raise Problem(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"Content-Type must be {JSON}, or be left out; it is {media_type[:64]!r}",
+            {"accept": JSON},
+        )
+
+
+def _read(body: bytes) -> Payment:
+    """The payment in a body. Raises `Problem`."""
+    try:
+        return parse_payment(body)
+    except MalformedPaymentError as error:
+        raise Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
+    except InvalidPaymentError as error:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
