@@ -103,6 +103,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
 
 SCENES = {
     "README.md": "",
+    "docs/clients.md": "",
     "docs/commands.md": "a dead letter",
     "docs/controls.md": "unpaid payments",
     "docs/dead-letters.md": "a dead letter",
@@ -115,6 +116,7 @@ SCENES = {
     "docs/logs.md": "",
     "docs/reconciliation.md": "a payment",
     "docs/simulator.md": "a payment",
+    "docs/troubleshooting.md": "",
 }
 """What there has to be before a page's first command."""
 
