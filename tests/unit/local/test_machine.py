@@ -227,7 +227,7 @@ def test_no_haproxy_is_said(stub: Stub) -> None:
     assert haproxy_trouble() == "no HAProxy here"
 
 
-def test_the_readme_names_every_port_that_it_listens_on(
+def test_the_page_on_security_names_every_port_that_it_listens_on(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub("haproxy", "HAProxy version 2.6.12")
@@ -239,10 +239,10 @@ def test_the_readme_names_every_port_that_it_listens_on(
         places = [place for name, place in each.part.environment.items() if "PAYMENTS_" in name]
         bound |= {int(place.rpartition(":")[2]) for place in places}
 
-    readme = (REPOSITORY / "README.md").read_text()
-    needs = readme.partition("It listens on this machine alone: ")[2].partition("For others")[0]
-    named = re.findall(r"\b(\d{4})(?:\s+to\s+(\d{4}))?\b", re.sub(r"`[^`]*`", "", needs))
-    assert {n for first, last in named for n in range(int(first), int(last or first) + 1)} == bound
+    page = (REPOSITORY / "docs" / "security.md").read_text()
+    under_up = page.partition("Under `payswitch up`")[2].partition("The rest")[0]
+    rows = re.findall(r"^\| ([\d, ]+) \|", under_up, re.MULTILINE)
+    assert {int(port) for row in rows for port in row.split(", ")} == bound
 
 
 def test_another_package_of_the_workers_name_is_said_before_anything_starts(tmp_path: Path) -> None:
