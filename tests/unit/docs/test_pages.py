@@ -166,3 +166,18 @@ def test_the_reference_of_http_names_every_status_and_path() -> None:
         for operation in item.values():
             for status in operation["responses"]:
                 assert status in reference, f"{path} {status}"
+
+
+def test_the_map_of_the_rooms_is_the_tree() -> None:
+    source = REPOSITORY / "src" / "payswitch"
+    page = (REPOSITORY / "docs" / "design.md").read_text()
+    rows = re.findall(r"^\| (`.*/`) \| (.*) \|$", page, re.MULTILINE)
+    rooms = {room: line for names, line in rows for room in re.findall(r"`([a-z/.]+)/`", names)}
+    packages = {each.parent.name for each in source.glob("*/__init__.py")}
+    assert {room for room in rooms if "/" not in room} == {*packages, "lua"}
+    for room, line in rooms.items():
+        for name in re.findall(r"`(\w+)/?`", line):
+            there = [source / room / name, source / room / f"{name}.py"]
+            assert any(each.exists() for each in there), (room, name)
+    values = re.findall(r"`(\w+)`", page.split("Beside the rooms lie values")[1].split("\n")[0])
+    assert all((source / f"{name}.py").is_file() for name in values)
