@@ -27,9 +27,7 @@ class Calls:
     def __init__(self, site: Site) -> None:
         self.milliseconds: list[float] = []
         self._token = site.token
-        self._transport = Transport(
-            connect_timeout=None, read_timeout=None, write_timeout=None, pool_timeout=None
-        )
+        self._transport = Transport()
 
     async def close(self) -> None:
         """Close the connections."""

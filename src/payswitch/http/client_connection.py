@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import cast
 
 import httptools
 import httpx
@@ -23,7 +23,6 @@ from payswitch.reasons import reason
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+"
 _VALUE = rb"(?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?"
 _HEAD = re.compile(rb"%b [\x21-\x7e]+ HTTP/1\.1\r\n(?:%b: %b\r\n)*" % (_TOKEN, _TOKEN, _VALUE))
-_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding"})
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
@@ -32,68 +31,27 @@ _MOST_TURNS = 10
 _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 
 
-class Message(NamedTuple):
-    """A request as it goes over the wire."""
+def encode(request: httpx.Request) -> bytes:
+    """Render a request, whose body is bytes, as it goes over the wire.
 
-    data: bytes
-    is_head: bool
-    """Its response has no body, whatever the headers say."""
-    is_last: bool
-    """It asks the server to close the connection after the response."""
-
-
-async def encode(request: httpx.Request) -> Message:
-    """Read the request's body into memory and render it with its head.
-
-    Raises `httpx.LocalProtocolError` where the two don't make one valid HTTP/1.1 request.
+    Raises `httpx.LocalProtocolError` where its parts don't make one valid HTTP/1.1 request: bytes
+    beyond the announced length would be read as a next request.
     """
-    body = await _body_of(request)
+    if not isinstance(request.stream, httpx.ByteStream):
+        raise httpx.LocalProtocolError("the body is not bytes")
+    body = b"".join(request.stream)
     lines = [b"%b %b HTTP/1.1\r\n" % (request.method.encode(), request.url.raw_path)]
-    framing: dict[bytes, bytes] = {}
-    is_last = False
-    for name, value in request.headers.raw:
-        lines.append(b"%b: %b\r\n" % (name, value))
-        key = name.lower()
-        if key in _FRAMING:
-            if key in framing:
-                raise httpx.LocalProtocolError(f"more than one {key.decode()} header")
-            framing[key] = value
-        elif key == b"connection":
-            is_last = is_last or b"close" in value.lower()
+    lines += [b"%b: %b\r\n" % header for header in request.headers.raw]
     head = b"".join(lines)
     # The count is what tells a value with a line break in it from two headers.
     if head.count(b"\n") != len(lines) or not _HEAD.fullmatch(head):
         raise httpx.LocalProtocolError("illegal method, target, header name or header value")
-    if request.method == "CONNECT":
-        raise httpx.LocalProtocolError("tunnels are not supported")
-    data = b"%b\r\n%b" % (head, _framed(body, framing))
-    return Message(data, request.method == "HEAD", is_last)
-
-
-async def _body_of(request: httpx.Request) -> bytes:
-    if isinstance(request.stream, httpx.ByteStream):
-        return b"".join(request.stream)
-    try:
-        return request.content
-    except httpx.RequestNotRead:
-        if isinstance(request.stream, httpx.AsyncByteStream):
-            return await request.aread()
-        return request.read()
-
-
-def _framed(body: bytes, framing: dict[bytes, bytes]) -> bytes:
-    """The body as the headers announce it: bytes beyond that would be read as a next request."""
-    if b"host" not in framing:
-        raise httpx.LocalProtocolError("no host header")
-    length = framing.get(b"content-length")
-    coding = framing.get(b"transfer-encoding")
-    if coding is None:
-        if (length or b"0") != b"%d" % len(body):
-            raise httpx.LocalProtocolError("the content length is not the body's")
-        return body
-    if coding.lower() != b"chunked" or length is not None:
-        raise httpx.LocalProtocolError("the only transfer encoding is chunked, without a length")
-    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+    headers = {name.lower(): value for name, value in request.headers.raw}
+    if len(headers) < len(request.headers.raw) or b"host" not in headers:
+        raise httpx.LocalProtocolError("a repeated header, or no host header")
+    if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"%d" % len(body):
+        raise httpx.LocalProtocolError("the content length is not the body's")
+    return b"%b\r\n%b" % (head, body)
 
 
 class ResponseReader:
@@ -105,25 +63,16 @@ class ResponseReader:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._is_head = False
-        self._parser = self._new_parser()
-        self.begin(is_head=False)
-
-    def _new_parser(self) -> httptools.HttpResponseParser:
-        parser = httptools.HttpResponseParser(self)
+        self._parser = httptools.HttpResponseParser(self)
         # As h11: "Connection: close" on an informational response doesn't end the exchange, and
-        # there are servers that pad a chunk's size.
-        parser.set_dangerous_leniencies(
+        # some servers pad a chunk's size.
+        self._parser.set_dangerous_leniencies(
             lenient_keep_alive=True, lenient_spaces_after_chunk_size=True
         )
-        return parser
+        self.begin()
 
-    def begin(self, *, is_head: bool) -> None:
+    def begin(self) -> None:
         """Expect the response to a new request."""
-        if self._is_head:
-            # The parser may still wait for the body that a response to HEAD announces.
-            self._parser = self._new_parser()
-        self._is_head = is_head
         self._is_untouched = True
         self._overhead = 0
         self._body_size = 0
@@ -209,13 +158,9 @@ class ResponseReader:
             raise httpx.RemoteProtocolError("the only transfer encoding is chunked, once")
         self._version = b"HTTP/" + self._parser.get_http_version().encode()
         self._in_head = False
-        if self._is_head and self._status >= 200:
-            self._complete()
 
     def on_body(self, part: bytes) -> None:
         """Called by the parser, with bytes free of chunk framing."""
-        if self.is_complete:
-            raise httpx.RemoteProtocolError("a body in the response to HEAD")
         self._body_size += len(part)
         if self._body_size > self._max_bytes:
             raise httpx.RemoteProtocolError(f"a body of more than {self._max_bytes} bytes")
@@ -226,11 +171,8 @@ class ResponseReader:
         if self._status < 200:
             self._begin_head()
         else:
-            self._complete()
-
-    def _complete(self) -> None:
-        self.is_complete = True
-        self.keeps_alive = self._parser.should_keep_alive()
+            self.is_complete = True
+            self.keeps_alive = self._parser.should_keep_alive()
 
 
 class Connection(asyncio.Protocol):
@@ -262,7 +204,6 @@ class Connection(asyncio.Protocol):
         self._lost = lost
         self._probe = select.poll()
         self._exchange: asyncio.Future[httpx.Response] | None = None
-        self._is_last = False
         self._is_stuck = False
         self._timers: list[asyncio.TimerHandle] = []
 
@@ -286,18 +227,17 @@ class Connection(asyncio.Protocol):
             await asyncio.sleep(0)
 
     def send(
-        self, message: Message, read_timeout: float | None, write_timeout: float | None
+        self, request: bytes, read_timeout: float | None, write_timeout: float | None
     ) -> asyncio.Future[httpx.Response]:
         """Write a request, within this very call; the future brings its response.
 
         Both limits, in seconds, run from this call on: until the response is complete, and until
-        the kernel has taken the last byte. Whoever stops waiting must call `give_up`.
+        the kernel has taken the last byte. A caller that stops waiting must call `give_up`.
         """
         self.is_new = False
-        self._reader.begin(is_head=message.is_head)
-        self._is_last = message.is_last
+        self._reader.begin()
         self._exchange = exchange = self._loop.create_future()
-        self._transport.write(message.data)
+        self._transport.write(request)
         self._limit(read_timeout, self._expire_read)
         if self._is_stuck:
             self._limit(write_timeout, self._expire_write)
@@ -402,7 +342,7 @@ class Connection(asyncio.Protocol):
             exchange.set_result(self._reader.response())
         if self._is_stuck:
             self._reset()
-        elif self._reader.keeps_alive and not self._is_last:
+        elif self._reader.keeps_alive:
             self.idle_since = self._loop.time()
             self._released(self)
         else:

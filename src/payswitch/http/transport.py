@@ -1,8 +1,8 @@
 """A lean `httpx` transport for HTTP/1.1: pooled keep-alive connections at a constant cost.
 
 httpx' own transport walks its whole pool for every request, which makes many requests in flight
-quadratically expensive. This one takes the same requests, gives the same responses and raises the
-same errors, with these differences:
+quadratically expensive. This one gives the same responses and raises the same errors, with these
+differences:
 
 - The response is read into memory, up to a limit; beyond it, `httpx.RemoteProtocolError`.
 - The read timeout bounds the whole response, from the write on, not the single read.
@@ -15,7 +15,8 @@ same errors, with these differences:
   ends before they could is an `httpx.ConnectError`.
 - Stricter with responses, as `httptools` is: no line ends without CR, folded lines or control
   characters in headers, no repeated Content-Length, none along with Transfer-Encoding.
-- No proxies, HTTP/2, upgrades, `CONNECT` or unix sockets, and of the extensions none but `timeout`.
+- Requests have bodies of bytes and no header twice. No `HEAD`, `CONNECT`, upgrades, proxies, HTTP/2
+  or unix sockets, and of httpx' extensions none but `timeout`.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def bytes_left(error: httpx.TransportError) -> bool:
 class Transport(httpx.AsyncBaseTransport):
     """Carries `httpx` requests over HTTP/1.1, with and without TLS.
 
-    All limits are in seconds; None is no limit. They are the defaults for what is missing in a
-    request's `timeout` extension, which `httpx.AsyncClient` always sets.
+    The request's `timeout` extension, which `httpx.AsyncClient` always sets, has the limits of a
+    call in seconds: `connect`, `pool`, `read`, `write`. None, or a missing one, is no limit.
 
     A request may bring a callable as its extension `before_write`. It is called when a connection
     is at hand, with nothing awaited between its return and the write. If it returns False or
@@ -71,21 +72,11 @@ class Transport(httpx.AsyncBaseTransport):
         self,
         *,
         max_connections_per_host: int = 512,
-        connect_timeout: float | None = 5.0,
-        read_timeout: float | None = 5.0,
-        write_timeout: float | None = 5.0,
-        pool_timeout: float | None = 5.0,
         acknowledge_timeout: float | None = None,
         max_response_bytes: int = 64 * 1024,
         keepalive_expiry: float = 4.0,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._limits = {
-            "connect": connect_timeout,
-            "read": read_timeout,
-            "write": write_timeout,
-            "pool": pool_timeout,
-        }
         self._max_connections = max_connections_per_host
         self._acknowledge_timeout = acknowledge_timeout
         self._max_response_bytes = max_response_bytes
@@ -96,11 +87,13 @@ class Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request and read its response; the errors are those of `httpx`, and `NotSent`."""
         try:
-            message = await encode(request)
+            data = encode(request)
             pool = self._pool_for(request.url)
-            limits = self._limits | (request.extensions.get("timeout") or {})
+            limits = request.extensions.get("timeout", {})
             while True:
-                connection = pool.take() or await pool.wait(limits["pool"], limits["connect"])
+                connection = pool.take() or await pool.wait(
+                    limits.get("pool"), limits.get("connect")
+                )
                 try:
                     _ask(request)
                 except BaseException:
@@ -109,7 +102,7 @@ class Transport(httpx.AsyncBaseTransport):
                 if connection.is_usable():
                     break
                 await pool.check(connection)
-            exchange = connection.send(message, limits["read"], limits["write"])
+            exchange = connection.send(data, limits.get("read"), limits.get("write"))
             try:
                 response = await exchange
             except asyncio.CancelledError:

@@ -17,7 +17,7 @@ import asyncio, sys, httpx
 from payswitch.http.transport import Transport
 
 async def main():
-    transport = Transport(read_timeout=60, write_timeout=60)
+    transport = Transport()
     request = httpx.Request("POST", sys.argv[1], content=b"x" * 20_000_000)
     await transport.handle_async_request(request)
 
@@ -31,7 +31,7 @@ from payswitch.http.transport import Transport
 async def main():
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     server = await asyncio.start_server(lambda reader, writer: reader.read(), "127.0.0.1", 8001)
-    transport = Transport(read_timeout=60, acknowledge_timeout=0.3)
+    transport = Transport(acknowledge_timeout=0.3)
     call = asyncio.ensure_future(transport.handle_async_request(httpx.Request(
         "POST", "http://127.0.0.1:8001", content=b"x",
         extensions={"before_write": lambda: subprocess.run(["ip", "link", "set", "lo", "down"])},
