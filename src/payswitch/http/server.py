@@ -1,18 +1,18 @@
-"""A little HTTP/1.1 server for the simulator, for `/metrics` and for the ingress' payments port:
+"""A small HTTP/1.1 server for the simulator, for `/metrics` and for the ingress' payments port:
 requests in, replies out in the requests' order.
 
 Written on `httptools` and `asyncio.Protocol` rather than on a framework, so that the simulator is
-never what a measurement measures, and so that a reply can be held back or broken at will.
+never what a measurement measures, and so that the simulator can hold a reply back or break it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from enum import Enum
+from collections.abc import Callable
+from enum import Enum, auto
+from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple, cast
 
@@ -26,15 +26,11 @@ LINGER_S = 5.0
 _MOST_THROWN_AWAY = 512 * 1024
 
 _BACKLOG = 4096
-_RELISTEN_S = 0.1
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STAY = b"\r\n"
 _STAY_OLD = b"Connection: keep-alive\r\n\r\n"
 _CLOSE = b"Connection: close\r\n\r\n"
-
-
-_logger = logging.getLogger(__name__)
 
 
 class Reply(NamedTuple):
@@ -51,26 +47,6 @@ class Reply(NamedTuple):
     def without_body(self) -> Reply:
         """The same as an answer to HEAD."""
         return Reply(self.head, b"")
-
-
-class Ending(Enum):
-    """What becomes of a connection after a `Stream`."""
-
-    GO_ON = "go on"
-    CLOSE = "close"
-    SILENCE = "silence"
-
-
-class Stream(NamedTuple):
-    """An answer in pieces, raw, one every `interval_s` seconds as long as the client takes them.
-
-    Nothing is added to them: they may break HTTP. `status` is what the client can read of it.
-    """
-
-    pieces: Iterator[bytes]
-    status: int | None = HTTPStatus.OK.value
-    interval_s: float = 0.0
-    ending: Ending = Ending.GO_ON
 
 
 def reply(
@@ -101,8 +77,8 @@ class Bounds(NamedTuple):
     """Head and body as they come: the parser itself would keep a header line that never ends."""
     connections: float = math.inf
     pipelining: bool = True
-    """Where it is off, who sends a request before the last one's answer gets that answer alone: it
-    could send any number of them."""
+    """If off, a request before the last one's answer gets none, and that answer ends the
+    connection: a client could send any number of them."""
     malformed: Reply = message(HTTPStatus.BAD_REQUEST, "malformed request")
     too_large: Reply = message(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY_BYTES} bytes"
@@ -121,14 +97,13 @@ class Exchange:
 
     __slots__ = (
         "_connection",
-        "awaits_continue",
+        "at_turn",
         "body",
         "headers",
         "keeps_alive",
         "method",
         "outcome",
         "path",
-        "pieces",
         "query",
         "separator",
     )
@@ -141,35 +116,49 @@ class Exchange:
         self.headers: dict[bytes, bytes] = {}
         self.body = bytearray()
         self.outcome: Reply | None = None
-        self.pieces: Stream | None = None
-        self.awaits_continue = False
+        self.at_turn: Callable[[], None] | None = None
         self.keeps_alive = True
         self.separator = _STAY
 
     @property
+    def transport(self) -> asyncio.Transport:
+        """The connection's, for raw bytes in place of an answer, once it is this request's turn."""
+        return self._connection.transport
+
+    @property
     def abandoned(self) -> bool:
         """Whether the client has hung up, so that nobody will read an answer."""
-        return self._connection.closing
+        return self.transport.is_closing()
 
     def answer(self, outcome: Reply) -> None:
         """Send the reply as soon as those to the connection's earlier requests are sent."""
         self.outcome = outcome
         self._connection.flush()
 
-    def stream(self, outcome: Stream) -> None:
-        """Begin to send the pieces as soon as it is this request's turn."""
-        self.pieces = outcome
+    def await_turn(self, act: Callable[[], None]) -> None:
+        """Call `act` as soon as the replies to the connection's earlier requests are sent, unless
+        this one's is there by then."""
+        self.at_turn = act
         self._connection.flush()
 
     def hang_up(self) -> None:
         """End the connection at once, with all that is under way on it."""
         self._connection.abort()
 
-    def close_after(self, afterwards: Callable[[], None] | None = None) -> None:
-        """Make the answer to this request the last on its connection; then call `afterwards`."""
+    def close_after(self) -> None:
+        """Make the answer to this request the last on its connection."""
         self.keeps_alive = False
         self.separator = _CLOSE
-        self._connection.afterwards = afterwards
+
+
+class State(Enum):
+    """What a connection still does."""
+
+    READING = auto()
+    ANSWERING = auto()
+    """It takes no more requests, but owes answers."""
+    ENDING = auto()
+    """Its last answer is sent."""
 
 
 class Connection(asyncio.Protocol):
@@ -177,7 +166,7 @@ class Connection(asyncio.Protocol):
 
     `connections` is where it keeps itself while it is open. A request that can't be read is
     answered here: 400 if it is malformed, 413 if its body is too large; then the connection ends.
-    `bounds` says what is taken. `afterwards` is called once when its last answer is sent.
+    `bounds` says what is taken.
     """
 
     def __init__(
@@ -190,32 +179,16 @@ class Connection(asyncio.Protocol):
         self._connections = connections
         self._bounds = bounds
         self._parser = httptools.HttpRequestParser(self)
-        self._transport: asyncio.Transport
+        self.transport: asyncio.Transport
         self._pipeline: deque[Exchange] = deque()
         self._url = b""
         self._unread_bytes = 0
         self._headers: dict[bytes, bytes] = {}
         self._head_without_offer = b""
         self._incoming: Exchange | None = None
-        self._deaf = False
-        self._mute = False  # flush sends nothing: a stream has the word, or nobody ever will
-        self._leaving = False
-        self._stream: Stream | None = None
-        self._next_piece: asyncio.TimerHandle | None = None
-        self._full = False
-        self.afterwards: Callable[[], None] | None = None
+        self._state = State.READING
         self.requests = 0
-        """That were whole."""
-
-    @property
-    def closing(self) -> bool:
-        """Whether nothing more can be sent."""
-        return self._transport.is_closing()
-
-    @property
-    def leaving(self) -> bool:
-        """Whether its last answer is sent and it is about to end."""
-        return self._leaving
+        """How many came whole."""
 
     @property
     def at_work(self) -> bool:
@@ -223,81 +196,52 @@ class Connection(asyncio.Protocol):
         return len(self._pipeline) > (self._incoming is not None)
 
     def end(self) -> None:
-        """End the connection when those requests are answered that are whole by now."""
+        """End the connection when the requests that are whole by now are answered."""
         if not self.at_work:
-            self._transport.close()
+            self.transport.close()
             return
-        self._deaf = True
+        self._state = State.ANSWERING
         self._pipeline[-1 if self._incoming is None else -2].close_after()
 
     def give_up(self) -> None:
-        """End a connection that brings nothing; who began a body is told."""
+        """End a connection that brings nothing; a client that began a body gets an answer."""
         if self._incoming is None:
-            self._transport.close()
+            self.transport.close()
         else:
             self._refuse(self._bounds.too_slow)
 
     def abort(self) -> None:
         """End the connection at once, whatever is under way on it."""
-        self._deaf = True
-        self._transport.abort()
+        self._state = State.ANSWERING
+        self.transport.abort()
 
     def flush(self) -> None:
         """Send the replies that are ready and whose turn it is."""
-        if self._mute or self.closing:
+        if self._state is State.ENDING or self.transport.is_closing():
             return
         while self._pipeline:
             exchange = self._pipeline[0]
             if exchange.outcome is None:
-                if exchange.pieces is not None:
-                    self._mute = True
-                    self._stream = exchange.pieces
-                    self._send_piece()
-                elif exchange.awaits_continue:
-                    exchange.awaits_continue = False
-                    self._transport.write(_CONTINUE)
+                act, exchange.at_turn = exchange.at_turn, None
+                if act is not None:
+                    act()
                 return
             self._pipeline.popleft()
             head, body = exchange.outcome
-            self._transport.write(b"".join((head, exchange.separator, body)))
+            self.transport.write(b"".join((head, exchange.separator, body)))
             if not exchange.keeps_alive:
                 self._hang_up()
                 return
 
-    def _send_piece(self) -> None:
-        self._next_piece = None
-        if self._stream is None or self.closing or self._full:
-            return
-        piece = next(self._stream.pieces, None)
-        if piece is None:
-            self._end_stream(self._stream.ending)
-            return
-        self._transport.write(piece)
-        # One piece a round of the loop: uvloop says that its buffer is full only at a round's end.
-        self._next_piece = asyncio.get_running_loop().call_later(
-            self._stream.interval_s, self._send_piece
-        )
-
-    def _end_stream(self, ending: Ending) -> None:
-        self._stream = None
-        exchange = self._pipeline.popleft()
-        if ending is Ending.CLOSE or (ending is Ending.GO_ON and not exchange.keeps_alive):
-            self._hang_up()
-        elif ending is Ending.GO_ON:
-            self._mute = False
-            self.flush()
-
     def _hang_up(self) -> None:
-        self._deaf = self._mute = self._leaving = True
+        self._state = State.ENDING
         # Closing a socket that holds unread bytes resets it, and the client could lose the reply:
         # so only this half is closed, and what still comes in is thrown away for a while.
-        self._transport.write_eof()
-        asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
-        if self.afterwards is not None:
-            self.afterwards()
+        self.transport.write_eof()
+        asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
 
     def _refuse(self, outcome: Reply) -> None:
-        self._deaf = True
+        self._state = State.ANSWERING
         exchange, self._incoming = self._incoming, None
         if exchange is None:
             exchange = Exchange(self)
@@ -308,7 +252,7 @@ class Connection(asyncio.Protocol):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self.transport = cast(asyncio.Transport, transport)
         if len(self._connections) >= self._bounds.connections and not self._has_another_place():
             self.abort()
             return
@@ -325,27 +269,19 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.pop(self, None)
-        self._stream = None
-        if self._next_piece is not None:
-            self._next_piece.cancel()
 
     def pause_writing(self) -> None:
-        self._full = True
-        self._transport.pause_reading()
+        self.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._full = False
-        if self.closing:
-            return
-        self._transport.resume_reading()
-        if self._stream is not None and self._next_piece is None:
-            self._send_piece()
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._state is not State.READING:
             self._throw_away(len(data))
             return
-        while data and not self._deaf:
+        while data and self._state is State.READING:
             room = self._bounds.request_bytes - self._unread_bytes
             if room <= 0:
                 self.abort()
@@ -370,7 +306,7 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserCallbackError:
             raise  # a fault of ours, not of the client
         except httptools.HttpParserError:
-            if not self._deaf:
+            if self._state is State.READING:
                 self._refuse(self._bounds.malformed)
         return None
 
@@ -398,10 +334,10 @@ class Connection(asyncio.Protocol):
         self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
-        if self._deaf:
+        if self._state is not State.READING:
             return
         if self._pipeline and not self._bounds.pipelining:
-            self._deaf = True
+            self._state = State.ANSWERING
             self._pipeline[-1].close_after()
             return
         if self._parser.should_upgrade():
@@ -422,8 +358,7 @@ class Connection(asyncio.Protocol):
         if length is not None and int(length) > self._bounds.body_bytes:
             self._refuse(self._bounds.too_large)
         elif headers.get(b"expect", b"").lower() == b"100-continue" and not old:
-            exchange.awaits_continue = True
-            self.flush()
+            exchange.await_turn(partial(self.transport.write, _CONTINUE))
 
     def _take_offer(self) -> None:
         method = self._parser.get_method()
@@ -455,13 +390,14 @@ class Connection(asyncio.Protocol):
         exchange.path = url.path or b"/"
         exchange.query = url.query or b""
         self._incoming = None
-        self._deaf = not exchange.keeps_alive
+        if not exchange.keeps_alive:
+            self._state = State.ANSWERING
         self.requests += 1
         self._handle(exchange)
 
 
 class Listener:
-    """Takes connections at one address, and can be gone for a while. Requests go to `handle`."""
+    """Takes connections at one address. Requests go to `handle`."""
 
     def __init__(self, handle: Callable[[Exchange], None], bounds: Bounds = _BOUNDS) -> None:
         self._handle = handle
@@ -469,9 +405,6 @@ class Listener:
         self._connections: dict[Connection, None] = {}
         self._requests: dict[Connection, int] = {}
         self._server: asyncio.Server | None = None
-        self._absence: asyncio.Task[None] | None = None
-        self._host = ""
-        self._port = 0
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port: a free one if `port` is 0.
@@ -480,19 +413,16 @@ class Listener:
             OSError: the address is taken or not this machine's.
         """
         try:
-            self._server = await self._listen(host, port)
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: Connection(self._handle, self._connections, self._bounds),
+                host,
+                port,
+                backlog=_BACKLOG,
+            )
         except UnicodeError as error:
             raise OSError(reason(error, host)) from None
-        self._host, self._port = host, self._server.sockets[0].getsockname()[1]
-        return self._port
-
-    async def _listen(self, host: str, port: int) -> asyncio.Server:
-        return await asyncio.get_running_loop().create_server(
-            lambda: Connection(self._handle, self._connections, self._bounds),
-            host,
-            port,
-            backlog=_BACKLOG,
-        )
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
 
     def finish(self) -> None:
         """Stop listening, and end every connection once it has the answers under way."""
@@ -508,48 +438,18 @@ class Listener:
                 connection.give_up()
         self._requests = {connection: connection.requests for connection in self._connections}
 
+    def break_off(self, but: Exchange | None = None) -> None:
+        """Stop listening and end every connection at once, save that of one exchange."""
+        if self._server is not None:
+            self._server.close()
+        for connection in tuple(self._connections):
+            if but is None or connection is not but._connection:
+                connection.abort()
+
     async def close(self) -> None:
         """Stop listening and end every connection at once, as if the process were killed."""
         if self._server is None:
             return
-        self._server.close()
-        for connection in tuple(self._connections):
-            connection.abort()
-        if self._absence is not None:
-            self._absence.cancel()
-            await asyncio.wait([self._absence])
-            self._absence = None
+        self.break_off()
         await self._server.wait_closed()
         self._server = None
-
-    def leave(self, exchange: Exchange, for_s: float) -> None:
-        """Refuse connections from now on, for `for_s` seconds; the open ones are aborted.
-
-        That happens when `exchange`, which has asked for it, has its answer; it is the last on its
-        connection.
-        """
-        if self._server is not None:
-            self._server.close()
-        if self._absence is not None:
-            self._absence.cancel()
-        self._absence = asyncio.get_running_loop().create_task(self._return(for_s))
-        exchange.close_after(self._abort_others)
-
-    async def _return(self, after_s: float) -> None:
-        await asyncio.sleep(after_s)
-        while True:
-            try:
-                self._server = await self._listen(self._host, self._port)
-            except OSError as error:  # somebody's outgoing connection may have got the port
-                _logger.warning(
-                    "can't listen on %(host)s:%(port)d yet: %(error)s",
-                    {"host": self._host, "port": self._port, "error": reason(error)},
-                )
-                await asyncio.sleep(_RELISTEN_S)
-            else:
-                return
-
-    def _abort_others(self) -> None:
-        for connection in tuple(self._connections):
-            if not connection.leaving:
-                connection.abort()

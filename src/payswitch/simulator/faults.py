@@ -13,11 +13,12 @@ from math import fsum
 from random import Random
 from typing import Any, NamedTuple, TypeVar
 
-from payswitch.http.server import Ending, Reply, Stream, message, reply
+from payswitch.http.server import Reply, message, reply
 from payswitch.simulator.book import json_object
+from payswitch.simulator.streams import Ending, Stream
 
 MAX_MS = 2**31 - 1
-DRIP_S = 1.0
+DRIP_MS = 1000.0
 HUGE_BYTES = 10_000_000
 
 _PIECE = b"x" * 65_536
@@ -309,7 +310,7 @@ def broken_answer(mode: PaymentFault, ordinary: Reply, separator: bytes) -> Repl
             return Stream(iter([half]), status=None, ending=Ending.SILENCE)
         case PaymentFault.DRIP:
             whole = head + body
-            return Stream((whole[n : n + 1] for n in range(len(whole))), interval_s=DRIP_S)
+            return Stream((whole[n : n + 1] for n in range(len(whole))), interval_ms=DRIP_MS)
         case PaymentFault.HUGE:
             return Stream(_huge(separator))
         case _:

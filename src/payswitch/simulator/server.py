@@ -22,7 +22,8 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from payswitch.http.server import Exchange, Listener, Reply, Stream, message, reply
+from payswitch.http.server import Exchange, Listener, Reply, message, reply
+from payswitch.reasons import reason
 from payswitch.simulator.book import (
     Book,
     Entry,
@@ -45,10 +46,12 @@ from payswitch.simulator.faults import (
     parse_faults,
 )
 from payswitch.simulator.journal import Journal, Kind
+from payswitch.simulator.streams import Stream, send_stream
 
 RUNNING_SLOTS = 800
 WAITING_SLOTS = 500
 HEALTH_CALLS_WAITING = 2
+_RELISTEN_S = 0.1
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -129,6 +132,8 @@ class Simulator:
         self._late: set[asyncio.TimerHandle] = set()
         self._waiting: deque[Exchange] = deque()
         self._listener = Listener(self._route)
+        self._address = ("", 0)
+        self._absence: asyncio.Task[None] | None = None
         self._payment_by_id: _Methods = {b"GET": self._take_slot}
         self._routes: dict[bytes, _Methods] = {
             b"/payments": {b"POST": self._take_slot},
@@ -155,6 +160,7 @@ class Simulator:
             OSError: the address is taken or not this machine's.
         """
         bound = await self._listener.start(host, port)
+        self._address = (host, bound)
         _logger.info(
             "processor %(processor)s listens on %(host)s:%(port)d",
             {"processor": self.config.name, "host": host, "port": bound},
@@ -172,6 +178,10 @@ class Simulator:
         if self._health_timer is not None:
             self._health_timer.cancel()
             self._health_timer = None
+        if self._absence is not None:
+            self._absence.cancel()
+            await asyncio.wait([self._absence])
+            self._absence = None
         await self._listener.close()
 
     def _route(self, exchange: Exchange) -> None:
@@ -280,7 +290,7 @@ class Simulator:
     ) -> None:
         self._note_answer(exchange, entry, outcome.status, fault)
         if isinstance(outcome, Stream):
-            exchange.stream(outcome)
+            send_stream(outcome, exchange, self._later)
         else:
             exchange.answer(outcome)
 
@@ -425,8 +435,29 @@ class Simulator:
         self._health_lots = HealthLots(faults) if faults.health else None
         self.journal.on = faults.journal
         if gone_ms is not None:
-            self._listener.leave(exchange, gone_ms / 1000)
+            self._leave(exchange, gone_ms / 1000)
         return _changed("faults", was.document(), faults.document())
+
+    def _leave(self, exchange: Exchange, for_s: float) -> None:
+        """End the connections, this exchange's after its answer; refuse new ones for so long."""
+        exchange.close_after()
+        self._listener.break_off(but=exchange)
+        self._absence = asyncio.get_running_loop().create_task(self._return(for_s))
+
+    async def _return(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        while True:
+            try:
+                await self._listener.start(*self._address)
+            except OSError as error:  # somebody's outgoing connection may have got the port
+                host, port = self._address
+                _logger.warning(
+                    "can't listen on %(host)s:%(port)d yet: %(error)s",
+                    {"host": host, "port": port, "error": reason(error)},
+                )
+                await asyncio.sleep(_RELISTEN_S)
+            else:
+                return
 
     def _list_payments(self, exchange: Exchange) -> Reply:
         lines = "".join(

@@ -259,7 +259,7 @@ async def test_half_a_header_comes_and_then_nothing(processor: Processor) -> Non
 async def test_an_answer_drips_a_byte_at_a_time(
     processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulator_faults, "DRIP_S", 0.004)
+    monkeypatch.setattr(simulator_faults, "DRIP_MS", 4)
     await fault(processor, "drip")
     started = time.monotonic()
     response = await processor.pay()
