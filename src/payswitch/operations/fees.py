@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Mapping
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from payswitch.processors.books import CannotAskError, ProcessorBooks
 from payswitch.store.notes import FEES_KEY, write_note
+from payswitch.store.periodic import Periodic
 
 logger = logging.getLogger(__name__)
 
@@ -19,25 +18,21 @@ _EVERY_S = 600.0
 _AGAIN_S = 15.0
 
 
-class FeeWatch:
+class FeeWatch(Periodic):
     """Asks every processor's admin summary for its fee: at start until all have said it, then every
     ten minutes."""
 
     def __init__(self, redis: Redis, books: Mapping[str, ProcessorBooks]) -> None:
+        super().__init__("fees", _AGAIN_S)
         self._redis = redis
         self._books = books
         self._known: dict[str, str] = {}
-        self._asking: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to ask."""
-        self._asking = asyncio.create_task(self._ask_for_ever(), name="fees")
-
-    async def close(self) -> None:
-        """Stop asking."""
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.wait([self._asking])
+    async def turn(self) -> None:
+        """Ask, and again soon unless all have said it. Raises `RedisError` or `OSError`."""
+        self.every_s = _AGAIN_S
+        if await self.ask():
+            self.every_s = _EVERY_S
 
     async def ask(self) -> bool:
         """Ask once and note what is known; whether all have said it. Raises `RedisError` or
@@ -53,11 +48,3 @@ class FeeWatch:
             at = time.time_ns() // 1_000_000
             await write_note(self._redis, FEES_KEY, {"at": at, **self._known})
         return said == len(self._books)
-
-    async def _ask_for_ever(self) -> None:
-        while True:
-            try:
-                all_said = await self.ask()
-            except (RedisError, OSError):
-                all_said = False
-            await asyncio.sleep(_EVERY_S if all_said else _AGAIN_S)

@@ -3,8 +3,6 @@ so that a page that is opened has its charts at once."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,10 +16,9 @@ from redis.exceptions import RedisError, ResponseError
 from payswitch.operations.order_log import OrderLog
 from payswitch.operations.overview import Overview, OverviewReader
 from payswitch.store import scripts
+from payswitch.store.periodic import Periodic
 from payswitch.telemetry.histogram import Histogram, merged
 from payswitch.telemetry.vitals import Process
-
-logger = logging.getLogger(__name__)
 
 HISTORY_KEY = "overview:history"
 BEAT_KEY = "overview:beat"
@@ -127,16 +124,16 @@ class Changes:
         )
 
 
-class HistoryWriter:
-    """Adds a sample a second, whoever's turn it is in the whole cluster."""
+class HistoryWriter(Periodic):
+    """Adds a sample a second: one process of the whole cluster does."""
 
     def __init__(self, redis: Redis) -> None:
+        super().__init__("sample", EVERY_S)
         self._take = scripts.load(redis, "take")
         self._append = scripts.load(redis, "history")
         self._reader = OverviewReader(redis)
         self._changes = Changes()
         self._orders = OrderLog()
-        self._writing: asyncio.Task[None] | None = None
         self._read: Overview | None = None
         self._read_at = float("-inf")
         self.failures = 0
@@ -147,15 +144,13 @@ class HistoryWriter:
         """What was read last; None where that is too old to say how things are."""
         return self._read if time.monotonic() - self._read_at <= FRESH_S else None
 
-    def start(self) -> None:
-        """Begin to write."""
-        self._writing = asyncio.create_task(self._write_for_ever(), name="history")
-
-    async def close(self) -> None:
-        """Stop writing."""
-        if self._writing is not None:
-            self._writing.cancel()
-            await asyncio.wait([self._writing])
+    async def turn(self) -> None:
+        """Write, and count the failures. Raises `RedisError` or `OSError`."""
+        try:
+            await self.write()
+        except (RedisError, OSError):
+            self.failures += 1
+            raise
 
     async def write(self) -> bool:
         """Add a sample unless another process has just done so. Raises `RedisError` or `OSError`.
@@ -170,20 +165,6 @@ class HistoryWriter:
         if is_mine:
             await self._append(keys=[HISTORY_KEY], args=[sample.as_json(), KEPT, _KEPT_MS])
         return bool(is_mine)
-
-    async def _write_for_ever(self) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while True:
-            try:
-                await self.write()
-            except (RedisError, OSError):
-                self.failures += 1
-                logger.debug("no sample: redis is away")
-            except Exception:  # whatever others left in Redis, the next second is another chance
-                logger.exception("no sample")
-            due = max(due + EVERY_S, loop.time())
-            await asyncio.sleep(due - loop.time())
 
 
 async def read_history(redis: Redis, newest: int = KEPT) -> list[bytes]:

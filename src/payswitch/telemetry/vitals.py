@@ -6,8 +6,6 @@ that is away is no reason to stop: the next second is another chance.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 import secrets
 import socket
@@ -16,13 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from payswitch.clock import boottime_ms
 from payswitch.store import scripts
+from payswitch.store.periodic import Periodic
 from payswitch.telemetry.histogram import LARGEST, Histogram
-
-logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
 LIFE_MS = 5000
@@ -32,10 +28,11 @@ _AT_LEAST_EVERY_S = 3.0
 Fields = Mapping[str, str | int]
 
 
-class Vitals:
+class Vitals(Periodic):
     """Writes one process' vitals: what `collect` returns, under who and since when it is."""
 
     def __init__(self, redis: Redis, kind: str, collect: Callable[[], Fields]) -> None:
+        super().__init__("vitals", EVERY_S)
         host, pid = socket.gethostname(), os.getpid()
         # Host and pid are for people: containers that share their host's name may all be pid 1.
         name = f"{host}:{pid}:{secrets.token_hex(4)}"
@@ -52,17 +49,14 @@ class Vitals:
             "since": time.time_ns() // 1_000_000,
         }
         self._said: Fields = {}
-        self._writing: asyncio.Task[None] | None = None
+        self._due = 0.0
 
-    def start(self) -> None:
-        """Begin to write."""
-        self._writing = asyncio.create_task(self._write_for_ever(), name="vitals")
-
-    async def close(self) -> None:
-        """Stop writing; what was written goes with its life."""
-        if self._writing is not None:
-            self._writing.cancel()
-            await asyncio.wait([self._writing])
+    async def turn(self) -> None:
+        """Write if something has changed, or it is time to. Raises `RedisError` or `OSError`."""
+        if time.monotonic() >= self._due or self._collect() != self._said:
+            self._due = 0.0
+            await self.write()
+            self._due = time.monotonic() + _AT_LEAST_EVERY_S - EVERY_S / 2
 
     async def write(self) -> None:
         """Write once. Raises `RedisError` or `OSError`."""
@@ -71,19 +65,6 @@ class Vitals:
         now = await self._script(keys=[self.key], args=[LIFE_MS, *args])
         self.redis_ahead_ms = int(now) - boottime_ms()
         self._said = fields
-
-    async def _write_for_ever(self) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while True:
-            if loop.time() >= due or self._collect() != self._said:
-                try:
-                    await self.write()
-                    due = loop.time() + _AT_LEAST_EVERY_S - EVERY_S / 2
-                except (RedisError, OSError):
-                    due = loop.time()
-                    logger.debug("no vitals: redis is away")
-            await asyncio.sleep(EVERY_S)
 
 
 @dataclass(frozen=True, slots=True)
