@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from bench.rinha.site import Site, SiteError, Usage, Usages
 from payswitch.chaos.system import ChaosSystem, running
 from payswitch.local.machine import MachineError
-from payswitch.local.supervisor import StartError
+from payswitch.local.supervisor import PartNotStartedError
 from payswitch.selection.selector import SELECTION_KEY, parse_selection
 from payswitch.settings import SettingsError
 from payswitch.store.client import connect
@@ -33,7 +33,7 @@ async def serving(folder: Path, *, workers: int = 2) -> AsyncIterator[Site]:
             system = await stack.enter_async_context(
                 running(folder, workers=workers, clocks=False, environment=environment)
             )
-        except (MachineError, SettingsError, StartError) as error:
+        except (MachineError, SettingsError, PartNotStartedError) as error:
             raise SiteError(str(error)) from None
         redis = connect(system.settings.redis_url, limit_s=_REDIS_LIMIT_S)
         stack.push_async_callback(redis.aclose, close_connection_pool=True)

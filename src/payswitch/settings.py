@@ -28,7 +28,7 @@ _LONGEST_SHOWN = 200
 
 
 @dataclass(frozen=True)
-class Problem:
+class SettingProblem:
     """What is wrong with the value of a variable, or with those of several together."""
 
     variables: tuple[str, ...]
@@ -38,7 +38,7 @@ class Problem:
 class SettingsError(ValueError):
     """One or more variables hold a value that is not allowed; the message names them all."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[SettingProblem]) -> None:
         super().__init__("; ".join(problem.message for problem in problems))
         self.problems = tuple(problems)
 
@@ -443,25 +443,27 @@ class Settings:
         source = os.environ if environment is None else environment
         given: dict[str, Given] = {}
         values: dict[str, Any] = {}
-        problems: dict[str, Problem] = {}
+        problems: dict[str, SettingProblem] = {}
         for name, variable in variables().items():
             try:
                 given[name] = variable.read(source)
                 if given[name].text:
                     values[name] = variable.parse(given[name].text)
             except SecretFileError as error:
-                problems[name] = Problem((variable.name,), str(error))
+                problems[name] = SettingProblem((variable.name,), str(error))
             except ValueError as error:
                 why = str(error) if isinstance(error, RedisUrlError) else variable.allowed
                 message = f"{variable.refused(given[name])}: {why}"
-                problems[name] = Problem((variable.name,), message)
+                problems[name] = SettingProblem((variable.name,), message)
         settings = cls(**values)
         found = [*problems.values(), *settings._contradictions(given, problems.keys())]
         if found:
             raise SettingsError(found)
         return settings
 
-    def _contradictions(self, given: Mapping[str, Given], unknown: Set[str]) -> Iterator[Problem]:
+    def _contradictions(
+        self, given: Mapping[str, Given], unknown: Set[str]
+    ) -> Iterator[SettingProblem]:
         """Settings that are allowed one by one but not together; those of which a part is unknown
         are not judged."""
         known = variables()
@@ -472,7 +474,9 @@ class Settings:
                 known[name].refused(replace(given[name], text=str(getattr(self, name))))
                 for name in names
             )
-            yield Problem(tuple(known[name].name for name in names), f"{', '.join(values)}: {rule}")
+            yield SettingProblem(
+                tuple(known[name].name for name in names), f"{', '.join(values)}: {rule}"
+            )
 
     def _rules(self) -> Iterator[tuple[bool, tuple[str, ...], str]]:
         """What must hold between settings: whether it does, which ones, and the rule in words."""

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from redis.exceptions import RedisError
 
-from payswitch.chaos.audit import Verdict, audit
+from payswitch.chaos.audit import RunVerdict, audit
 from payswitch.chaos.books import Auditor
 from payswitch.chaos.clients import Clients
 from payswitch.local.machine import find_haproxy, find_redis
@@ -287,7 +287,7 @@ async def change_hosts(cluster: Cluster, load: Load, cut_off: Host, cut_s: float
     await load.goes_on(60)
 
 
-async def try_out(cluster: Cluster, *, cut_off: Host, cut_s: float) -> Verdict:
+async def try_out(cluster: Cluster, *, cut_off: Host, cut_s: float) -> RunVerdict:
     """Load, changes, rest, audit; all of it as seen from the clients' host."""
     with cluster.clients.entered():
         await cluster.start_payswitch()
@@ -307,7 +307,7 @@ async def try_out(cluster: Cluster, *, cut_off: Host, cut_s: float) -> Verdict:
     return audit(load.clients.sent, books, wrong_answers=load.clients.wrong_answers)
 
 
-async def assert_paid_once(verdict: Verdict, cluster: Cluster) -> None:
+async def assert_paid_once(verdict: RunVerdict, cluster: Cluster) -> None:
     """Each acknowledged payment is settled, once, and all books are equal."""
     print(verdict)  # for the page's numbers: pytest -s
     assert verdict.holds, verdict.violations[:10]

@@ -13,14 +13,14 @@ from arq.connections import ArqRedis
 
 from payswitch.dispatch.assembly import make_dispatcher
 from payswitch.money import Total
-from payswitch.operations.reconcile import Reconciliation, Report
+from payswitch.operations.reconcile import ReconcileReport, Reconciliation
 from payswitch.payments.claims import Claim, Claims
 from payswitch.payments.ledger import Ledger, Settlement
 from payswitch.processors.books import ProcessorBooks
-from payswitch.processors.outcomes import Finding
+from payswitch.processors.outcomes import FindOutcome
 from payswitch.processors.processor import Processor, make_processors, make_transport
 from payswitch.settings import Settings
-from payswitch.simulator.book import Entry
+from payswitch.simulator.book import BookEntry
 from payswitch.simulator.server import Simulator, SimulatorConfig
 from payswitch.telemetry.tracing import NO_STEP, Step
 
@@ -51,7 +51,7 @@ class CountingProcessor(Processor):
 
     calls: Calls
 
-    async def find(self, correlation_id: str, step: Step = NO_STEP) -> Finding:
+    async def find(self, correlation_id: str, step: Step = NO_STEP) -> FindOutcome:
         self.calls.payments += 1
         return await super().find(correlation_id, step)
 
@@ -101,7 +101,7 @@ class Books:
     ) -> str:
         """Enter a payment in a processor's book."""
         correlation_id = id or str(uuid4())
-        assert self.simulators[processor].book.record(Entry(correlation_id, cents, at * 1000))
+        assert self.simulators[processor].book.record(BookEntry(correlation_id, cents, at * 1000))
         return correlation_id
 
     async def pay(self, *, at: int = AT, cents: int = 1990, processor: str = "default") -> str:
@@ -147,7 +147,7 @@ class Books:
         thorough: bool = False,
         pause_s: float = 0.05,
         on_looked_up: Callable[[int], None] = lambda _: None,
-    ) -> Report:
+    ) -> ReconcileReport:
         """Compare; nothing changes meanwhile, so the pauses are short."""
         books, processors = {}, make_processors(self.settings, self.transport)
         for name, url in self.settings.processor_urls.items():

@@ -12,15 +12,15 @@ from typing import Protocol, cast
 from payswitch.payments.claims import Claim
 from payswitch.processors.outcomes import (
     Ended,
-    Finding,
+    FindOutcome,
     Found,
+    HealthReport,
     Missing,
     NotPaid,
     NotSentInTime,
     Outcome,
     Paid,
     Refused,
-    Report,
     Unclear,
     Unknown,
 )
@@ -102,7 +102,7 @@ class Books:
             if not self.waits(wire):
                 self.counts["recorded after the sender had given up"] += 1
 
-    def find(self, processor: str, correlation_id: str) -> Finding:
+    def find(self, processor: str, correlation_id: str) -> FindOutcome:
         """The truth of this instant."""
         entry = self.books[processor].get(correlation_id)
         if entry is None:
@@ -213,15 +213,15 @@ class ProcessorClient:
             books.counts["outcome: NotPaid"] += 1
         return await reply if unsent is None else cast(Outcome, unsent)
 
-    async def find(self, correlation_id: str, step: Step = NO_STEP) -> Finding:
+    async def find(self, correlation_id: str, step: Step = NO_STEP) -> FindOutcome:
         """As the real one; the answer may be on its way for a while."""
         finding = await self._process.pass_gate(
             "find",
             f"ask {self.name} for {correlation_id}",
             lambda: self._around.books.find(self.name, correlation_id),
         )
-        return cast(Finding, finding)
+        return cast(FindOutcome, finding)
 
-    async def health(self, limit_ms: int) -> Report | None:
+    async def health(self, limit_ms: int) -> HealthReport | None:
         """Not asked here."""
         raise NotImplementedError

@@ -42,7 +42,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RunVerdict:
     """What a run came to."""
 
     sent: int
@@ -75,7 +75,7 @@ def audit(
     wrong_answers: Sequence[tuple[str, str]] = (),
     clocks_were_set: bool = False,
     all_should_pass: bool = False,
-) -> Verdict:
+) -> RunVerdict:
     """Judge a run that has come to rest. With `all_should_pass` nothing stood between the clients
     and Redis, so that what was not accepted was refused without need."""
     violations = [
@@ -103,7 +103,7 @@ def audit(
     }
     dead = [record for record in books.records.values() if _is(record, "dead")]
     reasons = [record.get("reason", "") for record in dead]
-    return Verdict(
+    return RunVerdict(
         sent=len(sent),
         accepted=sum(each.acknowledged for each in sent.values()),
         unacknowledged_paid=sum(

@@ -37,7 +37,7 @@ class Booked:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class ComparedWindow:
     """The summary and the books of one window (ms since the epoch, None: open on that side)."""
 
     first_ms: int | None
@@ -56,7 +56,7 @@ class Books:
     """By processor, by correlation id."""
     ours: Totals
     theirs: Totals
-    windows: list[Window]
+    windows: list[ComparedWindow]
     incidents: list[str]
     dead: frozenset[str] = frozenset()
     """What is listed as dead letters."""
@@ -129,12 +129,12 @@ class Auditor:
             totals[name] = _total(await self._get(f"{url}/admin/payments-summary", bounds))
         return totals
 
-    async def window(self, first_ms: int | None, last_ms: int | None) -> Window:
+    async def window(self, first_ms: int | None, last_ms: int | None) -> ComparedWindow:
         """Summary and books of one window. Processors, asked with one bound, tell everything, so
         they get a bound that lies beyond all payments."""
         earliest = _EARLIEST_MS if first_ms is None else first_ms
         latest = _LATEST_MS if last_ms is None else last_ms
-        return Window(
+        return ComparedWindow(
             first_ms,
             last_ms,
             await self.ours(first_ms, last_ms),

@@ -14,13 +14,13 @@ import httpx
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from payswitch.chaos.plan import BOTH, PROCESSORS, Event
+from payswitch.chaos.plan import BOTH, PROCESSORS, PlannedFault
 from payswitch.chaos.system import ChaosSystem
 from payswitch.store.client import connect
 
 logger = logging.getLogger(__name__)
 
-_Way = Callable[[Event], Coroutine[Any, Any, None]]
+_Way = Callable[[PlannedFault], Coroutine[Any, Any, None]]
 
 _RETRY_S = 0.05
 _LATE_ANSWER_S = 1.0
@@ -33,11 +33,11 @@ after the delay that it has anyway (at most 0.2 of it); the rest is for its queu
 class Injector:
     """Breaks what the plan says, when it says so. Processors get the sum of what overlaps."""
 
-    def __init__(self, system: ChaosSystem, plan: Sequence[Event], *, seed: int) -> None:
+    def __init__(self, system: ChaosSystem, plan: Sequence[PlannedFault], *, seed: int) -> None:
         self._system = system
         self._plan = plan
         self._seed = seed
-        self._under_way: dict[str, list[Event]] = {name: [] for name in PROCESSORS}
+        self._under_way: dict[str, list[PlannedFault]] = {name: [] for name in PROCESSORS}
         self._changes = 0
         self._calls = {name: asyncio.Lock() for name in PROCESSORS}
         self._redis = connect(system.settings.redis_url, limit_s=2)
@@ -87,7 +87,7 @@ class Injector:
 
     # Processors.
 
-    async def _disturb(self, event: Event) -> None:
+    async def _disturb(self, event: PlannedFault) -> None:
         """Anything that a processor's settings can say."""
         names = _processors_of(event)
         for name in names:
@@ -98,7 +98,7 @@ class Injector:
             self._under_way[name].remove(event)
         await asyncio.gather(*map(self._configure, names))
 
-    async def _make_gone(self, event: Event) -> None:
+    async def _make_gone(self, event: PlannedFault) -> None:
         gone_ms = int(event.lasts_s * 1000)
         names = _processors_of(event)
         await asyncio.gather(*(self._configure(name, gone_ms=gone_ms) for name in names))
@@ -114,7 +114,7 @@ class Injector:
             await self._put(name, "delay", {"delay": max(delays, default=0)})
             await self._put(name, "faults", self._faults(events, gone_ms))
 
-    def _faults(self, events: Sequence[Event], gone_ms: int) -> dict[str, Any]:
+    def _faults(self, events: Sequence[PlannedFault], gone_ms: int) -> dict[str, Any]:
         limit_ms = self._system.settings.processor_max_delay_ms
         faults: dict[str, Any] = {
             "seed": self._seed * 1000 + self._changes,
@@ -142,16 +142,16 @@ class Injector:
 
     # Processes.
 
-    async def _kill(self, event: Event) -> None:
+    async def _kill(self, event: PlannedFault) -> None:
         self._signal(event.target, signal.SIGKILL)
 
-    async def _stop(self, event: Event) -> None:
+    async def _stop(self, event: PlannedFault) -> None:
         self._signal(event.target, signal.SIGTERM)
 
-    async def _reload(self, event: Event) -> None:
+    async def _reload(self, event: PlannedFault) -> None:
         self._signal(event.target, signal.SIGUSR2)
 
-    async def _freeze(self, event: Event) -> None:
+    async def _freeze(self, event: PlannedFault) -> None:
         pid = self._signal(event.target, signal.SIGSTOP)
         try:
             await asyncio.sleep(event.lasts_s)
@@ -165,7 +165,7 @@ class Injector:
             self._system.signal(pid, number)
         return pid
 
-    async def _set_clock(self, event: Event) -> None:
+    async def _set_clock(self, event: PlannedFault) -> None:
         clocks = self._system.clocks
         if clocks is not None:
             clocks.set(event.target, float(str(event.details["offset_s"])))
@@ -175,13 +175,13 @@ class Injector:
     # Redis.
 
     def _on_redis(self, command: Callable[[Redis], Awaitable[object]]) -> _Way:
-        async def send(event: Event) -> None:
+        async def send(event: PlannedFault) -> None:
             with contextlib.suppress(RedisError, OSError):  # it is broken already
                 await command(self._redis)
 
         return send
 
-    async def _fill_memory(self, event: Event) -> None:
+    async def _fill_memory(self, event: PlannedFault) -> None:
         """Let `maxmemory` be just below what Redis holds."""
         with contextlib.suppress(RedisError, OSError):
             used = (await self._redis.info("memory"))["used_memory"]
@@ -206,11 +206,11 @@ class Injector:
         await self._give_memory()
 
 
-def _processors_of(event: Event) -> Sequence[str]:
+def _processors_of(event: PlannedFault) -> Sequence[str]:
     return PROCESSORS if event.target == BOTH else (event.target,)
 
 
-def _sum_of(events: Sequence[Event]) -> dict[str, float]:
+def _sum_of(events: Sequence[PlannedFault]) -> dict[str, float]:
     """The probabilities of what overlaps, added up and at most 0.9 in all, unless one alone comes
     to more."""
     total: dict[str, float] = {}

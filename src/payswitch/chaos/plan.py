@@ -55,7 +55,7 @@ class Scale:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class PlannedFault:
     """One fault: what, on which part, from when, for how long (0: it is over at once)."""
 
     at_s: float
@@ -71,7 +71,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FaultKind:
     """A kind of fault: how often it comes, whom it meets, how long it lasts."""
 
     group: str
@@ -136,39 +136,39 @@ def _offset(choose: random.Random, scale: Scale) -> dict[str, object]:
     return {"offset_s": round(choose.uniform(-8, 8), 1)}
 
 
-KINDS: dict[str, Kind] = {
-    "delay": Kind("clean", 15, _either_processor, _between(3, 8), _delay),
-    "failing": Kind("clean", 20, _either_processor, _between(2, 8)),
-    "busy": Kind("clean", 15, _either_processor, _between(2, 6), _mix(*CLEAN_MODES, most=2)),
-    "gone": Kind("processor", 25, _either_processor, _between(1, 5)),
-    "silent": Kind("processor", 30, _either_processor, _between(4, 12)),
-    "answers": Kind(
+KINDS: dict[str, FaultKind] = {
+    "delay": FaultKind("clean", 15, _either_processor, _between(3, 8), _delay),
+    "failing": FaultKind("clean", 20, _either_processor, _between(2, 8)),
+    "busy": FaultKind("clean", 15, _either_processor, _between(2, 6), _mix(*CLEAN_MODES, most=2)),
+    "gone": FaultKind("processor", 25, _either_processor, _between(1, 5)),
+    "silent": FaultKind("processor", 30, _either_processor, _between(4, 12)),
+    "answers": FaultKind(
         "processor", 6, _either_processor, _between(3, 9), _mix(*UNCLEAR_MODES, most=6)
     ),
-    "gateway": Kind("processor", 8, _either_processor, _between(3, 9), _gateway_mix),
-    "limited": Kind(
+    "gateway": FaultKind("processor", 8, _either_processor, _between(3, 9), _gateway_mix),
+    "limited": FaultKind(
         "processor", 12, _either_processor, _between(2, 6), _all_by_one_of(*LIMITING_MODES)
     ),
-    "refusing": Kind(
+    "refusing": FaultKind(
         "processor", 20, _either_processor, _between(2, 5), _all_by_one_of(*REFUSING_MODES)
     ),
-    "refusals": Kind("processor", 30, _either_processor, _between(2, 5), _refusals),
-    "health": Kind("processor", 15, _either_processor, _between(5, 12), _health_mix),
-    "kill": Kind("process", 12, _any_process),
-    "stop": Kind("process", 25, _any_process),
-    "freeze": Kind(
+    "refusals": FaultKind("processor", 30, _either_processor, _between(2, 5), _refusals),
+    "health": FaultKind("processor", 15, _either_processor, _between(5, 12), _health_mix),
+    "kill": FaultKind("process", 12, _any_process),
+    "stop": FaultKind("process", 25, _any_process),
+    "freeze": FaultKind(
         "process", 40, _a_worker, lambda choose, scale: scale.lease_s * choose.uniform(1.1, 1.3)
     ),
-    "reload": Kind("process", 20, _one("haproxy")),
-    "redis-kill": Kind("redis", 30, _one("redis")),
-    "redis-pause": Kind("redis", 45, _one("redis"), lambda choose, scale: 5.0),
-    "redis-cut": Kind("redis", 15, _one("redis")),
-    "redis-flush": Kind("redis", 20, _one("redis")),
-    "redis-memory": Kind("redis", 45, _one("redis"), _between(2, 5)),
-    "clock": Kind("clock", 10, lambda scale: [*_any_process(scale), "redis"], details=_offset),
-    "duplicates": Kind("client", 0, _one("clients")),
-    "retries": Kind("client", 0, _one("clients")),
-    "drops": Kind("client", 0, _one("clients")),
+    "reload": FaultKind("process", 20, _one("haproxy")),
+    "redis-kill": FaultKind("redis", 30, _one("redis")),
+    "redis-pause": FaultKind("redis", 45, _one("redis"), lambda choose, scale: 5.0),
+    "redis-cut": FaultKind("redis", 15, _one("redis")),
+    "redis-flush": FaultKind("redis", 20, _one("redis")),
+    "redis-memory": FaultKind("redis", 45, _one("redis"), _between(2, 5)),
+    "clock": FaultKind("clock", 10, lambda scale: [*_any_process(scale), "redis"], details=_offset),
+    "duplicates": FaultKind("client", 0, _one("clients")),
+    "retries": FaultKind("client", 0, _one("clients")),
+    "drops": FaultKind("client", 0, _one("clients")),
 }
 GROUPS = ("clean", "processor", "process", "redis", "client", "clock")
 
@@ -200,10 +200,10 @@ def is_clean(kinds: frozenset[str]) -> bool:
     return all(KINDS[kind].group in ("clean", "client") for kind in kinds)
 
 
-def plan(seed: int, seconds: float, kinds: frozenset[str], scale: Scale) -> list[Event]:
+def plan(seed: int, seconds: float, kinds: frozenset[str], scale: Scale) -> list[PlannedFault]:
     """The faults of a run, in order. Each kind that fits comes once at least; all are over when
     `seconds` are."""
-    events: list[Event] = []
+    events: list[PlannedFault] = []
     for name, kind in KINDS.items():
         if name not in kinds or not kind.every_s:
             continue
@@ -217,6 +217,6 @@ def plan(seed: int, seconds: float, kinds: frozenset[str], scale: Scale) -> list
                 at_s = max(WARM_UP_S, seconds - lasts_s)
                 lasts_s = min(lasts_s, max(0.0, seconds - at_s))
             target = choose.choice(list(kind.targets(scale)))
-            events.append(Event(at_s, name, target, lasts_s, kind.details(choose, scale)))
+            events.append(PlannedFault(at_s, name, target, lasts_s, kind.details(choose, scale)))
             at_s += kind.every_s * choose.uniform(0.5, 1.5)
     return sorted(events, key=lambda event: (event.at_s, event.kind))

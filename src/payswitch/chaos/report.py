@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from payswitch.chaos.audit import Spread
-from payswitch.chaos.run import Outcome
+from payswitch.chaos.run import RunOutcome
 
 _MOST_HISTORIES = 20
 _MOST_LINES = 40
 
 
-def show(outcomes: Sequence[Outcome], console: Console) -> None:
+def show(outcomes: Sequence[RunOutcome], console: Console) -> None:
     """The verdict table, a row a run, and what was violated."""
     table = Table(title="chaos", title_justify="left")
     heads = ["seed", "sent", "accepted", "default", "fallback", "dead", "lost", "double"]
@@ -33,7 +33,7 @@ def show(outcomes: Sequence[Outcome], console: Console) -> None:
             console.print(line, highlight=False, soft_wrap=True)
 
 
-def _row(outcome: Outcome) -> list[str]:
+def _row(outcome: RunOutcome) -> list[str]:
     verdict = outcome.verdict
     numbers = [outcome.order.seed, verdict.sent, verdict.accepted, *verdict.settled.values()]
     numbers += [verdict.dead, verdict.lost, verdict.double, verdict.difference_cents]
@@ -42,7 +42,7 @@ def _row(outcome: Outcome) -> list[str]:
     return [*(f"{number:,}" for number in numbers), after, word]
 
 
-def _remarks(outcome: Outcome) -> Iterable[str]:
+def _remarks(outcome: RunOutcome) -> Iterable[str]:
     verdict = outcome.verdict
     seed = f"seed {outcome.order.seed}:"
     if outcome.answers_ms:
@@ -79,7 +79,7 @@ def write(document: dict[str, Any], folder: Path) -> Path:
     return path
 
 
-def as_document(outcome: Outcome) -> dict[str, Any]:
+def as_document(outcome: RunOutcome) -> dict[str, Any]:
     """The outcome as JSON has it, with the plan and the histories of offending payments."""
     order, verdict = outcome.order, outcome.verdict
     return {
@@ -111,12 +111,12 @@ def as_document(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _offending(outcome: Outcome) -> list[str]:
+def _offending(outcome: RunOutcome) -> list[str]:
     ids = [each.correlation_id for each in outcome.verdict.violations if each.correlation_id]
     return list(dict.fromkeys(ids))[:_MOST_HISTORIES]
 
 
-def history(outcome: Outcome, correlation_id: str) -> dict[str, Any]:
+def history(outcome: RunOutcome, correlation_id: str) -> dict[str, Any]:
     """All that anyone knows of a payment: its client, Redis, both processors, the log."""
     books = outcome.books
     log = outcome.order.folder / "system.log"

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from payswitch.chaos.audit import Spread, Verdict, Violation, audit
+from payswitch.chaos.audit import RunVerdict, Spread, Violation, audit
 from payswitch.chaos.books import Auditor, Books
 from payswitch.chaos.clients import Clients, Sent
 from payswitch.chaos.inject import Injector
-from payswitch.chaos.plan import Event, Scale, is_clean, plan
+from payswitch.chaos.plan import PlannedFault, Scale, is_clean, plan
 from payswitch.chaos.system import ChaosSystem, running
-from payswitch.chaos.watch import Audit, Sample, Watch
+from payswitch.chaos.watch import Audit, LoadSample, Watch
 
 _SETTLED_WITHIN_S = 30.0
 _REST_LIMIT_S = 90.0
@@ -28,7 +28,7 @@ Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class RunOrder:
     """What to run. `minutes` is the time under load; settling comes after it."""
 
     seed: int
@@ -45,30 +45,30 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """Everything that is known of a run that has ended."""
 
-    order: Order
-    plan: list[Event]
-    verdict: Verdict
+    order: RunOrder
+    plan: list[PlannedFault]
+    verdict: RunVerdict
     settled_after_s: float | None
     """From the end of the last fault to an empty backlog; None if it never was."""
     answers_ms: Spread | None
     audits: list[Audit]
-    samples: list[Sample]
+    samples: list[LoadSample]
     sent: dict[str, Sent]
     books: Books
 
-    def without_payments(self) -> Outcome:
+    def without_payments(self) -> RunOutcome:
         """The same without what grows with every payment, for who keeps many."""
         books = replace(self.books, records={}, booked={}, journals={})
         return replace(self, sent={}, books=books)
 
 
-async def run(order: Order, environment: Mapping[str, str], progress: Progress) -> Outcome:
+async def run(order: RunOrder, environment: Mapping[str, str], progress: Progress) -> RunOutcome:
     """Run the system under load and faults, let it come to rest, audit it.
 
-    Raises `MachineError`, `SettingsError` or `StartError` when it can't be started.
+    Raises `MachineError`, `SettingsError` or `PartNotStartedError` when it can't be started.
     """
     order.folder.mkdir(parents=True, exist_ok=True)
     progress(0, "starting")
@@ -81,7 +81,7 @@ async def run(order: Order, environment: Mapping[str, str], progress: Progress) 
         return await _run_on(system, order, progress)
 
 
-async def _run_on(system: ChaosSystem, order: Order, progress: Progress) -> Outcome:
+async def _run_on(system: ChaosSystem, order: RunOrder, progress: Progress) -> RunOutcome:
     events = plan(order.seed, order.seconds, order.kinds, Scale.of(system.settings, order.workers))
     auditor = Auditor(system)
     clients = Clients(
@@ -123,7 +123,7 @@ async def _run_on(system: ChaosSystem, order: Order, progress: Progress) -> Outc
     )
     verdict.violations.extend(_late(settled_after_s, watch.audits))
     verdict.violations.extend(_swept(order.folder / "system.log"))
-    return Outcome(
+    return RunOutcome(
         order,
         events,
         verdict,
@@ -138,7 +138,7 @@ async def _run_on(system: ChaosSystem, order: Order, progress: Progress) -> Outc
 
 async def _break(
     system: ChaosSystem,
-    order: Order,
+    order: RunOrder,
     paying: asyncio.Task[None],
     injector: Injector,
     watch: Watch,

@@ -146,7 +146,8 @@ async def running(
 ) -> AsyncIterator[ChaosSystem]:
     """The whole system while the context is open, empty at first; `folder` gets its log.
 
-    Settings are those of the environment. Raises `MachineError`, `SettingsError` or `StartError`.
+    Settings are those of the environment. Raises `MachineError`, `SettingsError` or
+    `PartNotStartedError`.
     """
     variables = {name: each for name, each in environment.items() if name not in _OWN_VARIABLES}
     if variables.get("PAYSWITCH_LOG_LEVEL") == "error":

@@ -7,9 +7,9 @@ from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from payswitch.chaos.plan import KINDS, Event
-from payswitch.chaos.run import Outcome
-from payswitch.chaos.watch import Sample
+from payswitch.chaos.plan import KINDS, PlannedFault
+from payswitch.chaos.run import RunOutcome
+from payswitch.chaos.watch import LoadSample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ _SMOOTHED_OVER_S = 1.0
 _GAP_S = 1.5
 
 
-def draw(outcome: Outcome) -> Path:
+def draw(outcome: RunOutcome) -> Path:
     """Draw `timeline.png` into the run's folder.
 
     Raises `ImportError` without matplotlib (the extra `pictures`).
@@ -61,7 +61,7 @@ def draw(outcome: Outcome) -> Path:
     return path
 
 
-def _draw_rates(axes: Axes, samples: Sequence[Sample]) -> None:
+def _draw_rates(axes: Axes, samples: Sequence[LoadSample]) -> None:
     accepted = [(each.at_s, each.accepted) for each in samples]
     axes.plot(*_rates(accepted), color=_COLORS["accepted"], label="accepted", linewidth=1.2)
     for name in ("default", "fallback"):
@@ -90,7 +90,7 @@ def _rates(totals: Sequence[tuple[float, int]]) -> tuple[list[float], list[float
     return at, rate
 
 
-def _draw_backlog(axes: Axes, samples: Sequence[Sample]) -> None:
+def _draw_backlog(axes: Axes, samples: Sequence[LoadSample]) -> None:
     known = [(each.at_s, each.backlog) for each in samples if each.backlog is not None]
     at, unpaid = [at_s for at_s, _ in known], [backlog for _, backlog in known]
     axes.fill_between(at, unpaid, color="#bbbbbb", step="post")
@@ -98,7 +98,7 @@ def _draw_backlog(axes: Axes, samples: Sequence[Sample]) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _draw_faults(axes: Axes, plan: Sequence[Event]) -> None:
+def _draw_faults(axes: Axes, plan: Sequence[PlannedFault]) -> None:
     rows = sorted({(KINDS[event.kind].group, event.kind) for event in plan}, reverse=True)
     for row, (group, kind) in enumerate(rows):
         spans = [

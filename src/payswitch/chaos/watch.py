@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from payswitch.chaos.books import Auditor, Window
+from payswitch.chaos.books import Auditor, ComparedWindow
 from payswitch.chaos.clients import Clients
 
 SAMPLE_S = 0.25
@@ -22,7 +22,7 @@ _ASK_AGAIN_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class LoadSample:
     """How things stood at one instant (s since the load began); None where nobody answered."""
 
     at_s: float
@@ -38,14 +38,14 @@ class Audit:
     at_s: float
     agreed_after_ms: float | None
     """How long summary and books differed; 0 if they didn't, None if for over a second."""
-    window: Window
+    window: ComparedWindow
 
 
 class Watch:
     """Takes samples and, with `audits`, compares windows while payments go on."""
 
     def __init__(self, auditor: Auditor, clients: Clients, *, audits: bool) -> None:
-        self.samples: list[Sample] = []
+        self.samples: list[LoadSample] = []
         self.audits: list[Audit] = []
         self._auditor = auditor
         self._clients = clients
@@ -68,7 +68,7 @@ class Watch:
         while True:
             at_s, accepted = self.elapsed_s, self._clients.accepted
             backlog, settled = await asyncio.gather(self._auditor.backlog(), self._settled())
-            self.samples.append(Sample(at_s, accepted, settled, backlog))
+            self.samples.append(LoadSample(at_s, accepted, settled, backlog))
             await asyncio.sleep(max(0.0, at_s + SAMPLE_S - self.elapsed_s))
 
     async def _settled(self) -> dict[str, int] | None:

@@ -188,12 +188,12 @@ def up(**options: Any) -> None:
     Example: payswitch up --fresh
     """
     from payswitch.local.machine import MachineError
-    from payswitch.local.supervisor import StartError
+    from payswitch.local.supervisor import PartNotStartedError
     from payswitch.local.system import Options, run
 
     try:
         run(Options(**options))
-    except (MachineError, SettingsError, StartError) as error:
+    except (MachineError, SettingsError, PartNotStartedError) as error:
         fail(str(error))
 
 

@@ -25,7 +25,7 @@ from payswitch.payments.ledger import Ledger, Settlement
 from payswitch.payments.tries import Burial, Findings, Routed, Tries
 from payswitch.processors.outcomes import (
     Ended,
-    Finding,
+    FindOutcome,
     Found,
     Missing,
     NotPaid,
@@ -260,7 +260,7 @@ class Dispatcher:
             step.set_outcome(type(outcome).__name__, failed=not isinstance(outcome, Paid))
         return outcome
 
-    async def _find(self, work: Work, processor: str) -> Finding:
+    async def _find(self, work: Work, processor: str) -> FindOutcome:
         find = self._processors[processor].find
         with work.trace.ask(processor) as step:
             finding = await find(work.claim.correlation_id, step)

@@ -175,7 +175,7 @@ class ResponseReader:
             self.keeps_alive = self._parser.should_keep_alive()
 
 
-class Connection(asyncio.Protocol):
+class ClientConnection(asyncio.Protocol):
     """One connection, which carries one exchange at a time.
 
     `released` is called when a response is complete and the connection can serve another request,
@@ -190,8 +190,8 @@ class Connection(asyncio.Protocol):
         self,
         loop: asyncio.AbstractEventLoop,
         max_response_bytes: int,
-        released: Callable[[Connection], None],
-        lost: Callable[[Connection], None],
+        released: Callable[[ClientConnection], None],
+        lost: Callable[[ClientConnection], None],
         acknowledge_timeout: float | None = None,
     ) -> None:
         self.idle_since = 0.0

@@ -108,7 +108,7 @@ class Exchange:
         "separator",
     )
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: ServerConnection) -> None:
         self._connection = connection
         self.method = b""
         self.path = b""
@@ -161,7 +161,7 @@ class State(Enum):
     """Its last answer is sent."""
 
 
-class Connection(asyncio.Protocol):
+class ServerConnection(asyncio.Protocol):
     """One client's connection. Every complete request goes to `handle`, which may answer later.
 
     `connections` is where it keeps itself while it is open. A request that can't be read is
@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
     def __init__(
         self,
         handle: Callable[[Exchange], None],
-        connections: dict[Connection, None],
+        connections: dict[ServerConnection, None],
         bounds: Bounds,
     ) -> None:
         self._handle = handle
@@ -402,8 +402,8 @@ class Listener:
     def __init__(self, handle: Callable[[Exchange], None], bounds: Bounds = _BOUNDS) -> None:
         self._handle = handle
         self._bounds = bounds
-        self._connections: dict[Connection, None] = {}
-        self._requests: dict[Connection, int] = {}
+        self._connections: dict[ServerConnection, None] = {}
+        self._requests: dict[ServerConnection, int] = {}
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -414,7 +414,7 @@ class Listener:
         """
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: Connection(self._handle, self._connections, self._bounds),
+                lambda: ServerConnection(self._handle, self._connections, self._bounds),
                 host,
                 port,
                 backlog=_BACKLOG,

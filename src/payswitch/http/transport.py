@@ -30,7 +30,7 @@ from functools import partial
 import httpx
 
 from payswitch.http.addresses import Address, Addresses
-from payswitch.http.client_connection import Connection, encode
+from payswitch.http.client_connection import ClientConnection, encode
 from payswitch.reasons import reason
 
 
@@ -180,20 +180,20 @@ class Pool:
         self._max_connections = max_connections
         self._keepalive_expiry = keepalive_expiry
         self._new_connection = partial(
-            Connection,
+            ClientConnection,
             self._loop,
             max_response_bytes,
             self.put,
             self._lost,
             acknowledge_timeout,
         )
-        self._idle: deque[Connection] = deque()
-        self._open: set[Connection] = set()
+        self._idle: deque[ClientConnection] = deque()
+        self._open: set[ClientConnection] = set()
         self._reserved = 0
-        self._waiters: deque[asyncio.Future[Connection | None]] = deque()
+        self._waiters: deque[asyncio.Future[ClientConnection | None]] = deque()
         self._is_closed = False
 
-    def take(self) -> Connection | None:
+    def take(self) -> ClientConnection | None:
         """The connection that was used last, if one is idle and still open."""
         while self._idle:
             connection = self._idle.pop()
@@ -202,7 +202,7 @@ class Pool:
             connection.close()
         return None
 
-    async def wait(self, pool_limit: float | None, connect_limit: float | None) -> Connection:
+    async def wait(self, pool_limit: float | None, connect_limit: float | None) -> ClientConnection:
         """Open a connection, or wait until one is handed over or there is a place to open it."""
         if self._has_place():
             self._reserved += 1
@@ -213,7 +213,7 @@ class Pool:
             connection.close()
         return await self._connect(connect_limit)
 
-    async def check(self, connection: Connection) -> None:
+    async def check(self, connection: ClientConnection) -> None:
         """Something came before the request was written: keep the connection for the next request,
         or drop it. Raises `httpx.ConnectError` where none was ever written to it."""
         try:
@@ -228,7 +228,7 @@ class Pool:
         if connection.is_new:
             raise httpx.ConnectError("the connection ended before the request was written")
 
-    def put(self, connection: Connection) -> None:
+    def put(self, connection: ClientConnection) -> None:
         """Hand a connection to who waits longest, or keep it for the next request."""
         if self._is_closed:
             connection.close()
@@ -253,22 +253,22 @@ class Pool:
     def _has_place(self) -> bool:
         return len(self._open) + self._reserved < self._max_connections
 
-    def _is_expired(self, connection: Connection) -> bool:
+    def _is_expired(self, connection: ClientConnection) -> bool:
         return self._loop.time() - connection.idle_since >= self._keepalive_expiry
 
-    def _is_alive(self, connection: Connection) -> bool:
+    def _is_alive(self, connection: ClientConnection) -> bool:
         return not self._is_closed and not self._is_expired(connection) and connection.is_open()
 
-    def _next_waiter(self) -> asyncio.Future[Connection | None] | None:
+    def _next_waiter(self) -> asyncio.Future[ClientConnection | None] | None:
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
                 return waiter
         return None
 
-    async def _queue(self, limit: float | None) -> Connection | None:
+    async def _queue(self, limit: float | None) -> ClientConnection | None:
         """Wait for a place to be reserved, with a connection in it or without."""
-        waiter: asyncio.Future[Connection | None] = self._loop.create_future()
+        waiter: asyncio.Future[ClientConnection | None] = self._loop.create_future()
         self._waiters.append(waiter)
         timer = None if limit is None else self._loop.call_later(limit, _expire, waiter, limit)
         try:
@@ -283,11 +283,11 @@ class Pool:
             if timer is not None:
                 timer.cancel()
 
-    def _adopt(self, connection: Connection) -> None:
+    def _adopt(self, connection: ClientConnection) -> None:
         self._reserved -= 1
         self._open.add(connection)
 
-    def _pass_on(self, connection: Connection | None) -> None:
+    def _pass_on(self, connection: ClientConnection | None) -> None:
         if connection is None:
             self._reserved -= 1
             self._offer_place()
@@ -300,12 +300,12 @@ class Pool:
             self._reserved += 1
             waiter.set_result(None)
 
-    def _lost(self, connection: Connection) -> None:
+    def _lost(self, connection: ClientConnection) -> None:
         if connection in self._open:
             self._open.remove(connection)
             self._offer_place()
 
-    async def _connect(self, limit: float | None) -> Connection:
+    async def _connect(self, limit: float | None) -> ClientConnection:
         """Open a connection in the place that is reserved."""
         try:
             connection = await self._open_connection(limit)
@@ -318,7 +318,7 @@ class Pool:
             raise httpx.ConnectError("the transport was closed")
         return connection
 
-    async def _open_connection(self, limit: float | None) -> Connection:
+    async def _open_connection(self, limit: float | None) -> ClientConnection:
         if self._is_closed:
             raise httpx.ConnectError("the transport was closed")
         try:
@@ -331,7 +331,7 @@ class Pool:
         except (OSError, UnicodeError) as error:
             raise httpx.ConnectError(reason(error, self._host)) from error
 
-    async def _connect_to_any(self, addresses: list[Address]) -> Connection:
+    async def _connect_to_any(self, addresses: list[Address]) -> ClientConnection:
         """The first address that takes a connection; the error is that of the last."""
         *others, last = addresses
         for address in others:
@@ -339,7 +339,7 @@ class Pool:
                 return await self._connect_to(address)
         return await self._connect_to(last)
 
-    async def _connect_to(self, address: Address) -> Connection:
+    async def _connect_to(self, address: Address) -> ClientConnection:
         _, connection = await self._loop.create_connection(
             self._new_connection,
             address.host,
@@ -351,6 +351,6 @@ class Pool:
         return connection
 
 
-def _expire(waiter: asyncio.Future[Connection | None], limit: float) -> None:
+def _expire(waiter: asyncio.Future[ClientConnection | None], limit: float) -> None:
     if not waiter.done():
         waiter.set_exception(httpx.PoolTimeout(f"no connection was free within {limit:g} s"))

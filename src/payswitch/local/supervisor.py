@@ -26,7 +26,7 @@ _REPORT_EVERY_S = 5.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class StartError(RuntimeError):
+class PartNotStartedError(RuntimeError):
     """A part can't be started; the message is one line for the user."""
 
 
@@ -75,7 +75,7 @@ class Supervisor:
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Run the parts; call `on_ready` once all are ready. No process is left when this ends.
 
-        Raises `StartError` when a part fails again and again before it was ever ready.
+        Raises `PartNotStartedError` when a part fails again and again before it was ever ready.
         """
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
@@ -176,7 +176,7 @@ class Keeper:
     async def keep(self, needs: Sequence[asyncio.Event]) -> None:
         """Once `needs` are all set, keep the process running until cancelled.
 
-        Raises `StartError` if it has ended `START_TRIES` times and was never ready.
+        Raises `PartNotStartedError` if it has ended `START_TRIES` times and was never ready.
         """
         for need in needs:
             await need.wait()
@@ -186,7 +186,9 @@ class Keeper:
             how = await self._run_once()
             failures = 0 if self.ready.is_set() else failures + 1
             if failures == START_TRIES:
-                raise StartError(f"{self.name} does not start: it {how}, {failures} times in a row")
+                raise PartNotStartedError(
+                    f"{self.name} does not start: it {how}, {failures} times in a row"
+                )
             if time.monotonic() - began >= STABLE_S:
                 pause_s = FIRST_PAUSE_S
             self._screen.say(f"{self.name} {how}; starts again in {pause_s:g} s")

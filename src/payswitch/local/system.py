@@ -299,7 +299,7 @@ class LocalSystem:
 def run(options: Options) -> None:
     """Run the system until Ctrl-C or SIGTERM; no process is left when this returns or raises.
 
-    Raises `MachineError`, `SettingsError` or `StartError`, whose messages are one line each.
+    Raises `MachineError`, `SettingsError` or `PartNotStartedError`, with messages of one line.
     """
     check_workers()
     make_files_private()

@@ -56,7 +56,7 @@ class Difference:
         return Total(self.theirs.count - self.ours.count, self.theirs.cents - self.ours.cents)
 
 
-class Kind(enum.Enum):
+class DifferenceKind(enum.Enum):
     """How a payment differs."""
 
     UNKNOWN_THERE = "settled here, unknown there"
@@ -70,7 +70,7 @@ class Kind(enum.Enum):
 class Differing:
     """A payment that differs: what we have, and what each processor has (None: nothing)."""
 
-    kind: Kind
+    kind: DifferenceKind
     record: FullRecord
     theirs: Mapping[str, Found | None]
 
@@ -137,20 +137,20 @@ def may_differ(record: FullRecord, differing: Sequence[Window], asked: Sequence[
     )
 
 
-def judge(record: FullRecord, theirs: Mapping[str, Found | None]) -> Kind | None:
+def judge(record: FullRecord, theirs: Mapping[str, Found | None]) -> DifferenceKind | None:
     """How our record differs from what the processors have; None where it doesn't."""
     holders = [name for name, found in theirs.items() if found is not None]
     if len(holders) > 1:
-        return Kind.PAID_TWICE
+        return DifferenceKind.PAID_TWICE
     if record.state != "settled":
-        return Kind.NOT_SETTLED if holders else None
+        return DifferenceKind.NOT_SETTLED if holders else None
     if not holders:
-        return Kind.UNKNOWN_THERE
+        return DifferenceKind.UNKNOWN_THERE
     found = theirs.get(record.processor or "")
     if found is None:
-        return Kind.ELSEWHERE
+        return DifferenceKind.ELSEWHERE
     if (found.cents, found.requested_at) != (record.cents, record.requested_at):
-        return Kind.OTHER_DETAILS
+        return DifferenceKind.OTHER_DETAILS
     return None
 
 

@@ -30,7 +30,7 @@ from payswitch.operations.comparison import (
 from payswitch.payments.full_records import FullRecord, Unreadable, read_records
 from payswitch.payments.ledger import Ledger
 from payswitch.processors.books import CannotAskError, ProcessorBooks
-from payswitch.processors.outcomes import Finding, Found, Missing, Unclear
+from payswitch.processors.outcomes import FindOutcome, Found, Missing, Unclear
 from payswitch.processors.processor import Processor
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class Incident:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ReconcileReport:
     """What a comparison has shown."""
 
     windows: Sequence[Window]
@@ -109,7 +109,7 @@ class Reconciliation:
 
     async def run(
         self, first_ms: int | None, last_ms: int | None, *, thorough: bool = False
-    ) -> Report:
+    ) -> ReconcileReport:
         """Compare everything requested from `first_ms` to `last_ms`, both inclusive; None is no
         bound. Where the ledger was folded, bounds move outwards to whole entries; the report says
         which windows those are. `thorough` looks every payment up, also where totals agree: errors
@@ -127,7 +127,7 @@ class Reconciliation:
         payments, unreadable = await self._compare_payments(
             windows, windows if thorough else [each.window for each in differences]
         )
-        return Report(
+        return ReconcileReport(
             windows=windows,
             ours={
                 name: _sum(each.ours for each in totals if each.processor == name)
@@ -276,7 +276,7 @@ class Reconciliation:
         async with self._finds:
             for attempt in range(_FIND_ATTEMPTS):
                 await asyncio.sleep(attempt * _FIND_PAUSE_S)
-                finding: Finding = await self._processors[name].find(correlation_id)
+                finding: FindOutcome = await self._processors[name].find(correlation_id)
                 match finding:
                     case Found():
                         return finding

@@ -27,7 +27,7 @@ class Refused:
     """The processor knows the id or does not like the payment; this try recorded nothing."""
 
     status: int
-    finding: Finding | None = None
+    finding: FindOutcome | None = None
     """What it said when it was asked which of the two; None before that."""
 
 
@@ -86,11 +86,11 @@ class Unclear:
     retry_after_ms: int | None = None
 
 
-Finding = Found | Missing | Unclear
+FindOutcome = Found | Missing | Unclear
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class HealthReport:
     """What a processor says of its health."""
 
     failing: bool
@@ -128,7 +128,7 @@ def classify_error(error: httpx.RequestError) -> Outcome:
 
 def classify_finding(
     status: int, content: bytes, correlation_id: str, retry_after_ms: int | None = None
-) -> Finding:
+) -> FindOutcome:
     """What a complete answer to `GET /payments/{id}` means; `retry_after_ms` as in `classify`."""
     if status == 404:
         return Missing()
@@ -148,7 +148,7 @@ def classify_finding(
     return Found(cents, requested_at)
 
 
-def classify_health(status: int, content: bytes) -> Report | None:
+def classify_health(status: int, content: bytes) -> HealthReport | None:
     """The report, or None where the answer is not exactly one: then nothing is known."""
     if status != 200:
         return None
@@ -161,7 +161,7 @@ def classify_health(status: int, content: bytes) -> Report | None:
     failing, slowness = document.get("failing"), document.get("minResponseTime")
     if type(failing) is not bool or type(slowness) is not int or slowness < 0:
         return None
-    return Report(failing, slowness)
+    return HealthReport(failing, slowness)
 
 
 def _is_json(content: bytes) -> bool:

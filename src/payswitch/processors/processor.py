@@ -17,9 +17,9 @@ from payswitch.instants import format_instant
 from payswitch.money import format_cents
 from payswitch.processor_url import parse_processor_url
 from payswitch.processors.outcomes import (
-    Finding,
+    FindOutcome,
+    HealthReport,
     Outcome,
-    Report,
     Unclear,
     classify,
     classify_error,
@@ -94,7 +94,7 @@ class Processor:
             return classify_error(error)
         return classify(response.status_code, asked_pause_ms(response), content)
 
-    async def find(self, correlation_id: str, step: Step = NO_STEP) -> Finding:
+    async def find(self, correlation_id: str, step: Step = NO_STEP) -> FindOutcome:
         """Ask whether the processor has a payment. Nothing but cancellation is raised. `step`
         traces the call."""
         request = httpx.Request(
@@ -110,7 +110,7 @@ class Processor:
         pause_ms = asked_pause_ms(response)
         return classify_finding(response.status_code, content, correlation_id, pause_ms)
 
-    async def health(self, limit_ms: int) -> Report | None:
+    async def health(self, limit_ms: int) -> HealthReport | None:
         """Ask how the processor is; None where it doesn't say so in time."""
         request = httpx.Request(
             "GET",

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import httpx
 from redis.asyncio import Redis
 
-from payswitch.processors.outcomes import Report
+from payswitch.processors.outcomes import HealthReport
 from payswitch.processors.processor import Processor, make_processors
 from payswitch.selection.selector import Limits, Selection, Selector
 from payswitch.settings import Settings
@@ -86,7 +86,7 @@ class HealthCheck:
             _log_selection(selection)
         return selection
 
-    async def _note(self, reports: Mapping[str, Report | None], at_ms: int) -> None:
+    async def _note(self, reports: Mapping[str, HealthReport | None], at_ms: int) -> None:
         """Leave what the processors said for operators to read."""
         said = {
             name: report and {"failing": report.failing, "minResponseTime": report.min_response_ms}

@@ -19,7 +19,7 @@ from payswitch.settings import DEFAULT, FALLBACK, PROCESSORS
 from payswitch.store import scripts
 
 if TYPE_CHECKING:
-    from payswitch.processors.outcomes import Report
+    from payswitch.processors.outcomes import HealthReport
 
 SELECTION_KEY = "selected_payment_processor"
 OVERRIDE_KEY = "selection:override"
@@ -51,7 +51,7 @@ UNSELECTED = Selection(DEFAULT, True, "no selection is cached")
 worker otherwise."""
 
 
-def decide(reports: Mapping[str, Report | None], limits: Limits) -> Selection:
+def decide(reports: Mapping[str, HealthReport | None], limits: Limits) -> Selection:
     """Choose by two health reports, None being unknown (the rule of the Elixir design).
 
     One healthy: that one. Both: `default` if it answers within `fast_enough_ms`, else `fallback`
@@ -131,7 +131,7 @@ class Selector:
         return parse_standing(await self._redis.mget(SELECTION_KEYS))
 
     async def select(
-        self, reports: Mapping[str, Report | None], *, lock_key: str, token: str, at_ms: int
+        self, reports: Mapping[str, HealthReport | None], *, lock_key: str, token: str, at_ms: int
     ) -> Selection | None:
         """Decide and cache the choice; None if the lock is no longer this token's, and then
         nothing was written. Raises `RedisError`."""
@@ -150,5 +150,5 @@ class Selector:
         return selection if written else None
 
 
-def _word(report: Report | None) -> str:
+def _word(report: HealthReport | None) -> str:
     return "unknown" if report is None else "failing" if report.failing else "healthy"

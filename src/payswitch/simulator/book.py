@@ -26,7 +26,7 @@ _MICROSECOND = timedelta(microseconds=1)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
-class Entry(NamedTuple):
+class BookEntry(NamedTuple):
     """A payment as the book has it: the id in lower case, the instant in µs since 1970, UTC."""
 
     correlation_id: str
@@ -34,7 +34,7 @@ class Entry(NamedTuple):
     requested_at_us: int
 
 
-class Totals(NamedTuple):
+class BookTotals(NamedTuple):
     """How many payments, and their sum in cents."""
 
     requests: int
@@ -64,7 +64,7 @@ def format_instant(microseconds: int) -> str:
     return text.rstrip("0") if "." in text else text
 
 
-def parse_entry(body: bytes | bytearray) -> Entry:
+def parse_entry(body: bytes | bytearray) -> BookEntry:
     """Read the body of a POST /payments. The amount is rounded half up, away from zero.
 
     That is how the real processor's NUMERIC column rounds; no binary fraction comes between.
@@ -88,7 +88,7 @@ def parse_entry(body: bytes | bytearray) -> Entry:
     if cents / 100 != amount:  # more than two decimals, or more than a float can tell
         exact = Decimal(json.loads(body, parse_float=Decimal)["amount"])
         cents = int(exact.quantize(_CENT, ROUND_HALF_UP).scaleb(2))
-    return Entry(correlation_id.lower(), cents, parse_instant(requested_at))
+    return BookEntry(correlation_id.lower(), cents, parse_instant(requested_at))
 
 
 def json_object(body: bytes | bytearray) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Book:
         self._instants: list[int] = []
         self._sums = [0]  # _sums[n] is what the first n of _instants come to
 
-    def record(self, entry: Entry) -> bool:
+    def record(self, entry: BookEntry) -> bool:
         """Enter a payment, unless its id is known: then nothing changes and this is False."""
         if entry.correlation_id in self._payments:
             return False
@@ -136,33 +136,33 @@ class Book:
         self._cents += entry.cents
         return True
 
-    def find(self, correlation_id: str) -> Entry | None:
+    def find(self, correlation_id: str) -> BookEntry | None:
         """Look a payment up by its id, in upper or lower case."""
         correlation_id = correlation_id.lower()
         payment = self._payments.get(correlation_id)
         if payment is None:
             return None
         requested_at_us, cents = payment
-        return Entry(correlation_id, cents, requested_at_us)
+        return BookEntry(correlation_id, cents, requested_at_us)
 
-    def commits(self) -> Iterator[tuple[Entry, int]]:
+    def commits(self) -> Iterator[tuple[BookEntry, int]]:
         """Every payment with the instant of its commit, in µs since 1970, in order of commit."""
         for (correlation_id, (requested_at_us, cents)), committed_ns in zip(
             self._payments.items(), self._committed_ns, strict=True
         ):
-            yield Entry(correlation_id, cents, requested_at_us), committed_ns // 1000
+            yield BookEntry(correlation_id, cents, requested_at_us), committed_ns // 1000
 
-    def totals(self, first_us: int | None = None, last_us: int | None = None) -> Totals:
+    def totals(self, first_us: int | None = None, last_us: int | None = None) -> BookTotals:
         """Sum up the payments requested from `first_us` to `last_us`, both included.
 
         If either bound is missing it is all of them: the real processor's rule.
         """
         if first_us is None or last_us is None:
-            return Totals(len(self._payments), self._cents)
+            return BookTotals(len(self._payments), self._cents)
         self._merge()
         start = bisect_left(self._instants, first_us)
         stop = max(start, bisect_right(self._instants, last_us))
-        return Totals(stop - start, self._sums[stop] - self._sums[start])
+        return BookTotals(stop - start, self._sums[stop] - self._sums[start])
 
     def _merge(self) -> None:
         if not self._unmerged:

@@ -8,17 +8,17 @@ from typing import Literal, NamedTuple
 
 import orjson
 
-from payswitch.simulator.book import Entry
+from payswitch.simulator.book import BookEntry
 
-Kind = Literal["arrived", "committed", "known", "failed", "hung-up", "answered"]
+JournalStep = Literal["arrived", "committed", "known", "failed", "hung-up", "answered"]
 
 
-class Event(NamedTuple):
+class JournalEvent(NamedTuple):
     """One step of one request; instants in µs since 1970, `fault` and `status` where they apply."""
 
     at_us: int
     correlation_id: str
-    event: Kind
+    event: JournalStep
     fault: str | None
     status: int | None
     requested_at_us: int
@@ -36,15 +36,21 @@ class Journal:
     def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
         self.on = False
         self._clock = clock
-        self._events: list[Event] = []
+        self._events: list[JournalEvent] = []
 
     def note(
-        self, event: Kind, entry: Entry, fault: str | None = None, status: int | None = None
+        self,
+        event: JournalStep,
+        entry: BookEntry,
+        fault: str | None = None,
+        status: int | None = None,
     ) -> None:
         """Add an event that happens now, if the journal is on."""
         if self.on:
             at_us = self._clock() // 1000
-            found = Event(at_us, entry.correlation_id, event, fault, status, entry.requested_at_us)
+            found = JournalEvent(
+                at_us, entry.correlation_id, event, fault, status, entry.requested_at_us
+            )
             self._events.append(found)
 
     def clear(self) -> None:
@@ -53,14 +59,14 @@ class Journal:
 
     def lines(self, correlation_id: str | None = None) -> bytes:
         """The events of one payment, its id in any case, or of all: one JSON object a line."""
-        events: Iterable[Event] = self._events
+        events: Iterable[JournalEvent] = self._events
         if correlation_id is not None:
             wanted = correlation_id.lower()
             events = (event for event in events if event.correlation_id == wanted)
         return b"".join(map(_line, events))
 
 
-def _line(event: Event) -> bytes:
+def _line(event: JournalEvent) -> bytes:
     fields = {
         "atUs": event.at_us,
         "correlationId": event.correlation_id,

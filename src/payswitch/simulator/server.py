@@ -26,7 +26,7 @@ from payswitch.http.server import Exchange, Listener, Reply, message, reply
 from payswitch.reasons import reason
 from payswitch.simulator.book import (
     Book,
-    Entry,
+    BookEntry,
     HealthWindows,
     format_instant,
     json_object,
@@ -45,7 +45,7 @@ from payswitch.simulator.faults import (
     gateway_answer,
     parse_faults,
 )
-from payswitch.simulator.journal import Journal, Kind
+from payswitch.simulator.journal import Journal, JournalStep
 from payswitch.simulator.streams import Stream, send_stream
 
 RUNNING_SLOTS = 800
@@ -230,13 +230,13 @@ class Simulator:
         else:
             self._settle(exchange, entry, lot)
 
-    def _end(self, exchange: Exchange, entry: Entry, lot: Misfortune | None) -> None:
+    def _end(self, exchange: Exchange, entry: BookEntry, lot: Misfortune | None) -> None:
         del self._running[exchange]
         self._settle(exchange, entry, lot)
         while self._waiting and len(self._running) < RUNNING_SLOTS:
             self._begin(self._waiting.popleft())
 
-    def _settle(self, exchange: Exchange, entry: Entry, lot: Misfortune | None) -> None:
+    def _settle(self, exchange: Exchange, entry: BookEntry, lot: Misfortune | None) -> None:
         """Decide what becomes of a payment, and tell the client, who may be gone."""
         if lot is not None and lot.mode in self._faults.payments:
             self._misbehave(exchange, entry, lot)
@@ -246,9 +246,9 @@ class Simulator:
             self._note_answer(exchange, entry, outcome.status)
         exchange.answer(outcome)
 
-    def _commit(self, entry: Entry, fault: PaymentFault | None = None) -> Reply:
+    def _commit(self, entry: BookEntry, fault: PaymentFault | None = None) -> Reply:
         """Enter a payment in the book if that can be, and tell what is to be answered."""
-        event: Kind
+        event: JournalStep
         if self.config.failing:
             event, outcome = "failed", _FAILING
         elif self.book.record(entry):
@@ -259,7 +259,7 @@ class Simulator:
             self.journal.note(event, entry, fault)
         return outcome
 
-    def _misbehave(self, exchange: Exchange, entry: Entry, lot: Misfortune) -> None:
+    def _misbehave(self, exchange: Exchange, entry: BookEntry, lot: Misfortune) -> None:
         """Do what a fault does; the payment has waited out its delay."""
         fault = lot.mode
         if fault is PaymentFault.CLOSE_COMMIT:
@@ -286,7 +286,7 @@ class Simulator:
                 self._answer(exchange, entry, broken, fault)
 
     def _answer(
-        self, exchange: Exchange, entry: Entry, outcome: Reply | Stream, fault: PaymentFault
+        self, exchange: Exchange, entry: BookEntry, outcome: Reply | Stream, fault: PaymentFault
     ) -> None:
         self._note_answer(exchange, entry, outcome.status, fault)
         if isinstance(outcome, Stream):
@@ -297,7 +297,7 @@ class Simulator:
     def _note_answer(
         self,
         exchange: Exchange,
-        entry: Entry,
+        entry: BookEntry,
         status: int | None,
         fault: PaymentFault | None = None,
     ) -> None:
@@ -306,7 +306,7 @@ class Simulator:
         else:
             self.journal.note("answered", entry, fault, status)
 
-    def _hang_up(self, exchange: Exchange, entry: Entry, fault: PaymentFault) -> None:
+    def _hang_up(self, exchange: Exchange, entry: BookEntry, fault: PaymentFault) -> None:
         self.journal.note("hung-up", entry, fault)
         exchange.hang_up()
 
@@ -481,7 +481,7 @@ def _decimal(cents: int) -> Decimal:
     return Decimal(cents).scaleb(-2)
 
 
-def _known(entry: Entry) -> Reply:
+def _known(entry: BookEntry) -> Reply:
     text = f"CorrelationId already exists: {entry.correlation_id}"
     return message(HTTPStatus.UNPROCESSABLE_ENTITY, text)
 

@@ -30,7 +30,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payswitch.http.client_connection import Connection, ResponseReader
+from payswitch.http.client_connection import ClientConnection, ResponseReader
 from payswitch.http.transport import NotSent, Transport, bytes_left
 
 HOST = "127.0.0.1"
@@ -758,14 +758,14 @@ async def test_a_connection_that_breaks_at_the_write_is_a_write_error() -> None:
     with listening() as listener:
         url = f"http://{HOST}:{listener.getsockname()[1]}/"
 
-        def break_off(_: Connection) -> bool:
+        def break_off(_: ClientConnection) -> bool:
             connection = listener.accept()[0]
             connection.shutdown(socket.SHUT_WR)
             reset_on_close(connection)
             connection.close()
             return True
 
-        with mock.patch.object(Connection, "is_usable", break_off):
+        with mock.patch.object(ClientConnection, "is_usable", break_off):
             async with Transport() as transport:
                 error = await failure(start(transport, post(url)))
     assert type(error) is httpx.WriteError

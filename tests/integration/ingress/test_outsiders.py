@@ -18,7 +18,7 @@ from payswitch.payments.ledger import Settlement
 from payswitch.payments.payment import Payment
 from payswitch.payments.purge import Purge
 from payswitch.payments.tries import Findings, Tries
-from payswitch.processors.outcomes import Report
+from payswitch.processors.outcomes import HealthReport
 from payswitch.selection.selector import Limits, Selector
 from payswitch.store.lock import Lock
 from tests.integration.harness import Bench, bench
@@ -267,7 +267,7 @@ async def test_out_of_memory_locks_are_taken_and_selections_written(full: ArqRed
     token = await lock.acquire()
     assert token is not None
     selector = Selector(full, Limits())
-    reports = {"default": Report(False, 0), "fallback": None}
+    reports = {"default": HealthReport(False, 0), "fallback": None}
     assert await selector.select(reports, lock_key="a:lock", token=token, at_ms=0)
     assert await lock.acquire() is None
 

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from payswitch.dispatch.assembly import make_dispatcher
 from payswitch.money import Total
-from payswitch.operations.comparison import Kind, Unexplained, Window
-from payswitch.operations.reconcile import Incident, Report
+from payswitch.operations.comparison import DifferenceKind, Unexplained, Window
+from payswitch.operations.reconcile import Incident, ReconcileReport
 from payswitch.payments.accepting import AcceptQueue
 from payswitch.payments.claims import Claims
 from payswitch.payments.full_records import Unreadable
 from payswitch.payments.payment import Payment
 from payswitch.processors.books import CannotAskError
-from payswitch.simulator.book import Entry
+from payswitch.simulator.book import BookEntry
 from tests.integration.books import AT, Books, books
 from tests.support import free_port
 
@@ -37,11 +37,11 @@ async def b(redis: ArqRedis) -> AsyncIterator[Books]:
         yield made
 
 
-def kinds(report: Report) -> dict[str, Kind]:
+def kinds(report: ReconcileReport) -> dict[str, DifferenceKind]:
     return {each.record.correlation_id: each.kind for each in report.payments}
 
 
-def broken(report: Report) -> dict[str, str]:
+def broken(report: ReconcileReport) -> dict[str, str]:
     return {each.correlation_id: each.problem for each in report.unreadable}
 
 
@@ -80,7 +80,7 @@ async def test_a_running_system_is_equal(redis: ArqRedis) -> None:
                     await dispatcher.dispatch(claimed.claim)
 
         payers = [asyncio.create_task(pay_for_ever()) for _ in range(10)]
-        reports: list[Report] = []
+        reports: list[ReconcileReport] = []
         while len(reports) < 4 or reports[-1].ours["default"].count < 50:
             reports.append(await b.reconcile(pause_s=1.5))
         for payer in payers:
@@ -95,7 +95,7 @@ async def test_a_running_system_is_equal(redis: ArqRedis) -> None:
 async def test_settled_here_and_unknown_there(b: Books) -> None:
     payment = await b.settle_here(at=AT + 7)
     report = await b.reconcile()
-    assert kinds(report) == {payment: Kind.UNKNOWN_THERE}
+    assert kinds(report) == {payment: DifferenceKind.UNKNOWN_THERE}
     assert report.payments[0].theirs == {"default": None, "fallback": None}
     assert report.unexplained == []
 
@@ -104,7 +104,7 @@ async def test_settled_here_with_another_amount(b: Books) -> None:
     payment = await b.settle_here(at=AT + 7, cents=1990)
     b.record_there(payment, at=AT + 7, cents=1991)
     report = await b.reconcile()
-    assert kinds(report) == {payment: Kind.OTHER_DETAILS}
+    assert kinds(report) == {payment: DifferenceKind.OTHER_DETAILS}
     assert report.unexplained == []
 
 
@@ -112,7 +112,7 @@ async def test_settled_here_with_another_amount_and_instant(b: Books) -> None:
     payment = await b.settle_here(at=AT + 1007, cents=1990)
     b.record_there(payment, at=AT + 3007, cents=1991)
     report = await b.reconcile()
-    assert kinds(report) == {payment: Kind.OTHER_DETAILS}
+    assert kinds(report) == {payment: DifferenceKind.OTHER_DETAILS}
     assert report.unexplained == []
 
 
@@ -121,7 +121,7 @@ async def test_another_instant_alone_is_found_by_looking_thoroughly(b: Books) ->
     b.record_there(payment, at=AT + 3007)
     assert (await b.reconcile()).equal
     report = await b.reconcile(thorough=True)
-    assert kinds(report) == {payment: Kind.OTHER_DETAILS}
+    assert kinds(report) == {payment: DifferenceKind.OTHER_DETAILS}
     assert report.unexplained == []
     assert not report.equal
 
@@ -132,14 +132,14 @@ async def test_another_instant_alone_is_seen_by_a_window_that_holds_one_of_both(
     instant = Window(AT + 3007, AT + 3007)
     report = await b.reconcile(AT + 2000, AT + 4000)
     assert report.unexplained == [Unexplained("default", instant, Total(1, 1990))]
-    assert kinds(await b.reconcile(AT, AT + 2000)) == {payment: Kind.OTHER_DETAILS}
+    assert kinds(await b.reconcile(AT, AT + 2000)) == {payment: DifferenceKind.OTHER_DETAILS}
 
 
 async def test_settled_here_and_recorded_at_the_other_processor(b: Books) -> None:
     payment = await b.settle_here(at=AT + 7, processor="default")
     b.record_there(payment, at=AT + 7, processor="fallback")
     report = await b.reconcile()
-    assert kinds(report) == {payment: Kind.ELSEWHERE}
+    assert kinds(report) == {payment: DifferenceKind.ELSEWHERE}
     assert report.unexplained == []
 
 
@@ -149,7 +149,7 @@ async def test_recorded_there_and_not_settled_here(b: Books, state: str, process
     payment = await b.leave_unpaid(state, at=AT + 7)
     b.record_there(payment, at=AT + 7, processor=processor)
     report = await b.reconcile()
-    assert kinds(report) == {payment: Kind.NOT_SETTLED}
+    assert kinds(report) == {payment: DifferenceKind.NOT_SETTLED}
     assert report.unexplained == []
 
 
@@ -157,7 +157,7 @@ async def test_recorded_at_both_processors(b: Books) -> None:
     payment = await b.pay(at=AT + 7)
     b.record_there(payment, at=AT + 9, processor="fallback")
     report = await b.reconcile()
-    assert kinds(report) == {payment: Kind.PAID_TWICE}
+    assert kinds(report) == {payment: DifferenceKind.PAID_TWICE}
     assert report.unexplained == []
 
 
@@ -166,7 +166,7 @@ async def test_recorded_at_both_and_settled_nowhere(b: Books) -> None:
     b.record_there(payment, at=AT + 7)
     b.record_there(payment, at=AT + 9, processor="fallback")
     report = await b.reconcile()
-    assert kinds(report) == {payment: Kind.PAID_TWICE}
+    assert kinds(report) == {payment: DifferenceKind.PAID_TWICE}
     assert report.unexplained == []
 
 
@@ -188,7 +188,7 @@ async def test_a_strangers_payment_is_found_in_any_year(b: Books, year_ms: int) 
 async def test_a_strangers_payment_between_two_milliseconds_is_told_by_the_first(
     b: Books,
 ) -> None:
-    b.simulators["default"].book.record(Entry(str(uuid4()), 7, (AT + 50) * 1000 + 999))
+    b.simulators["default"].book.record(BookEntry(str(uuid4()), 7, (AT + 50) * 1000 + 999))
     [found] = (await b.reconcile()).unexplained
     assert found.window == Window(AT + 50, AT + 50)
 
@@ -225,7 +225,7 @@ async def test_processors_that_forgot_everything_are_told_payment_by_payment(b: 
     b.simulators["default"].book.purge()
     report = await b.reconcile()
     assert len(report.payments) == 307
-    assert set(kinds(report).values()) == {Kind.UNKNOWN_THERE}
+    assert set(kinds(report).values()) == {DifferenceKind.UNKNOWN_THERE}
     assert report.unexplained == []
 
 
@@ -297,12 +297,12 @@ async def test_a_payment_that_was_purged_while_we_compared_is_no_difference(
 
 CASES = ["paid", "unknown", "amount", "elsewhere", "unpaid", "dead", "recorded", "twice", "foreign"]
 KINDS = {
-    "unknown": Kind.UNKNOWN_THERE,
-    "amount": Kind.OTHER_DETAILS,
-    "instant": Kind.OTHER_DETAILS,
-    "elsewhere": Kind.ELSEWHERE,
-    "recorded": Kind.NOT_SETTLED,
-    "twice": Kind.PAID_TWICE,
+    "unknown": DifferenceKind.UNKNOWN_THERE,
+    "amount": DifferenceKind.OTHER_DETAILS,
+    "instant": DifferenceKind.OTHER_DETAILS,
+    "elsewhere": DifferenceKind.ELSEWHERE,
+    "recorded": DifferenceKind.NOT_SETTLED,
+    "twice": DifferenceKind.PAID_TWICE,
 }
 
 
@@ -318,7 +318,7 @@ async def test_any_mixture_is_reported_exactly(
     """Amounts are powers of two, so that no two differences cancel out."""
     await redis.flushall()
     async with books(redis) as b:
-        expected: dict[str, Kind] = {}
+        expected: dict[str, DifferenceKind] = {}
         foreign = 0
         for (case, offset), power in zip(cases, count(), strict=False):
             at, cents = AT + offset, 2**power
@@ -407,7 +407,7 @@ async def test_one_of_ten_thousand_is_found_with_few_questions(redis: ArqRedis) 
         await b.pay_many(10_000, every_ms=10)
         missing = await b.settle_here(at=AT + 43_217)
         report = await b.reconcile()
-        assert kinds(report) == {missing: Kind.UNKNOWN_THERE}
+        assert kinds(report) == {missing: DifferenceKind.UNKNOWN_THERE}
         assert report.ours["default"].count == 10_001
         assert b.calls.summaries < 150
         assert b.calls.payments < 20

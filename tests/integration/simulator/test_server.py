@@ -19,8 +19,8 @@ import orjson
 import pytest
 
 from payswitch.http import server as http_server
-from payswitch.http.server import Bounds, Connection
-from payswitch.simulator.book import Totals
+from payswitch.http.server import Bounds, ServerConnection
+from payswitch.simulator.book import BookTotals
 from payswitch.simulator.server import Simulator, SimulatorConfig
 
 HOST = "127.0.0.1"
@@ -188,7 +188,7 @@ async def test_a_known_id_is_refused_in_any_case_and_changes_nothing(processor: 
     response = await processor.http.post("/payments", json=again)
     assert response.status_code == 422
     assert "already exists" in response.json()["message"]
-    assert processor.simulator.book.totals() == Totals(1, 1990)
+    assert processor.simulator.book.totals() == BookTotals(1, 1990)
 
 
 async def test_a_failing_processor_records_nothing(processor: Processor) -> None:
@@ -750,7 +750,7 @@ async def test_a_fault_of_the_simulator_is_not_blamed_on_the_client() -> None:
 
     faults = faults_of_the_loop()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(handle, {}, Bounds()), HOST, 0)
+    server = await loop.create_server(lambda: ServerConnection(handle, {}, Bounds()), HOST, 0)
     async with server:
         wire = Wire(*await asyncio.open_connection(*server.sockets[0].getsockname()))
         await wire.send(post())

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payswitch.chaos.audit import Spread, audit
-from payswitch.chaos.books import Booked, Books, Window
+from payswitch.chaos.books import Booked, Books, ComparedWindow
 from payswitch.chaos.clients import HUNG_UP, Sent
 from payswitch.money import Total
 
@@ -52,7 +52,7 @@ def right() -> Books:
         },
         ours=dict(totals),
         theirs=dict(totals),
-        windows=[Window(0, REQUESTED_MS, dict(totals), dict(totals))],
+        windows=[ComparedWindow(0, REQUESTED_MS, dict(totals), dict(totals))],
         incidents=[],
     )
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from payswitch.money import Total
 from payswitch.operations.comparison import (
     Difference,
+    DifferenceKind,
     Differing,
-    Kind,
     Window,
     compared_windows,
     judge,
@@ -69,19 +69,19 @@ OURS = Found(1990, 10)
     ("state", "default", "fallback", "kind"),
     [
         ("settled", OURS, None, None),
-        ("settled", None, None, Kind.UNKNOWN_THERE),
-        ("settled", Found(1991, 10), None, Kind.OTHER_DETAILS),
-        ("settled", Found(1990, 11), None, Kind.OTHER_DETAILS),
-        ("settled", None, OURS, Kind.ELSEWHERE),
-        ("settled", OURS, OURS, Kind.PAID_TWICE),
+        ("settled", None, None, DifferenceKind.UNKNOWN_THERE),
+        ("settled", Found(1991, 10), None, DifferenceKind.OTHER_DETAILS),
+        ("settled", Found(1990, 11), None, DifferenceKind.OTHER_DETAILS),
+        ("settled", None, OURS, DifferenceKind.ELSEWHERE),
+        ("settled", OURS, OURS, DifferenceKind.PAID_TWICE),
         ("queued", None, None, None),
-        ("dead", OURS, None, Kind.NOT_SETTLED),
-        ("processing", None, OURS, Kind.NOT_SETTLED),
-        ("dead", OURS, OURS, Kind.PAID_TWICE),
+        ("dead", OURS, None, DifferenceKind.NOT_SETTLED),
+        ("processing", None, OURS, DifferenceKind.NOT_SETTLED),
+        ("dead", OURS, OURS, DifferenceKind.PAID_TWICE),
     ],
 )
 def test_how_a_payment_differs(
-    state: str, default: Found | None, fallback: Found | None, kind: Kind | None
+    state: str, default: Found | None, fallback: Found | None, kind: DifferenceKind | None
 ) -> None:
     assert judge(record(state), {"default": default, "fallback": fallback}) is kind
 

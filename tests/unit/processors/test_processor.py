@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from payswitch.http.transport import NotSent
 from payswitch.processors.outcomes import (
     Ended,
-    Finding,
+    FindOutcome,
     Found,
+    HealthReport,
     Missing,
     NotPaid,
     NotSentInTime,
     Outcome,
     Paid,
     Refused,
-    Report,
     Unclear,
     Unknown,
     classify,
@@ -304,7 +304,7 @@ def test_a_200_that_is_another_payment_tells_nothing(changes: dict[str, object])
 
 @given(STATUSES, BODIES)
 def test_no_answer_makes_classify_finding_raise(status: int, content: bytes) -> None:
-    assert isinstance(classify_finding(status, content, ID), Finding)
+    assert isinstance(classify_finding(status, content, ID), FindOutcome)
 
 
 @settings(max_examples=200)
@@ -313,7 +313,7 @@ def test_no_fields_make_classify_finding_raise(
     correlation_id: object, amount: object, requested_at: object
 ) -> None:
     content = payment_json(correlationId=correlation_id, amount=amount, requestedAt=requested_at)
-    assert isinstance(classify_finding(200, content, ID), Finding)
+    assert isinstance(classify_finding(200, content, ID), FindOutcome)
 
 
 # What an answer about health means.
@@ -322,12 +322,12 @@ def test_no_fields_make_classify_finding_raise(
 @pytest.mark.parametrize(
     ("content", "report"),
     [
-        (b'{"failing":false,"minResponseTime":100}', Report(False, 100)),
-        (b'{"failing":true,"minResponseTime":0}', Report(True, 0)),
-        (b'{"minResponseTime":7,"failing":false,"more":[]}', Report(False, 7)),
+        (b'{"failing":false,"minResponseTime":100}', HealthReport(False, 100)),
+        (b'{"failing":true,"minResponseTime":0}', HealthReport(True, 0)),
+        (b'{"minResponseTime":7,"failing":false,"more":[]}', HealthReport(False, 7)),
     ],
 )
-def test_a_report_is_read(content: bytes, report: Report) -> None:
+def test_a_report_is_read(content: bytes, report: HealthReport) -> None:
     assert classify_health(200, content) == report
 
 
@@ -365,7 +365,7 @@ def test_a_report_with_another_status_means_unknown_health(status: int) -> None:
 
 @given(STATUSES, BODIES)
 def test_no_answer_makes_classify_health_raise(status: int, content: bytes) -> None:
-    assert isinstance(classify_health(status, content), Report | None)
+    assert isinstance(classify_health(status, content), HealthReport | None)
 
 
 # What is sent.
@@ -577,7 +577,7 @@ async def test_a_question_has_the_limits_of_questions() -> None:
     ],
 )
 async def test_asking_finds_what_its_answer_says(
-    response: httpx.Response | httpx.RequestError, finding: Finding
+    response: httpx.Response | httpx.RequestError, finding: FindOutcome
 ) -> None:
     assert await processor_at(Recorder(response)).find(ID) == finding
 
@@ -592,14 +592,17 @@ async def test_health_is_asked_for_at_service_health() -> None:
 @pytest.mark.parametrize(
     ("response", "report"),
     [
-        (httpx.Response(200, json={"failing": False, "minResponseTime": 9}), Report(False, 9)),
+        (
+            httpx.Response(200, json={"failing": False, "minResponseTime": 9}),
+            HealthReport(False, 9),
+        ),
         (httpx.Response(429), None),
         (httpx.ReadTimeout("slow"), None),
         (httpx.ConnectError("refused"), None),
     ],
 )
 async def test_the_report_is_what_the_answer_says(
-    response: httpx.Response | httpx.RequestError, report: Report | None
+    response: httpx.Response | httpx.RequestError, report: HealthReport | None
 ) -> None:
     assert await processor_at(Recorder(response)).health(2500) == report
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from payswitch.processors.outcomes import Report
+from payswitch.processors.outcomes import HealthReport
 from payswitch.selection.selector import (
     OVERRIDE_KEY,
     SELECTION_KEY,
@@ -28,23 +28,23 @@ LOCK = "healthcheck:lock"
 AT_MS = 1_795_363_500_123
 DEFAULT_LIMITS = Limits()
 SPEEDS = (0, 49, 50, 51, 200, 250, 251, 10_000)
-REPORTS = st.none() | st.builds(Report, st.booleans(), st.integers(0, 5000))
+REPORTS = st.none() | st.builds(HealthReport, st.booleans(), st.integers(0, 5000))
 LIMITS = st.builds(Limits, st.integers(0, 2000), st.integers(0, 2000))
 
 
-def failing(ms: int = 0) -> Report:
-    return Report(True, ms)
+def failing(ms: int = 0) -> HealthReport:
+    return HealthReport(True, ms)
 
 
-def healthy(ms: int = 0) -> Report:
-    return Report(False, ms)
+def healthy(ms: int = 0) -> HealthReport:
+    return HealthReport(False, ms)
 
 
 NOT_HEALTHY = (None, *map(failing, SPEEDS))
 
 
 def choice(
-    default: Report | None, fallback: Report | None, limits: Limits = DEFAULT_LIMITS
+    default: HealthReport | None, fallback: HealthReport | None, limits: Limits = DEFAULT_LIMITS
 ) -> tuple[str, bool]:
     selection = decide({"default": default, "fallback": fallback}, limits)
     return selection.processor, selection.healthy
@@ -65,7 +65,7 @@ async def redis() -> AsyncIterator[Redis]:
 @pytest.mark.parametrize("default_ms", SPEEDS)
 @pytest.mark.parametrize("fallback", NOT_HEALTHY)
 def test_a_healthy_default_is_chosen_over_a_fallback_that_is_not(
-    default_ms: int, fallback: Report | None
+    default_ms: int, fallback: HealthReport | None
 ) -> None:
     assert choice(healthy(default_ms), fallback) == ("default", True)
 
@@ -73,7 +73,7 @@ def test_a_healthy_default_is_chosen_over_a_fallback_that_is_not(
 @pytest.mark.parametrize("default", NOT_HEALTHY)
 @pytest.mark.parametrize("fallback_ms", SPEEDS)
 def test_a_healthy_fallback_is_chosen_over_a_default_that_is_not(
-    default: Report | None, fallback_ms: int
+    default: HealthReport | None, fallback_ms: int
 ) -> None:
     assert choice(default, healthy(fallback_ms)) == ("fallback", True)
 
@@ -81,7 +81,7 @@ def test_a_healthy_fallback_is_chosen_over_a_default_that_is_not(
 @pytest.mark.parametrize("default", NOT_HEALTHY)
 @pytest.mark.parametrize("fallback", NOT_HEALTHY)
 def test_with_nothing_healthy_default_is_chosen_and_marked_unhealthy(
-    default: Report | None, fallback: Report | None
+    default: HealthReport | None, fallback: HealthReport | None
 ) -> None:
     assert choice(default, fallback) == ("default", False)
 
@@ -134,7 +134,7 @@ def test_a_processor_without_a_report_is_unknown() -> None:
 
 @given(REPORTS, REPORTS, LIMITS)
 def test_a_processor_that_is_not_healthy_is_never_chosen_while_the_other_is(
-    default: Report | None, fallback: Report | None, limits: Limits
+    default: HealthReport | None, fallback: HealthReport | None, limits: Limits
 ) -> None:
     reports = {"default": default, "fallback": fallback}
     alive = {name for name, report in reports.items() if report and not report.failing}
@@ -143,7 +143,7 @@ def test_a_processor_that_is_not_healthy_is_never_chosen_while_the_other_is(
 
 @given(REPORTS, REPORTS, LIMITS)
 def test_a_selection_is_unhealthy_if_and_only_if_nothing_is_healthy(
-    default: Report | None, fallback: Report | None, limits: Limits
+    default: HealthReport | None, fallback: HealthReport | None, limits: Limits
 ) -> None:
     anything = any(report is not None and not report.failing for report in (default, fallback))
     assert choice(default, fallback, limits)[1] is anything

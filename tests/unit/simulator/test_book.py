@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from payswitch.simulator.book import (
     Book,
-    Entry,
+    BookEntry,
+    BookTotals,
     HealthWindows,
-    Totals,
     format_instant,
     parse_entry,
     parse_instant,
@@ -36,8 +36,8 @@ def body_of(amount: str, correlation_id: str = ID) -> bytes:
     return f'{{"correlationId":"{correlation_id}",{fields}}}'.encode()
 
 
-def entry_at(instant_us: int, cents: int) -> Entry:
-    return Entry(str(uuid4()), cents, instant_us)
+def entry_at(instant_us: int, cents: int) -> BookEntry:
+    return BookEntry(str(uuid4()), cents, instant_us)
 
 
 # Amounts.
@@ -174,23 +174,23 @@ def test_a_text_that_is_no_instant_is_refused(text: str) -> None:
 
 def test_a_known_id_changes_nothing() -> None:
     book = Book()
-    assert book.record(Entry(ID, 1990, 5))
-    assert not book.record(Entry(ID, 700, 6))
-    assert book.find(ID.upper()) == Entry(ID, 1990, 5)
-    assert book.totals() == book.totals(0, 9) == Totals(1, 1990)
+    assert book.record(BookEntry(ID, 1990, 5))
+    assert not book.record(BookEntry(ID, 700, 6))
+    assert book.find(ID.upper()) == BookEntry(ID, 1990, 5)
+    assert book.totals() == book.totals(0, 9) == BookTotals(1, 1990)
 
 
 def test_a_purged_book_is_empty_and_takes_the_same_id_again() -> None:
     book = Book()
-    book.record(Entry(ID, 1990, 5))
+    book.record(BookEntry(ID, 1990, 5))
     book.totals(0, 9)
     book.record(entry_at(7, 100))
     book.purge()
     assert len(book) == 0
     assert book.find(ID) is None
-    assert book.totals() == book.totals(0, 9) == Totals(0, 0)
-    assert book.record(Entry(ID, 700, 5))
-    assert book.totals() == book.totals(5, 5) == Totals(1, 700)
+    assert book.totals() == book.totals(0, 9) == BookTotals(0, 0)
+    assert book.record(BookEntry(ID, 700, 5))
+    assert book.totals() == book.totals(5, 5) == BookTotals(1, 700)
 
 
 MOMENTS = st.integers(min_value=-20, max_value=20)
@@ -210,7 +210,7 @@ def test_the_totals_of_a_window_are_those_that_counting_gives(
         recorded += payments
         everything = first is None or last is None
         cents = [c for at, c in recorded if everything or first <= at <= last]  # type: ignore[operator]
-        assert book.totals(first, last) == Totals(len(cents), sum(cents))
+        assert book.totals(first, last) == BookTotals(len(cents), sum(cents))
         assert len(book) == len(recorded)
 
 
@@ -219,8 +219,8 @@ def test_a_window_of_a_long_book_is_summed_without_walking_it() -> None:
     started = time.process_time()
     for batch in range(1, 5001):
         for number in range(20):
-            book.record(Entry(f"{batch}/{number}", 1990, batch * 20 - number * 37 % 100))
-        assert book.totals(-100, 10**6) == Totals(batch * 20, batch * 20 * 1990)
+            book.record(BookEntry(f"{batch}/{number}", 1990, batch * 20 - number * 37 % 100))
+        assert book.totals(-100, 10**6) == BookTotals(batch * 20, batch * 20 * 1990)
     assert time.process_time() - started < 4  # half a second; a walk for every window takes 10 s
 
 

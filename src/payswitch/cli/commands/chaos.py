@@ -15,11 +15,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from payswitch.chaos import report
 from payswitch.chaos.plan import kinds_of
-from payswitch.chaos.run import Order, Outcome, run
+from payswitch.chaos.run import RunOrder, RunOutcome, run
 from payswitch.chaos.timeline import draw
 from payswitch.cli.main import fail
 from payswitch.local.machine import MachineError, make_files_private
-from payswitch.local.supervisor import StartError
+from payswitch.local.supervisor import PartNotStartedError
 from payswitch.settings import Settings, SettingsError
 
 _TABLE_WIDTH = 110
@@ -97,7 +97,7 @@ def chaos(
         fail(str(error))
     make_files_private()
     orders = [
-        Order(number, minutes, kinds, rate, workers, out / f"seed-{number}")
+        RunOrder(number, minutes, kinds, rate, workers, out / f"seed-{number}")
         for number in range(seed, seed + runs)
     ]
     outcomes, documents = zip(*_run_all(orders), strict=True)
@@ -110,20 +110,20 @@ def chaos(
     sys.exit(0 if all(outcome.verdict.holds for outcome in outcomes) else 1)
 
 
-def _run_all(orders: list[Order]) -> list[tuple[Outcome, dict[str, Any]]]:
+def _run_all(orders: list[RunOrder]) -> list[tuple[RunOutcome, dict[str, Any]]]:
     columns = (TextColumn("seed {task.fields[seed]}"), BarColumn(), TimeElapsedColumn())
     with Progress(
         *columns, TextColumn("{task.description}"), console=Console(stderr=True)
     ) as progress:
         try:
             return [_run_one(order, progress) for order in orders]
-        except (MachineError, SettingsError, StartError) as error:
+        except (MachineError, SettingsError, PartNotStartedError) as error:
             fail(str(error))
         except KeyboardInterrupt:
             fail("stopped before the end")
 
 
-def _run_one(order: Order, progress: Progress) -> tuple[Outcome, dict[str, Any]]:
+def _run_one(order: RunOrder, progress: Progress) -> tuple[RunOutcome, dict[str, Any]]:
     bar = progress.add_task("", total=order.seconds, seed=order.seed)
 
     def advance(elapsed_s: float, doing: str) -> None:

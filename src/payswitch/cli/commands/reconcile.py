@@ -16,7 +16,7 @@ from payswitch.cli.output import print_json, print_table, progress, redis_of, ru
 from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant, parse_instant_ms
 from payswitch.money import Total, format_cents
 from payswitch.operations.comparison import Differing
-from payswitch.operations.reconcile import Incident, Reconciliation, Report
+from payswitch.operations.reconcile import Incident, ReconcileReport, Reconciliation
 from payswitch.payments.full_records import Unreadable
 from payswitch.payments.ledger import Ledger
 from payswitch.processors.books import CannotAskError, make_books
@@ -97,7 +97,7 @@ async def _reconcile(
     return 0 if report.equal else 1
 
 
-async def _note(redis: Redis, report: Report) -> None:
+async def _note(redis: Redis, report: ReconcileReport) -> None:
     """Leave the verdict for the overview."""
     differences = sum(
         map(len, (report.payments, report.unexplained, report.incidents, report.unreadable))
@@ -110,7 +110,7 @@ async def _note(redis: Redis, report: Report) -> None:
     await write_note(redis, RECONCILED_KEY, document)
 
 
-def _print(report: Report) -> None:
+def _print(report: ReconcileReport) -> None:
     _print_totals(report)
     _print_payments(report)
     _print_unreadable(report.unreadable)
@@ -140,7 +140,7 @@ def _print(report: Report) -> None:
     click.echo("All is equal." if report.equal else "There are differences.")
 
 
-def _print_totals(report: Report) -> None:
+def _print_totals(report: ReconcileReport) -> None:
     rows: list[tuple[str, ...]] = []
     for name in report.ours:
         ours, theirs = report.ours[name], report.theirs[name]
@@ -154,7 +154,7 @@ def _print_totals(report: Report) -> None:
     print_table("Totals", columns, rows, numbers=columns[2:])
 
 
-def _print_payments(report: Report) -> None:
+def _print_payments(report: ReconcileReport) -> None:
     if not report.payments:
         return
     shown = report.payments[:_MOST_ROWS]
@@ -251,12 +251,12 @@ def _payment(each: Differing) -> dict[str, Any]:
     }
 
 
-def _missing_here(report: Report, name: str) -> Total:
+def _missing_here(report: ReconcileReport, name: str) -> Total:
     ours, theirs = report.ours[name], report.theirs[name]
     return Total(theirs.count - ours.count, theirs.cents - ours.cents)
 
 
-def _as_json(report: Report) -> dict[str, Any]:
+def _as_json(report: ReconcileReport) -> dict[str, Any]:
     totals: Mapping[str, Any] = {
         name: {
             "ours": _total(report.ours[name]),
