@@ -77,7 +77,7 @@ def claim(world: World, worker: Worker) -> None:
     world.settle_down()
 
 
-def attempt(world: World, worker: Worker) -> None:
+def claim_and_send(world: World, worker: Worker) -> None:
     """A worker takes what is due, and its requests leave."""
     claim(world, worker)
     flow(world, worker)
@@ -166,7 +166,7 @@ def _of_worker(world: World, worker: Worker, *, is_due: bool) -> Iterator[Action
     if is_due and len(worker.tasks) < _MOST_IN_HAND:
         yield Action(f"{name} claims", 8, partial(claim, world, worker))
         weight = 1 if worker.sluggish else 16
-        yield Action(f"{name} claims and sends", weight, partial(attempt, world, worker))
+        yield Action(f"{name} claims and sends", weight, partial(claim_and_send, world, worker))
         yield Action(f"{name} begins to claim", slow, partial(worker.claim, _MOST_IN_HAND))
     if any(gate.kind != "write" for gate in worker.gates):
         yield Action(f"{name} runs", 2 if worker.sluggish else 20, partial(flow, world, worker))

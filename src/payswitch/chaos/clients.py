@@ -21,7 +21,7 @@ _LIMIT_S = 1.5
 """The challenge's clients give up after this."""
 _DUPLICATED, _DROPPED, _GIVEN_UP = 0.06, 0.04, 0.25
 HUNG_UP = "hung up after sending"
-_LAST_ATTEMPTS = 2
+_LAST_TRIES = 2
 """How often a payment is sent again once no new ones come."""
 _MOST_AT_ONCE = 1500
 _BEHIND_S = 0.1
@@ -35,13 +35,13 @@ class Sent:
     correlation_id: str
     cents: int
     acknowledged: bool = False
-    attempts: list[tuple[float, str]] = field(default_factory=list)
+    tries: list[tuple[float, str]] = field(default_factory=list)
     """When (s since the load began) and what came back, in words."""
 
     @property
     def waited(self) -> bool:
         """Whether its client waited for an answer at least once."""
-        return not self.attempts or any(what != HUNG_UP for _, what in self.attempts)
+        return not self.tries or any(what != HUNG_UP for _, what in self.tries)
 
 
 class Clients:
@@ -72,7 +72,7 @@ class Clients:
         self._over = asyncio.Event()
 
     async def run(self) -> None:
-        """Pay until `stop`; returns when every payment has had its last attempt."""
+        """Pay until `stop`; returns when every payment has had its last try."""
         self._began = due = time.monotonic()
         paying: set[asyncio.Task[None]] = set()
         async with (
@@ -109,7 +109,7 @@ class Clients:
             await self._insist(http, sent)
 
     async def _insist(self, http: httpx.AsyncClient, sent: Sent) -> None:
-        pause_s, last_ones = 0.3, _LAST_ATTEMPTS
+        pause_s, last_ones = 0.3, _LAST_TRIES
         while not sent.acknowledged and last_ones:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 3.0)
@@ -154,7 +154,7 @@ class Clients:
         self._note(sent, HUNG_UP)
 
     def _note(self, sent: Sent, what: str) -> None:
-        sent.attempts.append((round(time.monotonic() - self._began, 3), what))
+        sent.tries.append((round(time.monotonic() - self._began, 3), what))
 
 
 def _body(sent: Sent) -> bytes:

@@ -31,7 +31,7 @@ UNCLEAR_MODES = (
 REFUSING_MODES = ("422-unknown", "400")
 """They make dead letters by right: the processor says that it will not take the payment."""
 LIMITING_MODES = ("429", "429-retry-after", "commit-429")
-"""The last one may come from a gateway whose second attempt met the limit."""
+"""The last one may come from a gateway whose second try met the limit."""
 GATEWAY_MODES = ("gateway-early", "gateway-late", "gateway-commit")
 """A gateway before the processor answers 408, 429, 502, 503 or 504 in its stead."""
 HEALTH_MODES = ("lie", "hang", "429", "wrong-types")

@@ -64,9 +64,9 @@ class Pauses:
     base_ms: int
     cap_ms: int
 
-    def after(self, attempts: int) -> int:
-        """The pause after so many attempts, 1 being the first."""
-        longest = min(self.cap_ms, self.base_ms * 2 ** min(attempts - 1, 30))
+    def after(self, tries: int) -> int:
+        """The pause after so many tries, 1 being the first."""
+        longest = min(self.cap_ms, self.base_ms * 2 ** min(tries - 1, 30))
         return random.randint(longest // 2, longest)
 
 
@@ -365,13 +365,13 @@ class Dispatcher:
 
     async def _bring(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
         """Proof of payment is never dropped: it is brought to Redis until Redis takes it."""
-        attempts = 0
+        tries = 0
         while True:
             try:
                 return await self.ledger.settle(claim, processor, requested_at)
             except (RedisError, OSError):
-                attempts += 1
-                await asyncio.sleep(self._pauses.after(attempts) / 1000)
+                tries += 1
+                await asyncio.sleep(self._pauses.after(tries) / 1000)
 
     async def _bury(self, work: Work, reason: str, *, horizon_passed: bool = False) -> None:
         bury = self._tries.bury(work.claim, reason, work.findings, horizon_passed=horizon_passed)

@@ -68,14 +68,13 @@ class Permit:
 NO_ROOM = Permit(0)
 
 
-def pause_for_others(pause: float, waited: float) -> float:
-    """How long to let others arrive: `pause`, and up to a quarter more for who claimed right after
-    another worker, as the batch's oldest payment has only `waited` since then. (Both in one unit.)
+def claim_interval(pause: float, waited: float) -> float:
+    """The time until the next claim: `pause`, and up to a quarter more for a worker that claimed
+    right after another, so that its batch's oldest payment had `waited` only briefly. (One unit.)
 
-    Each worker claims about once a `pause`. Where two do so in quick succession, the second finds
-    little, and the first all that arrived meanwhile: twice the batch, which Redis and both cores
-    see to at once while others wait. So the second moves away, by half the way to the middle each
-    time.
+    Each worker claims about once a `pause`. If two claim in quick succession, the second finds
+    little, and the first finds twice the batch, which Redis and both cores handle at once while
+    other payments wait. So the second moves away, each time by half the way to the middle.
     """
     return pause + max(0.0, pause / 2 - waited) / 2
 
@@ -86,7 +85,7 @@ class PaymentWorker(ResilientWorker):
 
     `max_jobs` slots are kept busy with one claim call in flight at a time. Idle, it blocks on
     `payments:wake` until something is due, and takes it at once. When it has taken a few, it lets
-    others arrive for `claim_pause_ms` (`pause_for_others`): each turn has its price here and in
+    others arrive for `claim_pause_ms` (`claim_interval`): each turn has its price here and in
     Redis, however few it brings.
     """
 
@@ -183,7 +182,7 @@ class PaymentWorker(ResilientWorker):
             return Pause()
         if batch.taken:
             waited_ms = max(each.claim.claimed_at - each.score for each in batch.taken)
-            return Pause(for_others_s=pause_for_others(self._claim_pause_ms, waited_ms) / 1000)
+            return Pause(for_others_s=claim_interval(self._claim_pause_ms, waited_ms) / 1000)
         if batch.next_due_ms is None:
             return Pause(wake_within_s=_LONGEST_WAIT_S)
         return Pause(min(_LONGEST_WAIT_S, batch.next_due_ms / 1000))

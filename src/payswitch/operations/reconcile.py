@@ -42,7 +42,7 @@ _RECORD_PREFIX = b"payment:"
 _PAGE = 1000
 _FIND_AT_ONCE = 50
 _SUMMARIES_AT_ONCE = 8
-_FIND_ATTEMPTS = 4
+_FIND_TRIES = 4
 _FIND_PAUSE_S = 0.25
 _MOST_WINDOWS = 64
 """Where more windows differ than this, they are not narrowed down any further."""
@@ -274,8 +274,8 @@ class Reconciliation:
     async def _find(self, name: str, correlation_id: str) -> Found | None:
         """What a processor has of a payment; it is asked again where it can't tell."""
         async with self._finds:
-            for attempt in range(_FIND_ATTEMPTS):
-                await asyncio.sleep(attempt * _FIND_PAUSE_S)
+            for tried in range(_FIND_TRIES):
+                await asyncio.sleep(tried * _FIND_PAUSE_S)
                 finding: FindOutcome = await self._processors[name].find(correlation_id)
                 match finding:
                     case Found():

@@ -19,7 +19,7 @@ _PAGE = 500
 
 
 class Replay(enum.Enum):
-    """What became of an attempt to replay a payment; all but the first have changed nothing."""
+    """What a replay has done; only the first changes something."""
 
     REPLAYED = "replayed"
     QUEUED = "queued"

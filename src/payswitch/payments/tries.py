@@ -61,7 +61,7 @@ _Release = tuple[Claim, int, Findings, str, str]
 
 
 class Burial(enum.Enum):
-    """What became of an attempt to make a payment a dead letter."""
+    """What making a payment a dead letter has done."""
 
     BURIED = "buried"
     STILL_OPEN = "open"

@@ -255,7 +255,7 @@ class SpanPaymentTrace(PaymentTrace):
 
 class _Collector(SpanExporter):
     """An exporter that says once that its spans are not taken, and once that they are again; what
-    the SDK says of every attempt is left out."""
+    the SDK says of each export is left out."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter

@@ -69,7 +69,7 @@ class PaymentTrace:
         return NO_STEP
 
     def bury(self, reason: str) -> Step:
-        """The attempt to make it a dead letter."""
+        """Making it a dead letter."""
         return NO_STEP
 
 

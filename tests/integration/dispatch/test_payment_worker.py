@@ -19,7 +19,7 @@ from arq.worker import Retry, func
 
 from payswitch.dispatch.assembly import make_dispatcher
 from payswitch.dispatch.dispatcher import Dispatcher
-from payswitch.dispatch.payment_worker import PaymentWorker, pause_for_others
+from payswitch.dispatch.payment_worker import PaymentWorker, claim_interval
 from payswitch.money import Total
 from payswitch.payments.accepting import JOB_FUNCTION
 from payswitch.payments.claims import Batch, Claims
@@ -143,7 +143,7 @@ async def test_who_has_taken_a_few_lets_others_arrive_first(
         few_s = None
         if 0 < len(batch.taken) < limit:
             waited_ms = max(each.claim.claimed_at - each.score for each in batch.taken)
-            few_s = pause_for_others(b.settings.claim_pause_ms, waited_ms) / 1000
+            few_s = claim_interval(b.settings.claim_pause_ms, waited_ms) / 1000
         calls.append((began, now(), few_s))
         return batch
 

@@ -189,7 +189,7 @@ def test_every_wrong_is_found(spoil: Callable[[Books], Books], what: str) -> Non
 
 def test_a_client_that_hung_up_is_owed_no_answer() -> None:
     payments = sent()
-    payments["c"].attempts.append((0.1, HUNG_UP))
+    payments["c"].tries.append((0.1, HUNG_UP))
     assert audit(payments, right(), all_should_pass=True).holds
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payswitch.dispatch.payment_worker import pause_for_others
+from payswitch.dispatch.payment_worker import claim_interval
 
 PAUSE_MS = 100.0
 TURN_MS = 5.0
@@ -18,12 +18,12 @@ waits = st.floats(0, 10_000)
 
 @given(pause=st.floats(0, 1000), waited=waits)
 def test_it_is_the_pause_and_up_to_a_quarter_more(pause: float, waited: float) -> None:
-    assert pause <= pause_for_others(pause, waited) <= pause * 1.25
+    assert pause <= claim_interval(pause, waited) <= pause * 1.25
 
 
 @given(waited=st.floats(PAUSE_MS / 2, 10_000))
 def test_it_is_the_pause_for_who_is_alone_or_in_the_middle(waited: float) -> None:
-    assert pause_for_others(PAUSE_MS, waited) == PAUSE_MS
+    assert claim_interval(PAUSE_MS, waited) == PAUSE_MS
 
 
 @given(starts=st.lists(st.floats(0, PAUSE_MS), min_size=2, max_size=5))
@@ -35,6 +35,6 @@ def test_workers_come_to_claim_at_even_distances(starts: list[float]) -> None:
         now, worker = heapq.heappop(due)
         waited = now - claims[-1]
         claims.append(now)
-        heapq.heappush(due, (now + TURN_MS + pause_for_others(PAUSE_MS, waited), worker))
+        heapq.heappush(due, (now + TURN_MS + claim_interval(PAUSE_MS, waited), worker))
     gaps = [later - earlier for earlier, later in pairwise(claims[-2 * len(starts) :])]
     assert max(gaps) <= 1.3 * min(gaps)
