@@ -1,5 +1,5 @@
 """The chaos run: the real system under load and faults, then an audit of every single payment.
 
-`plan` decides what breaks when (pure, by seed), `system` runs the parts, `clients` pay, `inject`
-breaks things, `watch` looks on, `audit` judges (pure), `report` and `timeline` show it.
+`plan` makes the schedule of faults (pure, by seed), `system` runs the parts, `clients` pay,
+`inject` breaks things, `watch` looks on, `audit` judges (pure), `report` and `timeline` show it.
 """

@@ -1,4 +1,4 @@
-"""The audit: what the promise says, held against every single payment. Pure."""
+"""The audit: checks every single payment against the promise. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from payswitch.chaos.clients import Sent
 from payswitch.chaos.plan import REFUSING_MODES
 
 _NEARLY_ALL = 0.99
-"""Of the payments of a run in which nothing but processors is disturbed."""
+"""The part of the payments that a run must accept if it disturbs only processors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """The promise is broken: how, and for which payment, if it is about one."""
+    """A breach of the promise, and its payment, if it is about one."""
 
     what: str
     detail: str
@@ -34,7 +34,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread | None:
-        """Of these values; None where there are fewer than two."""
+        """The distribution of these values; None for fewer than two."""
         if len(values) < 2:
             return None
         cuts = quantiles(values, n=100, method="inclusive")
@@ -43,24 +43,24 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class RunVerdict:
-    """What a run came to."""
+    """The result of a run."""
 
     sent: int
     accepted: int
     unacknowledged_paid: int
-    """Paid although no client heard of it: Redis had it, the answer got lost."""
+    """Paid although no client got its 202: Redis had it, the answer got lost."""
     settled: dict[str, int]
     dead: int
     lost: int
     double: int
     difference_cents: int
-    """Ledger against books, the processors' differences added up without signs."""
+    """Ledger against books: the sum of the processors' absolute differences."""
     settle_gap: Spread | None
-    """From the processor's commit to our settling; None where clocks were set."""
+    """From the processor's commit to our settling; None if clocks were set."""
     violations: list[Violation] = field(default_factory=list)
     dead_by_reason: dict[str, int] = field(default_factory=dict)
     faults_met: dict[str, int] = field(default_factory=dict)
-    """By fault, how many calls at the processors met it."""
+    """By fault, the number of calls at the processors that met it."""
 
     @property
     def holds(self) -> bool:
@@ -77,7 +77,7 @@ def audit(
     all_should_pass: bool = False,
 ) -> RunVerdict:
     """Judge a run that has come to rest. With `all_should_pass` nothing stood between the clients
-    and Redis, so that what was not accepted was refused without need."""
+    and Redis, so that every refusal was needless."""
     violations = [
         *_refused(sent, least_share=_NEARLY_ALL if all_should_pass else 0.0),
         *_lost(sent, books),
@@ -133,7 +133,7 @@ def _pin(record: Mapping[str, str]) -> str | None:
 
 
 def _lost(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]:
-    """Acknowledged means that it is paid, or a dead letter."""
+    """An acknowledged payment is paid, or a dead letter."""
     for payment, each in sent.items():
         record = books.records.get(payment, {})
         if each.acknowledged and not (_is(record, "settled") or _is(record, "dead")):
@@ -151,7 +151,7 @@ def _double(books: Books) -> Iterator[Violation]:
 
 
 def _wrongly_settled(books: Books) -> Iterator[Violation]:
-    """A settled payment is in its processor's book as it is in ours."""
+    """A settled payment is the same in its processor's book and in ours."""
     for payment, record in books.records.items():
         if not _is(record, "settled"):
             continue
@@ -173,7 +173,7 @@ def _agree(record: Mapping[str, str], entry: Booked) -> bool:
 
 
 def _wrongly_paid(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]:
-    """What a processor has was sent by a client, with this amount, and is settled by us."""
+    """A client has sent each payment in a processor's book, with this amount, and we settled it."""
     for name, book in books.booked.items():
         for payment, entry in book.items():
             client = sent.get(payment)
@@ -195,8 +195,8 @@ def _refused(sent: Mapping[str, Sent], *, least_share: float) -> Iterator[Violat
 
 
 def _wrongly_dead(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]:
-    """A dead letter has a reason, is listed, is what the client sent, and a processor has refused
-    it: nothing else in a run makes one."""
+    """A dead letter has a reason, is listed and equals the client's payment, and a processor has
+    refused it: nothing else in a run makes one."""
     refused = {
         event["correlationId"]
         for journal in books.journals.values()
@@ -218,7 +218,7 @@ def _wrongly_dead(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]
 
 
 def _out_of_order(books: Books) -> Iterator[Violation]:
-    """Accepted, then requested, then recorded."""
+    """A payment is first accepted, then requested, then recorded."""
     for book in books.booked.values():
         for payment, entry in book.items():
             accepted_at = int(books.records.get(payment, {}).get("accepted_at", 0))

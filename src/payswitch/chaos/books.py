@@ -1,4 +1,4 @@
-"""What the system and the processors say, asked over HTTP and Redis for the audit."""
+"""The data of the system and of the processors, asked over HTTP and Redis for the audit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ComparedWindow:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """All that the audit compares."""
+    """The data that the audit compares."""
 
     records: dict[str, dict[str, str]]
     """Each payment's record as Redis has it."""
@@ -59,15 +59,15 @@ class Books:
     windows: list[ComparedWindow]
     incidents: list[str]
     dead: frozenset[str] = frozenset()
-    """What is listed as dead letters."""
+    """The payments in the list of dead letters."""
     left: Mapping[str, int] = field(default_factory=dict)
-    """By key, how many entries are left of what must be empty at rest."""
+    """By key that must be empty at rest, the number of its entries."""
     journals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """By processor; every event that it saw."""
+    """By processor: every event of its journal."""
 
 
 class Audited(Protocol):
-    """A running system, by where it is asked."""
+    """The places to ask a running system."""
 
     @property
     def endpoint(self) -> str:
@@ -79,11 +79,11 @@ class Audited(Protocol):
 
     @property
     def token(self) -> str:
-        """What the processors' admin calls demand."""
+        """The token of the processors' admin calls."""
 
     @property
     def settings(self) -> Settings:
-        """Its settings, for its Redis."""
+        """Its settings, which name its Redis."""
 
 
 class Auditor:
@@ -101,8 +101,8 @@ class Auditor:
         await self._redis.aclose(close_connection_pool=True)
 
     async def backlog(self, accepted_until_ms: int | None = None) -> int | None:
-        """How many payments are unpaid, of all or of those that were accepted until an instant of
-        Redis' clock; None while Redis doesn't say."""
+        """The number of unpaid payments, of all or of those accepted until an instant of Redis'
+        clock; None while Redis doesn't answer."""
         latest = "+inf" if accepted_until_ms is None else accepted_until_ms
         try:
             async with asyncio.timeout(_PATIENCE_S):
@@ -130,8 +130,8 @@ class Auditor:
         return totals
 
     async def window(self, first_ms: int | None, last_ms: int | None) -> ComparedWindow:
-        """Summary and books of one window. Processors, asked with one bound, tell everything, so
-        they get a bound that lies beyond all payments."""
+        """Summary and books of one window. A processor ignores a bound that comes alone, so it gets
+        another one beyond all payments."""
         earliest = _EARLIEST_MS if first_ms is None else first_ms
         latest = _LATEST_MS if last_ms is None else last_ms
         return ComparedWindow(
@@ -142,7 +142,7 @@ class Auditor:
         )
 
     async def collect(self, *, windows: int, seed: int) -> Books:
-        """Everything, once nothing moves any more; with so many windows chosen by the seed."""
+        """All data of a system at rest, with so many windows chosen by the seed."""
         booked = {}
         journals = {}
         for name, url in self._system.processors.items():
@@ -213,7 +213,7 @@ def _total(document: Mapping[str, Any]) -> Total:
 def _windows(
     booked: Iterable[dict[str, Booked]], count: int, choose: random.Random
 ) -> list[tuple[int | None, int | None]]:
-    """Windows of all sizes over the time in which anything was requested, some open on a side."""
+    """Windows of all sizes over the time of all requests, some open on a side."""
     instants = [each.requested_at_us // 1000 for book in booked for each in book.values()]
     if not instants:
         return []

@@ -22,7 +22,7 @@ _LIMIT_S = 1.5
 _DUPLICATED, _DROPPED, _GIVEN_UP = 0.06, 0.04, 0.25
 HUNG_UP = "hung up after sending"
 _LAST_TRIES = 2
-"""How often a payment is sent again once no new ones come."""
+"""How often a payment is sent again after the last new one."""
 _MOST_AT_ONCE = 1500
 _BEHIND_S = 0.1
 _RIGHT_ANSWERS = frozenset({202, 503})
@@ -30,13 +30,13 @@ _RIGHT_ANSWERS = frozenset({202, 503})
 
 @dataclass(slots=True)
 class Sent:
-    """One payment as its client sees it."""
+    """A payment as its client sees it."""
 
     correlation_id: str
     cents: int
     acknowledged: bool = False
     tries: list[tuple[float, str]] = field(default_factory=list)
-    """When (s since the load began) and what came back, in words."""
+    """Instant (s since the load began) and answer in words."""
 
     @property
     def waited(self) -> bool:
@@ -45,8 +45,8 @@ class Sent:
 
 
 class Clients:
-    """Pays at `rate` a second until it is told to stop; everything about a payment but its timing
-    follows from the seed."""
+    """Pays at `rate` a second until `stop`. Everything about a payment but its timing follows from
+    the seed."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Clients:
     ) -> None:
         self.sent: dict[str, Sent] = {}
         self.wrong_answers: list[tuple[str, str]] = []
-        """Payment and answer, where the answer is neither 202 nor 503."""
+        """Payment and answer, if the answer is neither 202 nor 503."""
         self.latencies_ms: list[float] = []
         self.accepted = 0
         self._endpoint = endpoint
@@ -80,7 +80,7 @@ class Clients:
             asyncio.TaskGroup() as group,
         ):
             while not self._over.is_set():
-                # What could not be sent in time is not made up for: that would be a flood.
+                # Payments that could not be sent in time are left out: they would come as a flood.
                 due = max(due + 1 / self._rate, time.monotonic() - _BEHIND_S)
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
                 if len(paying) < _MOST_AT_ONCE:
@@ -88,7 +88,7 @@ class Clients:
                     task.add_done_callback(paying.discard)
 
     def stop(self) -> None:
-        """No new payments; those that were not acknowledged are sent again a few times."""
+        """Send no new payments, and those without a 202 again a few times."""
         self._over.set()
 
     async def _pay(self, http: httpx.AsyncClient) -> None:

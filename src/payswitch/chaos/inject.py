@@ -1,4 +1,4 @@
-"""Carries out a plan's faults on the running system, and takes them back."""
+"""Carries out a plan's faults on the running system, and ends them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _Way = Callable[[PlannedFault], Coroutine[Any, Any, None]]
 
 _RETRY_S = 0.05
 _LATE_ANSWER_S = 1.0
-"""How long after the client's limit a late answer comes."""
+"""The time from the client's limit to a late answer."""
 _SOONEST_MS, _SURVIVES_SHARE = 200, 0.6
-"""When a payment is recorded whose client has hung up: this much of a processor's longest delay
-after the delay that it has anyway (at most 0.2 of it); the rest is for its queue."""
+"""The time until a payment is recorded whose client has hung up, in parts of a processor's longest
+delay. Its ordinary delay comes before (at most 0.2 of it); the rest is for its queue."""
 
 
 class Injector:
-    """Breaks what the plan says, when it says so. Processors get the sum of what overlaps."""
+    """Breaks things as the plan says. Processors get the sum of overlapping faults."""
 
     def __init__(self, system: ChaosSystem, plan: Sequence[PlannedFault], *, seed: int) -> None:
         self._system = system
@@ -58,12 +58,12 @@ class Injector:
         }
 
     async def prepare(self) -> None:
-        """Set the processors up: no faults yet, their journals on."""
+        """Set the processors up: without faults, with their journals on."""
         for name in PROCESSORS:
             await self._configure(name)
 
     async def run(self) -> None:
-        """Carry out the whole plan; when this returns, everything is whole again."""
+        """Carry out the whole plan. At its return everything is whole again."""
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for event in self._plan:
@@ -88,7 +88,7 @@ class Injector:
     # Processors.
 
     async def _disturb(self, event: PlannedFault) -> None:
-        """Anything that a processor's settings can say."""
+        """A fault of a processor's settings."""
         names = _processors_of(event)
         for name in names:
             self._under_way[name].append(event)
@@ -130,7 +130,7 @@ class Injector:
         return faults
 
     async def _put(self, name: str, setting: str, document: dict[str, Any]) -> None:
-        """Configure a processor, which may be gone just now: then again and again."""
+        """Configure a processor; while it is gone, try again and again."""
         url = f"{self._system.processors[name]}/admin/configurations/{setting}"
         while True:
             try:
@@ -182,7 +182,7 @@ class Injector:
         return send
 
     async def _fill_memory(self, event: PlannedFault) -> None:
-        """Let `maxmemory` be just below what Redis holds."""
+        """Set `maxmemory` just below the memory in use."""
         with contextlib.suppress(RedisError, OSError):
             used = (await self._redis.info("memory"))["used_memory"]
             await self._redis.config_set("maxmemory", used * 9 // 10)
@@ -211,8 +211,8 @@ def _processors_of(event: PlannedFault) -> Sequence[str]:
 
 
 def _sum_of(events: Sequence[PlannedFault]) -> dict[str, float]:
-    """The probabilities of what overlaps, added up and at most 0.9 in all, unless one alone comes
-    to more."""
+    """The summed probabilities of overlapping faults, at most 0.9 in all unless one alone is
+    more."""
     total: dict[str, float] = {}
     most = 0.9
     for event in events:

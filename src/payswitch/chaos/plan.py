@@ -1,4 +1,4 @@
-"""What breaks when: a schedule of faults, made from a seed alone, so that a run can be repeated."""
+"""The schedule of a run's faults. It follows from a seed alone, so that a run can be repeated."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from payswitch.settings import Settings
 WARM_UP_S = 2.0
 PROCESSORS = ("default", "fallback")
 BOTH = "both"
-"""A target: one of them alone may have no traffic just then."""
+"""Both processors as a target: one alone may have no traffic at the time."""
 
 CLEAN_MODES = ("429", "429-retry-after")
-"""What the simulated processors do to a payment that leaves no doubt: nothing is recorded."""
+"""A payment that meets one of them is certainly not recorded."""
 UNCLEAR_MODES = (
     "commit-close",
     "commit-500",
@@ -29,9 +29,9 @@ UNCLEAR_MODES = (
     "drip",
 )
 REFUSING_MODES = ("422-unknown", "400")
-"""They make dead letters by right: the processor says that it will not take the payment."""
+"""They rightly make dead letters: the processor says that it will not take the payment."""
 LIMITING_MODES = ("429", "429-retry-after", "commit-429")
-"""The last one may come from a gateway whose second try met the limit."""
+"""The last one may come from a gateway, if its second try met the limit."""
 GATEWAY_MODES = ("gateway-early", "gateway-late", "gateway-commit")
 """A gateway before the processor answers 408, 429, 502, 503 or 504 in its stead."""
 HEALTH_MODES = ("lie", "hang", "429", "wrong-types")
@@ -42,7 +42,7 @@ _Lasts = Callable[[random.Random, "Scale"], float]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The lengths of time that faults are measured by, in seconds."""
+    """The system's times, in seconds, which scale the faults."""
 
     lease_s: float
     max_delay_s: float
@@ -50,13 +50,13 @@ class Scale:
 
     @classmethod
     def of(cls, settings: Settings, workers: int) -> Scale:
-        """Those of a system with these settings."""
+        """The scale of a system with these settings."""
         return cls(settings.lease_ms / 1000, settings.processor_max_delay_ms / 1000, workers)
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedFault:
-    """One fault: what, on which part, from when, for how long (0: it is over at once)."""
+    """One fault: its kind, its target, its start and its length (0: it is over at once)."""
 
     at_s: float
     kind: str
@@ -66,13 +66,13 @@ class PlannedFault:
 
     @property
     def ends_s(self) -> float:
-        """When it is over, seconds from the start of the load."""
+        """Its end, in seconds from the start of the load."""
         return self.at_s + self.lasts_s
 
 
 @dataclass(frozen=True, slots=True)
 class FaultKind:
-    """A kind of fault: how often it comes, whom it meets, how long it lasts."""
+    """A kind of fault: its frequency, its targets, its length."""
 
     group: str
     every_s: float
@@ -110,7 +110,7 @@ def _mix(*modes: str, most: int) -> _Choose:
 
 
 def _gateway_mix(choose: random.Random, scale: Scale) -> dict[str, object]:
-    """So often that circuit breakers open, and payments would go elsewhere."""
+    """Often enough to open circuit breakers, so that payments would go elsewhere."""
     return {"modes": {mode: round(choose.uniform(0.1, 0.3), 3) for mode in GATEWAY_MODES}}
 
 
@@ -124,7 +124,7 @@ def _refusals(choose: random.Random, scale: Scale) -> dict[str, object]:
 
 
 def _all_by_one_of(*modes: str) -> _Choose:
-    """All payments meet the same, so that nothing but the other processor helps."""
+    """All payments meet the same fault, so that only the other processor helps."""
     return lambda choose, scale: {"modes": {choose.choice(modes): 1.0}}
 
 
@@ -174,10 +174,10 @@ GROUPS = ("clean", "processor", "process", "redis", "client", "clock")
 
 
 def kinds_of(text: str) -> frozenset[str]:
-    """The kinds that a list such as `processor,redis-kill` names: kinds, groups, or `all`. The
+    """The kinds in a list such as `processor,redis-kill`, which names kinds, groups, or `all`. The
     group `processor` holds `clean`.
 
-    Raises `ValueError` for a name that is none.
+    Raises `ValueError` for an unknown name.
     """
     chosen: set[str] = set()
     for name in (part.strip() for part in text.split(",")):
@@ -195,14 +195,14 @@ def kinds_of(text: str) -> frozenset[str]:
 
 
 def is_clean(kinds: frozenset[str]) -> bool:
-    """Whether these faults leave no payment in doubt, so that the summary must equal the books
-    while they go on, too."""
+    """Whether these faults leave no payment in doubt: then the summary must equal the books even
+    during the run."""
     return all(KINDS[kind].group in ("clean", "client") for kind in kinds)
 
 
 def plan(seed: int, seconds: float, kinds: frozenset[str], scale: Scale) -> list[PlannedFault]:
-    """The faults of a run, in order. Each kind that fits comes once at least; all are over when
-    `seconds` are."""
+    """The faults of a run, in order. Each kind that fits comes at least once; all end within
+    `seconds`."""
     events: list[PlannedFault] = []
     for name, kind in KINDS.items():
         if name not in kinds or not kind.every_s:

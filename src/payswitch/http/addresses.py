@@ -1,10 +1,10 @@
-"""A host's addresses, looked up once for all who open a connection at the same time.
+"""A host's addresses, looked up once for all connections that are opened at the same time.
 
 A payment that finds no idle connection opens one, and a burst of payments opens many. Each lookup
 takes a thread and several questions to the name server.
 
 Nothing is remembered beyond the lookup: in a network of containers an address may be another
-processor's a few seconds later, and whoever is paid or asked there is the wrong one.
+processor's a few seconds later, and a payment or a question would reach the wrong one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to connect to, in numbers."""
+    """A host's address in numbers."""
 
     family: int
     host: str
 
 
 class Addresses:
-    """The addresses of one host. Who asks while a lookup is under way shares it."""
+    """The addresses of one host. All callers share the lookup that is under way."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
@@ -33,7 +33,7 @@ class Addresses:
 
     async def get(self) -> list[Address]:
         """The addresses, in the order in which to try them. Raises `OSError` or `UnicodeError`
-        where there is none."""
+        if there is none."""
         lookup = self._lookup
         if lookup is None or lookup.done():
             lookup = self._lookup = self._loop.create_task(self._look_up(), name="lookup")
@@ -46,11 +46,11 @@ class Addresses:
             raise
 
     def give_up(self) -> None:
-        """Let who comes next begin a lookup of their own, as this one does not come back."""
+        """Drop a lookup that does not come back: the next caller begins another."""
         self._lookup = None
 
     def close(self) -> None:
-        """End a lookup that is under way; who waits for it gets an `OSError`."""
+        """End a lookup that is under way; its callers get an `OSError`."""
         if self._lookup is not None:
             self._lookup.cancel()
 

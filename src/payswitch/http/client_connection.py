@@ -1,7 +1,7 @@
 """HTTP/1.1 as a client speaks it on one keep-alive connection: a request out, its response in.
 
-The response is parsed by `httptools` and kept in memory. Which connection serves which request is
-the business of `payswitch.http.transport`.
+`httptools` parses the response, which is kept in memory. `payswitch.http.transport` chooses the
+connection for a request.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _HEAD = re.compile(rb"%b [\x21-\x7e]+ HTTP/1\.1\r\n(?:%b: %b\r\n)*" % (_TOKEN, _
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
 _MOST_TURNS = 10
-"""Of the loop: it reads a socket in the first or the second one."""
+"""Turns of the loop to wait for a read: it comes in the first or the second one."""
 _USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
 
 
 def encode(request: httpx.Request) -> bytes:
     """Render a request, whose body is bytes, as it goes over the wire.
 
-    Raises `httpx.LocalProtocolError` where its parts don't make one valid HTTP/1.1 request: bytes
-    beyond the announced length would be read as a next request.
+    Raises `httpx.LocalProtocolError` unless its parts make exactly one valid HTTP/1.1 request: a
+    server would read bytes beyond the announced length as another one.
     """
     if not isinstance(request.stream, httpx.ByteStream):
         raise httpx.LocalProtocolError("the body is not bytes")
@@ -43,7 +43,7 @@ def encode(request: httpx.Request) -> bytes:
     lines = [b"%b %b HTTP/1.1\r\n" % (request.method.encode(), request.url.raw_path)]
     lines += [b"%b: %b\r\n" % header for header in request.headers.raw]
     head = b"".join(lines)
-    # The count is what tells a value with a line break in it from two headers.
+    # The count tells a value with a line break in it from two headers.
     if head.count(b"\n") != len(lines) or not _HEAD.fullmatch(head):
         raise httpx.LocalProtocolError("illegal method, target, header name or header value")
     headers = {name.lower(): value for name, value in request.headers.raw}
@@ -57,8 +57,8 @@ def encode(request: httpx.Request) -> bytes:
 class ResponseReader:
     """Assembles one response at a time from the bytes that arrive, however they are cut.
 
-    The body, as decoded from its chunks, may have `max_bytes`; so may everything else of one
-    response together. Whatever breaks the protocol raises `httpx.RemoteProtocolError`.
+    The body without its chunk framing may have `max_bytes`, and so may all the rest of a response.
+    A breach of the protocol raises `httpx.RemoteProtocolError`.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -89,7 +89,7 @@ class ResponseReader:
         self._has_length = False
 
     def feed(self, data: bytes) -> None:
-        """Take what arrived; `is_complete` tells whether it held the response's end."""
+        """Take bytes; `is_complete` tells whether they held the response's end."""
         if self._is_untouched and not data.startswith(b"H"):
             raise httpx.RemoteProtocolError("the answer is not HTTP")
         self._is_untouched = False
@@ -102,25 +102,25 @@ class ResponseReader:
                 if isinstance(cause, httpx.RemoteProtocolError):
                     raise cause from None
                 raise httpx.RemoteProtocolError(f"not HTTP: {error}") from error
-            # The response stands, but nobody asked for what follows it.
+            # The response stands, but no request asked for the bytes after it.
             self.keeps_alive = False
         self._overhead += len(data) - (self._body_size - body_size)
         if self._overhead > self._max_bytes:
             raise httpx.RemoteProtocolError(f"headers of more than {self._max_bytes} bytes")
 
     def end(self) -> None:
-        """Take the end of the stream, which completes a response of no announced length."""
+        """Take the end of the stream, which completes a response without an announced length."""
         if self._is_untouched:
             raise httpx.RemoteProtocolError("the connection ended without an answer")
         if self._in_head or self._has_length or self._codings:
             raise httpx.RemoteProtocolError("the connection ended within the answer")
         if 200 <= self._status < 300 and not self._body_size:
-            # Stock httpx takes it for an empty body; but a success may have been cut off here.
+            # Stock httpx takes this for an empty body, but a success may have been cut off here.
             raise httpx.RemoteProtocolError("the connection ended before the answer's body")
         self.is_complete = True
 
     def response(self) -> httpx.Response:
-        """The complete response. Its content is encoded as it came: `httpx` decodes it."""
+        """The complete response. Its content keeps its encoding: `httpx` decodes it."""
         return httpx.Response(
             self._status,
             headers=self._headers,
@@ -128,19 +128,18 @@ class ResponseReader:
             extensions={"http_version": self._version, "reason_phrase": self._reason},
         )
 
+    # What httptools calls, for informational responses too.
+
     def on_message_begin(self) -> None:
-        """Called by the parser."""
         if self.is_complete:
             raise httpx.RemoteProtocolError("data after the response")
 
     def on_status(self, reason: bytes) -> None:
-        """Called by the parser, with a part of the reason phrase."""
         self._reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser, for trailers too."""
         if not self._in_head:
-            return
+            return  # a trailer
         value = value.rstrip(b" \t")
         self._headers.append((name, value))
         key = name.lower()
@@ -150,7 +149,6 @@ class ResponseReader:
             self._has_length = True
 
     def on_headers_complete(self) -> None:
-        """Called by the parser."""
         self._status = self._parser.get_status_code()
         if self._status < 100 or self._status == 101:
             raise httpx.RemoteProtocolError(f"unexpected status {self._status}")
@@ -160,14 +158,12 @@ class ResponseReader:
         self._in_head = False
 
     def on_body(self, part: bytes) -> None:
-        """Called by the parser, with bytes free of chunk framing."""
         self._body_size += len(part)
         if self._body_size > self._max_bytes:
             raise httpx.RemoteProtocolError(f"a body of more than {self._max_bytes} bytes")
         self._body.append(part)
 
     def on_message_complete(self) -> None:
-        """Called by the parser, for informational responses too."""
         if self._status < 200:
             self._begin_head()
         else:
@@ -178,10 +174,10 @@ class ResponseReader:
 class ClientConnection(asyncio.Protocol):
     """One connection, which carries one exchange at a time.
 
-    `released` is called when a response is complete and the connection can serve another request,
-    `lost` as soon as it no longer can, possibly more than once. Bytes that the peer's kernel has
-    not acknowledged after `acknowledge_timeout` seconds end the connection and are never sent again
-    (RFC 5482; Linux only).
+    It calls `released` when a response is complete and it can serve another request, and `lost` as
+    soon as it no longer can, possibly more than once. Bytes that the peer's kernel has not
+    acknowledged after `acknowledge_timeout` seconds end it and are never sent again (RFC 5482;
+    Linux only).
     """
 
     _transport: asyncio.Transport
@@ -196,7 +192,7 @@ class ClientConnection(asyncio.Protocol):
     ) -> None:
         self.idle_since = 0.0
         self.is_new = True
-        """No request was ever written to it."""
+        """It has not carried a request yet."""
         self._acknowledge_timeout = acknowledge_timeout
         self._loop = loop
         self._reader = ResponseReader(max_response_bytes)
@@ -208,19 +204,19 @@ class ClientConnection(asyncio.Protocol):
         self._timers: list[asyncio.TimerHandle] = []
 
     def is_open(self) -> bool:
-        """Whether it hasn't ended, as far as the loop has seen."""
+        """Whether the loop has not seen its end."""
         return not self._transport.is_closing()
 
     def is_usable(self) -> bool:
-        """Whether nothing speaks against sending a request: no end, no data that nobody asked for.
+        """Whether a request can be sent: it has not ended, and no byte has come unasked.
 
         Asks the socket itself, as the loop may not have run since the peer closed or spoke.
         """
         return self.is_open() and not self._probe.poll(0)
 
     async def read_on(self) -> None:
-        """Let the loop read what is there. Under TLS that may be a session ticket; anything else
-        closes the connection."""
+        """Let the loop read the bytes that have come. Under TLS they may be a session ticket;
+        anything else closes the connection."""
         for _ in range(_MOST_TURNS):
             if not self.is_open() or self.is_usable():
                 return
@@ -229,7 +225,7 @@ class ClientConnection(asyncio.Protocol):
     def send(
         self, request: bytes, read_timeout: float | None, write_timeout: float | None
     ) -> asyncio.Future[httpx.Response]:
-        """Write a request, within this very call; the future brings its response.
+        """Write a request before this call returns; the future brings its response.
 
         Both limits, in seconds, run from this call on: until the response is complete, and until
         the kernel has taken the last byte. A caller that stops waiting must call `give_up`.
@@ -244,12 +240,12 @@ class ClientConnection(asyncio.Protocol):
         return exchange
 
     def give_up(self, exchange: asyncio.Future[httpx.Response]) -> None:
-        """Abort the connection, unless that exchange is over."""
+        """Abort the connection if that exchange is still under way."""
         if self._exchange is exchange:
             self._fail(httpx.ReadError("given up"))
 
     def close(self) -> None:
-        """End the connection, and an exchange that is under way with it."""
+        """End the connection, and the exchange that is under way."""
         if self._exchange is not None:
             self._fail(httpx.ReadError("the transport was closed"))
         else:
@@ -258,13 +254,14 @@ class ClientConnection(asyncio.Protocol):
             self._transport.close()
             self._lost(self)
 
+    # What asyncio calls; after `eof_received` it closes the connection.
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the loop."""
         self._transport = cast(asyncio.Transport, transport)
         self.idle_since = self._loop.time()
         self._probe.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-        # What has not left when this process is killed never must: without this the kernel would go
-        # on delivering it for minutes, when another worker has long taken the payment over.
+        # Bytes that have not left when this process is killed must never leave: the kernel would
+        # go on delivering them for minutes, after another worker has taken the payment over.
         self._linger(_RESET_ON_CLOSE)
         if self._acknowledge_timeout is not None and _USER_TIMEOUT is not None:
             sock = transport.get_extra_info("socket")
@@ -272,12 +269,11 @@ class ClientConnection(asyncio.Protocol):
                 socket.IPPROTO_TCP, _USER_TIMEOUT, int(self._acknowledge_timeout * 1000)
             )
         if transport.get_extra_info("ssl_object") is None:
-            # What the kernel doesn't take at once counts as stuck. Besides, up to this mark older
-            # versions of uvloop put a write off to the end of the loop's round.
+            # Bytes that the kernel doesn't take at once count as stuck. Older versions of uvloop
+            # also put a write below this mark off to the end of the loop's round.
             self._transport.set_write_buffer_limits(high=0)
 
     def data_received(self, data: bytes) -> None:
-        """Called by the loop."""
         if self._exchange is None:
             self.close()
             return
@@ -290,7 +286,6 @@ class ClientConnection(asyncio.Protocol):
                 self._finish()
 
     def eof_received(self) -> None:
-        """Called by the loop, which closes the connection after it."""
         if self._exchange is None:
             self.close()
             return
@@ -302,7 +297,6 @@ class ClientConnection(asyncio.Protocol):
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the loop."""
         if exc is None:
             self.eof_received()
             return
@@ -312,11 +306,9 @@ class ClientConnection(asyncio.Protocol):
         self._fail(error)
 
     def pause_writing(self) -> None:
-        """Called by the loop."""
         self._is_stuck = True
 
     def resume_writing(self) -> None:
-        """Called by the loop."""
         self._is_stuck = False
 
     def _limit(self, seconds: float | None, expire: Callable[[float], None]) -> None:

@@ -1,4 +1,4 @@
-"""Addresses to listen at: whether one can be had, found out before anything is claimed."""
+"""Addresses to listen at: a part checks that it can have one before it claims anything."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _LONGEST_PATH = 107
 
 
 class ListenError(StartError):
-    """An address can't be listened at; the message names it and says why."""
+    """A part can't listen at an address; the message names it and says why."""
 
 
 def numeric(host: str, port: int, name: str = "") -> str:
-    """The host's first address in numbers, once it was free for a moment. Raises `ListenError`,
+    """Check that the host's first address is free, and return it in numbers. Raises `ListenError`,
     which calls it by the name, or by its port.
 
-    Granian takes nothing but numbers, and shares a port that another ingress has.
+    Granian takes only numbers, and would share a port with another ingress.
     """
     try:
         family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -35,8 +35,8 @@ def numeric(host: str, port: int, name: str = "") -> str:
 
 
 def free_path(path: Path) -> Path:
-    """The path of a unix socket, once a socket was there for a moment; what a killed process left
-    is removed. Raises `ListenError`."""
+    """Check that a unix socket can be made at the path, and return it whole; remove the socket of
+    a killed process. Raises `ListenError`."""
     try:
         whole = path.resolve()
         if len(os.fsencode(whole)) > _LONGEST_PATH:
@@ -75,8 +75,8 @@ def _try(path: Path) -> None:
 
 
 def create_sockets_with(mode: int) -> Callable[[], None]:
-    """Have unix sockets made with exactly this mode from now on: it is theirs from their first
-    moment, as a mode that is set later is not. What is returned gives the umask back."""
+    """Make unix sockets with exactly this mode from now on: a mode that is set later would come
+    after the socket's first moment. Returns a function that gives the umask back."""
     before = os.umask(0o777 & ~mode)
 
     def restore() -> None:

@@ -1,8 +1,8 @@
 """A small HTTP/1.1 server for the simulator, for `/metrics` and for the ingress' payments port:
 requests in, replies out in the requests' order.
 
-Written on `httptools` and `asyncio.Protocol` rather than on a framework, so that the simulator is
-never what a measurement measures, and so that the simulator can hold a reply back or break it.
+It is written on `httptools` and `asyncio.Protocol` rather than on a framework, so that no
+measurement measures the simulator, and so that the simulator can hold a reply back or break it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CLOSE = b"Connection: close\r\n\r\n"
 
 
 class Reply(NamedTuple):
-    """An answer that may be given on any connection: `Connection` and the blank line are added."""
+    """An answer for any connection, which adds the `Connection` header and the blank line."""
 
     head: bytes
     body: bytes
@@ -45,7 +45,7 @@ class Reply(NamedTuple):
         return int(self.head[9:12])
 
     def without_body(self) -> Reply:
-        """The same as an answer to HEAD."""
+        """The answer to HEAD."""
         return Reply(self.head, b"")
 
 
@@ -55,7 +55,7 @@ def reply(
     *headers: bytes,
     content_type: bytes = b"application/json; charset=utf-8",
 ) -> Reply:
-    """Make a reply of a status, a body (JSON or as `content_type` says) and more header lines."""
+    """Make a reply of a status, a body (by default JSON) and more header lines."""
     lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode(), *headers]
     if body:
         lines.append(b"Content-Type: " + content_type)
@@ -70,15 +70,15 @@ def message(status: HTTPStatus, text: str, *headers: bytes) -> Reply:
 
 
 class Bounds(NamedTuple):
-    """What a server takes, and what it answers to more."""
+    """The limits of a server, and its answers to requests beyond them."""
 
     body_bytes: int = MAX_BODY_BYTES
     request_bytes: int = 512 * 1024
-    """Head and body as they come: the parser itself would keep a header line that never ends."""
+    """Head and body as they come: the parser alone would keep a header line that never ends."""
     connections: float = math.inf
     pipelining: bool = True
-    """If off, a request before the last one's answer gets none, and that answer ends the
-    connection: a client could send any number of them."""
+    """If off, a pipelined request gets no answer, and the one before it is the last: a client could
+    send any number of them."""
     malformed: Reply = message(HTTPStatus.BAD_REQUEST, "malformed request")
     too_large: Reply = message(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY_BYTES} bytes"
@@ -122,12 +122,12 @@ class Exchange:
 
     @property
     def transport(self) -> asyncio.Transport:
-        """The connection's, for raw bytes in place of an answer, once it is this request's turn."""
+        """The connection's: takes raw bytes in place of an answer, at this request's turn."""
         return self._connection.transport
 
     @property
     def abandoned(self) -> bool:
-        """Whether the client has hung up, so that nobody will read an answer."""
+        """Whether the client has hung up: it will read no answer."""
         return self.transport.is_closing()
 
     def answer(self, outcome: Reply) -> None:
@@ -137,12 +137,12 @@ class Exchange:
 
     def await_turn(self, act: Callable[[], None]) -> None:
         """Call `act` as soon as the replies to the connection's earlier requests are sent, unless
-        this one's is there by then."""
+        this request has its reply by then."""
         self.at_turn = act
         self._connection.flush()
 
     def hang_up(self) -> None:
-        """End the connection at once, with all that is under way on it."""
+        """End the connection at once, with all its requests."""
         self._connection.abort()
 
     def close_after(self) -> None:
@@ -152,11 +152,11 @@ class Exchange:
 
 
 class State(Enum):
-    """What a connection still does."""
+    """How far a connection has come."""
 
     READING = auto()
     ANSWERING = auto()
-    """It takes no more requests, but owes answers."""
+    """It takes no more requests; those that it has taken get their answers."""
     ENDING = auto()
     """Its last answer is sent."""
 
@@ -164,9 +164,8 @@ class State(Enum):
 class ServerConnection(asyncio.Protocol):
     """One client's connection. Every complete request goes to `handle`, which may answer later.
 
-    `connections` is where it keeps itself while it is open. A request that can't be read is
-    answered here: 400 if it is malformed, 413 if its body is too large; then the connection ends.
-    `bounds` says what is taken.
+    `connections` holds it while it is open. It answers requests beyond its `bounds` by itself, such
+    as 400 to a malformed one and 413 to too large a body, and then ends.
     """
 
     def __init__(
@@ -188,7 +187,7 @@ class ServerConnection(asyncio.Protocol):
         self._incoming: Exchange | None = None
         self._state = State.READING
         self.requests = 0
-        """How many came whole."""
+        """The number of whole requests so far."""
 
     @property
     def at_work(self) -> bool:
@@ -196,7 +195,7 @@ class ServerConnection(asyncio.Protocol):
         return len(self._pipeline) > (self._incoming is not None)
 
     def end(self) -> None:
-        """End the connection when the requests that are whole by now are answered."""
+        """End the connection after the answers to the requests that are whole by now."""
         if not self.at_work:
             self.transport.close()
             return
@@ -204,14 +203,14 @@ class ServerConnection(asyncio.Protocol):
         self._pipeline[-1 if self._incoming is None else -2].close_after()
 
     def give_up(self) -> None:
-        """End a connection that brings nothing; a client that began a body gets an answer."""
+        """End a connection that brings nothing; a client that has begun a body gets an answer."""
         if self._incoming is None:
             self.transport.close()
         else:
             self._refuse(self._bounds.too_slow)
 
     def abort(self) -> None:
-        """End the connection at once, whatever is under way on it."""
+        """End the connection at once, with all its requests."""
         self._state = State.ANSWERING
         self.transport.abort()
 
@@ -235,8 +234,8 @@ class ServerConnection(asyncio.Protocol):
 
     def _hang_up(self) -> None:
         self._state = State.ENDING
-        # Closing a socket that holds unread bytes resets it, and the client could lose the reply:
-        # so only this half is closed, and what still comes in is thrown away for a while.
+        # Closing a socket that holds unread bytes resets it, and the client could lose the reply.
+        # So close only this half, and throw away what still comes in, for a while.
         self.transport.write_eof()
         asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
 
@@ -253,13 +252,13 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        if len(self._connections) >= self._bounds.connections and not self._has_another_place():
+        if len(self._connections) >= self._bounds.connections and not self._made_room():
             self.abort()
             return
         self._connections[self] = None
 
-    def _has_another_place(self) -> bool:
-        """Whether an older connection is ended that keeps nobody waiting."""
+    def _made_room(self) -> bool:
+        """End the oldest connection without an unanswered request, if there is one."""
         for other in self._connections:
             if not other.at_work:
                 other.abort()
@@ -298,13 +297,13 @@ class ServerConnection(asyncio.Protocol):
             self.abort()
 
     def _read(self, data: bytes | memoryview) -> memoryview | None:
-        """Have data parsed; what is left of it where the parser stopped, else None."""
+        """Parse data. Returns the rest if the parser has stopped before the end, else None."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as stop:
             return memoryview(data)[stop.args[0] :]
         except httptools.HttpParserCallbackError:
-            raise  # a fault of ours, not of the client
+            raise  # our fault, not the client's
         except httptools.HttpParserError:
             if self._state is State.READING:
                 self._refuse(self._bounds.malformed)
@@ -314,7 +313,7 @@ class ServerConnection(asyncio.Protocol):
         """Ignore an offer to go on in another protocol, as a server may (RFC 9110, section 7.8).
 
         Java's client makes one with its first request. The parser can't ignore it: it stops after
-        the head, as if no body came. So it gets that head once more, without the offer.
+        the head, as if no body came. So feed it the head again, without the offer.
         """
         while rest is not None and self._head_without_offer:
             head, self._head_without_offer = self._head_without_offer, b""
@@ -354,7 +353,7 @@ class ServerConnection(asyncio.Protocol):
             exchange.separator = _STAY_OLD
         length = headers.get(b"content-length")
         if length is None:
-            self._headers = {}  # what a trailer adds is no header
+            self._headers = {}  # a trailer adds no header
         if length is not None and int(length) > self._bounds.body_bytes:
             self._refuse(self._bounds.too_large)
         elif headers.get(b"expect", b"").lower() == b"100-continue" and not old:
@@ -425,21 +424,21 @@ class Listener:
         return bound
 
     def finish(self) -> None:
-        """Stop listening, and end every connection once it has the answers under way."""
+        """Stop listening, and end every connection after the answers that it still owes."""
         if self._server is not None:
             self._server.close()
         for connection in tuple(self._connections):
             connection.end()
 
     def end_idle(self) -> None:
-        """End the connections that have brought no whole request since this was called last."""
+        """End the connections that have brought no whole request since the last call."""
         for connection, before in self._requests.items():
             if connection.requests == before and not connection.at_work:
                 connection.give_up()
         self._requests = {connection: connection.requests for connection in self._connections}
 
     def break_off(self, but: Exchange | None = None) -> None:
-        """Stop listening and end every connection at once, save that of one exchange."""
+        """Stop listening and end every connection at once but that of one exchange."""
         if self._server is not None:
             self._server.close()
         for connection in tuple(self._connections):

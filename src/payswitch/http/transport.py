@@ -8,13 +8,13 @@ differences:
 - The read timeout bounds the whole response, from the write on, not the single read.
 - The connect timeout bounds DNS, TCP and TLS together. Connections that are opened at the same time
   share one look-up.
-- A request's extension `before_write` is asked directly before the bytes are written.
-- What came before the request was written is never its answer: the connection is dropped. A success
-  without a length whose connection ends before a byte of the body is an error.
-- Every error tells whether bytes of the request may have left, see `bytes_left`. A connection that
-  ends before they could is an `httpx.ConnectError`.
-- Stricter with responses, as `httptools` is: no line ends without CR, folded lines or control
-  characters in headers, no repeated Content-Length, none along with Transfer-Encoding.
+- It asks a request's extension `before_write` directly before it writes the bytes.
+- Bytes that came before the request was written are never its answer: the connection is dropped. A
+  success without a length is an error if its connection ends before a byte of the body.
+- Every error tells whether bytes of the request may have left: see `bytes_left`. A connection that
+  ends before the write is an `httpx.ConnectError`.
+- It refuses responses that `httptools` refuses: line ends without CR, folded lines or control
+  characters in headers, a repeated Content-Length, one along with Transfer-Encoding.
 - Requests have bodies of bytes and no header twice. No `HEAD`, `CONNECT`, upgrades, proxies, HTTP/2
   or unix sockets, and of httpx' extensions none but `timeout`.
 """
@@ -60,12 +60,12 @@ class Transport(httpx.AsyncBaseTransport):
     call in seconds: `connect`, `pool`, `read`, `write`. None, or a missing one, is no limit.
 
     A request may bring a callable as its extension `before_write`. It is called when a connection
-    is at hand, with nothing awaited between its return and the write. If it returns False or
+    is at hand, and nothing is awaited between its return and the write. If it returns False or
     raises, nothing is written, the connection stays in the pool and `NotSent` is raised.
 
-    A call that is cancelled or runs out of time resets its connection, so that whatever of the
-    request hasn't reached the peer never will; so does the end of the process, however it comes.
-    What the peer's kernel has not acknowledged after `acknowledge_timeout` is not sent again.
+    A call that is cancelled or runs out of time resets its connection: bytes of the request that
+    have not reached the peer never will. So does any end of the process. Bytes that the peer's
+    kernel has not acknowledged after `acknowledge_timeout` are not sent again.
     """
 
     def __init__(
@@ -157,9 +157,9 @@ def _ask(request: httpx.Request) -> None:
 
 
 class Pool:
-    """The connections to one origin: the idle ones on a stack, those who wait in a queue.
+    """The connections to one origin: idle ones on a stack, waiting callers in a queue.
 
-    A place is free, reserved by someone who is about to use it, or taken by an open connection.
+    A place is free, reserved by a caller that is about to use it, or taken by an open connection.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class Pool:
         self._is_closed = False
 
     def take(self) -> ClientConnection | None:
-        """The connection that was used last, if one is idle and still open."""
+        """The connection that was used last, if any is idle and still open."""
         while self._idle:
             connection = self._idle.pop()
             if self._is_alive(connection):
@@ -203,7 +203,7 @@ class Pool:
         return None
 
     async def wait(self, pool_limit: float | None, connect_limit: float | None) -> ClientConnection:
-        """Open a connection, or wait until one is handed over or there is a place to open it."""
+        """Open a connection, or wait for one from another caller or for a place to open it."""
         if self._has_place():
             self._reserved += 1
         elif connection := await self._queue(pool_limit):
@@ -214,8 +214,8 @@ class Pool:
         return await self._connect(connect_limit)
 
     async def check(self, connection: ClientConnection) -> None:
-        """Something came before the request was written: keep the connection for the next request,
-        or drop it. Raises `httpx.ConnectError` where none was ever written to it."""
+        """Look at a connection on which bytes came before the request was written: keep it for the
+        next request, or drop it. Raises `httpx.ConnectError` if it has carried no request yet."""
         try:
             await connection.read_on()
         except BaseException:
@@ -229,12 +229,12 @@ class Pool:
             raise httpx.ConnectError("the connection ended before the request was written")
 
     def put(self, connection: ClientConnection) -> None:
-        """Hand a connection to who waits longest, or keep it for the next request."""
+        """Hand a connection to the caller that waits longest, or keep it for the next request."""
         if self._is_closed:
             connection.close()
             return
         if waiter := self._next_waiter():
-            # A reservation, as whether it is still good when the waiter runs nobody knows.
+            # Only reserved: it may have ended by the time the waiter runs.
             self._open.discard(connection)
             self._reserved += 1
             waiter.set_result(connection)
@@ -244,7 +244,7 @@ class Pool:
             self._idle.popleft().close()
 
     def close(self) -> None:
-        """Close all connections; who waits for a place gets one to fail in."""
+        """Close all connections; waiting callers fail."""
         self._is_closed = True
         self._addresses.close()
         for connection in tuple(self._open):
@@ -267,7 +267,7 @@ class Pool:
         return None
 
     async def _queue(self, limit: float | None) -> ClientConnection | None:
-        """Wait for a place to be reserved, with a connection in it or without."""
+        """Wait for a reserved place, with a connection in it or without."""
         waiter: asyncio.Future[ClientConnection | None] = self._loop.create_future()
         self._waiters.append(waiter)
         timer = None if limit is None else self._loop.call_later(limit, _expire, waiter, limit)
@@ -332,7 +332,7 @@ class Pool:
             raise httpx.ConnectError(reason(error, self._host)) from error
 
     async def _connect_to_any(self, addresses: list[Address]) -> ClientConnection:
-        """The first address that takes a connection; the error is that of the last."""
+        """Connect to the first address that answers. Raises the last one's error if none does."""
         *others, last = addresses
         for address in others:
             with contextlib.suppress(OSError):

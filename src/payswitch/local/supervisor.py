@@ -1,4 +1,4 @@
-"""Keeps processes running: starts them in order, starts what died again, leaves none behind."""
+"""Keeps processes running: starts them in order, restarts those that end, leaves none behind."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class PartNotStartedError(RuntimeError):
 class Part:
     """A process to keep running: it starts when all parts named in `after` are ready.
 
-    `environment` is all that it gets. `is_ready` is asked again and again until it says True.
-    `before_start` is called each time before the process is started.
+    `environment` is its whole environment. `is_ready` is called until it returns True,
+    `before_start` before each start of the process.
     """
 
     name: str
@@ -49,8 +49,8 @@ class Part:
 class Supervisor:
     """Runs parts until it is told to stop, by a signal or by `stop`; a second signal kills them.
 
-    `groups` are stopped one after the other, the first first; each gets `stop_limit_s` before what
-    is left of it is killed.
+    `groups` are stopped one after the other, the first one first; after `stop_limit_s` the rest of
+    a group is killed.
     """
 
     def __init__(
@@ -64,18 +64,18 @@ class Supervisor:
 
     @property
     def pids(self) -> dict[str, int]:
-        """The process of each part that has one now."""
+        """The process id of each part that runs now."""
         return {name: keeper.pid for name, keeper in self._keepers.items() if keeper.pid}
 
     @property
     def is_stopping(self) -> bool:
-        """Whether it was told to stop, or can't go on."""
+        """Whether it was told to stop or can't go on."""
         return self._over.done()
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Run the parts; call `on_ready` once all are ready. No process is left when this ends.
 
-        Raises `PartNotStartedError` when a part fails again and again before it was ever ready.
+        Raises `PartNotStartedError` if a part fails again and again before it was ever ready.
         """
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
@@ -152,7 +152,7 @@ class Supervisor:
 
 
 class Keeper:
-    """One part: its process now, and the next one whenever that ends."""
+    """One part: its present process, and the next one when that ends."""
 
     def __init__(self, part: Part, screen: Screen) -> None:
         self.part = part
@@ -196,7 +196,7 @@ class Keeper:
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     async def watch_start(self) -> None:
-        """Set `ready` when the part says for the first time that it is."""
+        """Set `ready` when the part is ready for the first time."""
         await self.started.wait()
         while not self.ready.is_set():
             with contextlib.suppress(TimeoutError):
@@ -207,7 +207,7 @@ class Keeper:
             await asyncio.sleep(_CHECK_PAUSE_S)
 
     def reap(self) -> None:
-        """Note it if the process has ended, and end what that has left of its group."""
+        """Note the end of the process, if it has ended, and end the rest of its group."""
         if self._process is None or self._process.poll() is None:
             return
         _kill_group(self._process.pid)
@@ -231,7 +231,7 @@ class Keeper:
         self._pipe.close()
 
     async def _run_once(self) -> str:
-        """Run the process to its end and say how that was."""
+        """Run the process to its end and say how it ended."""
         try:
             self._start()
         except OSError as error:
@@ -243,8 +243,8 @@ class Keeper:
         self.ended.clear()
         if self.part.before_start is not None:
             self.part.before_start()
-        # A new session, so that the terminal's Ctrl-C is the supervisor's alone. Between fork and
-        # exec only the kernel is asked: neither Redis nor HAProxy could do that for itself.
+        # A new session, so that only the supervisor gets the terminal's Ctrl-C. Redis and HAProxy
+        # can't make one for themselves.
         self._process = subprocess.Popen(
             self.part.command,
             env=self.part.environment,

@@ -1,4 +1,4 @@
-"""The whole system on this machine (`payswitch up`): which parts, where, in what order."""
+"""The whole system on this machine (`payswitch up`): its parts, their places, their order."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _Check = Callable[[], Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `payswitch up` was asked for."""
+    """The options of `payswitch up`."""
 
     host: str
     port: int
@@ -68,18 +68,18 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A part, the port that it needs, and what the banner says of it."""
+    """A part, the port that it needs, and its line in the banner."""
 
     part: Part
     where: str
     note: str = ""
     port: Port | None = None
     metrics: Port | None = None
-    """Where it serves `/metrics`."""
+    """The port of its `/metrics`."""
 
 
 class LocalSystem:
-    """The services for these options; what the environment names is there already.
+    """The services for these options; the parts that the environment names run already.
 
     Raises `SettingsError` for settings that are not allowed.
     """
@@ -96,7 +96,7 @@ class LocalSystem:
         }
         self.own_redis = not variable_of(environment, "REDIS_URL")
         self._environment = dict(environment)
-        for name in ("PAYMENTS_1", "PAYMENTS_2"):  # HAProxy's, where it has such ports
+        for name in ("PAYMENTS_1", "PAYMENTS_2"):  # HAProxy's, if there are such ports
             self._environment.pop(name, None)
         for name, port in self.simulated.items():
             self._environment[_url_variable(name)] = f"http://{port.address}"
@@ -112,12 +112,12 @@ class LocalSystem:
 
     @property
     def _is_playground(self) -> bool:
-        """Whether Redis and both processors are its own, so that anyone may forget all payments."""
+        """Whether Redis and both processors are its own: then anyone may forget all payments."""
         return self.own_redis and self.simulated.keys() == FEES.keys()
 
     def groups(self, redis_folder: Path | None) -> list[list[Service]]:
-        """The services in the order in which they are stopped. Redis is among them if it has a
-        folder. Raises `MachineError` without a Redis server."""
+        """The services in the order of their stop. Redis is among them if it has a folder. Raises
+        `MachineError` without a Redis server."""
         workers = [self._worker(f"worker-{n}") for n in range(1, self.options.workers + 1)]
         return [
             *self._endpoint(),
@@ -127,7 +127,7 @@ class LocalSystem:
         ]
 
     def rows_of_others(self) -> list[Row]:
-        """What is not started here, for the banner."""
+        """The parts that run already, for the banner."""
         urls = {
             name: (url, _url_variable(name))
             for name, url in self.settings.processor_urls.items()
@@ -141,19 +141,19 @@ class LocalSystem:
         ]
 
     def tries(self) -> dict[str, str]:
-        """What the banner proposes to try."""
+        """The commands to try, for the banner."""
         default = self.simulated.get("default")
         default_url = default.url if default else None
         return commands_to_try(self._port.url, default_url, self._elsewhere())
 
     @property
     def endpoint(self) -> str:
-        """Where payments are accepted."""
+        """The URL that takes payments."""
         return self._port.url
 
     def _elsewhere(self) -> dict[str, str]:
-        """Where its own Redis and simulators are, by variable, unless that is the default. What
-        the environment names isn't said again: it may hold a password."""
+        """The URLs of its own Redis and simulators, by variable, unless they are the defaults. The
+        environment's URLs are not repeated: they may hold a password."""
         urls = {"REDIS_URL": self.settings.redis_url} if self.own_redis else {}
         urls |= {_url_variable(name): port.url for name, port in self.simulated.items()}
         defaults = Settings()
@@ -213,14 +213,14 @@ class LocalSystem:
         return Service(part, queue, f"{metrics.url}/metrics", metrics=metrics)
 
     def _free_metrics_ports(self) -> Iterator[int]:
-        """Beyond what the setting says, or what is near the ingress'; none where it says 0."""
+        """From the setting's port on, or near the ingress' ports; none if the setting is 0."""
         if self._environment.get("PAYSWITCH_METRICS_PORT") == "0":
             return iter(())
         first = self.settings.metrics_port or self.options.ingress_port + _METRICS_PORTS_BEYOND
         return free_ports(self.settings.metrics_host, first, self._wanted_ports())
 
     def _free_ports_for_payments(self, count: int) -> list[int]:
-        """So many between the ingress' and the metrics' ports; else none, and Granian takes all."""
+        """So many between the ingress' and the metrics' ports; else none: Granian takes all."""
         first = self.options.ingress_port + _PAYMENTS_PORTS_BEYOND
         free = free_ports(LOCAL, first, self._wanted_ports())
         found = list(islice(free, count))
@@ -236,7 +236,7 @@ class LocalSystem:
     def _simulator(self, port: Port) -> Service:
         name = port.part
         command = ["simulator", "--name", name, "--port", str(port.number), "--fee", FEES[name]]
-        # Not its health: it answers one call in five seconds, and that is the health worker's.
+        # Not its health: it answers one call in five seconds, which the health worker needs.
         part = self._own(name, command, _answers(port, "/", 404))
         return Service(part, port.url, f"simulated processor, fee {float(FEES[name]):.0%}", port)
 
@@ -274,8 +274,8 @@ class LocalSystem:
         is_ready: _Check,
         variables: Mapping[str, str] | None = None,
     ) -> Part:
-        """A part that is a command of this very program, with variables of its own."""
-        # -P: a folder called `workers` where the user happens to be is not ours.
+        """A part that is a command of this program, with variables of its own."""
+        # -P: a folder called `workers` in the current folder is not ours.
         whole = [sys.executable, "-P", "-m", "payswitch", *command]
         after = ("redis",) if self.own_redis else ()
         return Part(name, whole, {**self._environment, **(variables or {})}, is_ready, after)

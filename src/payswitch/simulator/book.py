@@ -1,5 +1,5 @@
-"""What a simulated processor has recorded, without any I/O: payments, their totals, and the windows
-in which it may be asked for its health."""
+"""A simulated processor's book, without any I/O: payments, their totals, and the windows that limit
+calls for its health."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import orjson
 _MAX_AMOUNT = 10**13
 _CENT = Decimal("0.01")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NAIVE_EPOCH = datetime(1970, 1, 1)  # what the processor shows has no zone
+_NAIVE_EPOCH = datetime(1970, 1, 1)  # the processor shows instants without a zone
 _EARLIEST_US = (datetime.min - _NAIVE_EPOCH) // timedelta(microseconds=1)
 _LATEST_US = (datetime.max - _NAIVE_EPOCH) // timedelta(microseconds=1)
 _MICROSECOND = timedelta(microseconds=1)
@@ -45,7 +45,7 @@ def parse_instant(text: str) -> int:
     """Read an ISO-8601 date, or date and time, in µs since 1970; without a zone it is UTC.
 
     Raises:
-        ValueError: it is none, or lies before the year 1 or after 9999 in UTC.
+        ValueError: the text is no instant, or one before the year 1 or after 9999 in UTC.
     """
     if text[10:11] not in ("T", ""):
         raise ValueError("not an ISO-8601 instant")
@@ -59,7 +59,7 @@ def parse_instant(text: str) -> int:
 
 
 def format_instant(microseconds: int) -> str:
-    """Write an instant as the real processor does: UTC without `Z`, no needless zeros."""
+    """Write an instant as the real processor does: UTC without `Z` and trailing zeros."""
     text = (_NAIVE_EPOCH + timedelta(microseconds=microseconds)).isoformat()
     return text.rstrip("0") if "." in text else text
 
@@ -67,10 +67,10 @@ def format_instant(microseconds: int) -> str:
 def parse_entry(body: bytes | bytearray) -> BookEntry:
     """Read the body of a POST /payments. The amount is rounded half up, away from zero.
 
-    That is how the real processor's NUMERIC column rounds; no binary fraction comes between.
+    The real processor's NUMERIC column rounds so, without binary fractions.
 
     Raises:
-        ValueError: it is no JSON object with a UUID, an amount above 0 and an instant.
+        ValueError: the body is no JSON object with a UUID, an amount above 0 and an instant.
     """
     fields = json_object(body)
     correlation_id = fields.get("correlationId")
@@ -102,8 +102,8 @@ def json_object(body: bytes | bytearray) -> dict[str, Any]:
 class Book:
     """The payments that a processor has recorded, and their totals over any window of instants.
 
-    Payments arrive almost in the order of their instants. So recording only appends, and the next
-    `totals` merges what came since into running sums: it works on the few that overlap.
+    Payments arrive almost in the order of their instants. So `record` only appends, and the next
+    `totals` merges the new payments into running sums, which changes only the few that overlap.
 
     Args:
         clock: wall clock, nanoseconds since 1970.
@@ -123,10 +123,10 @@ class Book:
         self._cents = 0
         self._unmerged: list[tuple[int, int]] = []
         self._instants: list[int] = []
-        self._sums = [0]  # _sums[n] is what the first n of _instants come to
+        self._sums = [0]  # _sums[n] is the sum of the first n of _instants
 
     def record(self, entry: BookEntry) -> bool:
-        """Enter a payment, unless its id is known: then nothing changes and this is False."""
+        """Enter a payment. If its id is known, nothing changes and this is False."""
         if entry.correlation_id in self._payments:
             return False
         payment = (entry.requested_at_us, entry.cents)
@@ -155,7 +155,7 @@ class Book:
     def totals(self, first_us: int | None = None, last_us: int | None = None) -> BookTotals:
         """Sum up the payments requested from `first_us` to `last_us`, both included.
 
-        If either bound is missing it is all of them: the real processor's rule.
+        If either bound is missing, it sums up all of them: the real processor's rule.
         """
         if first_us is None or last_us is None:
             return BookTotals(len(self._payments), self._cents)
@@ -176,11 +176,11 @@ class Book:
 
 
 class HealthWindows:
-    """Fixed windows of time, back to back from the first call on: one call of each is answered.
+    """Fixed windows of time, back to back from the first call on. Each has one answer.
 
     Args:
         length_s: seconds; 0 switches the limit off.
-        clock: seconds, never going back.
+        clock: seconds, monotonic.
     """
 
     def __init__(self, length_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -189,7 +189,7 @@ class HealthWindows:
         self._next_at: float | None = None
 
     def take(self) -> bool:
-        """Take the present window's call; False if it is taken already."""
+        """Take the present window's answer; False if it is taken already."""
         now = self._clock()
         if self._next_at is None:
             self._next_at = now
@@ -200,5 +200,5 @@ class HealthWindows:
         return True
 
     def wait_s(self) -> float:
-        """Seconds until a call may be taken."""
+        """Seconds until the next window opens."""
         return 0.0 if self._next_at is None else max(0.0, self._next_at - self._clock())

@@ -1,5 +1,5 @@
-"""The faults that a simulated processor can be told to have, without any I/O: the admin call that
-sets them, the seeded choice of the one that a request meets, and the answers that are broken."""
+"""The faults of a simulated processor, without any I/O: the admin call that sets them, the seeded
+choice of a request's fault, and the broken answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FIELDS = frozenset(
 
 
 class PaymentFault(StrEnum):
-    """What may become of a POST /payments; docs/simulator.md says what each does."""
+    """The faults of a POST /payments; docs/simulator.md says what each does."""
 
     COMMIT_CLOSE = "commit-close"
     COMMIT_500 = "commit-500"
@@ -54,7 +54,7 @@ class PaymentFault(StrEnum):
 
 
 class HealthFault(StrEnum):
-    """What may become of a GET /payments/service-health."""
+    """The faults of a GET /payments/service-health."""
 
     LIE = "lie"
     HANG = "hang"
@@ -71,9 +71,9 @@ GATEWAY_STATUSES = (
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
-"""What a gateway before the processor answers in its stead."""
+"""The answers of a gateway before the processor in its stead."""
 _PASSED_ON = frozenset(GATEWAY_STATUSES) - {HTTPStatus.TOO_MANY_REQUESTS}
-"""Those after which the processor may record the payment still: not after a gateway's limit."""
+"""After these the processor may still record the payment; after a gateway's limit it never does."""
 _GATEWAY = frozenset(
     {PaymentFault.GATEWAY_EARLY, PaymentFault.GATEWAY_LATE, PaymentFault.GATEWAY_COMMIT}
 )
@@ -113,17 +113,16 @@ WRONG_REPORTS = (
     b'"healthy"',
     b"null",
 )
-"""Reports of health that are JSON and yet none, as `wrong-types` sends them."""
+"""JSON that is no report of health, as `wrong-types` sends it."""
 
 
 @dataclass(frozen=True)
 class Faults:
-    """A setting: probabilities by mode (what is missing from 1 is the ordinary outcome) and times.
+    """A setting: probabilities by mode, the rest to 1 being the ordinary outcome, and times.
 
-    `late_ms` is how long after its commit `commit-late` answers, `later_ms` the range from which
-    `close-commit` and `gateway-early` take the time until their commit, `gateway-late` the time
-    until its answer. While it is `silent`, neither payments nor questions are answered, and no
-    payment is recorded.
+    `commit-late` answers `late_ms` after its commit. `close-commit` and `gateway-early` take the
+    time until their commit from the range `later_ms`, `gateway-late` the time until its answer. A
+    `silent` processor answers neither payments nor questions, and records no payment.
     """
 
     seed: int = 0
@@ -151,7 +150,7 @@ def parse_faults(body: bytes | bytearray) -> tuple[Faults, int | None]:
     """Read the body of a PUT /admin/configurations/faults: the setting, and `goneMs` if given.
 
     Raises:
-        ValueError: it is no JSON object, or a field is unknown or out of its range.
+        ValueError: the body is no JSON object, or a field is unknown or out of its range.
     """
     fields = json_object(body)
     unknown = sorted(fields.keys() - _FIELDS)
@@ -211,10 +210,10 @@ def _range(name: str, value: object) -> tuple[int, int]:
 
 
 class Misfortune(NamedTuple):
-    """The fault that a payment meets, with all that chance decides about it.
+    """A payment's fault, with all that chance decides about it.
 
-    `commits` says whether it enters the book before the answer, `commits_later` whether it does
-    `later_ms` after it; a `gateway-late` answers after `later_ms`. `status` is a gateway's.
+    `commits` says whether the payment enters the book before the answer, `commits_later` whether it
+    does `later_ms` after it; a `gateway-late` answers after `later_ms`. `status` is a gateway's.
     """
 
     mode: PaymentFault
@@ -225,7 +224,7 @@ class Misfortune(NamedTuple):
 
 
 class PaymentLots:
-    """The faults of one payment after the other, all by the setting's seed."""
+    """The faults of one payment after the other, chosen by the setting's seed."""
 
     def __init__(self, faults: Faults) -> None:
         self._random = Random(f"payments {faults.seed}")
@@ -234,7 +233,7 @@ class PaymentLots:
         self._later_ms = faults.later_ms
 
     def draw(self) -> Misfortune | None:
-        """Draw what the next payment meets; None is the ordinary outcome."""
+        """Draw the next payment's fault; None is the ordinary outcome."""
         place = bisect_right(self._bounds, self._random.random())
         if place == len(self._modes):
             return None
@@ -249,7 +248,7 @@ class PaymentLots:
 
 
 class HealthLots:
-    """The faults of one report of health after the other, all by the setting's seed."""
+    """The faults of one report of health after the other, chosen by the setting's seed."""
 
     def __init__(self, faults: Faults) -> None:
         self._random = Random(f"health {faults.seed}")
@@ -257,7 +256,7 @@ class HealthLots:
         self._bounds = _bounds(faults.health.values())
 
     def draw(self) -> HealthFault | None:
-        """Draw what the next report meets; None is the truth."""
+        """Draw the next report's fault; None is the truth."""
         place = bisect_right(self._bounds, self._random.random())
         return self._modes[place] if place < len(self._modes) else None
 
@@ -271,7 +270,7 @@ class HealthLots:
 
 
 def _bounds(probabilities: Iterable[float]) -> list[float]:
-    """Where each mode's part of [0, 1) ends; the last ends at 1 if they come to 1 but for ulps."""
+    """The end of each mode's part of [0, 1); the last is 1 if they sum to 1 within rounding."""
     bounds = list(accumulate(probabilities))
     if bounds and bounds[-1] > 1 - _ROUNDING:
         bounds[-1] = 1.0
@@ -294,12 +293,12 @@ _REFUSALS = {
 
 
 def broken_answer(mode: PaymentFault, ordinary: Reply, separator: bytes) -> Reply | Stream:
-    """Make the answer that a mode gives in place of the ordinary one.
+    """Make a mode's answer in place of the ordinary one.
 
     Args:
-        mode: any that answers in a way of its own; others raise `KeyError`.
+        mode: one with an answer of its own; others raise `KeyError`.
         ordinary: the answer to break.
-        separator: what goes between its head and its body.
+        separator: the bytes between its head and its body.
     """
     head, body = ordinary.head + separator, ordinary.body
     match mode:
@@ -318,7 +317,7 @@ def broken_answer(mode: PaymentFault, ordinary: Reply, separator: bytes) -> Repl
 
 
 def gateway_answer(status: HTTPStatus) -> Reply:
-    """What a gateway answers in the processor's stead."""
+    """A gateway's answer in the processor's stead."""
     return reply(status, b"<html>%b</html>" % status.phrase.encode(), content_type=b"text/html")
 
 

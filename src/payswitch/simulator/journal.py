@@ -1,4 +1,4 @@
-"""What happened to each payment at a simulated processor, for those who audit a run."""
+"""The journal of a simulated processor: every event of every payment, for the audit of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class JournalEvent(NamedTuple):
 class Journal:
     """The events of all payments in the order in which they happened, in memory, while it is on.
 
-    Switching it off keeps what it has. It has no bound: `clear` it between long runs.
+    Switched off, it keeps its events. It has no bound: `clear` it between long runs.
 
     Args:
         clock: wall clock, nanoseconds since 1970.

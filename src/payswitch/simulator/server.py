@@ -1,8 +1,8 @@
 """A payment processor for development and tests: it behaves as the challenge's real processor does.
 
 Statuses, headers and quirks are the real one's, slots and windows included; payments are kept in
-memory. `Book` and `HealthWindows` decide without I/O; `Simulator` serves them over HTTP, with such
-faults as it is told to have (`simulator_faults`).
+memory. `Book` and `HealthWindows` decide without I/O; `Simulator` serves them over HTTP, with the
+faults that an admin call sets (`faults`).
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class SimulatorConfig:
-    """What a processor is set to. All but `rate_limit_s` may be changed while it runs.
+    """A processor's settings. All but `rate_limit_s` may be changed while it runs.
 
     `fee` is the part of an amount that the processor keeps, `rate_limit_s` the length in seconds
-    of the windows that limit calls for its health (0: no limit), `delay_ms` what every payment
-    waits, `token` what `X-Rinha-Token` must be on its /admin calls.
+    of the windows that limit calls for its health (0: no limit), `delay_ms` every payment's delay,
+    `token` the `X-Rinha-Token` of its /admin calls.
     """
 
     name: str
@@ -88,9 +88,8 @@ class SimulatorConfig:
 
     @classmethod
     def from_environment(cls, name: str, environment: Mapping[str, str]) -> Self:
-        """Read the variables that the real processor reads; each has its default.
-
-        They are TRANSACTION_FEE, INITIAL_TOKEN and RATE_LIMIT_SECONDS.
+        """Read the real processor's variables: TRANSACTION_FEE, INITIAL_TOKEN and
+        RATE_LIMIT_SECONDS. Each has its default.
 
         Raises:
             ValueError: a variable is not a number, negative, or out of all proportion.
@@ -113,9 +112,9 @@ def _number(environment: Mapping[str, str], variable: str, default: str) -> str:
 class Simulator:
     """A payment processor on the running loop.
 
-    A payment is decided in `_settle` and a health report in `_report_health`, and nowhere else;
-    faults leave the ordinary path there, and `close` in `_begin`. One that was closed may be
-    started again: the book and the settings are kept.
+    Only `_settle` decides about a payment, and only `_report_health` about a health report. Faults
+    leave the ordinary path there, `close` in `_begin`. After `close` it may be started again: it
+    keeps its book and its settings.
     """
 
     def __init__(self, config: SimulatorConfig) -> None:
@@ -150,7 +149,7 @@ class Simulator:
 
     @property
     def running(self) -> int:
-        """How many payments are waiting out their delay: each holds one of `RUNNING_SLOTS`."""
+        """The number of payments in their delay: each holds one of `RUNNING_SLOTS`."""
         return len(self._running)
 
     async def start(self, host: str, port: int) -> int:
@@ -237,7 +236,7 @@ class Simulator:
             self._begin(self._waiting.popleft())
 
     def _settle(self, exchange: Exchange, entry: BookEntry, lot: Misfortune | None) -> None:
-        """Decide what becomes of a payment, and tell the client, who may be gone."""
+        """Decide about a payment, and tell the client, which may be gone."""
         if lot is not None and lot.mode in self._faults.payments:
             self._misbehave(exchange, entry, lot)
             return
@@ -247,7 +246,7 @@ class Simulator:
         exchange.answer(outcome)
 
     def _commit(self, entry: BookEntry, fault: PaymentFault | None = None) -> Reply:
-        """Enter a payment in the book if that can be, and tell what is to be answered."""
+        """Enter a payment in the book, if possible, and return the true answer."""
         event: JournalStep
         if self.config.failing:
             event, outcome = "failed", _FAILING
@@ -359,7 +358,7 @@ class Simulator:
         self._health_calls = deque(call for call in self._health_calls if not call.abandoned)
 
     def _report_health(self, exchange: Exchange) -> None:
-        """Decide how the processor says that it is, and tell the client."""
+        """Decide about a health report, and send it."""
         lots = self._health_lots
         fault = lots.draw() if lots is not None else None
         health = {"failing": self.config.failing, "minResponseTime": self.config.delay_ms}
@@ -449,7 +448,7 @@ class Simulator:
         while True:
             try:
                 await self._listener.start(*self._address)
-            except OSError as error:  # somebody's outgoing connection may have got the port
+            except OSError as error:  # an outgoing connection may have got the port
                 host, port = self._address
                 _logger.warning(
                     "can't listen on %(host)s:%(port)d yet: %(error)s",

@@ -11,11 +11,11 @@ from payswitch.http.server import Exchange, Reply
 
 _FULL_BYTES = 64 * 1024
 _FULL_PAUSE_MS = 10.0
-"""How long a client that does not read is left alone before the next look."""
+"""The pause before the next look at a client that does not read."""
 
 
 class Ending(Enum):
-    """What becomes of a connection after a `Stream`."""
+    """A connection's way on after a `Stream`."""
 
     GO_ON = auto()
     CLOSE = auto()
@@ -25,7 +25,7 @@ class Ending(Enum):
 class Stream(NamedTuple):
     """An answer in pieces, one every `interval_ms` as long as the client takes them.
 
-    Nothing is added to them. `status` is what the client can read of it.
+    Nothing is added to them. `status` is the one that the client can read.
     """
 
     pieces: Iterator[bytes]
@@ -37,8 +37,7 @@ class Stream(NamedTuple):
 def send_stream(
     stream: Stream, exchange: Exchange, later: Callable[[float, Callable[[], None]], None]
 ) -> None:
-    """Begin to send the pieces as soon as it is the request's turn. `later` makes a call after so
-    many milliseconds."""
+    """Send the pieces from the request's turn on. `later` makes a call after so many ms."""
 
     def go_on() -> None:
         if exchange.abandoned:
