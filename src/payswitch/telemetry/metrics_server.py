@@ -1,7 +1,7 @@
 """`GET /metrics` of a worker or the health worker, at a port of its own, in the process' own loop:
 a thread would take the interpreter's lock from the payments at any time.
 
-It is served by the small HTTP server of the simulator: Granian would take 1 MB of a worker's 40.
+Our small HTTP server serves it: Granian would take 1 MB of a worker's 40.
 """
 
 from __future__ import annotations
