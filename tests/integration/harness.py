@@ -101,7 +101,7 @@ class Bench:
     async def record(self, correlation_id: str) -> Record:
         """The payment's record, which must exist."""
         record = await read_record(self.redis, correlation_id)
-        assert record is not None
+        assert isinstance(record, Record)
         return record
 
     async def field(self, correlation_id: str, name: str) -> str | None:

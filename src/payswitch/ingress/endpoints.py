@@ -33,7 +33,7 @@ from payswitch.payments.payment import (
     parse_correlation_id,
 )
 from payswitch.payments.purge import Purge
-from payswitch.payments.records import UnreadableRecordError, read_record
+from payswitch.payments.records import Unreadable, read_record
 from payswitch.process import collect_seldom
 from payswitch.settings import Settings
 from payswitch.store.client import connect
@@ -135,16 +135,15 @@ class Ingress:
             correlation_id = parse_correlation_id(request.path_params["id"])
         except InvalidPaymentError:
             raise Problem(HTTPStatus.NOT_FOUND, "no payment has such an id: not a UUID") from None
-        try:
-            record = await read_record(self._redis, correlation_id)
-        except UnreadableRecordError as error:
+        record = await read_record(self._redis, correlation_id)
+        if isinstance(record, Unreadable):
             raise Problem(
                 HTTPStatus.INTERNAL_SERVER_ERROR,
-                f"the record of payment {correlation_id} can't be read: {error}",
-            ) from None
+                f"the record of payment {correlation_id} can't be read: {record.problem}",
+            )
         if record is None:
             raise Problem(HTTPStatus.NOT_FOUND, f"payment {correlation_id} is unknown")
-        return Response(record.as_json(), media_type=JSON)
+        return Response(record.public_json(), media_type=JSON)
 
     async def summary(self, request: Request) -> Response:
         """`GET /payments-summary`: totals by processor, both bounds inclusive and optional. Where

@@ -27,8 +27,8 @@ from payswitch.operations.comparison import (
     may_differ,
     unexplained,
 )
-from payswitch.payments.full_records import FullRecord, Unreadable, read_records
 from payswitch.payments.ledger import Ledger
+from payswitch.payments.records import Record, Unreadable, read_records
 from payswitch.processors.books import CannotAskError, ProcessorBooks
 from payswitch.processors.outcomes import Finding, Found, Missing, Unclear
 from payswitch.processors.processor import Processor
@@ -217,7 +217,7 @@ class Reconciliation:
             ids = suspects[first : first + _PAGE]
             records = await read_records(self._redis, ids)
             payments += await self._look_up(
-                record for record in records if isinstance(record, FullRecord)
+                record for record in records if isinstance(record, Record)
             )
             unreadable += [record for record in records if isinstance(record, Unreadable)]
             unreadable += await self._without_record(
@@ -235,7 +235,7 @@ class Reconciliation:
             differ = await self._look_up(
                 record
                 for record in records
-                if isinstance(record, FullRecord)
+                if isinstance(record, Record)
                 and not (differing and are_unpaid)  # they come again, among all records
                 and may_differ(record, differing, windows)
             )
@@ -262,11 +262,11 @@ class Reconciliation:
             ]
         return found
 
-    async def _look_up(self, records: Iterable[FullRecord]) -> list[Differing]:
+    async def _look_up(self, records: Iterable[Record]) -> list[Differing]:
         found = await _all(self._look_at(record) for record in records)
         return [each for each in found if each is not None]
 
-    async def _look_at(self, record: FullRecord) -> Differing | None:
+    async def _look_at(self, record: Record) -> Differing | None:
         theirs = {name: await self._find(name, record.correlation_id) for name in self._processors}
         kind = judge(record, theirs)
         return None if kind is None else Differing(kind, record, theirs)

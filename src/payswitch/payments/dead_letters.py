@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from redis.asyncio import Redis
 
 from payswitch.payments.accepting import job_bytes
-from payswitch.payments.full_records import FullRecord, Unreadable, read_records
+from payswitch.payments.records import Record, Unreadable, read_record, read_records
 from payswitch.store import scripts
 
 DEAD_KEY = "payments:dead"
@@ -43,11 +43,11 @@ class DeadLetters:
         """How many there are."""
         return int(await self._redis.zcard(DEAD_KEY))
 
-    async def newest(self, limit: int) -> list[FullRecord | Unreadable]:
+    async def newest(self, limit: int) -> list[Record | Unreadable]:
         """Up to `limit` dead letters, the one that died last first."""
         return [letter async for page in self.pages(limit) for letter in page]
 
-    async def pages(self, limit: int) -> AsyncIterator[list[FullRecord | Unreadable]]:
+    async def pages(self, limit: int) -> AsyncIterator[list[Record | Unreadable]]:
         """The same, page by page: each is read when it is asked for."""
         for first in range(0, limit, _PAGE):
             last = min(first + _PAGE, limit) - 1
@@ -57,12 +57,11 @@ class DeadLetters:
             records = await read_records(self._redis, ids)
             yield [record or _without_record(key) for key, record in zip(ids, records, strict=True)]
 
-    async def find(self, correlation_id: str) -> FullRecord | Unreadable | None:
+    async def find(self, correlation_id: str) -> Record | Unreadable | None:
         """What is known of a payment, whatever its state; None where it is unknown."""
-        key = correlation_id.encode()
-        [record] = await read_records(self._redis, [key])
-        if record is None and await self._redis.zscore(DEAD_KEY, key) is not None:
-            return _without_record(key)
+        record = await read_record(self._redis, correlation_id)
+        if record is None and await self._redis.zscore(DEAD_KEY, correlation_id) is not None:
+            return _without_record(correlation_id.encode())
         return record
 
     async def replay(self, correlation_ids: Sequence[str]) -> AsyncIterator[dict[str, Replay]]:

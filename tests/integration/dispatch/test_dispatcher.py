@@ -104,7 +104,7 @@ async def test_refused_and_not_there_is_a_dead_letter(b: Bench, status: int) -> 
     b.default.script = [Reply(status)]
     record = await b.dispatch_until_done(payment)
     assert record.state == "dead"
-    assert record.last_error == f"default: refused with status {status}"
+    assert record.why == f"default: refused with status {status}"
 
 
 async def test_a_refusal_by_a_processor_that_failed_otherwise_is_a_dead_letter(b: Bench) -> None:
@@ -112,7 +112,7 @@ async def test_a_refusal_by_a_processor_that_failed_otherwise_is_a_dead_letter(b
     b.default.script = [Reply(500), Reply(422)]
     b.fallback.script = [Reply(500)] * 50
     record = await b.dispatch_until_done(await b.accept())
-    assert (record.state, record.last_error) == ("dead", "default: refused with status 422")
+    assert (record.state, record.why) == ("dead", "default: refused with status 422")
 
 
 async def test_another_amount_over_there_is_a_dead_letter_with_its_pin(b: Bench) -> None:
@@ -124,7 +124,7 @@ async def test_another_amount_over_there_is_a_dead_letter_with_its_pin(b: Bench)
     }
     record = await b.dispatch_until_done(payment)
     assert (record.state, record.processor) == ("dead", "default")
-    assert record.last_error == "default has it with another amount"
+    assert record.why == "default has it with another amount"
     assert await b.summary() == {"default": Total(), "fallback": Total()}
 
 
@@ -402,7 +402,7 @@ async def test_a_refused_connection_closes_the_try(redis: ArqRedis) -> None:
         payment = await b.accept()
         await b.dispatcher.dispatch(await b.claim_when_due(payment))
         assert await b.field(payment, "open") == ""
-        assert (await b.record(payment)).last_error == "default: connection refused"
+        assert (await b.record(payment)).why == "default: connection refused"
         b.choose("fallback")
         assert (await b.dispatch_until_done(payment)).processor == "fallback"
 
@@ -567,7 +567,7 @@ async def test_at_its_deadline_a_held_payment_says_that_it_was_refused(b: Bench)
     [payment] = await refuse(b, 1)
     await b.dispatcher.dispatch(replace(await b.claim_when_due(payment), overdue=True))
     record = await b.record(payment)
-    assert (record.state, record.last_error) == (
+    assert (record.state, record.why) == (
         "dead",
         "unpaid at its deadline; default: refused with status 422",
     )
@@ -663,7 +663,7 @@ async def test_an_overdue_payment_becomes_a_dead_letter(b: Bench, redis: ArqRedi
     claim = replace(await b.claim_when_due(payment), overdue=True)
     await b.dispatcher.dispatch(claim)
     record = await b.record(payment)
-    assert (record.state, record.last_error) == ("dead", "unpaid at its deadline")
+    assert (record.state, record.why) == ("dead", "unpaid at its deadline")
     assert not b.default.posts
     assert [key async for key in redis.scan_iter("arq:*")] == []
 

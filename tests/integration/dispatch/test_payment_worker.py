@@ -178,7 +178,7 @@ async def test_an_exception_of_the_job_function_loses_no_payment(
             return record.state == "queued" and await redis.exists(f"arq:retry:{payment}") == 1
 
         await eventually(given_back, what="the payment is given back")
-    assert (await b.record(payment)).last_error == error
+    assert (await b.record(payment)).why == error
     async with running_worker(b, redis_server.url):
         await redis.zadd("arq:queue", {payment: 0}, xx=True)
         await redis.lpush("payments:wake", "1")  # type: ignore[misc]

@@ -17,8 +17,8 @@ from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant, parse_ins
 from payswitch.money import Total, format_cents
 from payswitch.operations.comparison import Differing
 from payswitch.operations.reconcile import Incident, Reconciliation, Report
-from payswitch.payments.full_records import Unreadable
 from payswitch.payments.ledger import Ledger
+from payswitch.payments.records import Unreadable
 from payswitch.processors.books import CannotAskError, make_books
 from payswitch.processors.outcomes import Found
 from payswitch.processors.processor import make_processors, make_transport
