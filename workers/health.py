@@ -21,8 +21,8 @@ from payswitch.processors.processor import make_transport
 from payswitch.selection.health_check import HealthCheck, make_health_check
 from payswitch.settings import Settings
 from payswitch.store.keys import HEALTH_QUEUE
+from payswitch.telemetry.heartbeat import Heartbeat
 from payswitch.telemetry.metrics_server import MetricsServer
-from payswitch.telemetry.vitals import Vitals
 
 settings = Settings.from_environment()
 
@@ -39,7 +39,7 @@ async def startup(ctx: dict[Any, Any]) -> None:
     ctx["transport"] = make_transport(settings)
     ctx["health_check"] = make_health_check(settings, redis, ctx["transport"])
     history = HistoryWriter(redis)
-    ctx["watches"] = [Vitals(redis, "health", dict), history]
+    ctx["watches"] = [Heartbeat(redis, "health", dict), history]
     if settings.processor_fees == "ask":
         ctx["watches"].append(FeeWatch(redis, make_books(settings, ctx["transport"])))
     for watch in ctx["watches"]:

@@ -13,7 +13,12 @@ from arq.connections import RedisSettings
 from arq.typing import WorkerCoroutine
 from arq.worker import func
 
-from payswitch.dispatch.assembly import make_dispatcher, payment_trace, worker_traces, worker_vitals
+from payswitch.dispatch.assembly import (
+    make_dispatcher,
+    payment_trace,
+    worker_heartbeat,
+    worker_traces,
+)
 from payswitch.dispatch.counts import SettleCounts
 from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.dispatch.metrics import worker_registry
@@ -49,8 +54,8 @@ async def startup(ctx: dict[Any, Any]) -> None:
     settled = SettleCounts()
     ctx["dispatcher"] = make_dispatcher(settings, redis, ctx["transport"], settled)
     ctx["traces"] = worker_traces(settings)
-    ctx["vitals"] = worker_vitals(redis, ctx["dispatcher"], settled)
-    ctx["vitals"].start()
+    ctx["heartbeat"] = worker_heartbeat(redis, ctx["dispatcher"], settled)
+    ctx["heartbeat"].start()
     ctx["metrics"] = MetricsServer(
         worker_registry(ctx["payments_worker"], ctx["dispatcher"], settled)
     )
@@ -61,8 +66,8 @@ async def shutdown(ctx: dict[Any, Any]) -> None:
     """Fall silent, close the connections to the processors, send the last spans."""
     if "metrics" in ctx:
         await ctx["metrics"].close()
-    if "vitals" in ctx:
-        await ctx["vitals"].close()
+    if "heartbeat" in ctx:
+        await ctx["heartbeat"].close()
     if "transport" in ctx:
         await ctx["transport"].aclose()
     if "traces" in ctx:

@@ -13,27 +13,28 @@ from payswitch.payments.ledger import Ledger
 from payswitch.payments.tries import Tries
 from payswitch.processors.processor import make_processors
 from payswitch.settings import Settings
+from payswitch.telemetry.heartbeat import Fields, Heartbeat
+from payswitch.telemetry.histogram import merged
 from payswitch.telemetry.tracing import PaymentTrace, Traces, open_traces
-from payswitch.telemetry.vitals import Fields, Vitals
 
 
-def worker_vitals(redis: Redis, dispatcher: Dispatcher, settled: SettleCounts) -> Vitals:
+def worker_heartbeat(redis: Redis, dispatcher: Dispatcher, settled: SettleCounts) -> Heartbeat:
     """What a payments worker writes of itself."""
 
     def collect() -> Fields:
-        fields: dict[str, str | int] = {"settle_times": settled.times.text}
+        fields: dict[str, str | int] = {"settle_times": merged(settled.times.values()).text}
         for name, breaker in dispatcher.router.breakers.items():
             fields[f"breaker:{name}"] = ": ".join(filter(None, (breaker.state.value, breaker.why)))
             fields[f"in_flight:{name}"] = breaker.in_flight
         for name, count in settled.by_processor.items():
             fields[f"settled:{name}"] = count
-        for (name, outcome), tally in dispatcher.calls.items():
-            fields[f"tries:{name}:{outcome.__name__}"] = tally.total
+        for (name, outcome), calls in dispatcher.calls.items():
+            fields[f"tries:{name}:{outcome.__name__}"] = calls.total
         return fields
 
-    vitals = Vitals(redis, "worker", collect)
-    settled.redis_ahead_ms = lambda: vitals.redis_ahead_ms
-    return vitals
+    heartbeat = Heartbeat(redis, "worker", collect)
+    settled.redis_ahead_ms = lambda: heartbeat.redis_ahead_ms
+    return heartbeat
 
 
 def make_dispatcher(

@@ -13,7 +13,7 @@ import enum
 from collections import deque
 
 from payswitch.selection.selector import UNSELECTED, Selection
-from payswitch.telemetry.vitals import REFUSES
+from payswitch.telemetry.heartbeat import REFUSES
 
 
 class Verdict(enum.Enum):

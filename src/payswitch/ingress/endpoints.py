@@ -38,9 +38,9 @@ from payswitch.process import collect_seldom
 from payswitch.settings import Settings
 from payswitch.store.client import connect
 from payswitch.store.watch import RedisWatch
+from payswitch.telemetry.heartbeat import Fields, Heartbeat
 from payswitch.telemetry.metrics import CONTENT_TYPE
 from payswitch.telemetry.tracing import Traces
-from payswitch.telemetry.vitals import Fields, Vitals
 
 logger = logging.getLogger(__name__)
 
@@ -86,14 +86,14 @@ class Ingress:
         self.payments = PaymentsEndpoint(
             self._queue, self._watch, self._metrics, self._traces, settings.allowed_host_names
         )
-        self._vitals = Vitals(self._redis, "ingress", self._vital_signs)
-        self._vitals.start()
+        self._heartbeat = Heartbeat(self._redis, "ingress", self._counts)
+        self._heartbeat.start()
         self.live = Live(self._redis, self._stopping)
 
     async def close(self) -> None:
         """Close the connections."""
         await self.live.close()
-        await self._vitals.close()
+        await self._heartbeat.close()
         await self._watch.close()
         await self._purge.close()
         await self._redis.aclose(close_connection_pool=True)
@@ -196,7 +196,7 @@ class Ingress:
         """`GET /metrics`: what Prometheus reads; of all processes at this address."""
         return Response(self._metrics.scrape(), headers={"content-type": CONTENT_TYPE})
 
-    def _vital_signs(self) -> Fields:
+    def _counts(self) -> Fields:
         fields: dict[str, str | int] = {"redis:short_of_memory": int(self._watch.is_short)}
         fields |= {f"accepted:{verdict}": n for verdict, n in self._queue.verdicts.items()}
         fields |= {f"refused:{status}": n for status, n in self.payments.refused.items()}

@@ -16,8 +16,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from payswitch.store.watch import RedisWatch
 from payswitch.telemetry import metrics, shared_counts
+from payswitch.telemetry.histogram import BOUNDS_S
 from payswitch.telemetry.metrics import Facts
-from payswitch.telemetry.tally import BOUNDS_S
 
 _VERDICTS = ("new", "same", "other", "full", "sum", "broken", "late")
 _REASONS = ("redis", "memory", "backlog", "ledger", "refused", "silent")

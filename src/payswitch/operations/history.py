@@ -18,8 +18,8 @@ from redis.exceptions import RedisError, ResponseError
 from payswitch.operations.order_log import OrderLog
 from payswitch.operations.overview import Overview, OverviewReader
 from payswitch.store import scripts
+from payswitch.telemetry.heartbeat import Process
 from payswitch.telemetry.histogram import Histogram, merged
-from payswitch.telemetry.vitals import Process
 
 logger = logging.getLogger(__name__)
 

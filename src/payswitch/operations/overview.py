@@ -1,7 +1,7 @@
 """The overview: what an operator wants to know at one look, read from Redis in one call.
 
 What can be counted exactly is counted from the ledger and the queues themselves; the rest comes
-from the processes' vitals.
+from the processes' heartbeats.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from payswitch.operations.controls import Order, standing_override, standing_pau
 from payswitch.settings import PROCESSORS
 from payswitch.store import scripts
 from payswitch.store.notes import read_note
+from payswitch.telemetry.heartbeat import Process, parse_heartbeat
 from payswitch.telemetry.histogram import LARGEST
-from payswitch.telemetry.vitals import Process, parse_vitals
 
 _FEE_PLACES = 9
 """What is kept of a fee: 1e-999999 is a share, too, but it is written out in full."""
@@ -136,7 +136,7 @@ def parse_overview(answer: Sequence[Any]) -> Overview:
     """Read the answer of `overview.lua`. What others left under its keys reads as nothing."""
     now, backlog, oldest, in_flight, dead, incidents, selection, selection_ms = answer[:8]
     reports, fees, reconciled, override, override_ms, paused, paused_ms = answer[8:15]
-    totals, vitals = answer[15:]
+    totals, heartbeats = answer[15:]
     return Overview(
         at=int(now),
         settled={
@@ -154,7 +154,7 @@ def parse_overview(answer: Sequence[Any]) -> Overview:
         reconciled=_reconciled(read_note(reconciled)),
         override=standing_override(override, int(now), int(override_ms)),
         paused=standing_pause(paused, int(now), int(paused_ms)),
-        processes=list(_processes(vitals)),
+        processes=list(_processes(heartbeats)),
     )
 
 
@@ -201,10 +201,10 @@ def _reconciled(note: Mapping[str, Any]) -> Reconciled | None:
     return Reconciled(at, differences)
 
 
-def _processes(vitals: Sequence[Any]) -> Iterator[Process]:
-    for fields in vitals[1::2]:
+def _processes(heartbeats: Sequence[Any]) -> Iterator[Process]:
+    for fields in heartbeats[1::2]:
         texts = [cast(bytes, each).decode(errors="replace") for each in fields]
-        process = parse_vitals(dict(zip(texts[::2], texts[1::2], strict=True)))
+        process = parse_heartbeat(dict(zip(texts[::2], texts[1::2], strict=True)))
         if process is not None:
             yield process
 

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from payswitch.clock import boottime_ms
 from payswitch.store import scripts
-from payswitch.telemetry.tally import Tally
+from payswitch.telemetry.histogram import Histogram
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Claims:
         self._deadline_ms = deadline_ms
         self._max_delay_ms = max_delay_ms
         self._clock = clock
-        self.waits = Tally()
+        self.waits = Histogram()
         """From acceptance to the first claim, by Redis' clock."""
 
     async def take(self, limit: int) -> Batch:
@@ -168,5 +168,5 @@ class Claims:
             claimed_at=now,
         )
         if claim.job_try == 1 and not claim.tries:  # a dead letter that is replayed has tries
-            self.waits.add((now - accepted_at) / 1000)
+            self.waits.add(now - accepted_at)
         return Claimed(claim, job, int(float(score)), accepted_at)

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 
 from payswitch.dispatch.routing import Breaker, BreakerState, Router, Verdict
 from payswitch.selection.selector import UNSELECTED, Selection
-from payswitch.telemetry.vitals import REFUSES
+from payswitch.telemetry.heartbeat import REFUSES
 
 SLOTS = 4
 FAILURES = 3

@@ -1,4 +1,4 @@
-"""Vitals: once a second each process writes who it is and what it has counted since its start.
+"""The heartbeat: once a second each process writes its name and what it has counted since it began.
 
 Counting costs the hot path a plain addition; writing happens beside it, in one call, and a Redis
 that is away is no reason to stop: the next second is another chance.
@@ -32,8 +32,8 @@ _AT_LEAST_EVERY_S = 3.0
 Fields = Mapping[str, str | int]
 
 
-class Vitals:
-    """Writes one process' vitals: what `collect` returns, under who and since when it is."""
+class Heartbeat:
+    """Writes what `collect` returns, with the process' name and start, until it is closed."""
 
     def __init__(self, redis: Redis, kind: str, collect: Callable[[], Fields]) -> None:
         host, pid = socket.gethostname(), os.getpid()
@@ -56,7 +56,7 @@ class Vitals:
 
     def start(self) -> None:
         """Begin to write."""
-        self._writing = asyncio.create_task(self._write_for_ever(), name="vitals")
+        self._writing = asyncio.create_task(self._write_for_ever(), name="heartbeat")
 
     async def close(self) -> None:
         """Stop writing; what was written goes with its life."""
@@ -88,7 +88,7 @@ class Vitals:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One living process, as its vitals have it."""
+    """One living process, as its heartbeat tells of it."""
 
     kind: str
     """`ingress`, `worker` or `health`."""
@@ -115,8 +115,8 @@ class Process:
         }
 
 
-def parse_vitals(fields: Mapping[str, str]) -> Process | None:
-    """Read what `Vitals` writes; None where it is something else."""
+def parse_heartbeat(fields: Mapping[str, str]) -> Process | None:
+    """Read what `Heartbeat` writes; None where it is something else."""
     breakers: dict[str, str] = {}
     breaker_reasons: dict[str, str] = {}
     counts: dict[str, int] = {}
