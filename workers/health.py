@@ -20,7 +20,7 @@ from payswitch.processors.books import make_books
 from payswitch.processors.processor import make_transport
 from payswitch.selection.health_check import HealthCheck, make_health_check
 from payswitch.settings import Settings
-from payswitch.store.keys import HEALTH_QUEUE
+from payswitch.store import keys
 from payswitch.telemetry.heartbeat import Heartbeat
 from payswitch.telemetry.metrics_server import MetricsServer
 
@@ -74,7 +74,7 @@ class WorkerSettings:
             keep_result=0,
         ),
     )
-    queue_name = HEALTH_QUEUE
+    queue_name = keys.HEALTH_QUEUE
     redis_settings = RedisSettings.from_dsn(settings.redis_url)
     on_startup = startup
     on_shutdown = shutdown

@@ -26,7 +26,7 @@ from payswitch.payments.accepting import JOB_FUNCTION
 from payswitch.payments.claims import Claim
 from payswitch.processors.processor import make_transport
 from payswitch.settings import Settings
-from payswitch.store.keys import QUEUE
+from payswitch.store import keys
 from payswitch.telemetry.metrics_server import MetricsServer
 
 settings = Settings.from_environment()
@@ -79,7 +79,7 @@ class WorkerSettings:
 
     # arq's type names the first parameter; positional, no argument of a job can be taken for it.
     functions = (func(cast(WorkerCoroutine, pay), name=JOB_FUNCTION),)
-    queue_name = QUEUE
+    queue_name = keys.QUEUE
     redis_settings = RedisSettings.from_dsn(settings.redis_url)
     on_startup = startup
     on_shutdown = shutdown

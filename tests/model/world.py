@@ -17,7 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from payswitch.dispatch.dispatcher import Pauses
 from payswitch.dispatch.routing import Breaker, Router
-from payswitch.operations.controls import PAUSE_KEY, Controls
+from payswitch.operations.controls import Controls
 from payswitch.payments import accepting
 from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
 from payswitch.payments.claims import Claim, parse_open_tries
@@ -27,8 +27,9 @@ from payswitch.payments.payment import Payment
 from payswitch.payments.purge import Purge
 from payswitch.payments.sweeper import Sweeper
 from payswitch.processors.processor import Processor
-from payswitch.selection.selector import SELECTION_KEYS, Selection, parse_override
+from payswitch.selection.selector import Selection, parse_override
 from payswitch.settings import PROCESSORS
+from payswitch.store import keys
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
 from tests.model.stepped import (
     Gate,
@@ -283,7 +284,7 @@ class World:
         override, _ = answer[2]
         if override is not None:
             self.counts["claim: an operator has chosen"] += 1
-        if self.store.client.exists(PAUSE_KEY):
+        if self.store.client.exists(keys.PAUSED):
             self.counts["claim: paused"] += 1
             if answer[6:]:
                 self.claimed_while_paused = True
@@ -467,7 +468,7 @@ class Worker(Process):
         router, now = self.dispatcher.router, self.clock()
         probe = None
         if router.choose(now) is None:
-            self._see(self._world.store.client.mget(SELECTION_KEYS)[0])  # type: ignore[index]
+            self._see(self._world.store.client.mget(keys.SELECTIONS)[0])  # type: ignore[index]
             probe = router.to_probe(now)
             if probe is None:
                 return

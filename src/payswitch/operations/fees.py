@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from payswitch.processors.books import CannotAskError, ProcessorBooks
-from payswitch.store.notes import FEES_KEY, write_note
+from payswitch.store import keys
+from payswitch.store.notes import write_note
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class FeeWatch:
                 logger.debug("a fee is unknown: %(error)s", {"error": str(error)})
         if said:
             at = time.time_ns() // 1_000_000
-            await write_note(self._redis, FEES_KEY, {"at": at, **self._known})
+            await write_note(self._redis, keys.FEES, {"at": at, **self._known})
         return said == len(self._books)
 
     async def _ask_for_ever(self) -> None:

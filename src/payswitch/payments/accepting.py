@@ -23,6 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from payswitch.clock import boottime_ms
 from payswitch.payments.payment import Payment
 from payswitch.store import scripts
+from payswitch.store.clock import redis_now_ms
 from payswitch.store.errors import WrongServerError, in_words, says_out_of_memory
 from payswitch.store.group_commit import GroupCommit
 
@@ -178,8 +179,7 @@ class AcceptQueue:
             self._redis_ahead_ms = None
 
     async def _read_clock(self) -> None:
-        seconds, microseconds = await self._redis.time()
-        self._learn_clock(seconds * 1000 + microseconds // 1000)
+        self._learn_clock(await redis_now_ms(self._redis))
 
     def _learn_clock(self, redis_now_ms: int) -> None:
         """Take Redis to have read its clock only just now: the latest instants that follow from it

@@ -13,8 +13,7 @@ from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant
 from payswitch.money import format_cents
 from payswitch.payments.claims import OpenTry, parse_open_tries
 from payswitch.payments.payment import InvalidPaymentError, parse_correlation_id
-
-GENERATION_KEY = "payments:generation"
+from payswitch.store import keys
 
 _STATES = frozenset({"queued", "processing", "settled", "dead"})
 _MOST = 2**53
@@ -105,9 +104,9 @@ async def read_records(redis: Redis, ids: Sequence[bytes]) -> list[Record | Unre
     """The record of each payment; None where there is none, or only one from before a purge. Raises
     `RedisError`."""
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.get(GENERATION_KEY)
+        pipe.get(keys.GENERATION)
         for correlation_id in ids:
-            pipe.hgetall(b"payment:" + correlation_id)  # type: ignore[arg-type]
+            pipe.hgetall(keys.RECORD_PREFIX.encode() + correlation_id)  # type: ignore[arg-type]
         # One key of the wrong type must not fail the whole read.
         generation, *records = await pipe.execute(raise_on_error=False)
     if isinstance(generation, Exception):

@@ -18,14 +18,11 @@ from payswitch.processors.outcomes import Report
 from payswitch.processors.processor import Processor, make_processors
 from payswitch.selection.selector import Limits, Selection, Selector
 from payswitch.settings import Settings
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
 from payswitch.store.lock import Lock
-from payswitch.store.notes import REPORTS_KEY, write_note
+from payswitch.store.notes import write_note
 
 logger = logging.getLogger(__name__)
-
-THROTTLE_KEY = "healthcheck:throttle"
-LOCK_KEY = "healthcheck:lock"
 
 
 class HealthCheck:
@@ -47,7 +44,7 @@ class HealthCheck:
         self._selector = selector
         self._throttle_ms = throttle_ms
         self._limit_ms = limit_ms
-        self._lock = Lock(redis, LOCK_KEY, life_ms=lock_ms)
+        self._lock = Lock(redis, keys.HEALTH_LOCK, life_ms=lock_ms)
         self._last: Selection | None = None
 
     async def check(self) -> Selection | None:
@@ -55,7 +52,7 @@ class HealthCheck:
 
         Raises `RedisError`.
         """
-        if not await self._take(keys=[THROTTLE_KEY], args=["1", self._throttle_ms]):
+        if not await self._take(keys=[keys.HEALTH_THROTTLE], args=["1", self._throttle_ms]):
             return None
         token = await self._lock.acquire()
         if token is None:
@@ -75,7 +72,7 @@ class HealthCheck:
             for processor, report in zip(self._processors, answers, strict=True)
         }
         selection = await self._selector.select(
-            reports, lock_key=LOCK_KEY, token=token, at_ms=at_ms
+            reports, lock_key=keys.HEALTH_LOCK, token=token, at_ms=at_ms
         )
         if selection is None:
             logger.warning("the health check took longer than its lock; its result is dropped")
@@ -92,7 +89,7 @@ class HealthCheck:
             name: report and {"failing": report.failing, "minResponseTime": report.min_response_ms}
             for name, report in reports.items()
         }
-        await write_note(self._redis, REPORTS_KEY, {"at": at_ms, "reports": said})
+        await write_note(self._redis, keys.REPORTS, {"at": at_ms, "reports": said})
 
 
 def _log_selection(selection: Selection) -> None:

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from payswitch.clock import boottime_ms
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
 from payswitch.telemetry.histogram import LARGEST, Histogram
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Heartbeat:
         host, pid = socket.gethostname(), os.getpid()
         # Host and pid are for people: containers that share their host's name may all be pid 1.
         name = f"{host}:{pid}:{secrets.token_hex(4)}"
-        self.key = f"vitals:{kind}:{name}"
+        self.key = keys.heartbeat(kind, name)
         self.redis_ahead_ms: float | None = None
         """How far Redis' clock is ahead of this process' boot time; None until it is known."""
         self._script = scripts.load(redis, "vitals")

@@ -23,8 +23,8 @@ from payswitch.dispatch.payment_worker import PaymentWorker, pause_for_others
 from payswitch.money import Total
 from payswitch.payments.accepting import JOB_FUNCTION
 from payswitch.payments.claims import Batch, Claims
-from payswitch.selection.selector import SELECTION_KEY
 from payswitch.settings import Settings
+from payswitch.store import keys
 from payswitch.store.client import connect
 from tests.integration.harness import FAST, Bench, bench, worker_process
 from tests.support import LOST_REPLY, NEVER, RedisServer, Reply, eventually
@@ -335,7 +335,7 @@ async def test_where_nothing_is_healthy_one_probe_at_a_time_goes_out(
     b: Bench, redis: ArqRedis, redis_server: RedisServer
 ) -> None:
     await redis.set(
-        SELECTION_KEY, orjson.dumps({"processor": "default", "healthy": False, "reason": ""})
+        keys.SELECTION, orjson.dumps({"processor": "default", "healthy": False, "reason": ""})
     )
     b.default.script = [NEVER]
     b.fallback.script = [NEVER]
@@ -358,7 +358,7 @@ async def test_a_stale_choice_of_a_dead_processor_is_overridden_by_the_breaker(
     async with bench(redis, settings) as b:
         b.default.script = [Reply(500)] * 1000
         await redis.set(
-            SELECTION_KEY, orjson.dumps({"processor": "default", "healthy": True, "reason": ""})
+            keys.SELECTION, orjson.dumps({"processor": "default", "healthy": True, "reason": ""})
         )
         async with running_worker(b, redis_server.url):
             for _ in range(30):

@@ -18,7 +18,6 @@ from payswitch.instants import format_instant
 from payswitch.operations.controls import Controls, Order
 from payswitch.operations.fees import FeeWatch
 from payswitch.operations.history import (
-    HISTORY_KEY,
     KEPT,
     Changes,
     HistoryWriter,
@@ -29,8 +28,9 @@ from payswitch.operations.overview import Overview, OverviewReader
 from payswitch.payments.ledger import Ledger
 from payswitch.processors.books import make_books
 from payswitch.selection.health_check import make_health_check
+from payswitch.store import keys
 from payswitch.store.client import connect
-from payswitch.store.notes import FEES_KEY, RECONCILED_KEY, REPORTS_KEY, write_note
+from payswitch.store.notes import write_note
 from payswitch.telemetry.heartbeat import Heartbeat
 from tests.integration.harness import Bench, bench
 from tests.support import RedisServer, Reply, eventually
@@ -125,7 +125,7 @@ async def test_what_others_wrote_under_the_keys_reads_as_nothing(
 ) -> None:
     for key in (
         *("selected_payment_processor", "selection:override"),
-        *(REPORTS_KEY, FEES_KEY, RECONCILED_KEY),
+        *(keys.REPORTS, keys.FEES, keys.RECONCILED),
     ):
         await redis.set(key, value)
     await redis.hset("ledger:default:0:total", mapping={"count": value, "cents": "x"})  # type: ignore[misc]
@@ -159,12 +159,12 @@ async def test_numbers_beyond_all_measure_are_no_heartbeat_and_the_history_goes_
 
 @pytest.mark.parametrize("fee", ["1e999999", "-1", "NaN", "2"])
 async def test_what_can_be_no_share_is_no_fee(redis: ArqRedis, fee: str) -> None:
-    await write_note(redis, FEES_KEY, {"default": fee})
+    await write_note(redis, keys.FEES, {"default": fee})
     assert (await look(redis)).fee_rates == {}
 
 
 async def test_a_fee_is_kept_to_nine_places(redis: ArqRedis) -> None:
-    await write_note(redis, FEES_KEY, {"default": "1e-999999", "fallback": "0.15"})
+    await write_note(redis, keys.FEES, {"default": "1e-999999", "fallback": "0.15"})
     rates = (await look(redis)).fee_rates
     assert [f"{rate:f}" for rate in rates.values()] == ["0.000000000", "0.150000000"]
 
@@ -212,7 +212,7 @@ async def test_heartbeats_go_on_where_redis_is_full(redis: ArqRedis) -> None:
     try:
         await Heartbeat(redis, "health", dict).write()
         assert await HistoryWriter(redis).write()
-        await write_note(redis, RECONCILED_KEY, {"at": 1, "differences": 2})
+        await write_note(redis, keys.RECONCILED, {"at": 1, "differences": 2})
     finally:
         await redis.config_set("maxmemory", 0)
     overview = await look(redis)
@@ -309,7 +309,7 @@ async def test_one_sample_a_second_is_kept_whoever_writes(redis: ArqRedis) -> No
 
 
 async def test_the_history_has_its_length_and_goes_with_its_writers(redis: ArqRedis) -> None:
-    await redis.rpush(HISTORY_KEY, *range(2 * KEPT))  # type: ignore[misc]
+    await redis.rpush(keys.HISTORY, *range(2 * KEPT))  # type: ignore[misc]
     await HistoryWriter(redis).write()
-    assert await redis.llen(HISTORY_KEY) == KEPT  # type: ignore[misc]
-    assert 0 < await redis.pttl(HISTORY_KEY) <= KEPT * 1000
+    assert await redis.llen(keys.HISTORY) == KEPT  # type: ignore[misc]
+    assert 0 < await redis.pttl(keys.HISTORY) <= KEPT * 1000

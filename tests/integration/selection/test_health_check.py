@@ -21,8 +21,8 @@ from arq.typing import WorkerCoroutine
 from arq.worker import JobExecutionFailed
 
 from payswitch.dispatch.arq_worker import ResilientWorker
-from payswitch.selection.health_check import LOCK_KEY, THROTTLE_KEY, HealthCheck, make_health_check
-from payswitch.selection.selector import SELECTION_KEY
+from payswitch.selection.health_check import HealthCheck, make_health_check
+from payswitch.store import keys
 from payswitch.store.client import connect
 from tests.integration.harness import FAST, Bench, bench
 from tests.support import RedisServer, Reply, eventually
@@ -50,7 +50,7 @@ FAILING = Reply(200, b'{"failing":true,"minResponseTime":0}')
 
 
 async def cached(redis: ArqRedis) -> dict[str, Any]:
-    document: dict[str, Any] = orjson.loads(await redis.get(SELECTION_KEY) or b"null")
+    document: dict[str, Any] = orjson.loads(await redis.get(keys.SELECTION) or b"null")
     return document
 
 
@@ -58,7 +58,7 @@ async def test_the_choice_is_cached_for_ten_seconds(b: Bench, redis: ArqRedis) -
     await checker(b).check()
     selection = await cached(redis)
     assert (selection["processor"], selection["healthy"]) == ("default", True)
-    assert 9000 < await redis.pttl(SELECTION_KEY) <= 10_000
+    assert 9000 < await redis.pttl(keys.SELECTION) <= 10_000
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,10 @@ async def test_however_often_and_wherever_triggered_one_attempt_gets_through(b: 
 async def test_while_another_node_holds_the_lock_nothing_is_asked(
     b: Bench, redis: ArqRedis
 ) -> None:
-    await redis.set(LOCK_KEY, "another")
+    await redis.set(keys.HEALTH_LOCK, "another")
     assert await checker(b).check() is None
     assert not b.default.health_calls
-    assert await redis.get(LOCK_KEY) == b"another"
+    assert await redis.get(keys.HEALTH_LOCK) == b"another"
 
 
 async def test_a_node_that_lost_its_lock_neither_selects_nor_releases(
@@ -127,16 +127,16 @@ async def test_a_node_that_lost_its_lock_neither_selects_nor_releases(
     async with asyncio.timeout(30):
         while not b.default.health_calls:
             await asyncio.sleep(0)
-    await redis.set(LOCK_KEY, "the next node")
+    await redis.set(keys.HEALTH_LOCK, "the next node")
     assert await check is None
-    assert await redis.get(SELECTION_KEY) is None
-    assert await redis.get(LOCK_KEY) == b"the next node"
+    assert await redis.get(keys.SELECTION) is None
+    assert await redis.get(keys.HEALTH_LOCK) == b"the next node"
 
 
 async def test_the_lock_is_released_and_the_throttle_stays(b: Bench, redis: ArqRedis) -> None:
     await checker(b).check()
-    assert not await redis.exists(LOCK_KEY)
-    assert await redis.exists(THROTTLE_KEY)
+    assert not await redis.exists(keys.HEALTH_LOCK)
+    assert await redis.exists(keys.HEALTH_THROTTLE)
 
 
 @contextlib.asynccontextmanager
@@ -185,7 +185,7 @@ async def running_cron(
 
 async def selected(redis: ArqRedis, b: Bench, processor: str) -> None:
     async def is_selected() -> bool:
-        raw = await redis.get(SELECTION_KEY)
+        raw = await redis.get(keys.SELECTION)
         return raw is not None and orjson.loads(raw)["processor"] == processor
 
     await eventually(is_selected, what=f"{processor} is selected")

@@ -21,8 +21,8 @@ from payswitch.money import Total
 from payswitch.payments.accepting import AcceptQueue, NotAcceptedError
 from payswitch.payments.ledger import Settlement
 from payswitch.payments.payment import Payment
-from payswitch.selection.selector import SELECTION_KEY
 from payswitch.settings import Settings
+from payswitch.store import keys
 from payswitch.store.client import connect
 from payswitch.store.watch import RedisWatch
 from tests.integration.harness import Bench, bench
@@ -314,7 +314,7 @@ async def test_out_of_memory_a_health_worker_goes_on_selecting(
 
         async def selected(processor: str) -> None:
             async def is_selected() -> bool:
-                raw = await redis.get(SELECTION_KEY)
+                raw = await redis.get(keys.SELECTION)
                 return raw is not None and orjson.loads(raw)["processor"] == processor
 
             await eventually(is_selected, what=f"{processor} is selected")

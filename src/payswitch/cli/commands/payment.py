@@ -18,9 +18,8 @@ from payswitch.operations.controls import Controls, Order
 from payswitch.operations.reconcile import Incident, read_incidents
 from payswitch.payments.dead_letters import DeadLetters
 from payswitch.payments.records import Record, Unreadable
-from payswitch.payments.tries import WAITING_KEY
 from payswitch.settings import Settings
-from payswitch.store.keys import QUEUE
+from payswitch.store import keys
 from payswitch.text import printable
 
 _Event = tuple[int, str]
@@ -44,7 +43,7 @@ def payment(correlation_id: str, as_json: bool) -> None:
 async def _payment(settings: Settings, correlation_id: str, *, as_json: bool) -> int:
     async with redis_of(settings) as redis:
         record = await DeadLetters(redis).find(correlation_id)
-        due = await redis.zscore(QUEUE, correlation_id)
+        due = await redis.zscore(keys.QUEUE, correlation_id)
         paused = await Controls(redis).paused()
         ahead = await _ahead(redis, record)
         incidents = [
@@ -73,7 +72,7 @@ async def _ahead(redis: Redis, record: Record | Unreadable | None) -> int | None
     if not isinstance(record, Record) or record.processor is None or record.state != "queued":
         return None
     try:
-        rank = await redis.zrank(WAITING_KEY.format(record.processor), record.correlation_id)
+        rank = await redis.zrank(keys.waiting(record.processor), record.correlation_id)
     except ResponseError:  # something else is there
         return None
     return None if rank is None else int(rank)

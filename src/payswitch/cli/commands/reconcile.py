@@ -23,7 +23,8 @@ from payswitch.processors.books import CannotAskError, make_books
 from payswitch.processors.outcomes import Found
 from payswitch.processors.processor import make_processors, make_transport
 from payswitch.settings import Settings
-from payswitch.store.notes import RECONCILED_KEY, write_note
+from payswitch.store import keys
+from payswitch.store.notes import write_note
 from payswitch.text import printable
 
 _UNKNOWN = 2
@@ -107,7 +108,7 @@ async def _note(redis: Redis, report: Report) -> None:
         "differences": differences or int(not report.equal),
         "windows": [[window.first, window.last] for window in report.windows],
     }
-    await write_note(redis, RECONCILED_KEY, document)
+    await write_note(redis, keys.RECONCILED, document)
 
 
 def _print(report: Report) -> None:
