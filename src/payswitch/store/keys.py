@@ -55,6 +55,15 @@ HISTORY = "overview:history"
 BEAT = "overview:beat"
 """The throttle of the history's samples."""
 
+# Only scripts use the next ones.
+TOKEN = "payments:token"
+PURGING = "payments:purging"
+NOTHING = "payments:none"
+LEDGER_TOTAL = "ledger:default:0:total"
+"""The top of one processor's ledger."""
+LEDGER_FOLDED = "ledger:folded"
+LEDGER_FULL = "ledger:full"
+
 
 def sign_of_life(queue: str) -> str:
     """arq's note that a queue has a worker."""
