@@ -141,7 +141,7 @@ def _claim_cost(client: redis.Redis, limit: int, times: int) -> float:
     claim(args=[1, _LEASE_MS, _DELAY_MS])  # loaded by now
     client.config_resetstat()
     for _ in range(times):
-        taken = claim(args=[limit, _LEASE_MS, _DELAY_MS])[6:]
+        taken = scripts.named(claim(args=[limit, _LEASE_MS, _DELAY_MS]))["payments"]
         if len(taken) != limit:
             raise BenchError(f"{len(taken)} payments were claimed instead of {limit}")
     stats: dict[str, Any] = client.info("commandstats")  # type: ignore[assignment]

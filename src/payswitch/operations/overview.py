@@ -129,32 +129,30 @@ class OverviewReader:
 
     async def read(self) -> Overview:
         """The overview of this instant. Raises `RedisError` or `OSError`."""
-        return parse_overview(await self._script(args=list(PROCESSORS)))
+        return _parse(scripts.named(await self._script(args=list(PROCESSORS))))
 
 
-def parse_overview(answer: Sequence[Any]) -> Overview:
+def _parse(answer: Mapping[str, Any]) -> Overview:
     """Read the answer of `overview.lua`. What others left under its keys reads as nothing."""
-    now, backlog, oldest, in_flight, dead, incidents, selection, selection_ms = answer[:8]
-    reports, fees, reconciled, override, override_ms, paused, paused_ms = answer[8:15]
-    totals, heartbeats = answer[15:]
+    now, totals = answer["now"], answer["totals"]
     return Overview(
-        at=int(now),
+        at=now,
         settled={
             name: Total(_whole(count), _whole(cents))
             for name, count, cents in zip(PROCESSORS, totals[::2], totals[1::2], strict=True)
         },
-        backlog=int(backlog or 0),
-        oldest_accepted_at=_whole(oldest) or None,
-        in_flight=int(in_flight or 0),
-        dead=int(dead or 0),
-        incidents=int(incidents or 0),
-        choice=_choice(selection, int(selection_ms or 0)),
-        health=dict(_health(read_note(reports))),
-        fee_rates=dict(_fee_rates(read_note(fees))),
-        reconciled=_reconciled(read_note(reconciled)),
-        override=standing_override(override, int(now), int(override_ms)),
-        paused=standing_pause(paused, int(now), int(paused_ms)),
-        processes=list(_processes(heartbeats)),
+        backlog=answer["backlog"] or 0,
+        oldest_accepted_at=_whole(answer["oldest"]) or None,
+        in_flight=answer["in_flight"] or 0,
+        dead=answer["dead"] or 0,
+        incidents=answer["incidents"] or 0,
+        choice=_choice(answer["selection"], answer["selection_life"] or 0),
+        health=dict(_health(read_note(answer["reports"]))),
+        fee_rates=dict(_fee_rates(read_note(answer["fees"]))),
+        reconciled=_reconciled(read_note(answer["reconciled"])),
+        override=standing_override(answer["override"], now, answer["override_life"]),
+        paused=standing_pause(answer["paused"], now, answer["paused_life"]),
+        processes=list(_processes(answer["heartbeats"])),
     )
 
 
@@ -202,7 +200,7 @@ def _reconciled(note: Mapping[str, Any]) -> Reconciled | None:
 
 
 def _processes(heartbeats: Sequence[Any]) -> Iterator[Process]:
-    for fields in heartbeats[1::2]:
+    for fields in heartbeats:
         texts = [cast(bytes, each).decode(errors="replace") for each in fields]
         process = parse_heartbeat(dict(zip(texts[::2], texts[1::2], strict=True)))
         if process is not None:
