@@ -18,7 +18,7 @@ from payswitch.operations.history import HistoryWriter
 from payswitch.operations.metrics import health_registry
 from payswitch.processors.books import make_books
 from payswitch.processors.processor import make_transport
-from payswitch.selection.health_check import HealthCheck, make_health_check
+from payswitch.selection.health_check import HealthCheck, Times, make_health_check
 from payswitch.settings import Settings
 from payswitch.store import keys
 from payswitch.telemetry.heartbeat import Heartbeat
@@ -70,7 +70,7 @@ class WorkerSettings:
             run_at_startup=True,
             # A job id made of the wall clock would block the check for as long as that steps back.
             unique=False,
-            timeout=settings.health_lock_ms / 1000,
+            timeout=Times().lock_ms / 1000,
             keep_result=0,
         ),
     )

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from payswitch.dispatch.dispatcher import Pauses
-from payswitch.dispatch.routing import Breaker, Router
+from payswitch.dispatch.routing import Breaker, BreakerLimits, Router
 from payswitch.operations.controls import Controls
 from payswitch.payments import accepting
 from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
@@ -422,9 +422,7 @@ class Worker(Process):
         breakers = {
             name: Breaker(
                 slots=8,
-                failures=temper.breaker_failures,
-                refusals=temper.breaker_refusals,
-                probe_ms=1000,
+                limits=BreakerLimits(temper.breaker_failures, temper.breaker_refusals),
             )
             for name in PROCESSORS
         }

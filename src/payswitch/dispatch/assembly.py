@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from payswitch.dispatch.counts import SettleCounts
 from payswitch.dispatch.dispatcher import Dispatcher, Pauses
-from payswitch.dispatch.routing import Breaker, Router
+from payswitch.dispatch.routing import Breaker, BreakerLimits, Router
 from payswitch.payments.claims import Claim
 from payswitch.payments.ledger import Ledger
 from payswitch.payments.tries import Tries
@@ -42,15 +42,11 @@ def make_dispatcher(
     redis: Redis,
     transport: httpx.AsyncBaseTransport,
     settled: SettleCounts | None = None,
+    limits: BreakerLimits = BreakerLimits(),  # noqa: B008
 ) -> Dispatcher:
     """What a payments worker works with; what it settles is counted in `settled`."""
     breakers = {
-        name: Breaker(
-            slots=settings.processor_slots,
-            failures=settings.breaker_failures,
-            refusals=settings.breaker_refusals,
-            probe_ms=settings.breaker_probe_ms,
-        )
+        name: Breaker(slots=settings.processor_slots, limits=limits)
         for name in settings.processor_urls
     }
     return Dispatcher(
@@ -64,7 +60,7 @@ def make_dispatcher(
             retention_ms=settings.retention_ms,
             on_settled=None if settled is None else settled.add,
         ),
-        router=Router(breakers, probe_ms=settings.breaker_probe_ms),
+        router=Router(breakers, probe_ms=limits.probe_ms),
         pauses=Pauses(settings.retry_base_ms, settings.retry_cap_ms),
         lease_margin_ms=settings.lease_margin_ms,
     )

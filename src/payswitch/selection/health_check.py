@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import httpx
 from redis.asyncio import Redis
@@ -25,6 +26,18 @@ from payswitch.store.notes import write_note
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Times of the health check, in ms. Each must be above the next."""
+
+    throttle_ms: int = 5100
+    """At most one check in this time, whoever triggers it. Processors allow one per 5 s."""
+    lock_ms: int = 4000
+    """The life of the lock."""
+    limit_ms: int = 2500
+    """Time limit for one call of `service-health`."""
+
+
 class HealthCheck:
     """Asks both processors how they are and hands the reports to the Selector."""
 
@@ -33,18 +46,14 @@ class HealthCheck:
         redis: Redis,
         processors: Sequence[Processor],
         selector: Selector,
-        *,
-        throttle_ms: int,
-        lock_ms: int,
-        limit_ms: int,
+        times: Times,
     ) -> None:
         self._redis = redis
         self._take = scripts.load(redis, "take")
         self._processors = processors
         self._selector = selector
-        self._throttle_ms = throttle_ms
-        self._limit_ms = limit_ms
-        self._lock = Lock(redis, keys.HEALTH_LOCK, life_ms=lock_ms)
+        self._times = times
+        self._lock = Lock(redis, keys.HEALTH_LOCK, life_ms=times.lock_ms)
         self._last: Selection | None = None
 
     async def check(self) -> Selection | None:
@@ -52,7 +61,7 @@ class HealthCheck:
 
         Raises `RedisError`.
         """
-        if not await self._take(keys=[keys.HEALTH_THROTTLE], args=["1", self._throttle_ms]):
+        if not await self._take(keys=[keys.HEALTH_THROTTLE], args=["1", self._times.throttle_ms]):
             return None
         token = await self._lock.acquire()
         if token is None:
@@ -64,7 +73,7 @@ class HealthCheck:
 
     async def _check_locked(self, token: str) -> Selection | None:
         answers = await asyncio.gather(
-            *(processor.health(self._limit_ms) for processor in self._processors)
+            *(processor.health(self._times.limit_ms) for processor in self._processors)
         )
         at_ms = time.time_ns() // 1_000_000
         reports = {
@@ -106,7 +115,10 @@ def _log_selection(selection: Selection) -> None:
 
 
 def make_health_check(
-    settings: Settings, redis: Redis, transport: httpx.AsyncBaseTransport
+    settings: Settings,
+    redis: Redis,
+    transport: httpx.AsyncBaseTransport,
+    times: Times = Times(),
 ) -> HealthCheck:
     """What a health worker works with."""
     return HealthCheck(
@@ -115,9 +127,6 @@ def make_health_check(
         Selector(
             redis,
             Limits(settings.fast_enough_ms, settings.fallback_advantage_ms),
-            life_ms=settings.selection_ms,
         ),
-        throttle_ms=settings.health_throttle_ms,
-        lock_ms=settings.health_lock_ms,
-        limit_ms=settings.health_limit_ms,
+        times,
     )

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from payswitch.processors.outcomes import Report
 
 
+LIFE_MS = 10_000
+"""How long a selection is cached."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What counts as fast, in ms (see `decide`)."""
@@ -115,7 +119,7 @@ def parse_standing(raw: Sequence[bytes | None]) -> Selection:
 class Selector:
     """Reads and writes the cached selection."""
 
-    def __init__(self, redis: Redis, limits: Limits, *, life_ms: int = 10_000) -> None:
+    def __init__(self, redis: Redis, limits: Limits, *, life_ms: int = LIFE_MS) -> None:
         self._redis = redis
         self._limits = limits
         self._life_ms = life_ms

@@ -24,8 +24,6 @@ WAKE = "payments:wake"
 QUICK = {
     "PAYSWITCH_RETRY_BASE_MS": "1",
     "PAYSWITCH_RETRY_CAP_MS": "20",
-    "PAYSWITCH_BREAKER_FAILURES": "2",
-    "PAYSWITCH_BREAKER_PROBE_MS": "50",
 }
 
 

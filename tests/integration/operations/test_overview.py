@@ -32,7 +32,7 @@ from payswitch.store import keys
 from payswitch.store.client import connect
 from payswitch.store.notes import write_note
 from payswitch.telemetry.heartbeat import Heartbeat
-from tests.integration.harness import Bench, bench
+from tests.integration.harness import PATIENT, Bench, bench
 from tests.support import RedisServer, Reply, eventually
 
 
@@ -243,7 +243,7 @@ async def test_a_worker_counts_what_it_settled_and_how_long_it_took(
     b: Bench, redis: ArqRedis
 ) -> None:
     settled = SettleCounts()
-    dispatcher = make_dispatcher(b.settings, redis, b.transport, settled)
+    dispatcher = make_dispatcher(b.settings, redis, b.transport, settled, b.limits)
     heartbeat = worker_heartbeat(redis, dispatcher, settled)
     await heartbeat.write()
     failed, paid = await b.accept(), await b.accept()
@@ -260,7 +260,7 @@ async def test_a_worker_counts_what_it_settled_and_how_long_it_took(
 
 
 async def test_a_worker_says_why_a_breaker_is_not_closed(b: Bench, redis: ArqRedis) -> None:
-    b.use(replace(b.settings, breaker_failures=1, breaker_refusals=1))
+    b.use(limits=replace(PATIENT, failures=1, refusals=1))
     b.default.script = [Reply(429, headers=(("retry-after", "7"),))]
     b.fallback.script = [Reply(422)]
     for _ in range(2):
