@@ -197,10 +197,7 @@ class Ingress:
         return Response(self._metrics.scrape(), headers={"content-type": CONTENT_TYPE})
 
     def _counts(self) -> Fields:
-        fields: dict[str, str | int] = {"redis:short_of_memory": int(self._watch.is_short)}
-        fields |= {f"accepted:{verdict}": n for verdict, n in self._queue.verdicts.items()}
-        fields |= {f"refused:{status}": n for status, n in self.payments.refused.items()}
-        return fields
+        return {"redis:short_of_memory": int(self._watch.is_short), **self._metrics.counted()}
 
 
 def _bound(ms: int | None) -> str:

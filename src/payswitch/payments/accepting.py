@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -94,7 +93,6 @@ class AcceptQueue:
         self._script = scripts.load(redis, "accept")
         self._limit_ms = limit_ms
         self._max_backlog = max_backlog
-        self.verdicts: Counter[str] = Counter()
         self._redis_ahead_ms: float | None = None
         self._commits: GroupCommit[_Entry, str] = GroupCommit(self._flush, limit_s=limit_ms / 1000)
 
@@ -153,8 +151,6 @@ class AcceptQueue:
     def _read(self, answer: list[Any]) -> list[str]:
         self._learn_clock(int(answer[0]))
         verdicts = [verdict.decode() for verdict in cast(list[bytes], answer[1:])]
-        for verdict in verdicts:
-            self.verdicts[verdict] += 1
         if self._on_verdicts is not None:
             self._on_verdicts(verdicts)
         return verdicts
