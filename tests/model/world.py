@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
@@ -29,7 +29,7 @@ from payswitch.payments.sweeper import Sweeper
 from payswitch.processors.processor import Processor
 from payswitch.selection.selector import Selection, parse_override
 from payswitch.settings import PROCESSORS
-from payswitch.store import keys
+from payswitch.store import keys, scripts
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
 from tests.model.stepped import (
     Gate,
@@ -256,7 +256,7 @@ class World:
                 if routed is not None and not closed and int(routed[2]) > 1:
                     self._note_another_try(correlation_id)
         elif name == "claim":
-            self._note_claim(answer)
+            self._note_claim(scripts.named(answer))
         elif name == "hold" and answer:
             self.held_until = self.redis_now() + _HOLD_MS
         elif name == "purge" and answer:
@@ -280,13 +280,13 @@ class World:
         if before and all(each.ended for each in before):
             self.counts["sent again without a question"] += 1
 
-    def _note_claim(self, answer: Any) -> None:
-        override, _ = answer[2]
+    def _note_claim(self, answer: Mapping[str, Any]) -> None:
+        override, _ = answer["selection"]
         if override is not None:
             self.counts["claim: an operator has chosen"] += 1
         if self.store.client.exists(keys.PAUSED):
             self.counts["claim: paused"] += 1
-            if answer[6:]:
+            if answer["payments"]:
                 self.claimed_while_paused = True
 
     def _note_purge(self) -> None:
