@@ -19,9 +19,8 @@ from bench.common import Spread, cpu_s, progress_bar, spread
 from bench.local import BenchError, read_answer, running, running_redis
 from payswitch.payments.accepting import Acceptance, AcceptQueue
 from payswitch.payments.payment import Payment
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
 from payswitch.store.client import connect
-from payswitch.store.keys import QUEUE
 
 _READY_WITHIN_S = 30
 _SETTLES_S = 1.0
@@ -103,9 +102,9 @@ async def _accept_singly(url: str, samples: int) -> tuple[dict[str, int], list[f
 
 def _wait_until_ready(url: str) -> None:
     with redis.Redis.from_url(url) as client:
-        client.delete(f"{QUEUE}:health-check")
+        client.delete(keys.sign_of_life(keys.QUEUE))
         give_up = time.monotonic() + _READY_WITHIN_S
-        while not client.exists(f"{QUEUE}:health-check"):
+        while not client.exists(keys.sign_of_life(keys.QUEUE)):
             if time.monotonic() > give_up:
                 raise BenchError("the worker does not start")
             time.sleep(0.05)
@@ -142,7 +141,7 @@ def _claim_cost(client: redis.Redis, limit: int, times: int) -> float:
     claim(args=[1, _LEASE_MS, _DELAY_MS])  # loaded by now
     client.config_resetstat()
     for _ in range(times):
-        taken = claim(args=[limit, _LEASE_MS, _DELAY_MS])[6:]
+        taken = scripts.named(claim(args=[limit, _LEASE_MS, _DELAY_MS]))["payments"]
         if len(taken) != limit:
             raise BenchError(f"{len(taken)} payments were claimed instead of {limit}")
     stats: dict[str, Any] = client.info("commandstats")  # type: ignore[assignment]

@@ -32,7 +32,7 @@ from bench.local import (
 from bench.stock import SETTLED
 from payswitch.local.machine import LOCAL, Port
 from payswitch.local.system import FEES
-from payswitch.store.keys import QUEUE
+from payswitch.store import keys
 from tests.support import free_port
 
 MEASURES = (
@@ -147,7 +147,7 @@ def _wait_until_ready(client: redis.Redis, ports: list[int]) -> None:
         port = Port("", LOCAL, number, "")
         while asyncio.run(port.status("/")) is None:
             _demand_time(give_up)
-    while not client.exists(f"{QUEUE}:health-check"):
+    while not client.exists(keys.sign_of_life(keys.QUEUE)):
         _demand_time(give_up)
 
 

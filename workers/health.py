@@ -18,11 +18,11 @@ from payswitch.operations.history import HistoryWriter
 from payswitch.operations.metrics import health_registry
 from payswitch.processors.books import make_books
 from payswitch.processors.processor import make_transport
-from payswitch.selection.health_check import HealthCheck, make_health_check
+from payswitch.selection.health_check import HealthCheck, Times, make_health_check
 from payswitch.settings import Settings
-from payswitch.store.keys import HEALTH_QUEUE
+from payswitch.store import keys
+from payswitch.telemetry.heartbeat import Heartbeat
 from payswitch.telemetry.metrics_server import MetricsServer
-from payswitch.telemetry.vitals import Vitals
 
 settings = Settings.from_environment()
 
@@ -39,7 +39,7 @@ async def startup(ctx: dict[Any, Any]) -> None:
     ctx["transport"] = make_transport(settings)
     ctx["health_check"] = make_health_check(settings, redis, ctx["transport"])
     history = HistoryWriter(redis)
-    ctx["watches"] = [Vitals(redis, "health", dict), history]
+    ctx["watches"] = [Heartbeat(redis, "health", dict), history]
     if settings.processor_fees == "ask":
         ctx["watches"].append(FeeWatch(redis, make_books(settings, ctx["transport"])))
     for watch in ctx["watches"]:
@@ -70,11 +70,11 @@ class WorkerSettings:
             run_at_startup=True,
             # A job id made of the wall clock would block the check for as long as that steps back.
             unique=False,
-            timeout=settings.health_lock_ms / 1000,
+            timeout=Times().lock_ms / 1000,
             keep_result=0,
         ),
     )
-    queue_name = HEALTH_QUEUE
+    queue_name = keys.HEALTH_QUEUE
     redis_settings = RedisSettings.from_dsn(settings.redis_url)
     on_startup = startup
     on_shutdown = shutdown

@@ -13,7 +13,12 @@ from arq.connections import RedisSettings
 from arq.typing import WorkerCoroutine
 from arq.worker import func
 
-from payswitch.dispatch.assembly import make_dispatcher, payment_trace, worker_traces, worker_vitals
+from payswitch.dispatch.assembly import (
+    make_dispatcher,
+    payment_trace,
+    worker_heartbeat,
+    worker_traces,
+)
 from payswitch.dispatch.counts import SettleCounts
 from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.dispatch.metrics import worker_registry
@@ -21,7 +26,7 @@ from payswitch.payments.accepting import JOB_FUNCTION
 from payswitch.payments.claims import Claim
 from payswitch.processors.processor import make_transport
 from payswitch.settings import Settings
-from payswitch.store.keys import QUEUE
+from payswitch.store import keys
 from payswitch.telemetry.metrics_server import MetricsServer
 
 settings = Settings.from_environment()
@@ -49,8 +54,8 @@ async def startup(ctx: dict[Any, Any]) -> None:
     settled = SettleCounts()
     ctx["dispatcher"] = make_dispatcher(settings, redis, ctx["transport"], settled)
     ctx["traces"] = worker_traces(settings)
-    ctx["vitals"] = worker_vitals(redis, ctx["dispatcher"], settled)
-    ctx["vitals"].start()
+    ctx["heartbeat"] = worker_heartbeat(redis, ctx["dispatcher"], settled)
+    ctx["heartbeat"].start()
     ctx["metrics"] = MetricsServer(
         worker_registry(ctx["payments_worker"], ctx["dispatcher"], settled)
     )
@@ -61,8 +66,8 @@ async def shutdown(ctx: dict[Any, Any]) -> None:
     """Fall silent, close the connections to the processors, send the last spans."""
     if "metrics" in ctx:
         await ctx["metrics"].close()
-    if "vitals" in ctx:
-        await ctx["vitals"].close()
+    if "heartbeat" in ctx:
+        await ctx["heartbeat"].close()
     if "transport" in ctx:
         await ctx["transport"].aclose()
     if "traces" in ctx:
@@ -74,7 +79,7 @@ class WorkerSettings:
 
     # arq's type names the first parameter; positional, no argument of a job can be taken for it.
     functions = (func(cast(WorkerCoroutine, pay), name=JOB_FUNCTION),)
-    queue_name = QUEUE
+    queue_name = keys.QUEUE
     redis_settings = RedisSettings.from_dsn(settings.redis_url)
     on_startup = startup
     on_shutdown = shutdown

@@ -13,8 +13,9 @@ from bench.rinha.site import Site, SiteError, Usage, Usages
 from payswitch.chaos.system import ChaosSystem, running
 from payswitch.local.machine import MachineError
 from payswitch.local.supervisor import PartNotStartedError
-from payswitch.selection.selector import SELECTION_KEY, parse_selection
+from payswitch.selection.selector import parse_selection
 from payswitch.settings import SettingsError
+from payswitch.store import keys
 from payswitch.store.client import connect
 
 SETTINGS = {"PAYSWITCH_FAST_ENOUGH_MS": "1100", "PAYSWITCH_FALLBACK_ADVANTAGE_MS": "1100"}
@@ -40,7 +41,7 @@ async def serving(folder: Path, *, workers: int = 2) -> AsyncIterator[Site]:
 
         async def selection() -> str | None:
             try:
-                content = await redis.get(SELECTION_KEY)
+                content = await redis.get(keys.SELECTION)
             except (RedisError, OSError):
                 return None
             chosen = parse_selection(content)

@@ -24,6 +24,18 @@ MASK = "***"
 Secret = Literal["", "all", "password"]
 """How much of a value is a secret: nothing, all of it, or the password in a URL."""
 
+REMOVED = (
+    "PAYSWITCH_BREAKER_FAILURES",
+    "PAYSWITCH_BREAKER_PROBE_MS",
+    "PAYSWITCH_BREAKER_REFUSALS",
+    "PAYSWITCH_HEALTH_LIMIT_MS",
+    "PAYSWITCH_HEALTH_LOCK_MS",
+    "PAYSWITCH_HEALTH_THROTTLE_MS",
+    "PAYSWITCH_PROCESSOR_CONNECT_LIMIT_MS",
+    "PAYSWITCH_SELECTION_MS",
+)
+"""Variables that were settings once: a start says so where one is set."""
+
 _LONGEST_SHOWN = 200
 
 
@@ -282,12 +294,6 @@ class Settings:
         "The longest that a processor takes from receiving a payment to recording it, its own "
         "queueing included. Exactly-once rests on it.",
     )
-    processor_connect_limit_ms: int = _setting(
-        "PAYSWITCH_PROCESSOR_CONNECT_LIMIT_MS",
-        1000,
-        _whole(1, _MS),
-        "Time limit for connecting to a processor.",
-    )
     processor_find_limit_ms: int = _setting(
         "PAYSWITCH_PROCESSOR_FIND_LIMIT_MS",
         5000,
@@ -313,25 +319,6 @@ class Settings:
         _whole(1, _MS),
         "The longest pause before another try; also caps a processor's `Retry-After`.",
     )
-    breaker_failures: int = _setting(
-        "PAYSWITCH_BREAKER_FAILURES",
-        5,
-        _whole(1, 10_000),
-        "Consecutive failures that open a worker's circuit breaker for a processor.",
-    )
-    breaker_refusals: int = _setting(
-        "PAYSWITCH_BREAKER_REFUSALS",
-        5,
-        _whole(1, 10_000),
-        "The breaker also opens when this many of the last twice as many payments were refused; "
-        "what is refused is held until a payment succeeds.",
-    )
-    breaker_probe_ms: int = _setting(
-        "PAYSWITCH_BREAKER_PROBE_MS",
-        1000,
-        _whole(1, _MS),
-        "An open breaker lets one payment through after this long, to probe.",
-    )
     stop_limit_ms: int = _setting(
         "PAYSWITCH_STOP_LIMIT_MS",
         12_000,
@@ -350,30 +337,6 @@ class Settings:
         30_000,
         _whole(100, _MS),
         "How often the cluster checks that every open payment is queued.",
-    )
-    health_throttle_ms: int = _setting(
-        "PAYSWITCH_HEALTH_THROTTLE_MS",
-        5100,
-        _whole(100, _MS),
-        "At most one health check in this time, whoever triggers it. Processors allow one per 5 s.",
-    )
-    health_lock_ms: int = _setting(
-        "PAYSWITCH_HEALTH_LOCK_MS",
-        4000,
-        _whole(50, _MS),
-        "The life of the health check's lock.",
-    )
-    health_limit_ms: int = _setting(
-        "PAYSWITCH_HEALTH_LIMIT_MS",
-        2500,
-        _whole(10, _MS),
-        "Time limit for one call of `service-health`.",
-    )
-    selection_ms: int = _setting(
-        "PAYSWITCH_SELECTION_MS",
-        10_000,
-        _whole(100, _MS),
-        "How long a selection is cached.",
     )
     fast_enough_ms: int = _setting(
         "PAYSWITCH_FAST_ENOUGH_MS",
@@ -484,12 +447,6 @@ class Settings:
             (self.purge == "token") is bool(self.purge_token),
             ("purge", "purge_token"),
             "PAYSWITCH_PURGE=token and PAYSWITCH_PURGE_TOKEN go together",
-        )
-        yield (
-            self.health_limit_ms < self.health_lock_ms < self.health_throttle_ms,
-            ("health_limit_ms", "health_lock_ms", "health_throttle_ms"),
-            "PAYSWITCH_HEALTH_LIMIT_MS < PAYSWITCH_HEALTH_LOCK_MS < "
-            "PAYSWITCH_HEALTH_THROTTLE_MS must hold",
         )
         yield (
             self.lease_ms > self.processor_max_delay_ms + self.lease_margin_ms,

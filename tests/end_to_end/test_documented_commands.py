@@ -22,8 +22,8 @@ import orjson
 import pytest
 
 from payswitch.local.machine import Port
-from payswitch.operations.controls import IN_FLIGHT_KEY, Controls
-from payswitch.selection.selector import SELECTION_KEY
+from payswitch.operations.controls import Controls
+from payswitch.store import keys
 from payswitch.store.client import connect
 from tests.documented import PAID, REPOSITORY, SCENES, Command, commands
 from tests.end_to_end.harness import HOST, Ports, System, clean_environment
@@ -163,10 +163,10 @@ async def set_the_scene(system: System, scene: str) -> None:
     await configure(system, failure=False, delay=0, faults=None)
 
     async def none_is_in_flight() -> bool:
-        return not await redis.zcard(IN_FLIGHT_KEY)
+        return not await redis.zcard(keys.IN_FLIGHT)
 
     async def both_are_known_to_be_healthy() -> bool:
-        cached = await redis.get(SELECTION_KEY)
+        cached = await redis.get(keys.SELECTION)
         return cached is not None and orjson.loads(cached)["reason"].count(" ms") == 2
 
     await eventually(both_are_known_to_be_healthy, what="the health check finds both healthy")

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
-from payswitch.operations.history import HISTORY_KEY
+from payswitch.store import keys
 from tests.end_to_end.conftest import StartSystem
 from tests.end_to_end.harness import System, client
 from tests.end_to_end.load import configure, drive
@@ -181,9 +181,9 @@ async def test_a_long_time_to_settle_fits_its_axis(
     page: Page, system: System, size: tuple[int, int]
 ) -> None:
     async with Redis.from_url(system.redis_url) as redis:
-        newest = orjson.loads(await redis.lindex(HISTORY_KEY, -1))
+        newest = orjson.loads(await redis.lindex(keys.HISTORY, -1))
         late = {**newest, "at": newest["at"] + 1, "p50_ms": 11_000, "p99_ms": 11_000}
-        await redis.rpush(HISTORY_KEY, orjson.dumps(late))
+        await redis.rpush(keys.HISTORY, orjson.dumps(late))
     page.open(size)
     await page.shows("#charts", lambda text: "100 s" in text, "a tick above 11 s")
     left = "getBoundingClientRect().left"

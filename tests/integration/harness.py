@@ -16,6 +16,7 @@ from arq.connections import ArqRedis
 from payswitch.clock import boottime_ms
 from payswitch.dispatch.assembly import make_dispatcher
 from payswitch.dispatch.dispatcher import Dispatcher
+from payswitch.dispatch.routing import BreakerLimits
 from payswitch.money import Total
 from payswitch.payments.accepting import Acceptance, AcceptQueue
 from payswitch.payments.claims import Claim, Claims
@@ -34,10 +35,10 @@ FAST = Settings(
     processor_find_limit_ms=2000,
     retry_base_ms=1,
     retry_cap_ms=20,
-    breaker_failures=1000,
-    breaker_refusals=1000,
 )
 """Settings under which every recovery takes a second or two."""
+PATIENT = BreakerLimits(failures=1000, refusals=1000)
+"""Under these no breaker opens."""
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Bench:
     dispatcher: Dispatcher
     ledger: Ledger
     transport: httpx.AsyncBaseTransport
+    limits: BreakerLimits
 
     async def accept(self, *, cents: int = 1990, correlation_id: str | None = None) -> str:
         """Accept a new payment; returns its id."""
@@ -82,10 +84,13 @@ class Bench:
         horizon = await self.field(correlation_id, "horizon")
         return horizon is None or int(horizon) <= seconds * 1000 + microseconds // 1000
 
-    def use(self, settings: Settings) -> None:
-        """Go on under other settings."""
-        self.settings = settings
-        self.dispatcher = make_dispatcher(settings, self.redis, self.transport)
+    def use(self, settings: Settings | None = None, limits: BreakerLimits | None = None) -> None:
+        """Go on under other settings, or other limits of the breakers."""
+        self.settings = settings or self.settings
+        self.limits = limits or self.limits
+        self.dispatcher = make_dispatcher(
+            self.settings, self.redis, self.transport, limits=self.limits
+        )
 
     async def dispatch_until_done(self, correlation_id: str, *, times: int = 50) -> Record:
         """Claim and dispatch until the payment is settled or dead, with a worker's shortest pauses,
@@ -101,7 +106,7 @@ class Bench:
     async def record(self, correlation_id: str) -> Record:
         """The payment's record, which must exist."""
         record = await read_record(self.redis, correlation_id)
-        assert record is not None
+        assert isinstance(record, Record)
         return record
 
     async def field(self, correlation_id: str, name: str) -> str | None:
@@ -132,7 +137,9 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def bench(redis: ArqRedis, settings: Settings = FAST) -> AsyncIterator[Bench]:
+async def bench(
+    redis: ArqRedis, settings: Settings = FAST, limits: BreakerLimits = PATIENT
+) -> AsyncIterator[Bench]:
     """Two scripted processors and a dispatcher that pays through them."""
     async with ScriptedProcessor().running() as default, ScriptedProcessor().running() as fallback:
         settings = replace(
@@ -144,9 +151,10 @@ async def bench(redis: ArqRedis, settings: Settings = FAST) -> AsyncIterator[Ben
             settings,
             default,
             fallback,
-            make_dispatcher(settings, redis, transport),
+            make_dispatcher(settings, redis, transport, limits=limits),
             Ledger(redis, processors=["default", "fallback"], retention_ms=60_000),
             transport,
+            limits,
         )
         await transport.aclose()
 

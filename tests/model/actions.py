@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from payswitch.operations.controls import PAUSE_KEY
-from payswitch.selection.selector import OVERRIDE_KEY
 from payswitch.settings import PROCESSORS
+from payswitch.store import keys
 from tests.model.processors import REFUSED_CONNECTION, UNCLEAR
 from tests.model.promise import Snapshot
 from tests.model.stepped import Gate
@@ -149,7 +148,7 @@ def _of_operator(world: World) -> Iterator[Action]:
     _, operator = world.ingresses
     if not world.temper.orders or operator.gates:
         return
-    override, paused = world.store.client.mget([OVERRIDE_KEY, PAUSE_KEY])  # type: ignore[misc]
+    override, paused = world.store.client.mget([keys.OVERRIDE, keys.PAUSED])  # type: ignore[misc]
     for name in PROCESSORS:
         yield Action(f"an operator selects {name}", 1, partial(operator.call_select, name))
     if override is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,8 +16,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from payswitch.dispatch.dispatcher import Pauses
-from payswitch.dispatch.routing import Breaker, Router
-from payswitch.operations.controls import PAUSE_KEY, Controls
+from payswitch.dispatch.routing import Breaker, BreakerLimits, Router
+from payswitch.operations.controls import Controls
 from payswitch.payments import accepting
 from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
 from payswitch.payments.claims import Claim, parse_open_tries
@@ -27,8 +27,9 @@ from payswitch.payments.payment import Payment
 from payswitch.payments.purge import Purge
 from payswitch.payments.sweeper import Sweeper
 from payswitch.processors.processor import Processor
-from payswitch.selection.selector import SELECTION_KEYS, Selection, parse_override
+from payswitch.selection.selector import Selection, parse_override
 from payswitch.settings import PROCESSORS
+from payswitch.store import keys, scripts
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
 from tests.model.stepped import (
     Gate,
@@ -255,7 +256,7 @@ class World:
                 if routed is not None and not closed and int(routed[2]) > 1:
                     self._note_another_try(correlation_id)
         elif name == "claim":
-            self._note_claim(answer)
+            self._note_claim(scripts.named(answer))
         elif name == "hold" and answer:
             self.held_until = self.redis_now() + _HOLD_MS
         elif name == "purge" and answer:
@@ -279,13 +280,13 @@ class World:
         if before and all(each.ended for each in before):
             self.counts["sent again without a question"] += 1
 
-    def _note_claim(self, answer: Any) -> None:
-        override, _ = answer[2]
+    def _note_claim(self, answer: Mapping[str, Any]) -> None:
+        override, _ = answer["selection"]
         if override is not None:
             self.counts["claim: an operator has chosen"] += 1
-        if self.store.client.exists(PAUSE_KEY):
+        if self.store.client.exists(keys.PAUSED):
             self.counts["claim: paused"] += 1
-            if answer[6:]:
+            if answer["payments"]:
                 self.claimed_while_paused = True
 
     def _note_purge(self) -> None:
@@ -421,9 +422,7 @@ class Worker(Process):
         breakers = {
             name: Breaker(
                 slots=8,
-                failures=temper.breaker_failures,
-                refusals=temper.breaker_refusals,
-                probe_ms=1000,
+                limits=BreakerLimits(temper.breaker_failures, temper.breaker_refusals),
             )
             for name in PROCESSORS
         }
@@ -467,7 +466,7 @@ class Worker(Process):
         router, now = self.dispatcher.router, self.clock()
         probe = None
         if router.choose(now) is None:
-            self._see(self._world.store.client.mget(SELECTION_KEYS)[0])  # type: ignore[index]
+            self._see(self._world.store.client.mget(keys.SELECTIONS)[0])  # type: ignore[index]
             probe = router.to_probe(now)
             if probe is None:
                 return

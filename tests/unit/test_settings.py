@@ -244,15 +244,6 @@ def test_a_value_that_is_no_text_is_named_on_one_line() -> None:
         ({"PAYSWITCH_PURGE": "token"}, "PAYSWITCH_PURGE_TOKEN go together"),
         ({"PAYSWITCH_PURGE_TOKEN": "x"}, "PAYSWITCH_PURGE_TOKEN go together"),
         (
-            {"PAYSWITCH_HEALTH_LIMIT_MS": "4000"},
-            "PAYSWITCH_HEALTH_LIMIT_MS < PAYSWITCH_HEALTH_LOCK_MS",
-        ),
-        (
-            {"PAYSWITCH_HEALTH_LOCK_MS": "5100"},
-            "PAYSWITCH_HEALTH_LOCK_MS < PAYSWITCH_HEALTH_THROTTLE_MS",
-        ),
-        ({"PAYSWITCH_HEALTH_THROTTLE_MS": "3000"}, "PAYSWITCH_HEALTH_THROTTLE_MS must hold"),
-        (
             {"PAYSWITCH_LEASE_MS": "10500"},
             "PAYSWITCH_LEASE_MS must be above PAYSWITCH_PROCESSOR_MAX_DELAY_MS plus",
         ),
@@ -278,8 +269,6 @@ def test_a_contradiction_is_named(environment: dict[str, str], message: str) -> 
     [
         {"PAYSWITCH_PURGE": "token", "PAYSWITCH_PURGE_TOKEN": "a"},
         {"PAYSWITCH_PURGE": "open"},
-        {"PAYSWITCH_HEALTH_LIMIT_MS": "3999"},
-        {"PAYSWITCH_HEALTH_LOCK_MS": "5099"},
         {"PAYSWITCH_LEASE_MS": "10501"},
     ],
 )

@@ -17,11 +17,13 @@ from redis.exceptions import RedisError
 from payswitch.instants import format_instant
 from payswitch.money import Total
 from payswitch.settings import Settings
+from payswitch.store import keys
 from payswitch.store.client import connect
+from payswitch.store.clock import redis_now_ms
 
 _PAGE = 1000
 _EARLIEST_MS, _LATEST_MS = 0, 4_000_000_000_000
-_EMPTY_AT_REST = ("arq:queue", "payments:open", "payments:in-flight")
+_EMPTY_AT_REST = (keys.QUEUE, keys.OPEN, keys.IN_FLIGHT)
 _PATIENCE_S = 0.5
 
 Totals = dict[str, Total]
@@ -106,14 +108,13 @@ class Auditor:
         latest = "+inf" if accepted_until_ms is None else accepted_until_ms
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                return int(await self._redis.zcount("payments:open", "-inf", latest))
+                return int(await self._redis.zcount(keys.OPEN, "-inf", latest))
         except (RedisError, OSError, TimeoutError):
             return None
 
     async def redis_now_ms(self) -> int:
         """Redis' wall clock. Raises `RedisError`."""
-        seconds, microseconds = await self._redis.time()
-        return int(seconds * 1000 + microseconds // 1000)
+        return await redis_now_ms(self._redis)
 
     async def ours(self, first_ms: int | None = None, last_ms: int | None = None) -> Totals:
         """The endpoint's summary. Raises `httpx.HTTPError`."""
@@ -164,10 +165,10 @@ class Auditor:
             ],
             incidents=[
                 incident.decode()
-                for incident in await self._redis.lrange("payments:incidents", 0, -1)  # type: ignore[misc]
+                for incident in await self._redis.lrange(keys.INCIDENTS, 0, -1)  # type: ignore[misc]
             ],
             dead=frozenset(
-                payment.decode() for payment in await self._redis.zrange("payments:dead", 0, -1)
+                payment.decode() for payment in await self._redis.zrange(keys.DEAD, 0, -1)
             ),
             left={key: int(await self._redis.zcard(key)) for key in _EMPTY_AT_REST},
             journals=journals,
@@ -177,13 +178,15 @@ class Auditor:
         records = {}
         cursor = 0
         while True:
-            cursor, keys = await self._redis.scan(cursor, match="payment:*", count=_PAGE)
+            cursor, page = await self._redis.scan(
+                cursor, match=f"{keys.RECORD_PREFIX}*", count=_PAGE
+            )
             async with self._redis.pipeline(transaction=False) as pipe:
-                for key in keys:
+                for key in page:
                     pipe.hgetall(key)
                 found = await pipe.execute()
-            for key, fields in zip(keys, found, strict=True):
-                records[key.decode().removeprefix("payment:")] = {
+            for key, fields in zip(page, found, strict=True):
+                records[key.decode().removeprefix(keys.RECORD_PREFIX)] = {
                     name.decode(): value.decode() for name, value in fields.items()
                 }
             if cursor == 0:

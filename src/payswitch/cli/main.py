@@ -21,7 +21,7 @@ from payswitch.cli import terminal
 from payswitch.errors import StartError
 from payswitch.process import allow_many_open_files, yield_to_others
 from payswitch.reasons import reason
-from payswitch.settings import Settings, SettingsError
+from payswitch.settings import REMOVED, Settings, SettingsError
 from payswitch.telemetry import logs
 from payswitch.telemetry.shared_counts import leave_that_of_others, shared_by_processes
 
@@ -62,6 +62,8 @@ def _settings_of(environment: Mapping[str, str], part: str) -> Settings:
     except SettingsError as error:
         fail(str(error))
     logs.configure(settings.log_level, settings.log_format, part)
+    if removed := [name for name in REMOVED if environment.get(name)]:
+        logger.warning("no longer a setting: %(variables)s", {"variables": ", ".join(removed)})
     return settings
 
 

@@ -1,21 +1,17 @@
-"""A payment's record, as words for a terminal and as JSON."""
+"""A payment's record, as words for a terminal."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import orjson
-
 from payswitch.instants import format_instant
 from payswitch.money import format_cents
-from payswitch.payments.full_records import FullRecord
+from payswitch.payments.records import Record
 
 
 def _instant(ms: int | None) -> str:
     return "never" if ms is None else format_instant(ms)
 
 
-def in_words(record: FullRecord) -> dict[str, str | None]:
+def in_words(record: Record) -> dict[str, str | None]:
     """All that is known of a payment, by its name; None where there is nothing to say."""
     tries = ", ".join(
         f"{each.number} ({'ended, maybe recorded' if each.ended else 'may still be recorded'})"
@@ -40,30 +36,4 @@ def in_words(record: FullRecord) -> dict[str, str | None]:
         "died at": None if record.dead_at is None else _instant(record.dead_at),
         "replayed at": _instant(record.replayed_at),
         "settled at": _instant(record.settled_at),
-    }
-
-
-def as_json(record: FullRecord) -> dict[str, Any]:
-    """All that is known of a payment, as `--json` prints it."""
-
-    def instant(ms: int | None) -> str | None:
-        return None if ms is None else format_instant(ms)
-
-    return {
-        "correlationId": record.correlation_id,
-        "state": record.state,
-        "reason": record.reason,
-        "lastError": record.last_error,
-        "amount": orjson.Fragment(format_cents(record.cents)),
-        "processor": record.processor,
-        "requestedAt": instant(record.requested_at),
-        "tries": record.tries,
-        "openTries": [{"number": each.number, "ended": each.ended} for each in record.open_tries],
-        "horizon": instant(record.horizon),
-        "quietMs": record.quiet_ms,
-        "leaseUntil": instant(record.lease_until),
-        "acceptedAt": instant(record.accepted_at),
-        "deadAt": instant(record.dead_at),
-        "replayedAt": instant(record.replayed_at),
-        "settledAt": instant(record.settled_at),
     }

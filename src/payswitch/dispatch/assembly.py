@@ -7,33 +7,34 @@ from redis.asyncio import Redis
 
 from payswitch.dispatch.counts import SettleCounts
 from payswitch.dispatch.dispatcher import Dispatcher, Pauses
-from payswitch.dispatch.routing import Breaker, Router
+from payswitch.dispatch.routing import Breaker, BreakerLimits, Router
 from payswitch.payments.claims import Claim
 from payswitch.payments.ledger import Ledger
 from payswitch.payments.tries import Tries
 from payswitch.processors.processor import make_processors
 from payswitch.settings import Settings
+from payswitch.telemetry.heartbeat import Fields, Heartbeat
+from payswitch.telemetry.histogram import merged
 from payswitch.telemetry.tracing import PaymentTrace, Traces, open_traces
-from payswitch.telemetry.vitals import Fields, Vitals
 
 
-def worker_vitals(redis: Redis, dispatcher: Dispatcher, settled: SettleCounts) -> Vitals:
+def worker_heartbeat(redis: Redis, dispatcher: Dispatcher, settled: SettleCounts) -> Heartbeat:
     """What a payments worker writes of itself."""
 
     def collect() -> Fields:
-        fields: dict[str, str | int] = {"settle_times": settled.times.text}
+        fields: dict[str, str | int] = {"settle_times": merged(settled.times.values()).text}
         for name, breaker in dispatcher.router.breakers.items():
             fields[f"breaker:{name}"] = ": ".join(filter(None, (breaker.state.value, breaker.why)))
             fields[f"in_flight:{name}"] = breaker.in_flight
         for name, count in settled.by_processor.items():
             fields[f"settled:{name}"] = count
-        for (name, outcome), tally in dispatcher.calls.items():
-            fields[f"tries:{name}:{outcome.__name__}"] = tally.total
+        for (name, outcome), calls in dispatcher.calls.items():
+            fields[f"tries:{name}:{outcome.__name__}"] = calls.total
         return fields
 
-    vitals = Vitals(redis, "worker", collect)
-    settled.redis_ahead_ms = lambda: vitals.redis_ahead_ms
-    return vitals
+    heartbeat = Heartbeat(redis, "worker", collect)
+    settled.redis_ahead_ms = lambda: heartbeat.redis_ahead_ms
+    return heartbeat
 
 
 def make_dispatcher(
@@ -41,15 +42,11 @@ def make_dispatcher(
     redis: Redis,
     transport: httpx.AsyncBaseTransport,
     settled: SettleCounts | None = None,
+    limits: BreakerLimits = BreakerLimits(),  # noqa: B008
 ) -> Dispatcher:
     """What a payments worker works with; what it settles is counted in `settled`."""
     breakers = {
-        name: Breaker(
-            slots=settings.processor_slots,
-            failures=settings.breaker_failures,
-            refusals=settings.breaker_refusals,
-            probe_ms=settings.breaker_probe_ms,
-        )
+        name: Breaker(slots=settings.processor_slots, limits=limits)
         for name in settings.processor_urls
     }
     return Dispatcher(
@@ -63,7 +60,7 @@ def make_dispatcher(
             retention_ms=settings.retention_ms,
             on_settled=None if settled is None else settled.add,
         ),
-        router=Router(breakers, probe_ms=settings.breaker_probe_ms),
+        router=Router(breakers, probe_ms=limits.probe_ms),
         pauses=Pauses(settings.retry_base_ms, settings.retry_cap_ms),
         lease_margin_ms=settings.lease_margin_ms,
     )

@@ -9,7 +9,6 @@ from payswitch.clock import boottime_ms
 from payswitch.payments.claims import Claim
 from payswitch.payments.ledger import Settlement
 from payswitch.telemetry.histogram import Histogram
-from payswitch.telemetry.tally import Tally
 
 
 class SettleCounts:
@@ -17,8 +16,7 @@ class SettleCounts:
 
     def __init__(self) -> None:
         self.by_processor: Counter[str] = Counter()
-        self.times = Histogram()
-        self.seconds: defaultdict[str, Tally] = defaultdict(Tally)
+        self.times: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.redis_ahead_ms: Callable[[], float | None] = lambda: None
 
     def add(self, items: Sequence[tuple[Claim, str, int]], verdicts: Sequence[Settlement]) -> None:
@@ -30,5 +28,4 @@ class SettleCounts:
             if verdict is Settlement.SETTLED:
                 self.by_processor[processor] += 1
                 if now is not None:
-                    self.times.add(now - claim.accepted_at)
-                    self.seconds[processor].add((now - claim.accepted_at) / 1000)
+                    self.times[processor].add(now - claim.accepted_at)

@@ -37,7 +37,7 @@ from payswitch.processors.outcomes import (
     Unknown,
 )
 from payswitch.processors.processor import Processor
-from payswitch.telemetry.tally import Tally
+from payswitch.telemetry.histogram import Histogram
 from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Dispatcher:
         clock: Callable[[], float] = boottime_ms,
     ) -> None:
         self.router = router
-        self.calls: defaultdict[tuple[str, type[Outcome]], Tally] = defaultdict(Tally)
+        self.calls: defaultdict[tuple[str, type[Outcome]], Histogram] = defaultdict(Histogram)
         """How long the calls that pay took, by processor and how they ended."""
         self._processors = processors
         self._tries = tries
@@ -235,7 +235,7 @@ class Dispatcher:
                 return
             began = self._clock()
             outcome = await self._send(work, routed)
-            self.calls[processor, type(outcome)].add((self._clock() - began) / 1000)
+            self.calls[processor, type(outcome)].add(self._clock() - began)
             if isinstance(outcome, Refused):
                 outcome = replace(outcome, finding=await self._find(work, processor))
         finally:

@@ -20,8 +20,8 @@ from payswitch.processors.outcomes import (
     Unknown,
 )
 from payswitch.telemetry import metrics
+from payswitch.telemetry.histogram import Histogram
 from payswitch.telemetry.metrics import Facts
-from payswitch.telemetry.tally import Tally
 
 if TYPE_CHECKING:
     from payswitch.dispatch.payment_worker import PaymentWorker
@@ -45,10 +45,10 @@ def worker_registry(
     def collect() -> Iterable[Metric]:
         yield metrics.build_info("worker")
         yield metrics.REDIS_FAILURES.one(worker.redis_failures)
-        yield metrics.QUEUE_WAIT_SECONDS.tallies({(): worker.claims.waits})
-        yield metrics.CALL_SECONDS.tallies(_calls(dispatcher))
-        yield metrics.SETTLE_SECONDS.tallies(
-            {(name,): settled.seconds.get(name, Tally()) for name in names}
+        yield metrics.QUEUE_WAIT_SECONDS.histograms({(): worker.claims.waits})
+        yield metrics.CALL_SECONDS.histograms(_calls(dispatcher))
+        yield metrics.SETTLE_SECONDS.histograms(
+            {(name,): settled.times.get(name, Histogram()) for name in names}
         )
         yield metrics.SETTLED.by({(name,): settled.by_processor[name] for name in names})
         yield from _of_jobs(worker)
@@ -57,10 +57,10 @@ def worker_registry(
     return metrics.registry_of(Facts(collect))
 
 
-def _calls(dispatcher: Dispatcher) -> dict[tuple[str, ...], Tally]:
+def _calls(dispatcher: Dispatcher) -> dict[tuple[str, ...], Histogram]:
     """From 0 on for each outcome, so that the first of its kind is an increase."""
     return {
-        (name, outcome): dispatcher.calls.get((name, kind), Tally())
+        (name, outcome): dispatcher.calls.get((name, kind), Histogram())
         for name in dispatcher.router.breakers
         for kind, outcome in _OUTCOMES.items()
     }

@@ -27,13 +27,12 @@ from payswitch.instants import LATEST_MS
 from payswitch.payments.claims import Claim, Claimed, Claims
 from payswitch.payments.sweeper import Sweeper
 from payswitch.reasons import reason
-from payswitch.selection.selector import SELECTION_KEYS, parse_standing
+from payswitch.selection.selector import parse_standing
+from payswitch.store import keys
 from payswitch.store.lock import Lock
 
 logger = logging.getLogger(__name__)
 
-WAKE_KEY = "payments:wake"
-PROBE_LOCK_KEY = "payments:probe"
 
 _MOST_AT_ONCE = 500
 """Redis serves nobody else during a claim, and Lua takes a few thousand arguments at most."""
@@ -127,7 +126,7 @@ class PaymentWorker(ResilientWorker):
             deadline_ms=self._deadline_ms,
             max_delay_ms=self._max_delay_ms,
         )
-        self._probe_lock = Lock(self.pool, PROBE_LOCK_KEY, life_ms=self._probe_limit_ms)
+        self._probe_lock = Lock(self.pool, keys.PROBE, life_ms=self._probe_limit_ms)
         self._sweeping = asyncio.create_task(
             Sweeper(self.pool, every_ms=self._sweep_ms, fold=self._fold).run(), name="sweeper"
         )
@@ -196,7 +195,7 @@ class PaymentWorker(ResilientWorker):
         name = router.choose(now)
         if name is not None and (room := min(free, router.breakers[name].free(now))) > 0:
             return Permit(room)
-        self._see(tuple(await self.pool.mget(SELECTION_KEYS)))
+        self._see(tuple(await self.pool.mget(keys.SELECTIONS)))
         probe = router.to_probe(now) if name is None else None
         token = await self._probe_lock.acquire() if probe is not None else None
         if probe is None or token is None:
@@ -329,7 +328,7 @@ class PaymentWorker(ResilientWorker):
             await asyncio.sleep(pause.for_others_s)
         elif pause.wake_within_s:
             seconds = cast(int, pause.wake_within_s)  # redis-py's types know no floats
-            await cast(Awaitable[Any], self.pool.blpop([WAKE_KEY], timeout=seconds))
+            await cast(Awaitable[Any], self.pool.blpop([keys.WAKE], timeout=seconds))
 
 
 def _instant(ms: int) -> datetime:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from dataclasses import dataclass
 
 from payswitch.selection.selector import UNSELECTED, Selection
-from payswitch.telemetry.vitals import REFUSES
+from payswitch.telemetry.heartbeat import REFUSES
 
 
 class Verdict(enum.Enum):
@@ -36,14 +37,27 @@ class BreakerState(enum.Enum):
     """A probe is under way."""
 
 
+@dataclass(frozen=True, slots=True)
+class BreakerLimits:
+    """When a circuit breaker opens, and when it lets a payment through."""
+
+    failures: int = 5
+    """So many in a row open it."""
+    refusals: int = 5
+    """So many among the last twice as many payments open it, too; what is refused is held until a
+    payment succeeds."""
+    probe_ms: int = 1000
+    """An open one lets one payment through after this long, to probe."""
+
+
 class Breaker:
     """The circuit breaker and the slots of one processor in one worker. Times are boot time, ms.
 
     Of a few payments that are refused the payments are at fault, of most the processor is:
-    at `refusals` among the last twice as many it opens and is `refusing` until a success.
+    at `limits.refusals` among the last twice as many it opens and is `refusing` until a success.
     """
 
-    def __init__(self, *, slots: int, failures: int, refusals: int, probe_ms: int) -> None:
+    def __init__(self, *, slots: int, limits: BreakerLimits) -> None:
         self.state = BreakerState.CLOSED
         self.refusing = False
         """The processor refuses payments for a fault of its own."""
@@ -52,11 +66,9 @@ class Breaker:
         self.in_flight = 0
         self.last_success = float("-inf")
         self._slots = slots
-        self._limit = failures
-        self._refusals = refusals
-        self._probe_ms = probe_ms
+        self._limits = limits
         self._consecutive = 0
-        self._were_refused: deque[bool] = deque(maxlen=2 * refusals)
+        self._were_refused: deque[bool] = deque(maxlen=2 * limits.refusals)
         self._probe_at = 0.0
         self._asked_until = float("-inf")
 
@@ -91,7 +103,7 @@ class Breaker:
         if self.state is BreakerState.CLOSED:
             return False
         self.state = BreakerState.HALF_OPEN
-        self._probe_at = now + self._probe_ms
+        self._probe_at = now + self._limits.probe_ms
         return True
 
     def leave(
@@ -114,7 +126,7 @@ class Breaker:
         elif self.state is BreakerState.CLOSED:
             # A probe that a success has overtaken says nothing of what is now.
             self._consecutive += verdict is Verdict.BAD and not probe
-            if asked_ms > 0 or self._consecutive >= self._limit or self._refuses_most:
+            if asked_ms > 0 or self._consecutive >= self._limits.failures or self._refuses_most:
                 self._open(now, reason)
 
     def _succeed(self, now: float, *, probe: bool) -> None:
@@ -132,12 +144,12 @@ class Breaker:
 
     @property
     def _refuses_most(self) -> bool:
-        return sum(self._were_refused) >= self._refusals
+        return sum(self._were_refused) >= self._limits.refusals
 
     def _open(self, now: float, reason: str) -> None:
         self.state = BreakerState.OPEN
         self.reason = reason or self.reason
-        self._probe_at = now + self._probe_ms
+        self._probe_at = now + self._limits.probe_ms
 
 
 class Router:

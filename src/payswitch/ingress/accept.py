@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from time import perf_counter
@@ -43,7 +42,6 @@ class PaymentsEndpoint:
         self._metrics = metrics
         self._traces = traces
         self._host_names = host_names
-        self.refused: Counter[int] = Counter()
 
     async def accept(self, headers: Headers, read_body: Callable[[], Awaitable[bytes]]) -> Answer:
         """The answer to a payment: 202 once Redis holds it. A request that is refused by its
@@ -75,9 +73,7 @@ class PaymentsEndpoint:
             error = self._not_accepted(error)
         if not isinstance(error, Problem):
             logger.error("a payment could not be accepted", exc_info=error)
-            self._metrics.refused(500, seconds)
-            return bug().answer()
-        self.refused[error.status.value] += 1
+            error = bug()
         self._metrics.refused(error.status.value, seconds)
         return error.answer()
 

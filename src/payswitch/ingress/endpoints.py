@@ -33,14 +33,14 @@ from payswitch.payments.payment import (
     parse_correlation_id,
 )
 from payswitch.payments.purge import Purge
-from payswitch.payments.records import UnreadableRecordError, read_record
+from payswitch.payments.records import Unreadable, read_record
 from payswitch.process import collect_seldom
 from payswitch.settings import Settings
 from payswitch.store.client import connect
 from payswitch.store.watch import RedisWatch
+from payswitch.telemetry.heartbeat import Fields, Heartbeat
 from payswitch.telemetry.metrics import CONTENT_TYPE
 from payswitch.telemetry.tracing import Traces
-from payswitch.telemetry.vitals import Fields, Vitals
 
 logger = logging.getLogger(__name__)
 
@@ -86,14 +86,14 @@ class Ingress:
         self.payments = PaymentsEndpoint(
             self._queue, self._watch, self._metrics, self._traces, settings.allowed_host_names
         )
-        self._vitals = Vitals(self._redis, "ingress", self._vital_signs)
-        self._vitals.start()
+        self._heartbeat = Heartbeat(self._redis, "ingress", self._counts)
+        self._heartbeat.start()
         self.live = Live(self._redis, self._stopping)
 
     async def close(self) -> None:
         """Close the connections."""
         await self.live.close()
-        await self._vitals.close()
+        await self._heartbeat.close()
         await self._watch.close()
         await self._purge.close()
         await self._redis.aclose(close_connection_pool=True)
@@ -135,16 +135,15 @@ class Ingress:
             correlation_id = parse_correlation_id(request.path_params["id"])
         except InvalidPaymentError:
             raise Problem(HTTPStatus.NOT_FOUND, "no payment has such an id: not a UUID") from None
-        try:
-            record = await read_record(self._redis, correlation_id)
-        except UnreadableRecordError as error:
+        record = await read_record(self._redis, correlation_id)
+        if isinstance(record, Unreadable):
             raise Problem(
                 HTTPStatus.INTERNAL_SERVER_ERROR,
-                f"the record of payment {correlation_id} can't be read: {error}",
-            ) from None
+                f"the record of payment {correlation_id} can't be read: {record.problem}",
+            )
         if record is None:
             raise Problem(HTTPStatus.NOT_FOUND, f"payment {correlation_id} is unknown")
-        return Response(record.as_json(), media_type=JSON)
+        return Response(record.public_json(), media_type=JSON)
 
     async def summary(self, request: Request) -> Response:
         """`GET /payments-summary`: totals by processor, both bounds inclusive and optional. Where
@@ -197,11 +196,8 @@ class Ingress:
         """`GET /metrics`: what Prometheus reads; of all processes at this address."""
         return Response(self._metrics.scrape(), headers={"content-type": CONTENT_TYPE})
 
-    def _vital_signs(self) -> Fields:
-        fields: dict[str, str | int] = {"redis:short_of_memory": int(self._watch.is_short)}
-        fields |= {f"accepted:{verdict}": n for verdict, n in self._queue.verdicts.items()}
-        fields |= {f"refused:{status}": n for status, n in self.payments.refused.items()}
-        return fields
+    def _counts(self) -> Fields:
+        return {"redis:short_of_memory": int(self._watch.is_short), **self._metrics.counted()}
 
 
 def _bound(ms: int | None) -> str:

@@ -16,8 +16,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from payswitch.store.watch import RedisWatch
 from payswitch.telemetry import metrics, shared_counts
+from payswitch.telemetry.histogram import BOUNDS_S
 from payswitch.telemetry.metrics import Facts
-from payswitch.telemetry.tally import BOUNDS_S
 
 _VERDICTS = ("new", "same", "other", "full", "sum", "broken", "late")
 _REASONS = ("redis", "memory", "backlog", "ledger", "refused", "silent")
@@ -43,8 +43,8 @@ class IngressMetrics:
         )
         self.accepted: Callable[[float], None] = seconds.labels("accepted").observe
         """Counts an accepted payment and how long its answer took (s)."""
-        verdicts = _counter(metrics.ACCEPTANCES, _VERDICTS, own)
-        self._verdicts = {verdict: verdicts.labels(verdict).inc for verdict in _VERDICTS}
+        self._acceptances = _counter(metrics.ACCEPTANCES, _VERDICTS, own)
+        self._verdicts = {each: self._acceptances.labels(each).inc for each in _VERDICTS}
         self._reasons = _counter(metrics.UNAVAILABLE, _REASONS, own)
         self._statuses = _counter(metrics.REFUSALS, map(str, _STATUSES), own)
         self._registry = self._whole(own)
@@ -67,6 +67,13 @@ class IngressMetrics:
         """Count what Redis said to a batch."""
         for verdict in verdicts:
             self._verdicts[verdict]()
+
+    def counted(self) -> dict[str, int]:
+        """What this process has counted, as its heartbeat names it; what is 0 is left out."""
+        return {
+            **_counts("accepted", self._acceptances),
+            **_counts("refused", self._statuses),
+        }
 
     def scrape(self) -> bytes:
         """The text of a scrape: the counts of all processes, whichever answers."""
@@ -100,3 +107,14 @@ def _counter(
     for value in values:
         counter.labels(value)
     return counter
+
+
+def _counts(prefix: str, counter: CounterObject) -> dict[str, int]:
+    """This process' counts, whether or not it shares them with others."""
+    [family] = counter.collect()
+    return {
+        f"{prefix}:{label}": int(sample.value)
+        for sample in family.samples
+        if sample.name.endswith("_total") and sample.value
+        for label in sample.labels.values()
+    }

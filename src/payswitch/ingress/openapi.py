@@ -1,10 +1,13 @@
-"""The public interface as OpenAPI 3.1 (`openapi.json`), served as it is and as a page.
+"""The public interface: `openapi.json` for programs, and `docs.html`, the same for people.
 
-`tests/integration/test_openapi.py` holds it against the running ingress and HAProxy.
+`tests/integration/ingress/test_openapi.py` holds the document against the running ingress and
+HAProxy, `tests/unit/ingress/test_docs_page.py` the page against the document.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from importlib.resources import files
 from typing import Any
 
@@ -12,29 +15,36 @@ import orjson
 from starlette.responses import Response
 from starlette.routing import Route
 
-from payswitch.ingress.api_page import CONTENT_SECURITY_POLICY, render
+_FOLDER = files("payswitch.ingress")
 
 
 def document() -> dict[str, Any]:
     """The document, read from the package."""
-    text = (files("payswitch.ingress") / "openapi.json").read_bytes()
-    parsed: dict[str, Any] = orjson.loads(text)
+    parsed: dict[str, Any] = orjson.loads((_FOLDER / "openapi.json").read_bytes())
     return parsed
 
 
+def page() -> Response:
+    """The page. Its policy allows the page's own style and nothing else."""
+    text = (_FOLDER / "docs.html").read_bytes()
+    style = text.partition(b"<style>")[2].partition(b"</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    headers = {
+        "content-security-policy": policy,
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+    return Response(text, headers=headers, media_type="text/html")
+
+
 def routes() -> list[Route]:
-    """`GET /openapi.json` and `GET /docs`, encoded once, here."""
-    described = document()
+    """`GET /openapi.json` and `GET /docs`, read and encoded once, here."""
     answers = {
-        "/openapi.json": Response(orjson.dumps(described), media_type="application/json"),
-        "/docs": Response(
-            render(described),
-            headers={
-                "content-security-policy": CONTENT_SECURITY_POLICY,
-                "referrer-policy": "no-referrer",
-                "x-content-type-options": "nosniff",
-            },
-            media_type="text/html",
-        ),
+        "/openapi.json": Response(orjson.dumps(document()), media_type="application/json"),
+        "/docs": page(),
     }
     return [Route(path, answer, methods=["GET"]) for path, answer in answers.items()]

@@ -13,7 +13,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from arq.constants import health_check_key_suffix
 from redis.exceptions import RedisError
 
 from payswitch.local.append_only import cut_open_transaction
@@ -37,8 +36,8 @@ from payswitch.local.screen import Screen
 from payswitch.local.supervisor import Part, Supervisor
 from payswitch.secret_files import variable_of
 from payswitch.settings import Settings
+from payswitch.store import keys
 from payswitch.store.client import connect
-from payswitch.store.keys import HEALTH_QUEUE, QUEUE
 from payswitch.text import shown
 
 FEES = {"default": "0.05", "fallback": "0.15"}
@@ -198,10 +197,10 @@ class LocalSystem:
         return Service(part, port.url, note, port, metrics=port)
 
     def _worker(self, name: str) -> Service:
-        return self._of_queue(name, "worker", QUEUE)
+        return self._of_queue(name, "worker", keys.QUEUE)
 
     def _health(self) -> Service:
-        return self._of_queue("health", "health", HEALTH_QUEUE)
+        return self._of_queue("health", "health", keys.HEALTH_QUEUE)
 
     def _of_queue(self, name: str, command: str, queue: str) -> Service:
         number = next(self._metrics_ports, 0)
@@ -264,7 +263,7 @@ class LocalSystem:
         )
         note = f"{redis_version(program)}, kept in {self.options.state}"
         if shutil.which("redis-cli"):
-            note += f"; redis-cli -p {port.number} zcard {QUEUE}"
+            note += f"; redis-cli -p {port.number} zcard {keys.QUEUE}"
         return Service(part, self.settings.redis_url, note, port)
 
     def _own(
@@ -283,7 +282,7 @@ class LocalSystem:
     def _takes_jobs_of(self, queue: str) -> _Check:
         async def check() -> bool:
             try:
-                return bool(await self.redis.exists(queue + health_check_key_suffix))
+                return bool(await self.redis.exists(keys.sign_of_life(queue)))
             except (RedisError, OSError):
                 return False
 

@@ -2,10 +2,13 @@
 -- lease ends, so that a worker's death gives them back by itself.
 --
 -- ARGV: how many at most, the lease (ms), the longest delay of a processor (ms)
--- Returns: now (ms), generation, { override, selection } (each or nil), when the next is due (ms,
---   or nil), token, ids of strays; then for each payment: id, job (or nil), score, job_try, cents,
---   accepted_at, processor, requested_at, open tries, horizon, number of tries, quiet time,
---   replayed_at, by how much horizon and quiet time must be later for that delay (ms)
+-- Returns names and values: now (ms), generation, selection ({ override, selection }, each or nil),
+--   next_due (ms, or nil), token, strays (their ids), fields, payments. A payment is a list of what
+--   `fields` names, so that each name is sent once; later is by how much horizon and quiet time must
+--   be later for that delay (ms).
+
+local FIELDS = { 'id', 'job', 'score', 'job_try', 'later', 'cents', 'accepted_at', 'processor',
+  'requested_at', 'open', 'horizon', 'tries', 'quiet', 'replayed_at' }
 
 demand_queues()
 local limit, lease, max_delay = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -15,16 +18,14 @@ local selection = redis.call('MGET', OVERRIDE, SELECTION)
 
 if redis.call('EXISTS', PURGING, PAUSED) > 0 then
   local rest = redis.call('EXISTS', PURGING) == 1 and 50 or redis.call('PTTL', PAUSED)
-  return { now, current, selection, rest >= 0 and now + rest + 1, 0, {} }
+  return { 'now', now, 'generation', current, 'selection', selection,
+    'next_due', rest >= 0 and now + rest + 1, 'token', 0, 'strays', {}, 'fields', FIELDS, 'payments', {} }
 end
 
 redis.call('DEL', WAKE)
 local due = redis.call('ZRANGEBYSCORE', QUEUE, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
-local strays = {}
-local answer = { now, current, selection, false, 0, strays }
-if #due > 0 then
-  answer[5] = redis.call('INCR', TOKEN)
-end
+local strays, payments = {}, {}
+local token = #due > 0 and redis.call('INCR', TOKEN) or 0
 
 -- Not ours to pay: another application's job on this queue (left for whom it is for, tried again
 -- later), an entry without a job (nothing to keep), or a record that somebody spoilt. What is settled or dead isn't paid again,
@@ -44,29 +45,30 @@ local waited_for = {}
 for i = 1, #due, 2 do
   local id = due[i]
   local record = 'payment:' .. id
-  local known = redis.pcall('HMGET', record, 'generation', 'cents', 'accepted_at', 'processor',
-    'requested_at', 'open', 'horizon', 'tries', 'quiet', 'state', 'replayed_at', 'delay')
-  if known.err or known[1] ~= current or not (tonumber(known[2]) and tonumber(known[3])) then
+  local born, state, delay, cents, accepted_at, processor, requested_at, open, horizon, tries, quiet,
+    replayed_at = unpack(redis.pcall('HMGET', record, 'generation', 'state', 'delay', 'cents',
+      'accepted_at', 'processor', 'requested_at', 'open', 'horizon', 'tries', 'quiet', 'replayed_at'))
+  if born ~= current or not (tonumber(cents) and tonumber(accepted_at)) then
     put_aside(id)
-  elseif known[10] == 'settled' or known[10] == 'dead' then
+  elseif state == 'settled' or state == 'dead' then
     strays[#strays + 1] = id
     redis.call('ZREM', QUEUE, id)
   else
     leases[#leases + 1] = ends
     leases[#leases + 1] = id
-    redis.call('HSET', record, 'state', 'processing', 'token', answer[5], 'lease_until', ends)
-    redis.call('SET', 'arq:in-progress:' .. id, answer[5], 'PX', lease)
-    if known[4] and known[6] and known[6] ~= '' then
-      redis.pcall('ZREM', WAITING .. known[4], id)
-      waited_for[known[4]] = true
+    redis.call('HSET', record, 'state', 'processing', 'token', token, 'lease_until', ends)
+    redis.call('SET', 'arq:in-progress:' .. id, token, 'PX', lease)
+    if processor and open and open ~= '' then
+      redis.pcall('ZREM', WAITING .. processor, id)
+      waited_for[processor] = true
     end
     local job_try = redis.pcall('INCR', 'arq:retry:' .. id)
     local job = redis.pcall('GET', 'arq:job:' .. id)
     if type(job_try) == 'table' then job_try = 1 end
     if type(job) == 'table' then job = false end
-    answer[#answer + 1] = { id, job, due[i + 1], job_try, known[2], known[3], known[4], known[5],
-      known[6], known[7], known[8], known[9], known[11],
-      math.max(0, max_delay - counted_delay(known[12], known[8])) }
+    payments[#payments + 1] = { id, job, due[i + 1], job_try,
+      math.max(0, max_delay - counted_delay(delay, tries)), cents, accepted_at, processor,
+      requested_at, open, horizon, tries, quiet, replayed_at }
   end
 end
 if #leases > 0 then
@@ -76,8 +78,6 @@ end
 for processor in pairs(waited_for) do keep_pace(processor, now) end
 
 local next_due = redis.call('ZRANGE', QUEUE, 0, 0, 'WITHSCORES')[2]
-if next_due then
-  answer[4] = next_due
-  if tonumber(next_due) <= now then wake_a_worker() end
-end
-return answer
+if next_due and tonumber(next_due) <= now then wake_a_worker() end
+return { 'now', now, 'generation', current, 'selection', selection, 'next_due', next_due or false,
+  'token', token, 'strays', strays, 'fields', FIELDS, 'payments', payments }

@@ -2,10 +2,8 @@
 -- What somebody else keeps under one of these keys reads as if it weren't there.
 --
 -- ARGV: the processors
--- Returns: now (ms), backlog, when its oldest was accepted (ms), in flight, dead letters, incidents;
---   selection, its rest of life (ms), reports, fees, reconciliation, override, its rest of life,
---   paused, its rest of life; a list with count and cents for each processor; a list with key and
---   hash for each process that lives
+-- Returns names and values: now (ms), what each key or count below is called (lives in ms, as PTTL
+--   says them), totals (count and cents for each processor), heartbeats (each living process' hash)
 
 local function read(...)
   local answer = redis.pcall(...)
@@ -22,16 +20,27 @@ for i = 1, #ARGV do
   totals[#totals + 1] = total and total[2]
 end
 local now = now_ms()
-local vitals = {}
+local heartbeats = {}
 for _, key in ipairs(read('ZRANGE', 'vitals', 0, -1) or {}) do
   local fields = read('HGETALL', key)
-  if fields and #fields > 0 then
-    vitals[#vitals + 1] = key
-    vitals[#vitals + 1] = fields
-  end
+  if fields and #fields > 0 then heartbeats[#heartbeats + 1] = fields end
 end
-return { now, read('ZCARD', OPEN), oldest and oldest[2] or false, read('ZCARD', IN_FLIGHT),
-  read('ZCARD', DEAD), read('LLEN', INCIDENTS), read('GET', SELECTION), read('PTTL', SELECTION),
-  read('GET', 'healthcheck:reports'), read('GET', 'processors:fees'), read('GET', 'reconcile:last'),
-  read('GET', OVERRIDE), read('PTTL', OVERRIDE),
-  read('GET', PAUSED), read('PTTL', PAUSED), totals, vitals }
+return {
+  'now', now,
+  'backlog', read('ZCARD', OPEN),
+  'oldest', oldest and oldest[2] or false,
+  'in_flight', read('ZCARD', IN_FLIGHT),
+  'dead', read('ZCARD', DEAD),
+  'incidents', read('LLEN', INCIDENTS),
+  'selection', read('GET', SELECTION),
+  'selection_life', read('PTTL', SELECTION),
+  'reports', read('GET', 'healthcheck:reports'),
+  'fees', read('GET', 'processors:fees'),
+  'reconciled', read('GET', 'reconcile:last'),
+  'override', read('GET', OVERRIDE),
+  'override_life', read('PTTL', OVERRIDE),
+  'paused', read('GET', PAUSED),
+  'paused_life', read('PTTL', PAUSED),
+  'totals', totals,
+  'heartbeats', heartbeats,
+}

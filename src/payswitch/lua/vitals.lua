@@ -1,4 +1,4 @@
--- Vitals: one process says that it lives and what it has counted; silent for its life, it is gone.
+-- Heartbeat: one process says that it lives and what it has counted; silent for its life, it is gone.
 -- It begins with a DEL, so it may go on where Redis is out of memory.
 --
 -- KEYS: its hash; ARGV: its life (ms), then the hash's fields and values

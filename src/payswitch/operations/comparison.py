@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from payswitch.money import Total
-from payswitch.payments.full_records import FullRecord
+from payswitch.payments.records import Record
 from payswitch.processors.outcomes import Found
 
 
@@ -71,7 +71,7 @@ class Differing:
     """A payment that differs: what we have, and what each processor has (None: nothing)."""
 
     kind: DifferenceKind
-    record: FullRecord
+    record: Record
     theirs: Mapping[str, Found | None]
 
     def lies_in(self, windows: Iterable[Window]) -> bool:
@@ -119,7 +119,7 @@ def compared_windows(
     return windows
 
 
-def may_differ(record: FullRecord, differing: Sequence[Window], asked: Sequence[Window]) -> bool:
+def may_differ(record: Record, differing: Sequence[Window], asked: Sequence[Window]) -> bool:
     """Whether a payment is to be looked up: it may have been recorded in a window that differs, or
     it is unpaid and was sent to somebody."""
     if record.state == "settled":
@@ -137,7 +137,7 @@ def may_differ(record: FullRecord, differing: Sequence[Window], asked: Sequence[
     )
 
 
-def judge(record: FullRecord, theirs: Mapping[str, Found | None]) -> DifferenceKind | None:
+def judge(record: Record, theirs: Mapping[str, Found | None]) -> DifferenceKind | None:
     """How our record differs from what the processors have; None where it doesn't."""
     holders = [name for name, found in theirs.items() if found is not None]
     if len(holders) > 1:

@@ -12,13 +12,10 @@ import orjson
 from redis.asyncio import Redis
 
 from payswitch.instants import LATEST_MS, format_instant
-from payswitch.selection.selector import OVERRIDE_KEY, SELECTION_KEY, parse_override
-from payswitch.store import scripts
+from payswitch.selection.selector import parse_override
+from payswitch.store import keys, scripts
+from payswitch.store.clock import redis_now_ms
 from payswitch.store.notes import read_note
-
-PAUSE_KEY = "payments:paused"
-OPEN_KEY = "payments:open"
-IN_FLIGHT_KEY = "payments:in-flight"
 
 UNKNOWN = "unknown"
 
@@ -61,41 +58,41 @@ class Controls:
 
     async def select(self, processor: str, *, life_ms: int, by: str, reason: str | None) -> Order:
         """New tries go to this processor for `life_ms`, whatever the health check says."""
-        return await self._give(OVERRIDE_KEY, processor, life_ms, by, reason)
+        return await self._give(keys.OVERRIDE, processor, life_ms, by, reason)
 
     async def select_automatically(self) -> bool:
         """The health check's choice counts again; False if it did already."""
-        return bool(await self._withdraw(keys=[OVERRIDE_KEY]))
+        return bool(await self._withdraw(keys=[keys.OVERRIDE]))
 
     async def override(self) -> Order | None:
         """The order of `select` that stands."""
-        return standing_override(*await self._read(OVERRIDE_KEY))
+        return standing_override(*await self._read(keys.OVERRIDE))
 
     async def pause(self, *, life_ms: int | None, by: str, reason: str | None) -> Order:
         """Nothing is claimed any more for `life_ms`, or until `resume`."""
-        return await self._give(PAUSE_KEY, None, life_ms, by, reason)
+        return await self._give(keys.PAUSED, None, life_ms, by, reason)
 
     async def resume(self) -> bool:
         """Workers claim again, at once; False if nothing was paused."""
-        return bool(await self._withdraw(keys=[PAUSE_KEY]))
+        return bool(await self._withdraw(keys=[keys.PAUSED]))
 
     async def paused(self) -> Order | None:
         """The order to pause that stands."""
-        return standing_pause(*await self._read(PAUSE_KEY))
+        return standing_pause(*await self._read(keys.PAUSED))
 
     async def health_checks_choice(self) -> bytes | None:
         """The selection that the health check has cached, as it stands in Redis."""
-        found: list[bytes | None] = await self._redis.mget([SELECTION_KEY])
+        found: list[bytes | None] = await self._redis.mget([keys.SELECTION])
         return found[0]
 
     async def waiting(self, deadline_ms: int) -> Waiting:
         """The backlog, `deadline_ms` being how long a payment may be unpaid."""
-        now = await self._now_ms()
+        now = await redis_now_ms(self._redis)
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zcard(OPEN_KEY)
-            pipe.zcount(IN_FLIGHT_KEY, now, "+inf")
-            pipe.zrange(OPEN_KEY, 0, 0, withscores=True)
-            pipe.zcount(OPEN_KEY, "-inf", f"({now - deadline_ms}")
+            pipe.zcard(keys.OPEN)
+            pipe.zcount(keys.IN_FLIGHT, now, "+inf")
+            pipe.zrange(keys.OPEN, 0, 0, withscores=True)
+            pipe.zcount(keys.OPEN, "-inf", f"({now - deadline_ms}")
             payments, in_flight, first, overdue = await pipe.execute()
         deadline = int(first[0][1]) + deadline_ms if first else None
         return Waiting(int(payments), int(in_flight), deadline, int(overdue))
@@ -103,7 +100,7 @@ class Controls:
     async def _give(
         self, key: str, processor: str | None, life_ms: int | None, by: str, reason: str | None
     ) -> Order:
-        now = await self._now_ms()
+        now = await redis_now_ms(self._redis)
         at = format_instant(now)
         document = {"by": by, "at": at, "reason": reason}
         if processor is not None:
@@ -115,16 +112,12 @@ class Controls:
     async def _read(self, key: str) -> tuple[bytes | None, int, int]:
         """What the key holds (None for what is no string), Redis' clock, and its life, both in
         ms."""
-        now = await self._now_ms()
+        now = await redis_now_ms(self._redis)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.mget([key])
             pipe.pttl(key)
             [raw], life_ms = await pipe.execute()
         return raw, now, life_ms
-
-    async def _now_ms(self) -> int:
-        seconds, microseconds = await self._redis.time()
-        return int(seconds * 1000 + microseconds // 1000)
 
 
 def standing_pause(raw: bytes | None, now_ms: int, life_ms: int) -> Order | None:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from redis.asyncio import Redis
 
 from payswitch.processors.books import CannotAskError, ProcessorBooks
-from payswitch.store.notes import FEES_KEY, write_note
+from payswitch.store import keys
+from payswitch.store.notes import write_note
 from payswitch.store.periodic import Periodic
 
 logger = logging.getLogger(__name__)
@@ -46,5 +47,5 @@ class FeeWatch(Periodic):
                 logger.debug("a fee is unknown: %(error)s", {"error": str(error)})
         if said:
             at = time.time_ns() // 1_000_000
-            await write_note(self._redis, FEES_KEY, {"at": at, **self._known})
+            await write_note(self._redis, keys.FEES, {"at": at, **self._known})
         return said == len(self._books)

@@ -15,13 +15,11 @@ from redis.exceptions import RedisError, ResponseError
 
 from payswitch.operations.order_log import OrderLog
 from payswitch.operations.overview import Overview, OverviewReader
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
 from payswitch.store.periodic import Periodic
+from payswitch.telemetry.heartbeat import Process
 from payswitch.telemetry.histogram import Histogram, merged
-from payswitch.telemetry.vitals import Process
 
-HISTORY_KEY = "overview:history"
-BEAT_KEY = "overview:beat"
 EVERY_S = 1.0
 FRESH_S = 5.0
 KEPT = 300
@@ -157,13 +155,13 @@ class HistoryWriter(Periodic):
 
         The system is looked at all the same: the next turn may be this one's.
         """
-        is_mine = await self._take(keys=[BEAT_KEY], args=["1", _BEAT_MS])
+        is_mine = await self._take(keys=[keys.BEAT], args=["1", _BEAT_MS])
         self._read = await self._reader.read()
         self._read_at = time.monotonic()
         self._orders.see(self._read)
         sample = self._changes.sample(self._read)
         if is_mine:
-            await self._append(keys=[HISTORY_KEY], args=[sample.as_json(), KEPT, _KEPT_MS])
+            await self._append(keys=[keys.HISTORY], args=[sample.as_json(), KEPT, _KEPT_MS])
         return bool(is_mine)
 
 
@@ -171,7 +169,7 @@ async def read_history(redis: Redis, newest: int = KEPT) -> list[bytes]:
     """The newest samples as they are kept, in order; none where something else is kept there.
     Raises `RedisError` or `OSError`."""
     try:
-        kept: list[bytes] = await redis.lrange(HISTORY_KEY, -newest, -1)  # type: ignore[misc]
+        kept: list[bytes] = await redis.lrange(keys.HISTORY, -newest, -1)  # type: ignore[misc]
     except ResponseError as error:
         if not str(error).startswith("WRONGTYPE"):
             raise

@@ -1,7 +1,7 @@
 """The overview: what an operator wants to know at one look, read from Redis in one call.
 
 What can be counted exactly is counted from the ledger and the queues themselves; the rest comes
-from the processes' vitals.
+from the processes' heartbeats.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from payswitch.operations.controls import Order, standing_override, standing_pau
 from payswitch.settings import PROCESSORS
 from payswitch.store import scripts
 from payswitch.store.notes import read_note
+from payswitch.telemetry.heartbeat import Process, parse_heartbeat
 from payswitch.telemetry.histogram import LARGEST
-from payswitch.telemetry.vitals import Process, parse_vitals
 
 _FEE_PLACES = 9
 """What is kept of a fee: 1e-999999 is a share, too, but it is written out in full."""
@@ -129,32 +129,30 @@ class OverviewReader:
 
     async def read(self) -> Overview:
         """The overview of this instant. Raises `RedisError` or `OSError`."""
-        return parse_overview(await self._script(args=list(PROCESSORS)))
+        return _parse(scripts.named(await self._script(args=list(PROCESSORS))))
 
 
-def parse_overview(answer: Sequence[Any]) -> Overview:
+def _parse(answer: Mapping[str, Any]) -> Overview:
     """Read the answer of `overview.lua`. What others left under its keys reads as nothing."""
-    now, backlog, oldest, in_flight, dead, incidents, selection, selection_ms = answer[:8]
-    reports, fees, reconciled, override, override_ms, paused, paused_ms = answer[8:15]
-    totals, vitals = answer[15:]
+    now, totals = answer["now"], answer["totals"]
     return Overview(
-        at=int(now),
+        at=now,
         settled={
             name: Total(_whole(count), _whole(cents))
             for name, count, cents in zip(PROCESSORS, totals[::2], totals[1::2], strict=True)
         },
-        backlog=int(backlog or 0),
-        oldest_accepted_at=_whole(oldest) or None,
-        in_flight=int(in_flight or 0),
-        dead=int(dead or 0),
-        incidents=int(incidents or 0),
-        choice=_choice(selection, int(selection_ms or 0)),
-        health=dict(_health(read_note(reports))),
-        fee_rates=dict(_fee_rates(read_note(fees))),
-        reconciled=_reconciled(read_note(reconciled)),
-        override=standing_override(override, int(now), int(override_ms)),
-        paused=standing_pause(paused, int(now), int(paused_ms)),
-        processes=list(_processes(vitals)),
+        backlog=answer["backlog"] or 0,
+        oldest_accepted_at=_whole(answer["oldest"]) or None,
+        in_flight=answer["in_flight"] or 0,
+        dead=answer["dead"] or 0,
+        incidents=answer["incidents"] or 0,
+        choice=_choice(answer["selection"], answer["selection_life"] or 0),
+        health=dict(_health(read_note(answer["reports"]))),
+        fee_rates=dict(_fee_rates(read_note(answer["fees"]))),
+        reconciled=_reconciled(read_note(answer["reconciled"])),
+        override=standing_override(answer["override"], now, answer["override_life"]),
+        paused=standing_pause(answer["paused"], now, answer["paused_life"]),
+        processes=list(_processes(answer["heartbeats"])),
     )
 
 
@@ -201,10 +199,10 @@ def _reconciled(note: Mapping[str, Any]) -> Reconciled | None:
     return Reconciled(at, differences)
 
 
-def _processes(vitals: Sequence[Any]) -> Iterator[Process]:
-    for fields in vitals[1::2]:
+def _processes(heartbeats: Sequence[Any]) -> Iterator[Process]:
+    for fields in heartbeats:
         texts = [cast(bytes, each).decode(errors="replace") for each in fields]
-        process = parse_vitals(dict(zip(texts[::2], texts[1::2], strict=True)))
+        process = parse_heartbeat(dict(zip(texts[::2], texts[1::2], strict=True)))
         if process is not None:
             yield process
 

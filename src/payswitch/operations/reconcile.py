@@ -27,18 +27,18 @@ from payswitch.operations.comparison import (
     may_differ,
     unexplained,
 )
-from payswitch.payments.full_records import FullRecord, Unreadable, read_records
 from payswitch.payments.ledger import Ledger
+from payswitch.payments.records import Record, Unreadable, read_records
 from payswitch.processors.books import CannotAskError, ProcessorBooks
 from payswitch.processors.outcomes import FindOutcome, Found, Missing, Unclear
 from payswitch.processors.processor import Processor
+from payswitch.store import keys
+from payswitch.store.clock import redis_now_ms
 
 T = TypeVar("T")
 
-INCIDENTS_KEY = "payments:incidents"
 
-_UNPAID = {"payments:open": "in the backlog", "payments:dead": "among the dead letters"}
-_RECORD_PREFIX = b"payment:"
+_UNPAID = {keys.OPEN: "in the backlog", keys.DEAD: "among the dead letters"}
 _PAGE = 1000
 _FIND_AT_ONCE = 50
 _SUMMARIES_AT_ONCE = 8
@@ -117,8 +117,7 @@ class Reconciliation:
 
         Raises `CannotAskError`, `RedisError` or `OSError`: then nothing is known.
         """
-        seconds, microseconds = await self._redis.time()
-        now = int(seconds * 1000 + microseconds // 1000)
+        now = await redis_now_ms(self._redis)
         asked = compared_windows(
             first_ms, last_ms, now, ends=Window(EARLIEST_MS, LATEST_MS), gap_ms=_LATER_MS
         )
@@ -217,7 +216,7 @@ class Reconciliation:
             ids = suspects[first : first + _PAGE]
             records = await read_records(self._redis, ids)
             payments += await self._look_up(
-                record for record in records if isinstance(record, FullRecord)
+                record for record in records if isinstance(record, Record)
             )
             unreadable += [record for record in records if isinstance(record, Unreadable)]
             unreadable += await self._without_record(
@@ -235,7 +234,7 @@ class Reconciliation:
             differ = await self._look_up(
                 record
                 for record in records
-                if isinstance(record, FullRecord)
+                if isinstance(record, Record)
                 and not (differing and are_unpaid)  # they come again, among all records
                 and may_differ(record, differing, windows)
             )
@@ -262,11 +261,11 @@ class Reconciliation:
             ]
         return found
 
-    async def _look_up(self, records: Iterable[FullRecord]) -> list[Differing]:
+    async def _look_up(self, records: Iterable[Record]) -> list[Differing]:
         found = await _all(self._look_at(record) for record in records)
         return [each for each in found if each is not None]
 
-    async def _look_at(self, record: FullRecord) -> Differing | None:
+    async def _look_at(self, record: Record) -> Differing | None:
         theirs = {name: await self._find(name, record.correlation_id) for name in self._processors}
         kind = judge(record, theirs)
         return None if kind is None else Differing(kind, record, theirs)
@@ -298,10 +297,10 @@ class Reconciliation:
         """Every payment that Redis has a record of, in pages."""
         cursor = 0
         while True:
-            cursor, keys = await self._redis.scan(
-                cursor, match=_RECORD_PREFIX + b"*", count=_PAGE, _type="hash"
+            cursor, found = await self._redis.scan(
+                cursor, match=f"{keys.RECORD_PREFIX}*", count=_PAGE, _type="hash"
             )
-            yield [key.removeprefix(_RECORD_PREFIX) for key in keys]
+            yield [key.removeprefix(keys.RECORD_PREFIX.encode()) for key in found]
             if cursor == 0:
                 return
 
@@ -320,7 +319,7 @@ async def read_incidents(redis: Redis) -> list[Incident]:
     """All that are kept, the oldest first. Raises `RedisError`."""
     found: list[Incident] = []
     first = 0
-    while page := await redis.lrange(INCIDENTS_KEY, first, first + _PAGE - 1):  # type: ignore[misc]
+    while page := await redis.lrange(keys.INCIDENTS, first, first + _PAGE - 1):  # type: ignore[misc]
         found += map(parse_incident, page)
         first += len(page)
     return found

@@ -17,7 +17,7 @@ from payswitch.operations.controls import Order
 from payswitch.operations.history import WINDOW_S, Sample
 from payswitch.operations.overview import Overview
 from payswitch.settings import DEFAULT
-from payswitch.telemetry.vitals import REFUSES, Process
+from payswitch.telemetry.heartbeat import REFUSES, Process
 
 _RATE_OVER_MS = 5000
 _FRESH_MS = 5000

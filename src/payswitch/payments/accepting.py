@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,6 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from payswitch.clock import boottime_ms
 from payswitch.payments.payment import Payment
 from payswitch.store import scripts
+from payswitch.store.clock import redis_now_ms
 from payswitch.store.errors import WrongServerError, in_words, says_out_of_memory
 from payswitch.store.group_commit import GroupCommit
 
@@ -93,7 +93,6 @@ class AcceptQueue:
         self._script = scripts.load(redis, "accept")
         self._limit_ms = limit_ms
         self._max_backlog = max_backlog
-        self.verdicts: Counter[str] = Counter()
         self._redis_ahead_ms: float | None = None
         self._commits: GroupCommit[_Entry, str] = GroupCommit(self._flush, limit_s=limit_ms / 1000)
 
@@ -152,8 +151,6 @@ class AcceptQueue:
     def _read(self, answer: list[Any]) -> list[str]:
         self._learn_clock(int(answer[0]))
         verdicts = [verdict.decode() for verdict in cast(list[bytes], answer[1:])]
-        for verdict in verdicts:
-            self.verdicts[verdict] += 1
         if self._on_verdicts is not None:
             self._on_verdicts(verdicts)
         return verdicts
@@ -178,8 +175,7 @@ class AcceptQueue:
             self._redis_ahead_ms = None
 
     async def _read_clock(self) -> None:
-        seconds, microseconds = await self._redis.time()
-        self._learn_clock(seconds * 1000 + microseconds // 1000)
+        self._learn_clock(await redis_now_ms(self._redis))
 
     def _learn_clock(self, redis_now_ms: int) -> None:
         """Take Redis to have read its clock only just now: the latest instants that follow from it

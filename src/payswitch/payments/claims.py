@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from payswitch.clock import boottime_ms
 from payswitch.store import scripts
-from payswitch.telemetry.tally import Tally
+from payswitch.telemetry.histogram import Histogram
 
 logger = logging.getLogger(__name__)
 
@@ -113,60 +113,58 @@ class Claims:
         self._deadline_ms = deadline_ms
         self._max_delay_ms = max_delay_ms
         self._clock = clock
-        self.waits = Tally()
+        self.waits = Histogram()
         """From acceptance to the first claim, by Redis' clock."""
 
     async def take(self, limit: int) -> Batch:
         """Take up to `limit` due payments. Raises `RedisError`."""
         expires_at = self._clock() + self._lease_ms
-        now, generation, selection, next_due, token, strays, *entries = await self._script(
-            args=[limit, self._lease_ms, self._max_delay_ms]
-        )
+        answer = scripts.named(await self._script(args=[limit, self._lease_ms, self._max_delay_ms]))
+        next_due = answer["next_due"]
         return Batch(
-            taken=list(
-                self._readable(entries, int(now), generation.decode(), int(token), expires_at)
-            ),
-            selection=tuple(selection),
-            next_due_ms=None if next_due is None else max(0.0, float(next_due) - int(now)),
-            strays=[stray.decode() for stray in strays],
+            taken=list(self._readable(answer, expires_at)),
+            selection=tuple(answer["selection"]),
+            next_due_ms=None if next_due is None else max(0.0, float(next_due) - answer["now"]),
+            strays=[stray.decode() for stray in answer["strays"]],
         )
 
-    def _readable(
-        self, entries: list[Any], now: int, generation: str, token: int, expires_at: float
-    ) -> Iterator[Claimed]:
+    def _readable(self, answer: Mapping[str, Any], expires_at: float) -> Iterator[Claimed]:
         """A record that somebody spoilt stops no other payment; it comes back with its lease."""
-        for entry in entries:
+        names = [name.decode() for name in answer["fields"]]
+        now, token = answer["now"], answer["token"]
+        generation = answer["generation"].decode()
+        for values in answer["payments"]:
+            entry = dict(zip(names, values, strict=True))
             try:
                 yield self._read(entry, now, generation, token, expires_at)
             except (ValueError, OverflowError):
                 logger.error(
                     "the record of payment %(payment)s can't be read",
-                    {"payment": entry[0].decode()},
+                    {"payment": entry["id"].decode()},
                 )
 
     def _read(
-        self, entry: list[Any], now: int, generation: str, token: int, expires_at: float
+        self, entry: Mapping[str, Any], now: int, generation: str, token: int, expires_at: float
     ) -> Claimed:
-        key, job, score, job_try, cents, accepted, processor, requested, tries = entry[:9]
-        horizon, number, quiet, replayed, later_ms = entry[9:]
-        accepted_at = int(accepted)
+        processor, requested_at, tries = entry["processor"], entry["requested_at"], entry["open"]
+        accepted_at, later_ms = int(entry["accepted_at"]), entry["later"]
         claim = Claim(
-            correlation_id=key.decode(),
-            cents=int(cents),
+            correlation_id=entry["id"].decode(),
+            cents=int(entry["cents"]),
             token=token,
             generation=generation,
             expires_at=expires_at,
             processor=processor.decode() if processor else None,
-            requested_at=int(requested) if requested else None,
+            requested_at=int(requested_at) if requested_at else None,
             open_tries=parse_open_tries(tries.decode()) if tries else (),
-            tries=int(number or 0),
-            horizon_passed=int(horizon or 0) + later_ms <= now,
-            quiet_ms=int(quiet or 0) + later_ms,
-            job_try=int(job_try),
-            overdue=now - int(replayed or accepted) > self._deadline_ms,
+            tries=int(entry["tries"] or 0),
+            horizon_passed=int(entry["horizon"] or 0) + later_ms <= now,
+            quiet_ms=int(entry["quiet"] or 0) + later_ms,
+            job_try=int(entry["job_try"]),
+            overdue=now - int(entry["replayed_at"] or accepted_at) > self._deadline_ms,
             accepted_at=accepted_at,
             claimed_at=now,
         )
         if claim.job_try == 1 and not claim.tries:  # a dead letter that is replayed has tries
-            self.waits.add((now - accepted_at) / 1000)
-        return Claimed(claim, job, int(float(score)), accepted_at)
+            self.waits.add(now - accepted_at)
+        return Claimed(claim, entry["job"], int(float(entry["score"])), accepted_at)

@@ -9,10 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from redis.asyncio import Redis
 
 from payswitch.payments.accepting import job_bytes
-from payswitch.payments.full_records import FullRecord, Unreadable, read_records
-from payswitch.store import scripts
-
-DEAD_KEY = "payments:dead"
+from payswitch.payments.records import Record, Unreadable, read_record, read_records
+from payswitch.store import keys, scripts
 
 _PAGE = 500
 """Payments in one call: Redis serves others in between, and it bounds what Lua unpacks."""
@@ -41,28 +39,27 @@ class DeadLetters:
 
     async def count(self) -> int:
         """How many there are."""
-        return int(await self._redis.zcard(DEAD_KEY))
+        return int(await self._redis.zcard(keys.DEAD))
 
-    async def newest(self, limit: int) -> list[FullRecord | Unreadable]:
+    async def newest(self, limit: int) -> list[Record | Unreadable]:
         """Up to `limit` dead letters, the one that died last first."""
         return [letter async for page in self.pages(limit) for letter in page]
 
-    async def pages(self, limit: int) -> AsyncIterator[list[FullRecord | Unreadable]]:
+    async def pages(self, limit: int) -> AsyncIterator[list[Record | Unreadable]]:
         """The same, page by page: each is read when it is asked for."""
         for first in range(0, limit, _PAGE):
             last = min(first + _PAGE, limit) - 1
-            ids = await self._redis.zrevrange(DEAD_KEY, first, last)
+            ids = await self._redis.zrevrange(keys.DEAD, first, last)
             if not ids:
                 return
             records = await read_records(self._redis, ids)
             yield [record or _without_record(key) for key, record in zip(ids, records, strict=True)]
 
-    async def find(self, correlation_id: str) -> FullRecord | Unreadable | None:
+    async def find(self, correlation_id: str) -> Record | Unreadable | None:
         """What is known of a payment, whatever its state; None where it is unknown."""
-        key = correlation_id.encode()
-        [record] = await read_records(self._redis, [key])
-        if record is None and await self._redis.zscore(DEAD_KEY, key) is not None:
-            return _without_record(key)
+        record = await read_record(self._redis, correlation_id)
+        if record is None and await self._redis.zscore(keys.DEAD, correlation_id) is not None:
+            return _without_record(correlation_id.encode())
         return record
 
     async def replay(self, correlation_ids: Sequence[str]) -> AsyncIterator[dict[str, Replay]]:
@@ -99,7 +96,7 @@ class DeadLetters:
         """Up to `limit` dead letters, with their instants, after those that were seen and stayed.
         Any of these may leave meanwhile; the last one that is still there tells where to go on."""
         while stayed:
-            rank = await self._redis.zrank(DEAD_KEY, stayed[-1][0])
+            rank = await self._redis.zrank(keys.DEAD, stayed[-1][0])
             if rank is None:
                 stayed.pop()
                 continue
@@ -114,7 +111,7 @@ class DeadLetters:
         return [
             (key, score)
             for key, score in await self._redis.zrange(
-                DEAD_KEY, first, first + limit - 1, withscores=True
+                keys.DEAD, first, first + limit - 1, withscores=True
             )
         ]
 

@@ -10,12 +10,11 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch.settings import PROCESSORS
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
+from payswitch.store.clock import redis_now_ms
 
 logger = logging.getLogger(__name__)
 
-LEFTOVERS_KEY = "payments:leftovers"
-IN_FLIGHT_KEY = "payments:in-flight"
 
 _CALLS_MAY_TAKE_S = 1.0
 _HOLD_MS = 5000
@@ -51,7 +50,7 @@ class Purge:
         `TimeoutError`.
         """
         async with asyncio.timeout(self._limit_s):
-            await self._hold(args=[await self._redis_now() + self._latest_ms, _HOLD_MS])
+            await self._hold(args=[await redis_now_ms(self._redis) + self._latest_ms, _HOLD_MS])
         try:
             async with asyncio.timeout(_CALLS_MAY_TAKE_S):
                 while await self._calls_under_way():
@@ -59,7 +58,7 @@ class Purge:
         except TimeoutError:
             logger.warning("purge: calls under way did not end in time and will not be recorded")
         async with asyncio.timeout(self._limit_s):
-            latest = await self._redis_now() + self._latest_ms
+            latest = await redis_now_ms(self._redis) + self._latest_ms
             generation = int(await self._purge(args=[latest, *PROCESSORS]))
         if generation == 0:
             raise RedisTimeoutError("Redis took the purge too late, so nothing was purged")
@@ -72,7 +71,7 @@ class Purge:
 
         Raises `RedisError`.
         """
-        generation = await self._redis.get(LEFTOVERS_KEY)
+        generation = await self._redis.get(keys.LEFTOVERS)
         if generation is None:
             return 0
         cursor, removed = b"0", 0
@@ -81,7 +80,7 @@ class Purge:
             removed += int(count)
             if cursor == b"0":
                 break
-        await self._delete_if(keys=[LEFTOVERS_KEY], args=[generation])
+        await self._delete_if(keys=[keys.LEFTOVERS], args=[generation])
         return removed
 
     async def close(self) -> None:
@@ -98,8 +97,6 @@ class Purge:
             logger.warning("redis is away: the workers will remove what the purge left")
 
     async def _calls_under_way(self) -> int:
-        return int(await self._redis.zcount(IN_FLIGHT_KEY, await self._redis_now(), "+inf"))
-
-    async def _redis_now(self) -> int:
-        seconds, microseconds = await self._redis.time()
-        return int(seconds * 1000 + microseconds // 1000)
+        return int(
+            await self._redis.zcount(keys.IN_FLIGHT, await redis_now_ms(self._redis), "+inf")
+        )

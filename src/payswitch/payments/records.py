@@ -1,20 +1,34 @@
-"""Reading one payment's record for people."""
+"""All that Redis knows of a payment: one record, one reader."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from redis.asyncio import Redis
 
-from payswitch.instants import format_instant
+from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant
 from payswitch.money import format_cents
-from payswitch.payments.full_records import Unreadable, read_records
+from payswitch.payments.claims import OpenTry, parse_open_tries
+from payswitch.payments.payment import InvalidPaymentError, parse_correlation_id
+from payswitch.store import keys
+
+_STATES = frozenset({"queued", "processing", "settled", "dead"})
+_MOST = 2**53
+"""Amounts and counts up to here are the same number to Redis' scripts and in JSON."""
+_PUBLIC = (
+    *("correlationId", "state", "amount", "acceptedAt"),
+    *("processor", "requestedAt", "settledAt", "tries"),
+)
+_LONGEST_VALUE = 64
+"""Of a value that can't be read, this much is told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of a payment. Instants are ms since the epoch."""
+    """All that Redis knows of a payment. Instants are ms since the epoch by Redis' clock."""
 
     correlation_id: str
     state: str
@@ -22,51 +36,173 @@ class Record:
     cents: int
     accepted_at: int
     processor: str | None
+    """The pin, with `requested_at`."""
     requested_at: int | None
     tries: int
+    open_tries: tuple[OpenTry, ...]
+    horizon: int | None
+    """When an open try can't be recorded any more."""
+    quiet_ms: int | None
+    """How long after a lease one still can."""
+    lease_until: int | None
     last_error: str | None
+    reason: str | None
+    """Why it is a dead letter."""
+    dead_at: int | None
+    replayed_at: int | None
     settled_at: int | None
 
-    def as_json(self) -> bytes:
-        """The record as `GET /payments/{id}` answers it; the amount with exactly two decimals."""
-        return orjson.dumps(
-            {
-                "correlationId": self.correlation_id,
-                "state": self.state,
-                "amount": orjson.Fragment(format_cents(self.cents)),
-                "acceptedAt": format_instant(self.accepted_at),
-                "processor": self.processor,
-                "requestedAt": _instant(self.requested_at),
-                "settledAt": _instant(self.settled_at),
-                "tries": self.tries,
-                "lastError": self.last_error,
-            }
-        )
+    @property
+    def why(self) -> str | None:
+        """Why it is a dead letter, or why its last try failed."""
+        return self.reason or self.last_error
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as the operators' commands print it; the amount with exactly two decimals."""
+        return {
+            "correlationId": self.correlation_id,
+            "state": self.state,
+            "reason": self.reason,
+            "lastError": self.last_error,
+            "amount": orjson.Fragment(format_cents(self.cents)),
+            "processor": self.processor,
+            "requestedAt": _instant(self.requested_at),
+            "tries": self.tries,
+            "openTries": [{"number": each.number, "ended": each.ended} for each in self.open_tries],
+            "horizon": _instant(self.horizon),
+            "quietMs": self.quiet_ms,
+            "leaseUntil": _instant(self.lease_until),
+            "acceptedAt": _instant(self.accepted_at),
+            "deadAt": _instant(self.dead_at),
+            "replayedAt": _instant(self.replayed_at),
+            "settledAt": _instant(self.settled_at),
+        }
+
+    def public_json(self) -> bytes:
+        """What `GET /payments/{id}` tells of it."""
+        every = self.as_json()
+        told = {name: every[name] for name in _PUBLIC}
+        return orjson.dumps({**told, "lastError": self.why})
 
 
-class UnreadableRecordError(ValueError):
-    """Somebody has spoilt the record; the message says what is wrong with it."""
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A payment whose record is gone or spoilt."""
+
+    correlation_id: str
+    """Bytes that are no text are spelled out."""
+    problem: str
 
 
-async def read_record(redis: Redis, correlation_id: str) -> Record | None:
-    """The payment's record, or None where it is unknown (or purged, or expired). Raises
-    `RedisError` or `UnreadableRecordError`."""
-    [found] = await read_records(redis, [correlation_id.encode()])
-    if found is None:
+async def read_record(redis: Redis, correlation_id: str) -> Record | Unreadable | None:
+    """The record of one payment, as `read_records` tells it. Raises `RedisError`."""
+    [record] = await read_records(redis, [correlation_id.encode()])
+    return record
+
+
+async def read_records(redis: Redis, ids: Sequence[bytes]) -> list[Record | Unreadable | None]:
+    """The record of each payment; None where there is none, or only one from before a purge. Raises
+    `RedisError`."""
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.get(keys.GENERATION)
+        for correlation_id in ids:
+            pipe.hgetall(keys.RECORD_PREFIX.encode() + correlation_id)  # type: ignore[arg-type]
+        # One key of the wrong type must not fail the whole read.
+        generation, *records = await pipe.execute(raise_on_error=False)
+    if isinstance(generation, Exception):
+        raise generation
+    current = generation or b"0"
+    return [
+        _judge(correlation_id.decode(errors="backslashreplace"), raw, current)
+        for correlation_id, raw in zip(ids, records, strict=True)
+    ]
+
+
+def _judge(
+    correlation_id: str, raw: Mapping[bytes, bytes] | Exception, generation: bytes
+) -> Record | Unreadable | None:
+    if not _is_id(correlation_id):
         return None
-    if isinstance(found, Unreadable):
-        raise UnreadableRecordError(found.problem)
+    if isinstance(raw, Exception):
+        if not str(raw).startswith("WRONGTYPE"):
+            raise raw
+        return Unreadable(correlation_id, "Redis holds something else under its key")
+    if raw.get(b"generation", b"") != generation:
+        spoilt = bool(raw) and b"generation" not in raw
+        return Unreadable(correlation_id, "generation missing") if spoilt else None
+    try:
+        return _parse(correlation_id, raw)
+    except ValueError as error:
+        return Unreadable(correlation_id, str(error))
+
+
+def _is_id(text: str) -> bool:
+    """Whether a payment of ours may have this id: others may use keys that look like ours."""
+    try:
+        return parse_correlation_id(text) == text
+    except InvalidPaymentError:
+        return False
+
+
+def _parse(correlation_id: str, raw: Mapping[bytes, bytes]) -> Record:
+    """Raises `ValueError`, which says what is wrong."""
+    fields = {
+        name.decode(errors="replace"): value.decode(errors="replace") for name, value in raw.items()
+    }
+
+    def whole(name: str, first: int, last: int) -> int | None:
+        text = fields.get(name)
+        if text is None:
+            return None
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or not first <= number <= last:
+            raise ValueError(f"{name} is {text[:_LONGEST_VALUE]!r}")
+        return number
+
+    def instant(name: str) -> int | None:
+        return whole(name, EARLIEST_MS, LATEST_MS)
+
+    state = fields.get("state")
+    cents = whole("cents", 0, _MOST)
+    accepted_at = instant("accepted_at")
+    if state is None or cents is None or accepted_at is None:
+        missing = [name for name in ("state", "cents", "accepted_at") if name not in fields]
+        raise ValueError(f"{' and '.join(missing)} missing")
+    if state not in _STATES:
+        raise ValueError(f"state is {state[:_LONGEST_VALUE]!r}")
     return Record(
         correlation_id=correlation_id,
-        state=found.state,
-        cents=found.cents,
-        accepted_at=found.accepted_at,
-        processor=found.processor,
-        requested_at=found.requested_at,
-        settled_at=found.settled_at,
-        tries=found.tries,
-        last_error=found.reason or found.last_error,
+        state=state,
+        cents=cents,
+        accepted_at=accepted_at,
+        processor=fields.get("processor"),
+        requested_at=instant("requested_at"),
+        tries=whole("tries", 0, _MOST) or 0,
+        open_tries=_open_tries(fields.get("open", "")),
+        horizon=instant("horizon"),
+        quiet_ms=whole("quiet", 0, _MOST),
+        lease_until=instant("lease_until"),
+        last_error=fields.get("last_error"),
+        reason=fields.get("reason"),
+        dead_at=instant("dead_at"),
+        replayed_at=instant("replayed_at"),
+        settled_at=instant("settled_at"),
     )
+
+
+def _open_tries(text: str) -> tuple[OpenTry, ...]:
+    try:
+        found = parse_open_tries(text)
+    except ValueError:
+        found = ()
+    if " ".join(f"{each.number}{'e' * each.ended}" for each in found) != text or any(
+        each.number > _MOST for each in found
+    ):
+        raise ValueError(f"open is {text[:_LONGEST_VALUE]!r}")
+    return found
 
 
 def _instant(ms: int | None) -> str | None:

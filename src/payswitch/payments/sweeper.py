@@ -16,12 +16,11 @@ from redis.exceptions import RedisError
 
 from payswitch.payments.purge import Purge
 from payswitch.settings import PROCESSORS
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
 from payswitch.text import printable
 
 logger = logging.getLogger(__name__)
 
-THROTTLE_KEY = "payments:sweep"
 _PAGE = 500
 _FOLD_PAUSE_S = 0.01
 """Between two steps of a fold, each of which takes Redis half a millisecond."""
@@ -45,7 +44,7 @@ class Sweeper:
         while True:
             await asyncio.sleep(self._every_ms / 1000)
             try:
-                if await self._take(keys=[THROTTLE_KEY], args=["1", self._every_ms]):
+                if await self._take(keys=[keys.SWEEP], args=["1", self._every_ms]):
                     await self.sweep()
                     await self._purge.remove_leftovers()
                     await self._fold_until_next_turn()

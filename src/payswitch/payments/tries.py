@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 from redis.asyncio import Redis
 
 from payswitch.payments.claims import Claim
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
 from payswitch.store.group_commit import GroupCommit
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 _WOKEN_BY_ONE = 4
 """So many are woken by each that gets on: where most can, all soon do, and where few can, few are
 claimed in vain."""
-
-WAITING_KEY = "payments:waiting:{}"
-"""Of a processor: who waits for it."""
 
 
 @dataclass(slots=True)
@@ -124,8 +121,7 @@ class Tries:
 
     async def last_error(self, claim: Claim) -> str:
         """Why the payment was given back at last; empty where it never was. Raises `RedisError`."""
-        record = f"payment:{claim.correlation_id}"
-        fields = self._redis.hmget(record, ["last_error"])
+        fields = self._redis.hmget(keys.record(claim.correlation_id), ["last_error"])
         [error] = await cast(Awaitable[list[bytes | None]], fields)
         return "" if error is None else error.decode(errors="replace")
 

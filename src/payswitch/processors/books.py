@@ -10,6 +10,7 @@ import httpx
 from payswitch.instants import format_instant
 from payswitch.money import Total, nearest_cents
 from payswitch.processor_url import parse_processor_url
+from payswitch.processors.processor import CONNECT_LIMIT_MS
 from payswitch.reasons import reason
 from payswitch.settings import Settings
 
@@ -30,8 +31,8 @@ class ProcessorBooks:
         transport: httpx.AsyncBaseTransport,
         *,
         token: str,
-        connect_limit_ms: int,
         limit_ms: int,
+        connect_limit_ms: int = CONNECT_LIMIT_MS,
     ) -> None:
         self._name = name
         self._url, _ = place = parse_processor_url(url)
@@ -114,7 +115,6 @@ def make_books(
             url,
             transport,
             token=settings.processor_admin_token,
-            connect_limit_ms=settings.processor_connect_limit_ms,
             limit_ms=settings.processor_find_limit_ms,
         )
         for name, url in settings.processor_urls.items()

@@ -31,6 +31,7 @@ from payswitch.reasons import reason
 from payswitch.settings import Settings
 from payswitch.telemetry.tracing import NO_STEP, Step
 
+CONNECT_LIMIT_MS = 1000
 _BEYOND_THE_DELAY_MS = 500
 
 
@@ -49,7 +50,7 @@ class Processor:
         *,
         pay_limit_ms: int,
         find_limit_ms: int,
-        connect_limit_ms: int,
+        connect_limit_ms: int = CONNECT_LIMIT_MS,
     ) -> None:
         self.name = name
         self._transport = transport
@@ -170,7 +171,6 @@ def make_processors(
             transport,
             pay_limit_ms=settings.processor_max_delay_ms + _BEYOND_THE_DELAY_MS,
             find_limit_ms=settings.processor_find_limit_ms,
-            connect_limit_ms=settings.processor_connect_limit_ms,
         )
         for name, url in settings.processor_urls.items()
     }

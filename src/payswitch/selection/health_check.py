@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import httpx
 from redis.asyncio import Redis
@@ -18,14 +19,23 @@ from payswitch.processors.outcomes import HealthReport
 from payswitch.processors.processor import Processor, make_processors
 from payswitch.selection.selector import Limits, Selection, Selector
 from payswitch.settings import Settings
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
 from payswitch.store.lock import Lock
-from payswitch.store.notes import REPORTS_KEY, write_note
+from payswitch.store.notes import write_note
 
 logger = logging.getLogger(__name__)
 
-THROTTLE_KEY = "healthcheck:throttle"
-LOCK_KEY = "healthcheck:lock"
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Times of the health check, in ms. Each must be above the next."""
+
+    throttle_ms: int = 5100
+    """At most one check in this time, whoever triggers it. Processors allow one per 5 s."""
+    lock_ms: int = 4000
+    """The life of the lock."""
+    limit_ms: int = 2500
+    """Time limit for one call of `service-health`."""
 
 
 class HealthCheck:
@@ -36,18 +46,14 @@ class HealthCheck:
         redis: Redis,
         processors: Sequence[Processor],
         selector: Selector,
-        *,
-        throttle_ms: int,
-        lock_ms: int,
-        limit_ms: int,
+        times: Times,
     ) -> None:
         self._redis = redis
         self._take = scripts.load(redis, "take")
         self._processors = processors
         self._selector = selector
-        self._throttle_ms = throttle_ms
-        self._limit_ms = limit_ms
-        self._lock = Lock(redis, LOCK_KEY, life_ms=lock_ms)
+        self._times = times
+        self._lock = Lock(redis, keys.HEALTH_LOCK, life_ms=times.lock_ms)
         self._last: Selection | None = None
 
     async def check(self) -> Selection | None:
@@ -55,7 +61,7 @@ class HealthCheck:
 
         Raises `RedisError`.
         """
-        if not await self._take(keys=[THROTTLE_KEY], args=["1", self._throttle_ms]):
+        if not await self._take(keys=[keys.HEALTH_THROTTLE], args=["1", self._times.throttle_ms]):
             return None
         token = await self._lock.acquire()
         if token is None:
@@ -67,7 +73,7 @@ class HealthCheck:
 
     async def _check_locked(self, token: str) -> Selection | None:
         answers = await asyncio.gather(
-            *(processor.health(self._limit_ms) for processor in self._processors)
+            *(processor.health(self._times.limit_ms) for processor in self._processors)
         )
         at_ms = time.time_ns() // 1_000_000
         reports = {
@@ -75,7 +81,7 @@ class HealthCheck:
             for processor, report in zip(self._processors, answers, strict=True)
         }
         selection = await self._selector.select(
-            reports, lock_key=LOCK_KEY, token=token, at_ms=at_ms
+            reports, lock_key=keys.HEALTH_LOCK, token=token, at_ms=at_ms
         )
         if selection is None:
             logger.warning("the health check took longer than its lock; its result is dropped")
@@ -92,7 +98,7 @@ class HealthCheck:
             name: report and {"failing": report.failing, "minResponseTime": report.min_response_ms}
             for name, report in reports.items()
         }
-        await write_note(self._redis, REPORTS_KEY, {"at": at_ms, "reports": said})
+        await write_note(self._redis, keys.REPORTS, {"at": at_ms, "reports": said})
 
 
 def _log_selection(selection: Selection) -> None:
@@ -109,7 +115,10 @@ def _log_selection(selection: Selection) -> None:
 
 
 def make_health_check(
-    settings: Settings, redis: Redis, transport: httpx.AsyncBaseTransport
+    settings: Settings,
+    redis: Redis,
+    transport: httpx.AsyncBaseTransport,
+    times: Times = Times(),
 ) -> HealthCheck:
     """What a health worker works with."""
     return HealthCheck(
@@ -118,9 +127,6 @@ def make_health_check(
         Selector(
             redis,
             Limits(settings.fast_enough_ms, settings.fallback_advantage_ms),
-            life_ms=settings.selection_ms,
         ),
-        throttle_ms=settings.health_throttle_ms,
-        lock_ms=settings.health_lock_ms,
-        limit_ms=settings.health_limit_ms,
+        times,
     )

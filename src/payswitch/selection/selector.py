@@ -16,15 +16,14 @@ from redis.asyncio import Redis
 
 from payswitch.instants import format_instant
 from payswitch.settings import DEFAULT, FALLBACK, PROCESSORS
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
 
 if TYPE_CHECKING:
     from payswitch.processors.outcomes import HealthReport
 
-SELECTION_KEY = "selected_payment_processor"
-OVERRIDE_KEY = "selection:override"
-SELECTION_KEYS = (OVERRIDE_KEY, SELECTION_KEY)
-"""What is read together to know which selection stands."""
+
+LIFE_MS = 10_000
+"""How long a selection is cached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,7 @@ def parse_override(raw: bytes | None) -> Selection | None:
 
 
 def parse_standing(raw: Sequence[bytes | None]) -> Selection:
-    """The selection that stands, by what `SELECTION_KEYS` hold: an operator's, else the health
+    """The selection that stands, by what `keys.SELECTIONS` hold: an operator's, else the health
     check's."""
     override, selection = raw
     return parse_override(override) or parse_selection(selection)
@@ -120,7 +119,7 @@ def parse_standing(raw: Sequence[bytes | None]) -> Selection:
 class Selector:
     """Reads and writes the cached selection."""
 
-    def __init__(self, redis: Redis, limits: Limits, *, life_ms: int = 10_000) -> None:
+    def __init__(self, redis: Redis, limits: Limits, *, life_ms: int = LIFE_MS) -> None:
         self._redis = redis
         self._limits = limits
         self._life_ms = life_ms
@@ -128,7 +127,7 @@ class Selector:
 
     async def read(self) -> Selection:
         """The selection that stands now. Raises `RedisError`."""
-        return parse_standing(await self._redis.mget(SELECTION_KEYS))
+        return parse_standing(await self._redis.mget(keys.SELECTIONS))
 
     async def select(
         self, reports: Mapping[str, HealthReport | None], *, lock_key: str, token: str, at_ms: int
@@ -145,7 +144,7 @@ class Selector:
             }
         )
         written = await self._select(
-            keys=[lock_key, SELECTION_KEY], args=[token, document, self._life_ms]
+            keys=[lock_key, keys.SELECTION], args=[token, document, self._life_ms]
         )
         return selection if written else None
 

@@ -9,13 +9,6 @@ from redis.asyncio import Redis
 
 from payswitch.store import scripts
 
-REPORTS_KEY = "healthcheck:reports"
-"""What each processor last said of its health, and when."""
-FEES_KEY = "processors:fees"
-"""What each processor says that it takes, and when."""
-RECONCILED_KEY = "reconcile:last"
-"""What the last `payswitch reconcile` found, and when."""
-
 
 async def write_note(redis: Redis, key: str, document: dict[str, Any]) -> None:
     """Write a note, also where Redis is out of memory. Raises `RedisError` or `OSError`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
@@ -12,6 +14,11 @@ from redis.commands.core import AsyncScript
 def load(redis: Redis, name: str) -> AsyncScript:
     """The script `name` on this Redis: called by its digest, loaded anew where Redis forgot it."""
     return redis.register_script(source(name))
+
+
+def named(answer: Sequence[Any]) -> dict[str, Any]:
+    """An answer that is names and values in turn, by name."""
+    return {name.decode(): value for name, value in zip(answer[::2], answer[1::2], strict=True)}
 
 
 @cache

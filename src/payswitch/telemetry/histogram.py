@@ -1,29 +1,47 @@
-"""Counts of durations in buckets whose bounds grow by a constant factor, so that the relative error
-of a quantile is the same for milliseconds as for hours."""
+"""Counts of durations: a plain addition where they happen, read only when somebody asks. The
+Prometheus library's own `Histogram.observe` takes six times as long.
+
+A scrape sees the few buckets of `BOUNDS_S`. A heartbeat carries those of `BOUNDS`, which grow by a
+constant factor, so that the relative error of a quantile is the same for milliseconds as for hours.
+"""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 _PER_DOUBLING = 4
 _DOUBLINGS = 27  # up to 2**27 ms, a day and a half
 BOUNDS: Sequence[int] = sorted(
     {math.ceil(2 ** (step / _PER_DOUBLING)) for step in range(_DOUBLINGS * _PER_DOUBLING + 1)}
 )
-"""Upper bounds in ms, inclusive; what is longer counts in one more bucket."""
+"""Upper bounds in ms, inclusive; one more bucket counts what is longer. A bucket is at most a fifth
+wider than the one below."""
+BOUNDS_S: Sequence[float] = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.008, 0.011, 0.02, 0.05),
+    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
+)
+"""Upper bounds in seconds, inclusive: from what a round trip to Redis takes to a payment that has
+waited for a processor to come back. 5 and 11 ms are what the Rinha de Backend 2025 scores by."""
 LARGEST = 2**53
 """No count of ours comes near it; every program that reads JSON can hold it."""
 
+_EDGES: Sequence[float] = sorted({*BOUNDS, *(bound * 1000 for bound in BOUNDS_S)})
+"""Every upper bound in ms: a duration is counted once, for either reader."""
+_BUCKETS: Sequence[int] = [bisect_left(BOUNDS, edge) for edge in (*_EDGES, math.inf)]
+"""The bucket of `BOUNDS` that each of them lies in."""
+
 
 class Histogram:
-    """A count for each bucket; a bucket is at most a fifth wider than the one below."""
+    """A count for each bucket, and the sum."""
 
-    __slots__ = ("counts",)
+    __slots__ = ("counts", "sum_ms")
 
     def __init__(self, counts: Iterable[int] = ()) -> None:
-        self.counts = list(counts) or [0] * (len(BOUNDS) + 1)
+        self.counts = list(counts) or [0] * len(_BUCKETS)
+        self.sum_ms = 0.0
+        """Known only where the durations were added."""
 
     @classmethod
     def parse(cls, text: str) -> Histogram:
@@ -33,13 +51,21 @@ class Histogram:
             index, _, count = pair.partition(":")
             if not 0 <= int(index) <= len(BOUNDS) or not 0 <= int(count) <= LARGEST:
                 raise ValueError(f"no bucket: {pair[:32]!r}")
-            histogram.counts[int(index)] = int(count)
+            histogram.counts[_BUCKETS.index(int(index))] = int(count)
         return histogram
 
     @property
     def text(self) -> str:
-        """The buckets that aren't empty, as `index:count`."""
-        return " ".join(f"{index}:{count}" for index, count in enumerate(self.counts) if count)
+        """The buckets of `BOUNDS` that aren't empty, as `index:count`."""
+        return " ".join(f"{index}:{count}" for index, count in enumerate(self.buckets) if count)
+
+    @property
+    def buckets(self) -> list[int]:
+        """The count of each bucket of `BOUNDS`."""
+        buckets = [0] * (len(BOUNDS) + 1)
+        for bucket, count in zip(_BUCKETS, self.counts, strict=True):
+            buckets[bucket] += count
+        return buckets
 
     @property
     def total(self) -> int:
@@ -47,8 +73,16 @@ class Histogram:
         return sum(self.counts)
 
     def add(self, duration_ms: float) -> None:
-        """Count one duration; a negative one, which clocks that disagree make, is none."""
-        self.counts[bisect_left(BOUNDS, duration_ms)] += 1
+        """Count one duration; a negative one, from clocks that disagree, counts as 0."""
+        duration_ms = max(duration_ms, 0.0)
+        self.counts[bisect_left(_EDGES, duration_ms)] += 1
+        self.sum_ms += duration_ms
+
+    def cumulative(self) -> Iterator[tuple[float, int]]:
+        """Each bound of `BOUNDS_S`, infinity last, with how many durations were at most that
+        long."""
+        for bound in (*BOUNDS_S, math.inf):
+            yield bound, sum(self.counts[: bisect_left(_EDGES, bound * 1000) + 1])
 
     def since(self, earlier: Histogram) -> Histogram:
         """What was counted since an earlier reading of the same histogram."""
@@ -57,10 +91,10 @@ class Histogram:
 
     def quantile(self, share: float) -> float | None:
         """The duration (ms) that this share of all does not exceed, taken to lie evenly within its
-        bucket; None where nothing is counted."""
+        bucket of `BOUNDS`; None where nothing is counted."""
         rank = share * self.total
         below = 0
-        for index, count in enumerate(self.counts):
+        for index, count in enumerate(self.buckets):
             if count and below + count >= rank:
                 low = BOUNDS[index - 1] if index else 0
                 high = BOUNDS[min(index, len(BOUNDS) - 1)]

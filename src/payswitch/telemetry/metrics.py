@@ -23,7 +23,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from payswitch.telemetry.tally import Tally
+from payswitch.telemetry.histogram import Histogram
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -54,16 +54,16 @@ class Definition:
             family.add_sample(self.name, self._named(labels), value)
         return family
 
-    def tallies(self, tallies: Mapping[tuple[str, ...], Tally]) -> Metric:
+    def histograms(self, histograms: Mapping[tuple[str, ...], Histogram]) -> Metric:
         """A histogram for each combination of its labels."""
         family = self._family()
-        for values, tally in tallies.items():
+        for values, histogram in histograms.items():
             labels, total = self._named(values), 0
-            for bound, total in tally.cumulative():
+            for bound, total in histogram.cumulative():
                 le = "+Inf" if bound == math.inf else str(bound)
                 family.add_sample(f"{self.name}_bucket", {**labels, "le": le}, total)
             family.add_sample(f"{self.name}_count", labels, total)
-            family.add_sample(f"{self.name}_sum", labels, tally.sum_s)
+            family.add_sample(f"{self.name}_sum", labels, histogram.sum_ms / 1000)
         return family
 
     def _family(self) -> Metric:

@@ -35,7 +35,7 @@ from opentelemetry.trace import (
 )
 
 from payswitch.errors import StartError
-from payswitch.store.keys import QUEUE
+from payswitch.store import keys
 from payswitch.telemetry.tracing import PaymentTrace, Step, Traces
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ _REQUEST: Attributes = {
 }
 _WAIT: Attributes = {
     "messaging.system": "redis",
-    "messaging.destination.name": QUEUE,
+    "messaging.destination.name": keys.QUEUE,
     "messaging.operation.name": "claim",
     "messaging.operation.type": "receive",
 }

@@ -11,8 +11,7 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.instants import parse_instant_ms
-from payswitch.operations.controls import PAUSE_KEY
-from payswitch.selection.selector import OVERRIDE_KEY, SELECTION_KEY
+from payswitch.store import keys
 from tests.integration.command import Ended, Payswitch
 from tests.integration.harness import Bench, bench
 from tests.support import RedisServer, Reply
@@ -52,7 +51,7 @@ def pairs(out: str) -> dict[str, str]:
 async def test_without_a_choice_the_health_checks_is_shown(
     redis: ArqRedis, payswitch: Payswitch
 ) -> None:
-    await redis.set(SELECTION_KEY, CACHED)
+    await redis.set(keys.SELECTION, CACHED)
     ended = await payswitch("select")
     assert (ended.code, ended.err) == (0, "")
     assert pairs(ended.out) == {
@@ -64,7 +63,7 @@ async def test_without_a_choice_the_health_checks_is_shown(
 async def test_a_choice_is_shown_with_who_when_why_and_until(
     redis: ArqRedis, payswitch: Payswitch
 ) -> None:
-    await redis.set(SELECTION_KEY, CACHED)
+    await redis.set(keys.SELECTION, CACHED)
     ended = await payswitch(
         "select", "fallback", "--for", "30m", "--by", "ana", "--reason", "upgrade of default"
     )
@@ -76,7 +75,7 @@ async def test_a_choice_is_shown_with_who_when_why_and_until(
     assert shown["health check"] == "would choose default: default 3 ms, fallback 5 ms"
     lasts = parse_instant_ms(shown["until"]) - parse_instant_ms(shown["at"])
     assert lasts == pytest.approx(30 * 60_000, abs=1000)
-    assert 0 < await redis.pttl(OVERRIDE_KEY) <= 30 * 60_000
+    assert 0 < await redis.pttl(keys.OVERRIDE) <= 30 * 60_000
 
 
 async def test_without_a_duration_a_choice_holds_for_ten_minutes(
@@ -84,7 +83,7 @@ async def test_without_a_duration_a_choice_holds_for_ten_minutes(
 ) -> None:
     ended = await payswitch("select", "default")
     assert ended.out.startswith("New tries go to default for 10m.\n")
-    assert 0 < await redis.pttl(OVERRIDE_KEY) <= 600_000
+    assert 0 < await redis.pttl(keys.OVERRIDE) <= 600_000
     assert "@" in pairs(ended.out)["by"]
 
 
@@ -94,7 +93,7 @@ async def test_auto_ends_a_choice_and_may_be_said_again(
     await payswitch("select", "fallback")
     ended = await payswitch("select", "auto")
     assert (ended.code, ended.out.splitlines()[0]) == (0, "The health check chooses again.")
-    assert await redis.exists(OVERRIDE_KEY) == 0
+    assert await redis.exists(keys.OVERRIDE) == 0
     ended = await payswitch("select", "auto")
     assert (ended.code, ended.out.splitlines()[0]) == (0, "The health check chooses already.")
 
@@ -105,7 +104,7 @@ async def test_what_stands_is_printed_as_json(redis: ArqRedis, payswitch: Payswi
         "override": None,
         "healthCheck": None,
     }
-    await redis.set(SELECTION_KEY, CACHED)
+    await redis.set(keys.SELECTION, CACHED)
     document = (await payswitch("select", "fallback", "--by", "ana", "--json")).json()
     assert document["processor"] == document["override"]["processor"] == "fallback"
     assert (document["override"]["by"], document["override"]["reason"]) == ("ana", None)
@@ -115,7 +114,7 @@ async def test_what_stands_is_printed_as_json(redis: ArqRedis, payswitch: Payswi
 async def test_what_somebody_wrote_into_an_order_moves_no_cursor(
     redis: ArqRedis, payswitch: Payswitch
 ) -> None:
-    await redis.set(OVERRIDE_KEY, b'{"processor":"default","by":"\\u001b[2Jx","at":7}')
+    await redis.set(keys.OVERRIDE, b'{"processor":"default","by":"\\u001b[2Jx","at":7}')
     ended = await payswitch("select")
     assert (ended.code, "\x1b" in ended.out) == (0, False)
     assert pairs(ended.out)["by"] == r"\x1b[2Jx"
@@ -174,12 +173,12 @@ async def test_pausing_again_is_said_and_the_last_one_counts(
     redis: ArqRedis, payswitch: Payswitch
 ) -> None:
     await payswitch("pause")
-    assert await redis.pttl(PAUSE_KEY) == -1
+    assert await redis.pttl(keys.PAUSED) == -1
     ended = await payswitch("pause", "--for", "15m")
     assert ended.out.startswith("Paused already; now for 15m.\n")
-    assert 0 < await redis.pttl(PAUSE_KEY) <= 900_000
+    assert 0 < await redis.pttl(keys.PAUSED) <= 900_000
     await payswitch("pause")
-    assert await redis.pttl(PAUSE_KEY) == -1
+    assert await redis.pttl(keys.PAUSED) == -1
 
 
 async def test_a_pause_beyond_a_deadline_is_warned_of(b: Bench, payswitch: Payswitch) -> None:

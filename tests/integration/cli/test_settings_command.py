@@ -131,3 +131,18 @@ async def test_a_variable_that_looks_like_a_setting_is_pointed_out() -> None:
         "payswitch: PAYSWITCH_WORKER_SLOT is no setting; PAYSWITCH_WORKER_SLOTS is\n"
     )
     assert (await document({"PAYSWITCH_WORKER_SLOT": "9"}))["unknown"] == ["PAYSWITCH_WORKER_SLOT"]
+
+
+async def test_a_variable_that_was_a_setting_once_is_pointed_out() -> None:
+    ended = await payswitch({"PAYSWITCH_SELECTION_MS": "9"})("settings")
+    assert (ended.code, ended.err) == (
+        0,
+        "payswitch: PAYSWITCH_SELECTION_MS is no setting any more\n",
+    )
+
+
+async def test_at_a_start_one_line_says_what_is_no_longer_a_setting() -> None:
+    removed = {"PAYSWITCH_SELECTION_MS": "9", "PAYSWITCH_BREAKER_FAILURES": "9"}
+    ended = await payswitch(removed)("status")
+    line, _ = ended.err.splitlines()  # the other one says that Redis is away
+    assert line.endswith("no longer a setting: PAYSWITCH_BREAKER_FAILURES, PAYSWITCH_SELECTION_MS")

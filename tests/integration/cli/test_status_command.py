@@ -12,7 +12,7 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.operations.history import HistoryWriter
-from payswitch.telemetry.vitals import Vitals
+from payswitch.telemetry.heartbeat import Heartbeat
 from tests.integration.command import Payswitch
 from tests.integration.harness import bench
 from tests.support import SLACK_S, RedisServer, free_port
@@ -26,7 +26,7 @@ def payswitch(redis_server: RedisServer) -> Payswitch:
 async def live_parts(redis: ArqRedis) -> None:
     """One process of each kind says that it lives."""
     for kind in ("ingress", "worker", "health"):
-        await Vitals(redis, kind, dict).write()
+        await Heartbeat(redis, kind, dict).write()
 
 
 async def test_it_shows_the_numbers_and_what_is_wrong(

@@ -12,11 +12,11 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.clock import boottime_ms
-from payswitch.dispatch.routing import BreakerState
+from payswitch.dispatch.routing import BreakerLimits, BreakerState
 from payswitch.money import Total
 from payswitch.payments.dead_letters import DeadLetters
 from payswitch.payments.tries import Findings, Tries
-from tests.integration.harness import FAST, Bench, bench
+from tests.integration.harness import FAST, PATIENT, Bench, bench
 from tests.support import LOST_REPLY, NEVER, PAID, Reply, eventually, free_port
 
 pytestmark = pytest.mark.usefixtures("redis")
@@ -104,15 +104,15 @@ async def test_refused_and_not_there_is_a_dead_letter(b: Bench, status: int) -> 
     b.default.script = [Reply(status)]
     record = await b.dispatch_until_done(payment)
     assert record.state == "dead"
-    assert record.last_error == f"default: refused with status {status}"
+    assert record.why == f"default: refused with status {status}"
 
 
 async def test_a_refusal_by_a_processor_that_failed_otherwise_is_a_dead_letter(b: Bench) -> None:
-    b.use(replace(b.settings, breaker_failures=1, breaker_probe_ms=1))
+    b.use(limits=replace(PATIENT, failures=1, probe_ms=1))
     b.default.script = [Reply(500), Reply(422)]
     b.fallback.script = [Reply(500)] * 50
     record = await b.dispatch_until_done(await b.accept())
-    assert (record.state, record.last_error) == ("dead", "default: refused with status 422")
+    assert (record.state, record.why) == ("dead", "default: refused with status 422")
 
 
 async def test_another_amount_over_there_is_a_dead_letter_with_its_pin(b: Bench) -> None:
@@ -124,7 +124,7 @@ async def test_another_amount_over_there_is_a_dead_letter_with_its_pin(b: Bench)
     }
     record = await b.dispatch_until_done(payment)
     assert (record.state, record.processor) == ("dead", "default")
-    assert record.last_error == "default has it with another amount"
+    assert record.why == "default has it with another amount"
     assert await b.summary() == {"default": Total(), "fallback": Total()}
 
 
@@ -362,8 +362,8 @@ async def test_a_payment_recorded_late_is_never_sent_elsewhere(b: Bench) -> None
 
 async def test_after_the_horizon_a_payment_that_is_not_there_goes_elsewhere(b: Bench) -> None:
     """Nothing is sent to the silent processor meanwhile, because its breaker is open."""
-    b.dispatcher.router.breakers["default"]._limit = 1
-    b.dispatcher.router.breakers["default"]._probe_ms = 60_000
+    limits = BreakerLimits(failures=1, probe_ms=60_000)
+    b.dispatcher.router.breakers["default"]._limits = limits
     payment = await b.accept()
     b.default.script = [Reply(hang_up=True)]
     async with asyncio.timeout(30):
@@ -402,7 +402,7 @@ async def test_a_refused_connection_closes_the_try(redis: ArqRedis) -> None:
         payment = await b.accept()
         await b.dispatcher.dispatch(await b.claim_when_due(payment))
         assert await b.field(payment, "open") == ""
-        assert (await b.record(payment)).last_error == "default: connection refused"
+        assert (await b.record(payment)).why == "default: connection refused"
         b.choose("fallback")
         assert (await b.dispatch_until_done(payment)).processor == "fallback"
 
@@ -476,7 +476,7 @@ async def test_a_retry_after_of_a_429_counts_for_the_processor_up_to_the_longest
 
 
 async def test_429s_in_a_row_open_the_breaker(b: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    b.use(replace(b.settings, breaker_failures=3))
+    b.use(limits=replace(PATIENT, failures=3))
     b.default.script = [Reply(429)] * 3
     for _ in range(3):
         await b.dispatcher.dispatch(await b.claim_when_due(await b.accept()))
@@ -486,7 +486,7 @@ async def test_429s_in_a_row_open_the_breaker(b: Bench, caplog: pytest.LogCaptur
 
 
 async def test_a_limit_that_is_partly_met_closes_nothing(b: Bench) -> None:
-    b.use(replace(b.settings, breaker_failures=2))
+    b.use(limits=replace(PATIENT, failures=2))
     b.default.script = [Reply(429), PAID] * 20
     for _ in range(20):
         await b.dispatcher.dispatch(await b.claim_when_due(await b.accept()))
@@ -505,7 +505,7 @@ async def refuse(b: Bench, times: int) -> list[str]:
 async def test_what_is_refused_is_held_once_too_many_are(
     b: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    b.use(replace(b.settings, breaker_refusals=3))
+    b.use(limits=replace(PATIENT, refusals=3))
     payments = await refuse(b, 3)
     assert [(await b.record(payment)).state for payment in payments] == ["dead", "dead", "queued"]
     [said] = [record for record in caplog.records if record.levelname == "ERROR"]
@@ -518,7 +518,7 @@ async def test_what_is_refused_is_held_once_too_many_are(
 
 
 async def test_a_refusal_among_payments_is_a_dead_letter_each_time(b: Bench) -> None:
-    b.use(replace(b.settings, breaker_refusals=3))
+    b.use(limits=replace(PATIENT, refusals=3))
     for _ in range(5):
         for reply in (Reply(422), PAID, PAID):
             b.default.script = [reply]
@@ -527,7 +527,7 @@ async def test_a_refusal_among_payments_is_a_dead_letter_each_time(b: Bench) -> 
 
 
 async def test_a_422_for_what_the_processor_has_is_no_refusal(b: Bench) -> None:
-    b.use(replace(b.settings, breaker_refusals=1))
+    b.use(limits=replace(PATIENT, refusals=1))
     payment = await b.accept()
     b.default.script = [Reply(429, record=True)]
     assert (await b.dispatch_until_done(payment, times=2)).state == "settled"
@@ -535,7 +535,7 @@ async def test_a_422_for_what_the_processor_has_is_no_refusal(b: Bench) -> None:
 
 
 async def test_a_processor_that_refuses_and_can_not_tell_keeps_failing(b: Bench) -> None:
-    b.use(replace(b.settings, breaker_failures=3))
+    b.use(limits=replace(PATIENT, failures=3))
     b.default.finds = [Reply(400)] * 3
     await refuse(b, 3)
     assert b.dispatcher.router.breakers["default"].state is BreakerState.OPEN
@@ -545,7 +545,7 @@ async def test_a_payment_that_pays_ends_the_hold_and_a_bad_one_is_buried(
     b: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "payswitch.dispatch.dispatcher")
-    b.use(replace(b.settings, breaker_refusals=1, breaker_probe_ms=1))
+    b.use(limits=replace(PATIENT, refusals=1, probe_ms=1))
     [bad] = await refuse(b, 1)
     breaker = b.dispatcher.router.breakers["default"]
 
@@ -557,17 +557,17 @@ async def test_a_payment_that_pays_ends_the_hold_and_a_bad_one_is_buried(
     assert (
         caplog.records[-1].getMessage() == "default takes payments again: they are no longer held"
     )
-    b.use(replace(b.settings, breaker_refusals=2))
+    b.use(limits=replace(PATIENT, refusals=2))
     b.default.script = [Reply(422)]
     assert (await b.dispatch_until_done(bad, times=1)).state == "dead"
 
 
 async def test_at_its_deadline_a_held_payment_says_that_it_was_refused(b: Bench) -> None:
-    b.use(replace(b.settings, breaker_refusals=1))
+    b.use(limits=replace(PATIENT, refusals=1))
     [payment] = await refuse(b, 1)
     await b.dispatcher.dispatch(replace(await b.claim_when_due(payment), overdue=True))
     record = await b.record(payment)
-    assert (record.state, record.last_error) == (
+    assert (record.state, record.why) == (
         "dead",
         "unpaid at its deadline; default: refused with status 422",
     )
@@ -586,7 +586,7 @@ async def test_a_breaker_that_opens_says_why(
 ) -> None:
     async with bench(redis) as b:
         gone = f"http://127.0.0.1:{free_port()}"
-        b.use(replace(FAST, processor_url_default=gone, breaker_failures=1))
+        b.use(replace(FAST, processor_url_default=gone), limits=replace(PATIENT, failures=1))
         await b.dispatcher.dispatch(await b.claim_when_due(await b.accept()))
     assert [record.getMessage() for record in caplog.records] == [
         "default keeps failing, so its circuit breaker opens: connection refused"
@@ -663,7 +663,7 @@ async def test_an_overdue_payment_becomes_a_dead_letter(b: Bench, redis: ArqRedi
     claim = replace(await b.claim_when_due(payment), overdue=True)
     await b.dispatcher.dispatch(claim)
     record = await b.record(payment)
-    assert (record.state, record.last_error) == ("dead", "unpaid at its deadline")
+    assert (record.state, record.why) == ("dead", "unpaid at its deadline")
     assert not b.default.posts
     assert [key async for key in redis.scan_iter("arq:*")] == []
 

@@ -23,16 +23,16 @@ from payswitch.dispatch.payment_worker import PaymentWorker, claim_interval
 from payswitch.money import Total
 from payswitch.payments.accepting import JOB_FUNCTION
 from payswitch.payments.claims import Batch, Claims
-from payswitch.selection.selector import SELECTION_KEY
 from payswitch.settings import Settings
+from payswitch.store import keys
 from payswitch.store.client import connect
-from tests.integration.harness import FAST, Bench, bench, worker_process
+from tests.integration.harness import FAST, PATIENT, Bench, bench, worker_process
 from tests.support import LOST_REPLY, NEVER, RedisServer, Reply, eventually
 
 
 @pytest.fixture
 async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
-    async with bench(redis, replace(FAST, sweep_ms=100, breaker_probe_ms=50)) as made:
+    async with bench(redis, replace(FAST, sweep_ms=100), replace(PATIENT, probe_ms=50)) as made:
         yield made
 
 
@@ -48,7 +48,7 @@ async def running_worker(
         await dispatcher.dispatch(ctx["claim"], probe=ctx["probe"])
 
     async def startup(ctx: dict[Any, Any]) -> None:
-        ctx["dispatcher"] = make_dispatcher(settings, ctx["redis"], b.transport)
+        ctx["dispatcher"] = make_dispatcher(settings, ctx["redis"], b.transport, limits=b.limits)
 
     worker = PaymentWorker(
         functions=[func(job or pay, name=JOB_FUNCTION)],
@@ -178,7 +178,7 @@ async def test_an_exception_of_the_job_function_loses_no_payment(
             return record.state == "queued" and await redis.exists(f"arq:retry:{payment}") == 1
 
         await eventually(given_back, what="the payment is given back")
-    assert (await b.record(payment)).last_error == error
+    assert (await b.record(payment)).why == error
     async with running_worker(b, redis_server.url):
         await redis.zadd("arq:queue", {payment: 0}, xx=True)
         await redis.lpush("payments:wake", "1")  # type: ignore[misc]
@@ -335,7 +335,7 @@ async def test_where_nothing_is_healthy_one_probe_at_a_time_goes_out(
     b: Bench, redis: ArqRedis, redis_server: RedisServer
 ) -> None:
     await redis.set(
-        SELECTION_KEY, orjson.dumps({"processor": "default", "healthy": False, "reason": ""})
+        keys.SELECTION, orjson.dumps({"processor": "default", "healthy": False, "reason": ""})
     )
     b.default.script = [NEVER]
     b.fallback.script = [NEVER]
@@ -354,11 +354,11 @@ async def test_where_nothing_is_healthy_one_probe_at_a_time_goes_out(
 async def test_a_stale_choice_of_a_dead_processor_is_overridden_by_the_breaker(
     redis: ArqRedis, redis_server: RedisServer
 ) -> None:
-    settings = replace(FAST, breaker_failures=3, breaker_probe_ms=60_000)
-    async with bench(redis, settings) as b:
+    limits = replace(PATIENT, failures=3, probe_ms=60_000)
+    async with bench(redis, limits=limits) as b:
         b.default.script = [Reply(500)] * 1000
         await redis.set(
-            SELECTION_KEY, orjson.dumps({"processor": "default", "healthy": True, "reason": ""})
+            keys.SELECTION, orjson.dumps({"processor": "default", "healthy": True, "reason": ""})
         )
         async with running_worker(b, redis_server.url):
             for _ in range(30):
@@ -374,8 +374,9 @@ FOR_AN_HOUR = (("retry-after", "3600"),)
 async def test_payments_behind_a_processor_that_limits_all_are_paid_by_the_other_one(
     redis: ArqRedis, redis_server: RedisServer, headers: tuple[tuple[str, str], ...]
 ) -> None:
-    settings = replace(FAST, breaker_failures=5, breaker_probe_ms=60_000, retry_cap_ms=3_600_000)
-    async with bench(redis, settings) as b:
+    settings = replace(FAST, retry_cap_ms=3_600_000)
+    limits = replace(PATIENT, failures=5, probe_ms=60_000)
+    async with bench(redis, settings, limits) as b:
         b.default.script = [Reply(429, headers=headers)] * 1000
         payments = {await b.accept() for _ in range(100)}
         async with running_worker(b, redis_server.url):
@@ -388,8 +389,9 @@ async def test_payments_behind_a_processor_that_limits_all_are_paid_by_the_other
 async def test_while_a_processor_can_not_even_tell_only_what_it_was_sent_waits(
     redis: ArqRedis, redis_server: RedisServer
 ) -> None:
-    settings = replace(FAST, processor_slots=1, breaker_probe_ms=60_000)
-    async with bench(redis, settings) as b:
+    settings = replace(FAST, processor_slots=1)
+    limits = replace(PATIENT, probe_ms=60_000)
+    async with bench(redis, settings, limits) as b:
         b.default.script = [Reply(429, headers=FOR_AN_HOUR)] * 1000
         b.default.finds = [Reply(429)] * 10**6
         for _ in range(100):
@@ -416,8 +418,8 @@ async def none_is_open(b: Bench) -> None:
 async def test_a_processor_that_refuses_everything_makes_a_handful_of_dead_letters(
     redis: ArqRedis, redis_server: RedisServer
 ) -> None:
-    settings = replace(FAST, breaker_refusals=5, breaker_probe_ms=60_000)
-    async with bench(redis, settings) as b:
+    limits = replace(PATIENT, refusals=5, probe_ms=60_000)
+    async with bench(redis, limits=limits) as b:
         b.default.script = [Reply(400)] * 1000
         for _ in range(100):
             await b.accept()
@@ -431,8 +433,8 @@ async def test_a_processor_that_refuses_everything_makes_a_handful_of_dead_lette
 async def test_where_both_refuse_everything_payments_are_held_until_one_pays_again(
     redis: ArqRedis, redis_server: RedisServer
 ) -> None:
-    settings = replace(FAST, breaker_refusals=5, breaker_probe_ms=50)
-    async with bench(redis, settings) as b:
+    limits = replace(PATIENT, refusals=5, probe_ms=50)
+    async with bench(redis, limits=limits) as b:
         b.default.script, b.fallback.script = [Reply(422)] * 10**6, [Reply(422)] * 10**6
         for _ in range(50):
             await b.accept()
@@ -455,8 +457,9 @@ async def test_where_both_refuse_everything_payments_are_held_until_one_pays_aga
 async def test_payments_that_nobody_takes_hide_no_good_one_and_are_buried(
     redis: ArqRedis, redis_server: RedisServer
 ) -> None:
-    settings = replace(FAST, breaker_refusals=5, breaker_probe_ms=50, processor_slots=1)
-    async with bench(redis, settings) as b:
+    settings = replace(FAST, processor_slots=1)
+    limits = replace(PATIENT, refusals=5, probe_ms=50)
+    async with bench(redis, settings, limits) as b:
         bad = [await b.accept() for _ in range(10)]
         b.default.refuses = b.fallback.refuses = set(bad)
         async with running_worker(b, redis_server.url):

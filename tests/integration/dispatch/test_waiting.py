@@ -15,7 +15,7 @@ from payswitch.dispatch.routing import Verdict
 from payswitch.money import Total
 from payswitch.payments.sweeper import Sweeper
 from payswitch.payments.tries import Findings, Tries
-from tests.integration.harness import Bench, bench, worker_process
+from tests.integration.harness import PATIENT, Bench, bench, worker_process
 from tests.support import RedisServer, Reply, eventually
 
 UNAVAILABLE = Reply(503, b"")
@@ -214,7 +214,7 @@ async def test_a_first_look_after_the_horizon_wakes_the_next(b: Bench, looks: in
     once at each, and once more later."""
     payment, *others = [await pinned(b), *await waiting(b, 3)]
     await b.redis.hset(f"payment:{payment}", "horizon", "1")  # type: ignore[misc]
-    b.use(replace(b.settings, breaker_failures=1))
+    b.use(limits=replace(PATIENT, failures=1))
     breaker = b.dispatcher.router.breakers["default"]
     breaker.enter(boottime_ms())
     breaker.leave(Verdict.BAD, probe=False, now=boottime_ms())

@@ -155,7 +155,7 @@ async def test_a_payment_that_the_ledger_can_not_add_is_settled_once_it_can(
     await redis.hset("ledger:default:0:total", "cents", "9223372036854775000")  # type: ignore[misc]
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
     record = await b.record(payment)
-    assert (record.state, record.last_error) == (
+    assert (record.state, record.why) == (
         "queued",
         "paid by default; the ledger can't add it",
     )

@@ -11,9 +11,10 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.money import Total
-from payswitch.operations.controls import PAUSE_KEY, Controls
+from payswitch.operations.controls import Controls
 from payswitch.payments.claims import Batch, Claims
-from payswitch.selection.selector import OVERRIDE_KEY, Selection, parse_standing
+from payswitch.selection.selector import Selection, parse_standing
+from payswitch.store import keys
 from payswitch.store.client import connect
 from tests.integration.command import Payswitch
 from tests.integration.harness import FAST, Bench, bench, worker_process
@@ -23,8 +24,6 @@ WAKE = "payments:wake"
 QUICK = {
     "PAYSWITCH_RETRY_BASE_MS": "1",
     "PAYSWITCH_RETRY_CAP_MS": "20",
-    "PAYSWITCH_BREAKER_FAILURES": "2",
-    "PAYSWITCH_BREAKER_PROBE_MS": "50",
 }
 
 
@@ -106,7 +105,7 @@ async def test_an_override_ends_by_itself(
     assert (await payswitch("select", "fallback", "--for", "1s")).code == 0
 
     async def is_over() -> bool:
-        return not await redis.exists(OVERRIDE_KEY)
+        return not await redis.exists(keys.OVERRIDE)
 
     await eventually(is_over, what="the override ends")
     async with two_workers(b, redis_server):
@@ -152,10 +151,10 @@ async def test_an_override_reaches_the_dispatcher_with_the_claim(b: Bench) -> No
 
 
 async def test_a_spoilt_override_is_ignored(b: Bench, redis: ArqRedis) -> None:
-    await redis.hset(OVERRIDE_KEY, "processor", "fallback")  # type: ignore[misc]
+    await redis.hset(keys.OVERRIDE, "processor", "fallback")  # type: ignore[misc]
     assert not parse_standing((await take(b)).selection).overridden
     assert await Controls(redis).override() is None
-    await redis.set(OVERRIDE_KEY, "{")
+    await redis.set(keys.OVERRIDE, "{")
     assert not parse_standing((await take(b)).selection).overridden
     assert await Controls(redis).override() is None
     assert await Controls(redis).select_automatically()
@@ -301,7 +300,7 @@ async def test_orders_are_taken_when_redis_has_no_memory_left(
 async def test_a_pause_that_somebody_wrote_by_hand_counts_and_ends(
     b: Bench, redis: ArqRedis, payswitch: Payswitch
 ) -> None:
-    await redis.hset(PAUSE_KEY, "x", "y")  # type: ignore[misc]
+    await redis.hset(keys.PAUSED, "x", "y")  # type: ignore[misc]
     await b.accept()
     assert await b.claim() == []
     assert (await payswitch("resume")).code == 0

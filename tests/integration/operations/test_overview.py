@@ -12,13 +12,12 @@ import orjson
 import pytest
 from arq.connections import ArqRedis
 
-from payswitch.dispatch.assembly import make_dispatcher, worker_vitals
+from payswitch.dispatch.assembly import make_dispatcher, worker_heartbeat
 from payswitch.dispatch.counts import SettleCounts
 from payswitch.instants import format_instant
 from payswitch.operations.controls import Controls, Order
 from payswitch.operations.fees import FeeWatch
 from payswitch.operations.history import (
-    HISTORY_KEY,
     KEPT,
     Changes,
     HistoryWriter,
@@ -29,10 +28,11 @@ from payswitch.operations.overview import Overview, OverviewReader
 from payswitch.payments.ledger import Ledger
 from payswitch.processors.books import make_books
 from payswitch.selection.health_check import make_health_check
+from payswitch.store import keys
 from payswitch.store.client import connect
-from payswitch.store.notes import FEES_KEY, RECONCILED_KEY, REPORTS_KEY, write_note
-from payswitch.telemetry.vitals import Vitals
-from tests.integration.harness import Bench, bench
+from payswitch.store.notes import write_note
+from payswitch.telemetry.heartbeat import Heartbeat
+from tests.integration.harness import PATIENT, Bench, bench
 from tests.support import RedisServer, Reply, eventually
 
 
@@ -125,7 +125,7 @@ async def test_what_others_wrote_under_the_keys_reads_as_nothing(
 ) -> None:
     for key in (
         *("selected_payment_processor", "selection:override"),
-        *(REPORTS_KEY, FEES_KEY, RECONCILED_KEY),
+        *(keys.REPORTS, keys.FEES, keys.RECONCILED),
     ):
         await redis.set(key, value)
     await redis.hset("ledger:default:0:total", mapping={"count": value, "cents": "x"})  # type: ignore[misc]
@@ -147,7 +147,7 @@ async def test_what_others_wrote_under_the_keys_reads_as_nothing(
         {"since": "-" + "9" * 30},
     ],
 )
-async def test_numbers_beyond_all_measure_are_no_vitals_and_the_history_goes_on(
+async def test_numbers_beyond_all_measure_are_no_heartbeat_and_the_history_goes_on(
     redis: ArqRedis, fields: dict[str, str]
 ) -> None:
     who = {"kind": "worker", "host": "x", "pid": "1", "since": "0"}
@@ -159,26 +159,26 @@ async def test_numbers_beyond_all_measure_are_no_vitals_and_the_history_goes_on(
 
 @pytest.mark.parametrize("fee", ["1e999999", "-1", "NaN", "2"])
 async def test_what_can_be_no_share_is_no_fee(redis: ArqRedis, fee: str) -> None:
-    await write_note(redis, FEES_KEY, {"default": fee})
+    await write_note(redis, keys.FEES, {"default": fee})
     assert (await look(redis)).fee_rates == {}
 
 
 async def test_a_fee_is_kept_to_nine_places(redis: ArqRedis) -> None:
-    await write_note(redis, FEES_KEY, {"default": "1e-999999", "fallback": "0.15"})
+    await write_note(redis, keys.FEES, {"default": "1e-999999", "fallback": "0.15"})
     rates = (await look(redis)).fee_rates
     assert [f"{rate:f}" for rate in rates.values()] == ["0.000000000", "0.150000000"]
 
 
 async def test_a_process_lives_as_long_as_it_says_so(redis: ArqRedis) -> None:
     counts = {"accepted:new": 3}
-    vitals = Vitals(redis, "ingress", lambda: counts)
-    await vitals.write()
+    heartbeat = Heartbeat(redis, "ingress", lambda: counts)
+    await heartbeat.write()
     counts["accepted:new"] = 5
-    await vitals.write()
+    await heartbeat.write()
     [process] = (await look(redis)).processes
     assert (process.kind, process.counts) == ("ingress", {"accepted:new": 5})
-    assert 0 < await redis.pttl(vitals.key) <= 5000
-    await redis.delete(vitals.key)
+    assert 0 < await redis.pttl(heartbeat.key) <= 5000
+    await redis.delete(heartbeat.key)
     assert (await look(redis)).processes == []
 
 
@@ -188,7 +188,7 @@ async def test_processes_with_one_host_name_and_one_pid_are_two(
     monkeypatch.setattr("os.getpid", lambda: 1)
     monkeypatch.setattr("socket.gethostname", lambda: "host")
     workers = [
-        Vitals(redis, "worker", partial(dict, {"tries:default:Unknown": count}))
+        Heartbeat(redis, "worker", partial(dict, {"tries:default:Unknown": count}))
         for count in (7, 120)
     ]
     changes = Changes()
@@ -207,12 +207,12 @@ async def test_processes_with_one_host_name_and_one_pid_are_two(
     assert len({each.name for each in found}) == 2
 
 
-async def test_vitals_go_on_where_redis_is_full(redis: ArqRedis) -> None:
+async def test_heartbeats_go_on_where_redis_is_full(redis: ArqRedis) -> None:
     await redis.config_set("maxmemory", 1)
     try:
-        await Vitals(redis, "health", dict).write()
+        await Heartbeat(redis, "health", dict).write()
         assert await HistoryWriter(redis).write()
-        await write_note(redis, RECONCILED_KEY, {"at": 1, "differences": 2})
+        await write_note(redis, keys.RECONCILED, {"at": 1, "differences": 2})
     finally:
         await redis.config_set("maxmemory", 0)
     overview = await look(redis)
@@ -221,21 +221,21 @@ async def test_vitals_go_on_where_redis_is_full(redis: ArqRedis) -> None:
     assert overview.reconciled.differences == 2
 
 
-async def test_vitals_go_on_when_redis_is_back(own_redis: RedisServer) -> None:
+async def test_heartbeats_go_on_when_redis_is_back(own_redis: RedisServer) -> None:
     redis = connect(own_redis.url, limit_s=1)
-    vitals = Vitals(redis, "health", dict)
-    vitals.start()
+    heartbeat = Heartbeat(redis, "health", dict)
+    heartbeat.start()
     own_redis.kill()
     own_redis.start()
 
     async def is_there() -> bool:
         try:
-            return bool(await redis.exists(vitals.key))
+            return bool(await redis.exists(heartbeat.key))
         except OSError:
             return False
 
-    await eventually(is_there, what="vitals are written again")
-    await vitals.close()
+    await eventually(is_there, what="the heartbeat is written again")
+    await heartbeat.close()
     await redis.aclose(close_connection_pool=True)
 
 
@@ -243,14 +243,14 @@ async def test_a_worker_counts_what_it_settled_and_how_long_it_took(
     b: Bench, redis: ArqRedis
 ) -> None:
     settled = SettleCounts()
-    dispatcher = make_dispatcher(b.settings, redis, b.transport, settled)
-    vitals = worker_vitals(redis, dispatcher, settled)
-    await vitals.write()
+    dispatcher = make_dispatcher(b.settings, redis, b.transport, settled, b.limits)
+    heartbeat = worker_heartbeat(redis, dispatcher, settled)
+    await heartbeat.write()
     failed, paid = await b.accept(), await b.accept()
     b.default.script = [Reply(500)]
     await dispatcher.dispatch(await b.claim_when_due(failed))
     await dispatcher.dispatch(await b.claim_when_due(paid))
-    await vitals.write()
+    await heartbeat.write()
     [process] = (await look(redis)).of_kind("worker")
     assert process.of("settled:") == {"default": 1}
     assert process.of("tries:") == {"default:Ended": 1, "default:Paid": 1}
@@ -260,12 +260,12 @@ async def test_a_worker_counts_what_it_settled_and_how_long_it_took(
 
 
 async def test_a_worker_says_why_a_breaker_is_not_closed(b: Bench, redis: ArqRedis) -> None:
-    b.use(replace(b.settings, breaker_failures=1, breaker_refusals=1))
+    b.use(limits=replace(PATIENT, failures=1, refusals=1))
     b.default.script = [Reply(429, headers=(("retry-after", "7"),))]
     b.fallback.script = [Reply(422)]
     for _ in range(2):
         await b.dispatcher.dispatch(await b.claim_when_due(await b.accept()))
-    await worker_vitals(redis, b.dispatcher, SettleCounts()).write()
+    await worker_heartbeat(redis, b.dispatcher, SettleCounts()).write()
     [process] = (await look(redis)).of_kind("worker")
     assert process.breakers == {"default": "open", "fallback": "open"}
     assert process.breaker_reasons == {
@@ -309,7 +309,7 @@ async def test_one_sample_a_second_is_kept_whoever_writes(redis: ArqRedis) -> No
 
 
 async def test_the_history_has_its_length_and_goes_with_its_writers(redis: ArqRedis) -> None:
-    await redis.rpush(HISTORY_KEY, *range(2 * KEPT))  # type: ignore[misc]
+    await redis.rpush(keys.HISTORY, *range(2 * KEPT))  # type: ignore[misc]
     await HistoryWriter(redis).write()
-    assert await redis.llen(HISTORY_KEY) == KEPT  # type: ignore[misc]
-    assert 0 < await redis.pttl(HISTORY_KEY) <= KEPT * 1000
+    assert await redis.llen(keys.HISTORY) == KEPT  # type: ignore[misc]
+    assert 0 < await redis.pttl(keys.HISTORY) <= KEPT * 1000

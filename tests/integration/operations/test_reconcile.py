@@ -19,8 +19,8 @@ from payswitch.operations.comparison import DifferenceKind, Unexplained, Window
 from payswitch.operations.reconcile import Incident, ReconcileReport
 from payswitch.payments.accepting import AcceptQueue
 from payswitch.payments.claims import Claims
-from payswitch.payments.full_records import Unreadable
 from payswitch.payments.payment import Payment
+from payswitch.payments.records import Unreadable
 from payswitch.processors.books import CannotAskError
 from payswitch.simulator.book import BookEntry
 from tests.integration.books import AT, Books, books

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import cast
 from uuid import uuid4
 
@@ -18,8 +20,14 @@ from payswitch.store.client import connect
 from tests.support import RedisServer
 
 
-def accept_queue(redis: ArqRedis, *, limit_ms: int = 5000, max_backlog: int = 10**6) -> AcceptQueue:
-    return AcceptQueue(redis, limit_ms=limit_ms, max_backlog=max_backlog)
+def accept_queue(
+    redis: ArqRedis,
+    *,
+    limit_ms: int = 5000,
+    max_backlog: int = 10**6,
+    on_verdicts: Callable[[Sequence[str]], None] | None = None,
+) -> AcceptQueue:
+    return AcceptQueue(redis, limit_ms=limit_ms, max_backlog=max_backlog, on_verdicts=on_verdicts)
 
 
 def new_payment(cents: int = 1990) -> Payment:
@@ -172,14 +180,15 @@ async def test_a_payment_is_told_that_redis_is_away_or_frozen_or_back(
 async def test_a_clock_that_was_set_refuses_nobody(
     redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queue = accept_queue(redis)
+    verdicts: Counter[str] = Counter()
+    queue = accept_queue(redis, on_verdicts=verdicts.update)
     await queue.accept(new_payment())
     # As if Redis' clock had been set an hour ahead since the last answer.
     monkeypatch.setattr(queue, "_redis_ahead_ms", cast(float, queue._redis_ahead_ms) - 3.6e6)
     payments = [new_payment() for _ in range(3)]
     assert await asyncio.gather(*map(queue.accept, payments)) == [Acceptance.NEW] * 3
     assert await redis.zcard("arq:queue") == 4
-    assert queue.verdicts["late"] == 3
+    assert verdicts["late"] == 3
 
 
 async def test_a_new_connection_asks_for_the_clock_as_it_may_be_anothers(
@@ -188,10 +197,11 @@ async def test_a_new_connection_asks_for_the_clock_as_it_may_be_anothers(
     queue = accept_queue(redis)
     await queue.accept(new_payment())
     fresh = connect(redis_server.url, limit_s=5)
-    other = accept_queue(fresh)
+    verdicts: Counter[str] = Counter()
+    other = accept_queue(fresh, on_verdicts=verdicts.update)
     monkeypatch.setattr(other, "_redis_ahead_ms", cast(float, queue._redis_ahead_ms) - 3.6e6)
     assert await other.accept(new_payment()) is Acceptance.NEW
-    assert other.verdicts == {"new": 1}
+    assert verdicts == {"new": 1}
     await fresh.aclose(close_connection_pool=True)
 
 

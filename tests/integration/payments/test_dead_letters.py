@@ -16,8 +16,8 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from payswitch.money import Total
 from payswitch.payments.dead_letters import DeadLetters, Replay
-from payswitch.payments.full_records import FullRecord, Unreadable
 from payswitch.payments.ledger import Settlement
+from payswitch.payments.records import Record, Unreadable
 from tests.integration.harness import FAST, Bench, bench
 from tests.support import LOST_REPLY, PAID, Reply
 
@@ -39,7 +39,7 @@ async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
 async def refused(b: Bench) -> str:
     payment = await b.accept()
     b.default.script = [Reply(422)]
-    assert (await b.dispatch_until_done(payment)).last_error == "default: refused with status 422"
+    assert (await b.dispatch_until_done(payment)).why == "default: refused with status 422"
     return payment
 
 
@@ -50,7 +50,7 @@ async def other_amount(b: Bench) -> str:
         "amount": 1.0,
         "requestedAt": "2026-01-02T03:04:05Z",
     }
-    assert (await b.dispatch_until_done(payment)).last_error == "default has it with another amount"
+    assert (await b.dispatch_until_done(payment)).why == "default has it with another amount"
     return payment
 
 
@@ -58,7 +58,7 @@ async def never_sent(b: Bench) -> str:
     payment = await b.accept()
     await let_its_deadline_pass(b, payment)
     record = await b.dispatch_until_done(payment, times=1)
-    assert (record.last_error, record.processor) == ("unpaid at its deadline", None)
+    assert (record.why, record.processor) == ("unpaid at its deadline", None)
     return payment
 
 
@@ -68,7 +68,7 @@ async def tried_and_unpaid(b: Bench) -> str:
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
     await let_its_deadline_pass(b, payment)
     record = await b.dispatch_until_done(payment, times=1)
-    assert (record.last_error, record.processor) == ("unpaid at its deadline", "default")
+    assert (record.why, record.processor) == ("unpaid at its deadline", "default")
     return payment
 
 
@@ -78,7 +78,7 @@ async def unpaid_after_its_horizon(b: Bench) -> str:
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
     await let_its_deadline_pass(b, payment)
     record = await b.dispatch_until_done(payment, times=100_000)
-    assert (record.last_error, record.processor) == ("unpaid at its deadline", "default")
+    assert (record.why, record.processor) == ("unpaid at its deadline", "default")
     return payment
 
 
@@ -89,7 +89,7 @@ async def cannot_tell(b: Bench) -> str:
     await let_its_deadline_pass(b, payment)
     b.default.finds = [Reply(500)] * 100_000
     record = await b.dispatch_until_done(payment, times=100_000)
-    assert record.last_error == "unpaid at its deadline; default can't tell"
+    assert record.why == "unpaid at its deadline; default can't tell"
     b.default.finds = []
     return payment
 
@@ -201,7 +201,7 @@ async def test_another_amount_over_there_buries_it_again(b: Bench) -> None:
     b.choose("fallback")
     await replay(b, payment)
     record = await b.dispatch_until_done(payment)
-    assert (record.state, record.last_error) == ("dead", "default has it with another amount")
+    assert (record.state, record.why) == ("dead", "default has it with another amount")
     assert (len(b.default.posts), b.fallback.posts) == (sent, [])
     assert await b.summary() == NOTHING
 
@@ -476,8 +476,8 @@ async def test_everything_known_of_a_dead_letter_is_found(b: Bench, die: Die) ->
     payment = await die(b)
     found = await DeadLetters(b.redis).find(payment)
     record = await b.record(payment)
-    assert isinstance(found, FullRecord)
-    assert (found.state, found.reason, found.cents) == ("dead", record.last_error, 1990)
+    assert isinstance(found, Record)
+    assert (found.state, found.reason, found.cents) == ("dead", record.why, 1990)
     assert (found.processor, found.requested_at) == (record.processor, record.requested_at)
     assert found.dead_at is not None
     assert found.dead_at > found.accepted_at

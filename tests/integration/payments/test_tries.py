@@ -93,7 +93,7 @@ async def test_a_try_that_has_ended_does_not_hinder_a_burial(b: Bench) -> None:
     burial = await tries(b).bury(claim, "why", Findings(ended={1}), horizon_passed=False)
     assert burial is Burial.BURIED
     record = await b.record(claim.correlation_id)
-    assert (record.state, record.processor, record.last_error) == ("dead", "default", "why")
+    assert (record.state, record.processor, record.why) == ("dead", "default", "why")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,25 +20,25 @@ from arq.typing import WorkerCoroutine
 from arq.worker import JobExecutionFailed
 
 from payswitch.dispatch.arq_worker import ResilientWorker
-from payswitch.selection.health_check import LOCK_KEY, THROTTLE_KEY, HealthCheck, make_health_check
-from payswitch.selection.selector import SELECTION_KEY
+from payswitch.selection.health_check import HealthCheck, Times, make_health_check
+from payswitch.store import keys
 from payswitch.store.client import connect
-from tests.integration.harness import FAST, Bench, bench
+from tests.integration.harness import Bench, bench
 from tests.support import RedisServer, Reply, eventually
 from workers.health import WorkerSettings
 
-SLOW_THROTTLE = replace(FAST, health_limit_ms=300, health_lock_ms=20_000, health_throttle_ms=60_000)
-NO_THROTTLE = replace(FAST, health_limit_ms=300, health_lock_ms=500, health_throttle_ms=501)
+SLOW_THROTTLE = Times(throttle_ms=60_000, lock_ms=20_000, limit_ms=300)
+NO_THROTTLE = Times(throttle_ms=501, lock_ms=500, limit_ms=300)
 
 
 @pytest.fixture
 async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
-    async with bench(redis, SLOW_THROTTLE) as made:
+    async with bench(redis) as made:
         yield made
 
 
-def checker(b: Bench) -> HealthCheck:
-    return make_health_check(b.settings, b.redis, b.transport)
+def checker(b: Bench, times: Times = SLOW_THROTTLE) -> HealthCheck:
+    return make_health_check(b.settings, b.redis, b.transport, times)
 
 
 def healthy(ms: int) -> Reply:
@@ -50,7 +49,7 @@ FAILING = Reply(200, b'{"failing":true,"minResponseTime":0}')
 
 
 async def cached(redis: ArqRedis) -> dict[str, Any]:
-    document: dict[str, Any] = orjson.loads(await redis.get(SELECTION_KEY) or b"null")
+    document: dict[str, Any] = orjson.loads(await redis.get(keys.SELECTION) or b"null")
     return document
 
 
@@ -58,7 +57,7 @@ async def test_the_choice_is_cached_for_ten_seconds(b: Bench, redis: ArqRedis) -
     await checker(b).check()
     selection = await cached(redis)
     assert (selection["processor"], selection["healthy"]) == ("default", True)
-    assert 9000 < await redis.pttl(SELECTION_KEY) <= 10_000
+    assert 9000 < await redis.pttl(keys.SELECTION) <= 10_000
 
 
 @pytest.mark.parametrize(
@@ -113,10 +112,10 @@ async def test_however_often_and_wherever_triggered_one_attempt_gets_through(b: 
 async def test_while_another_node_holds_the_lock_nothing_is_asked(
     b: Bench, redis: ArqRedis
 ) -> None:
-    await redis.set(LOCK_KEY, "another")
+    await redis.set(keys.HEALTH_LOCK, "another")
     assert await checker(b).check() is None
     assert not b.default.health_calls
-    assert await redis.get(LOCK_KEY) == b"another"
+    assert await redis.get(keys.HEALTH_LOCK) == b"another"
 
 
 async def test_a_node_that_lost_its_lock_neither_selects_nor_releases(
@@ -127,22 +126,22 @@ async def test_a_node_that_lost_its_lock_neither_selects_nor_releases(
     async with asyncio.timeout(30):
         while not b.default.health_calls:
             await asyncio.sleep(0)
-    await redis.set(LOCK_KEY, "the next node")
+    await redis.set(keys.HEALTH_LOCK, "the next node")
     assert await check is None
-    assert await redis.get(SELECTION_KEY) is None
-    assert await redis.get(LOCK_KEY) == b"the next node"
+    assert await redis.get(keys.SELECTION) is None
+    assert await redis.get(keys.HEALTH_LOCK) == b"the next node"
 
 
 async def test_the_lock_is_released_and_the_throttle_stays(b: Bench, redis: ArqRedis) -> None:
     await checker(b).check()
-    assert not await redis.exists(LOCK_KEY)
-    assert await redis.exists(THROTTLE_KEY)
+    assert not await redis.exists(keys.HEALTH_LOCK)
+    assert await redis.exists(keys.HEALTH_THROTTLE)
 
 
 @contextlib.asynccontextmanager
 async def running_health_worker(b: Bench, url: str) -> AsyncIterator[ResilientWorker]:
     async def check_health(ctx: dict[Any, Any]) -> None:
-        await checker(b).check()
+        await checker(b, NO_THROTTLE).check()
 
     async with running_cron(url, check_health) as worker:
         yield worker
@@ -185,7 +184,7 @@ async def running_cron(
 
 async def selected(redis: ArqRedis, b: Bench, processor: str) -> None:
     async def is_selected() -> bool:
-        raw = await redis.get(SELECTION_KEY)
+        raw = await redis.get(keys.SELECTION)
         return raw is not None and orjson.loads(raw)["processor"] == processor
 
     await eventually(is_selected, what=f"{processor} is selected")
@@ -194,7 +193,7 @@ async def selected(redis: ArqRedis, b: Bench, processor: str) -> None:
 async def test_the_worker_follows_the_processors_health(
     redis: ArqRedis, redis_server: RedisServer
 ) -> None:
-    async with bench(redis, NO_THROTTLE) as b, running_health_worker(b, redis_server.url):
+    async with bench(redis) as b, running_health_worker(b, redis_server.url):
         await selected(redis, b, "default")
         b.default.health = FAILING
         await selected(redis, b, "fallback")
@@ -209,7 +208,7 @@ def test_a_job_that_expired_can_be_reported() -> None:
 
 async def test_the_worker_goes_on_after_redis_was_restarted(own_redis: RedisServer) -> None:
     redis = connect(own_redis.url, limit_s=5)
-    async with bench(redis, NO_THROTTLE) as b, running_health_worker(b, own_redis.url):
+    async with bench(redis) as b, running_health_worker(b, own_redis.url):
         await selected(redis, b, "default")
         own_redis.kill()
         own_redis.start()
@@ -224,7 +223,7 @@ async def test_the_cron_goes_on_when_the_clock_is_set(
     redis: ArqRedis, redis_server: RedisServer, step: timedelta
 ) -> None:
     async with (
-        bench(redis, NO_THROTTLE) as b,
+        bench(redis) as b,
         running_health_worker(b, redis_server.url) as worker,
     ):
         await selected(redis, b, "default")
@@ -241,7 +240,7 @@ async def test_the_cron_goes_on_when_the_clock_is_set(
 
 
 async def test_checking_leaves_no_keys_behind(redis: ArqRedis, redis_server: RedisServer) -> None:
-    async with bench(redis, NO_THROTTLE) as b, running_health_worker(b, redis_server.url):
+    async with bench(redis) as b, running_health_worker(b, redis_server.url):
 
         async def asked_twice() -> bool:
             return len(b.default.health_calls) >= 2
@@ -265,7 +264,7 @@ async def full(redis: ArqRedis) -> AsyncIterator[ArqRedis]:
 async def test_the_worker_follows_the_processors_health_while_redis_is_full(
     full: ArqRedis, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with bench(full, NO_THROTTLE) as b, running_health_worker(b, redis_server.url):
+    async with bench(full) as b, running_health_worker(b, redis_server.url):
         await selected(full, b, "default")
         b.default.health = FAILING
         await selected(full, b, "fallback")

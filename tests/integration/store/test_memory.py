@@ -21,8 +21,8 @@ from payswitch.money import Total
 from payswitch.payments.accepting import AcceptQueue, NotAcceptedError
 from payswitch.payments.ledger import Settlement
 from payswitch.payments.payment import Payment
-from payswitch.selection.selector import SELECTION_KEY
 from payswitch.settings import Settings
+from payswitch.store import keys
 from payswitch.store.client import connect
 from payswitch.store.watch import RedisWatch
 from tests.integration.harness import Bench, bench
@@ -306,22 +306,18 @@ async def test_out_of_memory_a_health_worker_goes_on_selecting(
     redis: ArqRedis, redis_server: RedisServer, full_at_start: bool
 ) -> None:
     async with bench(redis) as b:
-        throttle = {
-            "PAYSWITCH_HEALTH_THROTTLE_MS": "301",
-            "PAYSWITCH_HEALTH_LOCK_MS": "300",
-            "PAYSWITCH_HEALTH_LIMIT_MS": "200",
-        }
 
         async def selected(processor: str) -> None:
             async def is_selected() -> bool:
-                raw = await redis.get(SELECTION_KEY)
+                await redis.delete(keys.HEALTH_THROTTLE)
+                raw = await redis.get(keys.SELECTION)
                 return raw is not None and orjson.loads(raw)["processor"] == processor
 
             await eventually(is_selected, what=f"{processor} is selected")
 
         if full_at_start:
             await redis.config_set("maxmemory", FULL)
-        async with process(b, redis_server.url, "health", **throttle):
+        async with process(b, redis_server.url, "health"):
             await selected("default")
             await redis.config_set("maxmemory", FULL)
             for failing, other in ((b.default, "fallback"), (b.fallback, "default")):

@@ -53,7 +53,9 @@ class Traced:
 
     def __init__(self, b: Bench) -> None:
         self._b = b
-        self._dispatcher: Dispatcher = make_dispatcher(b.settings, b.redis, b.transport)
+        self._dispatcher: Dispatcher = make_dispatcher(
+            b.settings, b.redis, b.transport, limits=b.limits
+        )
         self._memory = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self._memory))
@@ -163,7 +165,7 @@ async def test_a_lease_that_ran_out_is_a_try_that_sent_nothing(b: Bench) -> None
     traced = Traced(b)
     claim = await b.claim_when_due(await b.accept())
     trace = payment_trace(traced.traces, claim, SAMPLED, due_at=0)
-    dispatcher = make_dispatcher(b.settings, b.redis, b.transport)
+    dispatcher = make_dispatcher(b.settings, b.redis, b.transport, limits=b.limits)
     await dispatcher.dispatch(replace(claim, expires_at=0.0), trace)
     assert traced.story[1:] == [("pay", "NotSentInTime", True)]
     assert b.default.posts == []

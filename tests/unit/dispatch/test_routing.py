@@ -17,9 +17,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from payswitch.dispatch.routing import Breaker, BreakerState, Router, Verdict
+from payswitch.dispatch.routing import Breaker, BreakerLimits, BreakerState, Router, Verdict
 from payswitch.selection.selector import UNSELECTED, Selection
-from payswitch.telemetry.vitals import REFUSES
+from payswitch.telemetry.heartbeat import REFUSES
 
 SLOTS = 4
 FAILURES = 3
@@ -31,7 +31,7 @@ GOOD, BAD, REFUSED, NEUTRAL = Verdict.GOOD, Verdict.BAD, Verdict.REFUSED, Verdic
 
 
 def breaker_of(*, slots: int = SLOTS, refusals: int = REFUSALS) -> Breaker:
-    return Breaker(slots=slots, failures=FAILURES, refusals=refusals, probe_ms=PROBE_MS)
+    return Breaker(slots=slots, limits=BreakerLimits(FAILURES, refusals, PROBE_MS))
 
 
 def call(

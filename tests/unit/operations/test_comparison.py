@@ -20,7 +20,7 @@ from payswitch.operations.comparison import (
     may_differ,
     unexplained,
 )
-from payswitch.payments.full_records import FullRecord
+from payswitch.payments.records import Record
 from payswitch.processors.outcomes import Found
 
 ENDS = Window(0, 10_000)
@@ -41,8 +41,8 @@ def record(
     cents: int = 1990,
     accepted_at: int = 0,
     settled_at: int | None = None,
-) -> FullRecord:
-    return FullRecord(
+) -> Record:
+    return Record(
         correlation_id="4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3",
         state=state,
         cents=cents,
@@ -146,7 +146,7 @@ def test_a_window_is_cut_between_entries_until_one_is_left(
         (record("queued", processor=None, requested_at=None), False),
     ],
 )
-def test_what_is_looked_up(of: FullRecord, is_looked_up: bool) -> None:
+def test_what_is_looked_up(of: Record, is_looked_up: bool) -> None:
     """The windows that differ are within 100 and 200, those that are compared up to 1000."""
     assert may_differ(of, [Window(100, 200)], [Window(0, 1000)]) is is_looked_up
 

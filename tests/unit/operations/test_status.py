@@ -13,8 +13,8 @@ from payswitch.operations.controls import Order
 from payswitch.operations.history import Changes, Sample, parse_sample
 from payswitch.operations.overview import Choice, Overview, Reconciled, Seen
 from payswitch.operations.status import Level, Status, document, duration, rates
+from payswitch.telemetry.heartbeat import Process
 from payswitch.telemetry.histogram import Histogram
-from payswitch.telemetry.vitals import Process
 
 NOW = 1_795_363_500_000
 

@@ -13,8 +13,6 @@ from redis.asyncio import Redis
 
 from payswitch.processors.outcomes import HealthReport
 from payswitch.selection.selector import (
-    OVERRIDE_KEY,
-    SELECTION_KEY,
     UNSELECTED,
     Limits,
     Selection,
@@ -23,6 +21,7 @@ from payswitch.selection.selector import (
     parse_selection,
     parse_standing,
 )
+from payswitch.store import keys
 
 LOCK = "healthcheck:lock"
 AT_MS = 1_795_363_500_123
@@ -257,7 +256,7 @@ async def select_by(selector: Selector, token: str) -> Selection | None:
 
 async def test_the_holder_of_the_lock_writes_the_selection(redis: Redis) -> None:
     await select(redis, "mine")
-    assert orjson.loads(await redis.get(SELECTION_KEY)) == {
+    assert orjson.loads(await redis.get(keys.SELECTION)) == {
         "processor": "fallback",
         "healthy": True,
         "reason": "default failing",
@@ -275,27 +274,27 @@ async def test_a_written_selection_is_read_again(redis: Redis) -> None:
 
 
 async def test_the_selector_respects_an_operators_choice(redis: Redis) -> None:
-    await redis.set(OVERRIDE_KEY, b'{"processor":"default"}')
+    await redis.set(keys.OVERRIDE, b'{"processor":"default"}')
     await select(redis, "mine")
     assert (await Selector(redis, Limits()).read()).processor == "default"
-    await redis.delete(OVERRIDE_KEY)
+    await redis.delete(keys.OVERRIDE)
     assert (await Selector(redis, Limits()).read()).processor == "fallback"
 
 
 async def test_a_selection_lives_for_ten_seconds(redis: Redis) -> None:
     await select(redis, "mine")
-    assert 9_000 < await redis.pttl(SELECTION_KEY) <= 10_000
+    assert 9_000 < await redis.pttl(keys.SELECTION) <= 10_000
 
 
 async def test_the_life_of_a_selection_is_a_setting(redis: Redis) -> None:
     await select_by(Selector(redis, Limits(), life_ms=700), "mine")
-    assert 0 < await redis.pttl(SELECTION_KEY) <= 700
+    assert 0 < await redis.pttl(keys.SELECTION) <= 700
 
 
 async def test_who_does_not_hold_the_lock_writes_nothing(redis: Redis) -> None:
-    await redis.set(SELECTION_KEY, "old")
+    await redis.set(keys.SELECTION, "old")
     await select(redis, "another's")
-    assert await redis.get(SELECTION_KEY) == b"old"
+    assert await redis.get(keys.SELECTION) == b"old"
 
 
 @pytest.mark.parametrize("token", ["another's", "", "min", "mine "])
@@ -306,7 +305,7 @@ async def test_who_does_not_hold_the_lock_is_told_so(redis: Redis, token: str) -
 async def test_nobody_writes_once_the_lock_has_expired(redis: Redis) -> None:
     await redis.delete(LOCK)
     await select(redis, "mine")
-    assert await redis.exists(SELECTION_KEY) == 0
+    assert await redis.exists(keys.SELECTION) == 0
 
 
 async def test_an_empty_cache_reads_as_default(redis: Redis) -> None:
@@ -314,5 +313,5 @@ async def test_an_empty_cache_reads_as_default(redis: Redis) -> None:
 
 
 async def test_a_corrupt_cache_reads_as_default(redis: Redis) -> None:
-    await redis.set(SELECTION_KEY, b"\x00{")
+    await redis.set(keys.SELECTION, b"\x00{")
     assert await Selector(redis, Limits()).read() is UNSELECTED

@@ -25,7 +25,7 @@ from tests.documented import REPOSITORY
 DOCUMENT = REPOSITORY / "docs" / "logs.md"
 FIELDS = {
     *("address", "by", "entry", "error", "function", "host", "job", "keys", "payment", "percent"),
-    *("port", "processor", "queue", "reason", "risk", "state", "what"),
+    *("port", "processor", "queue", "reason", "risk", "state", "variables", "what"),
 }
 """What a line may have beside its wording: nothing of a payment but its id."""
 

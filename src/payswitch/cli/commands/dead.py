@@ -19,12 +19,11 @@ from payswitch.cli.output import (
     redis_of,
     run,
 )
-from payswitch.cli.records import as_json as record_as_json
 from payswitch.cli.records import in_words
 from payswitch.instants import format_instant
 from payswitch.money import format_cents
 from payswitch.payments.dead_letters import DeadLetters, Replay
-from payswitch.payments.full_records import FullRecord, Unreadable
+from payswitch.payments.records import Record, Unreadable
 from payswitch.settings import Settings
 from payswitch.text import printable
 
@@ -102,10 +101,10 @@ async def _list(settings: Settings, limit: int, *, as_json: bool) -> int:
     return 0
 
 
-def _document(total: int, found: Sequence[FullRecord | Unreadable]) -> dict[str, object]:
+def _document(total: int, found: Sequence[Record | Unreadable]) -> dict[str, object]:
     return {
         "total": total,
-        "deadLetters": [record_as_json(each) for each in found if isinstance(each, FullRecord)],
+        "deadLetters": [each.as_json() for each in found if isinstance(each, Record)],
         "unreadable": [
             {"correlationId": each.correlation_id, "problem": each.problem}
             for each in found
@@ -115,7 +114,7 @@ def _document(total: int, found: Sequence[FullRecord | Unreadable]) -> dict[str,
 
 
 async def _print_pages(
-    total: int, limit: int, pages: AsyncIterator[list[FullRecord | Unreadable]]
+    total: int, limit: int, pages: AsyncIterator[list[Record | Unreadable]]
 ) -> None:
     """Print each page when it is read: a list of a million is never held as a whole."""
     lines = Lines(
@@ -131,7 +130,7 @@ async def _print_pages(
         click.echo(f"{unreadable} of them unreadable: see docs/dead-letters.md")
 
 
-def _row(letter: FullRecord | Unreadable) -> tuple[str, ...]:
+def _row(letter: Record | Unreadable) -> tuple[str, ...]:
     if isinstance(letter, Unreadable):
         return letter.correlation_id, "", "", "", "", f"unreadable: {letter.problem}"
     return (
@@ -152,7 +151,7 @@ async def _show(settings: Settings, correlation_id: str, *, as_json: bool) -> in
     if isinstance(record, Unreadable):
         fail(f"{correlation_id}: unreadable: {printable(record.problem)}")
     if as_json:
-        print_json(record_as_json(record))
+        print_json(record.as_json())
         return 0
     print_pairs(in_words(record))
     return 0

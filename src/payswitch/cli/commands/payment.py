@@ -12,16 +12,14 @@ from redis.exceptions import ResponseError
 from payswitch.cli.arguments import parse_id
 from payswitch.cli.main import fail, read_settings
 from payswitch.cli.output import print_json, print_pairs, redis_of, run
-from payswitch.cli.records import as_json as record_as_json
 from payswitch.cli.records import in_words
 from payswitch.instants import LATEST_MS, format_instant
 from payswitch.operations.controls import Controls, Order
 from payswitch.operations.reconcile import Incident, read_incidents
 from payswitch.payments.dead_letters import DeadLetters
-from payswitch.payments.full_records import FullRecord, Unreadable
-from payswitch.payments.tries import WAITING_KEY
+from payswitch.payments.records import Record, Unreadable
 from payswitch.settings import Settings
-from payswitch.store.keys import QUEUE
+from payswitch.store import keys
 from payswitch.text import printable
 
 _Event = tuple[int, str]
@@ -45,7 +43,7 @@ def payment(correlation_id: str, as_json: bool) -> None:
 async def _payment(settings: Settings, correlation_id: str, *, as_json: bool) -> int:
     async with redis_of(settings) as redis:
         record = await DeadLetters(redis).find(correlation_id)
-        due = await redis.zscore(QUEUE, correlation_id)
+        due = await redis.zscore(keys.QUEUE, correlation_id)
         paused = await Controls(redis).paused()
         ahead = await _ahead(redis, record)
         incidents = [
@@ -69,19 +67,19 @@ async def _payment(settings: Settings, correlation_id: str, *, as_json: bool) ->
     return 0
 
 
-async def _ahead(redis: Redis, record: FullRecord | Unreadable | None) -> int | None:
+async def _ahead(redis: Redis, record: Record | Unreadable | None) -> int | None:
     """How many wait for the same processor before it; None where it doesn't wait for one."""
-    if not isinstance(record, FullRecord) or record.processor is None or record.state != "queued":
+    if not isinstance(record, Record) or record.processor is None or record.state != "queued":
         return None
     try:
-        rank = await redis.zrank(WAITING_KEY.format(record.processor), record.correlation_id)
+        rank = await redis.zrank(keys.waiting(record.processor), record.correlation_id)
     except ResponseError:  # something else is there
         return None
     return None if rank is None else int(rank)
 
 
 def _next(
-    record: FullRecord, due_at: int | None, ahead: int | None, paused: Order | None
+    record: Record, due_at: int | None, ahead: int | None, paused: Order | None
 ) -> str | None:
     if due_at is None:
         return None
@@ -94,7 +92,7 @@ def _next(
     return f"nothing until {until}: paused by {paused.by}"
 
 
-def _history(record: FullRecord, incidents: list[Incident]) -> list[_Event]:
+def _history(record: Record, incidents: list[Incident]) -> list[_Event]:
     """What the record tells of the past, the oldest first."""
     is_settled = record.state == "settled"
     pinned = (
@@ -120,14 +118,14 @@ def _history(record: FullRecord, incidents: list[Incident]) -> list[_Event]:
 
 
 def _as_json(
-    record: FullRecord,
+    record: Record,
     due_at: int | None,
     ahead: int | None,
     paused: Order | None,
     events: list[_Event],
 ) -> dict[str, Any]:
     return {
-        **record_as_json(record),
+        **record.as_json(),
         "dueAt": None if due_at is None else format_instant(due_at),
         "waitsFor": None if ahead is None else record.processor,
         "paused": paused is not None,

@@ -17,13 +17,14 @@ from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant, parse_ins
 from payswitch.money import Total, format_cents
 from payswitch.operations.comparison import Differing
 from payswitch.operations.reconcile import Incident, ReconcileReport, Reconciliation
-from payswitch.payments.full_records import Unreadable
 from payswitch.payments.ledger import Ledger
+from payswitch.payments.records import Unreadable
 from payswitch.processors.books import CannotAskError, make_books
 from payswitch.processors.outcomes import Found
 from payswitch.processors.processor import make_processors, make_transport
 from payswitch.settings import Settings
-from payswitch.store.notes import RECONCILED_KEY, write_note
+from payswitch.store import keys
+from payswitch.store.notes import write_note
 from payswitch.text import printable
 
 _UNKNOWN = 2
@@ -107,7 +108,7 @@ async def _note(redis: Redis, report: ReconcileReport) -> None:
         "differences": differences or int(not report.equal),
         "windows": [[window.first, window.last] for window in report.windows],
     }
-    await write_note(redis, RECONCILED_KEY, document)
+    await write_note(redis, keys.RECONCILED, document)
 
 
 def _print(report: ReconcileReport) -> None:

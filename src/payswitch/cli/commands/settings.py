@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from payswitch.cli.output import print_json, print_table
-from payswitch.settings import Settings, SettingsError, Variable, variables
+from payswitch.settings import REMOVED, Settings, SettingsError, Variable, variables
 from payswitch.text import printable
 
 _OTHER_PROGRAMS = {"PAYSWITCH_BIND"}
@@ -89,6 +89,9 @@ def _unknown_variables() -> dict[str, str]:
     found = {}
     for name in sorted(os.environ):
         if name.startswith("PAYSWITCH_") and name not in {*known, *_OTHER_PROGRAMS}:
+            if name in REMOVED:
+                found[name] = " any more"
+                continue
             close = get_close_matches(name, known, n=1, cutoff=0.8)
             found[name] = f"; {close[0]} is" if close else ""
     return found

@@ -23,7 +23,7 @@ from payswitch.operations.overview import Overview, OverviewReader
 from payswitch.operations.status import Level, Status, breakers, document, duration, money, rates
 from payswitch.settings import Settings
 from payswitch.store.errors import in_words
-from payswitch.telemetry.vitals import Process
+from payswitch.telemetry.heartbeat import Process
 from payswitch.text import printable, shown
 
 _SAMPLES = 15

@@ -1,4 +1,4 @@
-"""Vitals: once a second each process writes who it is and what it has counted since its start.
+"""The heartbeat: once a second each process writes its name and what it has counted since it began.
 
 Counting costs the hot path a plain addition; writing happens beside it, in one call, and a Redis
 that is away is no reason to stop: the next second is another chance.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from redis.asyncio import Redis
 
 from payswitch.clock import boottime_ms
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
 from payswitch.store.periodic import Periodic
 from payswitch.telemetry.histogram import LARGEST, Histogram
 
@@ -28,15 +28,15 @@ _AT_LEAST_EVERY_S = 3.0
 Fields = Mapping[str, str | int]
 
 
-class Vitals(Periodic):
-    """Writes one process' vitals: what `collect` returns, under who and since when it is."""
+class Heartbeat(Periodic):
+    """Writes what `collect` returns, with the process' name and start."""
 
     def __init__(self, redis: Redis, kind: str, collect: Callable[[], Fields]) -> None:
-        super().__init__("vitals", EVERY_S)
+        super().__init__("heartbeat", EVERY_S)
         host, pid = socket.gethostname(), os.getpid()
         # Host and pid are for people: containers that share their host's name may all be pid 1.
         name = f"{host}:{pid}:{secrets.token_hex(4)}"
-        self.key = f"vitals:{kind}:{name}"
+        self.key = keys.heartbeat(kind, name)
         self.redis_ahead_ms: float | None = None
         """How far Redis' clock is ahead of this process' boot time; None until it is known."""
         self._script = scripts.load(redis, "vitals")
@@ -69,7 +69,7 @@ class Vitals(Periodic):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One living process, as its vitals have it."""
+    """One living process, as its heartbeat tells of it."""
 
     kind: str
     """`ingress`, `worker` or `health`."""
@@ -96,8 +96,8 @@ class Process:
         }
 
 
-def parse_vitals(fields: Mapping[str, str]) -> Process | None:
-    """Read what `Vitals` writes; None where it is something else."""
+def parse_heartbeat(fields: Mapping[str, str]) -> Process | None:
+    """Read what `Heartbeat` writes; None where it is something else."""
     breakers: dict[str, str] = {}
     breaker_reasons: dict[str, str] = {}
     counts: dict[str, int] = {}
