@@ -15,7 +15,8 @@ from payswitch.processors.processor import make_processors
 from payswitch.settings import Settings
 from payswitch.telemetry.heartbeat import Fields, Heartbeat
 from payswitch.telemetry.histogram import merged
-from payswitch.telemetry.tracing import PaymentTrace, Traces, open_traces
+from payswitch.telemetry.open_traces import open_traces
+from payswitch.telemetry.tracing import PaymentTrace, Traces
 
 
 def worker_heartbeat(redis: Redis, dispatcher: Dispatcher, settled: SettleCounts) -> Heartbeat:

@@ -35,7 +35,8 @@ from payswitch.settings import Settings
 from payswitch.store.client import connect
 from payswitch.store.watch import RedisWatch
 from payswitch.telemetry import logs
-from payswitch.telemetry.tracing import Traces, open_traces
+from payswitch.telemetry.open_traces import open_traces
+from payswitch.telemetry.tracing import Traces
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,7 @@ extra `traces`, so they are loaded only where `PAYSWITCH_TRACES` asks for them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import TracebackType
-
-from payswitch.errors import StartError
-from payswitch.settings import Settings
 
 
 class Step:
@@ -93,17 +89,3 @@ class Traces:
 
     async def close(self) -> None:
         """Send what is left, for 2 s at most."""
-
-
-def open_traces(
-    settings: Settings, service: str, processor_urls: Mapping[str, str] | None = None
-) -> Traces:
-    """The traces that the settings ask for. Raises `StartError` where OpenTelemetry refuses one of
-    its variables."""
-    if settings.traces == "off":
-        return Traces()
-    try:
-        from payswitch.telemetry.traces import SpanTraces
-    except ValueError as error:  # some are read by the import
-        raise StartError(f"OTEL_… for the traces: {error}") from None
-    return SpanTraces.open(service, processor_urls)

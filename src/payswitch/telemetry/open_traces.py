@@ -1,0 +1,23 @@
+"""Whether a process writes spans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from payswitch.errors import StartError
+from payswitch.settings import Settings
+from payswitch.telemetry.tracing import Traces
+
+
+def open_traces(
+    settings: Settings, service: str, processor_urls: Mapping[str, str] | None = None
+) -> Traces:
+    """The traces that the settings ask for. Raises `StartError` where OpenTelemetry refuses one of
+    its variables."""
+    if settings.traces == "off":
+        return Traces()
+    try:
+        from payswitch.telemetry.traces import SpanTraces
+    except ValueError as error:  # some are read by the import
+        raise StartError(f"OTEL_… for the traces: {error}") from None
+    return SpanTraces.open(service, processor_urls)
