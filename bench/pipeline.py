@@ -146,12 +146,12 @@ def _wait_until_ready(client: redis.Redis, ports: list[int]) -> None:
     for number in ports:
         port = Port("", LOCAL, number, "")
         while asyncio.run(port.status("/")) is None:
-            _demand_time(give_up)
+            _require_time(give_up)
     while not client.exists(keys.sign_of_life(keys.QUEUE)):
-        _demand_time(give_up)
+        _require_time(give_up)
 
 
-def _demand_time(give_up: float) -> None:
+def _require_time(give_up: float) -> None:
     if time.monotonic() > give_up:
         raise BenchError("a part does not start")
     time.sleep(_POLL_S)
