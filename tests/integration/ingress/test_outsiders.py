@@ -21,6 +21,7 @@ from payswitch.payments.tries import Findings, Tries
 from payswitch.processors.outcomes import HealthReport
 from payswitch.selection.selector import Limits, Selector
 from payswitch.store.lock import Lock
+from payswitch.telemetry.tracing import Traces
 from tests.integration.harness import Bench, bench
 from tests.support import Reply
 from workers.payments import pay
@@ -298,7 +299,13 @@ async def test_arguments_that_nobody_knows_keep_no_payment_from_being_paid(
 ) -> None:
     payment = await b.accept()
     claim = await b.claim_when_due(payment)
-    ctx = {"dispatcher": b.dispatcher, "claim": claim, "traces": None, "probe": None}
+    ctx = {
+        "dispatcher": b.dispatcher,
+        "claim": claim,
+        "traces": Traces(),
+        "score": 0,
+        "probe": None,
+    }
     await pay(ctx, *args, **kwargs)
     assert (await b.record(payment)).state == "settled"
 
