@@ -22,6 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from payswitch.clock import boottime_ms
 from payswitch.payments.payment import Payment
 from payswitch.store import scripts
+from payswitch.store.channels import ChannelScript
 from payswitch.store.clock import redis_now_ms
 from payswitch.store.errors import WrongServerError, in_words, says_out_of_memory
 from payswitch.store.group_commit import GroupCommit
@@ -135,6 +136,8 @@ class AcceptQueue:
         return verdicts
 
     async def _call(self, entries: list[_Entry]) -> list[str]:
+        if isinstance(self._script, ChannelScript) and not self._script.is_connected:
+            self._redis_ahead_ms = None  # the next connection may lead to another Redis
         if self._redis_ahead_ms is None:
             await self._read_clock()
         try:

@@ -145,6 +145,11 @@ class Channels:
         self._idle: list[Channel] = []
         self._is_closed = False
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the next call goes through a connection that is open already."""
+        return any(each.is_open and not each.has_news() for each in self._idle)
+
     async def call(self, *command: Argument) -> Any:
         """Redis' answer to a command. Raises `RedisError`."""
         channel = self._take() or await self._open()
@@ -191,6 +196,11 @@ class ChannelScript(AsyncScript):
         super().__init__(client, text)
         self._text = text
         self._channels = channels
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the next call goes through a connection that is open already."""
+        return self._channels.is_connected
 
     async def __call__(self, keys: Any = (), args: Any = (), client: Any = None) -> Any:
         """Redis' answer; where Redis has forgotten the script, it is sent. Raises `RedisError`."""
