@@ -180,7 +180,7 @@ async def set_the_scene(system: System, scene: str) -> None:
     if scene == "a payment":
         await system.settled(await system.pay(1990, PAID))
     if scene == "unpaid payments":
-        await configure(system, delay=8000)
+        await configure(system, faults={"payments": {"500": 1}})
         for _ in range(2):
             await system.pay(1990)
     if scene == "a dead letter":
