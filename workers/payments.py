@@ -13,12 +13,7 @@ from arq.connections import RedisSettings
 from arq.typing import WorkerCoroutine
 from arq.worker import func
 
-from payswitch.dispatch.assembly import (
-    make_dispatcher,
-    payment_trace,
-    worker_heartbeat,
-    worker_traces,
-)
+from payswitch.dispatch.assembly import make_dispatcher, payment_trace, worker_heartbeat
 from payswitch.dispatch.counts import SettleCounts
 from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.dispatch.metrics import worker_registry
@@ -28,6 +23,7 @@ from payswitch.processors.processor import make_transport
 from payswitch.settings import Settings
 from payswitch.store import keys
 from payswitch.telemetry.metrics_server import MetricsServer
+from payswitch.telemetry.open_traces import open_traces
 
 settings = Settings.from_environment()
 
@@ -53,7 +49,7 @@ async def startup(ctx: dict[Any, Any]) -> None:
     ctx["transport"] = make_transport(settings)
     settled = SettleCounts()
     ctx["dispatcher"] = make_dispatcher(settings, redis, ctx["transport"], settled)
-    ctx["traces"] = worker_traces(settings)
+    ctx["traces"] = open_traces(settings, "payswitch-worker", settings.processor_urls)
     ctx["heartbeat"] = worker_heartbeat(redis, ctx["dispatcher"], settled)
     ctx["heartbeat"].start()
     ctx["metrics"] = MetricsServer(

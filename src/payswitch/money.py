@@ -70,3 +70,9 @@ class Total:
 
     count: int = 0
     cents: int = 0
+
+    def __add__(self, other: Total) -> Total:
+        return Total(self.count + other.count, self.cents + other.cents)
+
+    def __sub__(self, other: Total) -> Total:
+        return Total(self.count - other.count, self.cents - other.cents)

@@ -15,7 +15,6 @@ from payswitch.processors.processor import make_processors
 from payswitch.settings import Settings
 from payswitch.telemetry.heartbeat import Fields, Heartbeat
 from payswitch.telemetry.histogram import merged
-from payswitch.telemetry.open_traces import open_traces
 from payswitch.telemetry.tracing import PaymentTrace, Traces
 
 
@@ -65,11 +64,6 @@ def make_dispatcher(
         pauses=Pauses(settings.retry_base_ms, settings.retry_cap_ms),
         lease_margin_ms=settings.lease_margin_ms,
     )
-
-
-def worker_traces(settings: Settings) -> Traces:
-    """A payments worker's traces."""
-    return open_traces(settings, "payswitch-worker", settings.processor_urls)
 
 
 def payment_trace(

@@ -327,12 +327,7 @@ class Dispatcher:
                 await self._retry(work, error, unclear.retry_after_ms)
 
     async def _settle_found(
-        self,
-        work: Work,
-        processor: str,
-        found: Found,
-        *,
-        horizon_passed: bool = False,
+        self, work: Work, processor: str, found: Found, *, horizon_passed: bool = False
     ) -> None:
         """The processor has the id: settled if the amount is ours, else for a person to decide."""
         if found.cents == work.claim.cents:

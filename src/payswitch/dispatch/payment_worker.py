@@ -33,7 +33,6 @@ from payswitch.store.lock import Lock
 
 logger = logging.getLogger(__name__)
 
-
 _MOST_AT_ONCE = 500
 """Redis serves nobody else during a claim, and Lua takes a few thousand arguments at most."""
 _LONGEST_WAIT_S = 1.0

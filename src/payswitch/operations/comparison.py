@@ -53,7 +53,7 @@ class Difference:
     @property
     def missing_here(self) -> Total:
         """What they have more than we: negative where we have more."""
-        return Total(self.theirs.count - self.ours.count, self.theirs.cents - self.ours.cents)
+        return self.theirs - self.ours
 
 
 class DifferenceKind(enum.Enum):
@@ -165,11 +165,11 @@ def unexplained(
     found = _left(narrow, payments)
     elsewhere: list[Unexplained] = []
     for whole in _left(totals, payments):
-        count, cents = whole.missing_here.count, whole.missing_here.cents
+        rest = whole.missing_here
         for each in found:
             if each.processor == whole.processor and whole.window.holds(each.window.first):
-                count, cents = count - each.missing_here.count, cents - each.missing_here.cents
-        elsewhere.append(Unexplained(whole.processor, whole.window, Total(count, cents)))
+                rest -= each.missing_here
+        elsewhere.append(Unexplained(whole.processor, whole.window, rest))
     return [each for each in (*found, *elsewhere) if each.missing_here != Total()]
 
 
@@ -184,8 +184,7 @@ def _left(differences: Iterable[Difference], payments: Iterable[Differing]) -> l
             if place < 0 or ordered[place].processor != processor:
                 continue
             if ordered[place].window.holds(instant):
-                rest = left[place]
-                left[place] = Total(rest.count - entry.count, rest.cents - entry.cents)
+                left[place] -= entry
     return [
         Unexplained(each.processor, each.window, rest)
         for each, rest in zip(ordered, left, strict=True)

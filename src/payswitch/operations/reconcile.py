@@ -30,13 +30,12 @@ from payswitch.operations.comparison import (
 from payswitch.payments.ledger import Ledger
 from payswitch.payments.records import Record, Unreadable, read_records
 from payswitch.processors.books import CannotAskError, ProcessorBooks
-from payswitch.processors.outcomes import FindOutcome, Found, Missing, Unclear
+from payswitch.processors.outcomes import Found, Unclear
 from payswitch.processors.processor import Processor
 from payswitch.store import keys
 from payswitch.store.clock import redis_now_ms
 
 T = TypeVar("T")
-
 
 _UNPAID = {keys.OPEN: "in the backlog", keys.DEAD: "among the dead letters"}
 _PAGE = 1000
@@ -121,7 +120,7 @@ class Reconciliation:
         asked = compared_windows(
             first_ms, last_ms, now, ends=Window(EARLIEST_MS, LATEST_MS), gap_ms=_LATER_MS
         )
-        windows = [await self._whole_entries(each) for each in asked]
+        windows = [(await self._sum_here(each))[0] for each in asked]
         totals, differences = await self._compare_totals(windows)
         payments, unreadable = await self._compare_payments(
             windows, windows if thorough else [each.window for each in differences]
@@ -129,11 +128,11 @@ class Reconciliation:
         return ReconcileReport(
             windows=windows,
             ours={
-                name: _sum(each.ours for each in totals if each.processor == name)
+                name: sum((each.ours for each in totals if each.processor == name), Total())
                 for name in self._books
             },
             theirs={
-                name: _sum(each.theirs for each in totals if each.processor == name)
+                name: sum((each.theirs for each in totals if each.processor == name), Total())
                 for name in self._books
             },
             payments=payments,
@@ -154,9 +153,9 @@ class Reconciliation:
         whole = [(name, window) for name in self._books for window in windows]
         totals = await self._measure(whole)
         for _ in range(_LOOKS):
-            if not _differing(totals):
+            if not (wide := _differing(totals)):
                 return totals, []
-            narrow = await self._narrow(_differing(totals))
+            narrow = await self._narrow(wide)
             await asyncio.sleep(self._pause_s)
             totals = await self._measure(whole)
             narrow = _differing(
@@ -175,18 +174,15 @@ class Reconciliation:
             halves: list[tuple[str, Window]] = []
             for each in level:
                 middle = each.window.middle
-                cut = each.window.cut(await self._whole_entries(Window(middle, middle)))
+                entry, _ = await self._sum_here(Window(middle, middle))
+                cut = each.window.cut(entry)
                 halves += [(each.processor, half) for half in cut]
                 found += [] if cut else [each]
             level = _differing(await self._measure(halves))
         return found + level
 
-    async def _whole_entries(self, window: Window) -> Window:
-        """The window with its bounds where the ledger's entries begin and end."""
-        return (await self._sum_here(window))[0]
-
     async def _sum_here(self, window: Window) -> tuple[Window, dict[str, Total]]:
-        """Our totals, and the window that they are of: by now it may have been folded."""
+        """The window, moved outwards to whole entries of the ledger, and our totals in it."""
         found = await self._ledger.window(window.first, window.last)
         assert found.first is not None
         assert found.last is not None
@@ -275,14 +271,10 @@ class Reconciliation:
         async with self._finds:
             for tried in range(_FIND_TRIES):
                 await asyncio.sleep(tried * _FIND_PAUSE_S)
-                finding: FindOutcome = await self._processors[name].find(correlation_id)
-                match finding:
-                    case Found():
-                        return finding
-                    case Missing():
-                        return None
-                    case Unclear():
-                        reason = finding.reason
+                finding = await self._processors[name].find(correlation_id)
+                if not isinstance(finding, Unclear):
+                    return finding if isinstance(finding, Found) else None
+                reason = finding.reason
         raise CannotAskError(f"{name}: asked for payment {correlation_id}: {reason}")
 
     async def _pages(self, *, everything: bool) -> AsyncIterator[tuple[list[bytes], bool]]:
@@ -359,13 +351,6 @@ def _differing(measured: Iterable[Difference]) -> list[Difference]:
 def _missing_here(measured: Iterable[Difference]) -> dict[str, Total]:
     names = {each.processor for each in _differing(measured)}
     return {
-        name: _sum(each.missing_here for each in measured if each.processor == name)
+        name: sum((each.missing_here for each in measured if each.processor == name), Total())
         for name in names
     }
-
-
-def _sum(totals: Iterable[Total]) -> Total:
-    count = cents = 0
-    for total in totals:
-        count, cents = count + total.count, cents + total.cents
-    return Total(count, cents)

@@ -143,7 +143,7 @@ class AcceptQueue:
         try:
             answer = await self._script(args=self._arguments(entries))
         except (RedisConnectionError, RedisTimeoutError) as error:
-            self._forget_clock(error)
+            self._redis_ahead_ms = None  # another Redis may be there next
             if isinstance(error, RedisTimeoutError):
                 raise
             # A pooled connection may have died with an earlier Redis. Accepting twice is harmless.
@@ -171,11 +171,6 @@ class AcceptQueue:
                 job_bytes(correlation_id, enqueued_at, entry.traceparent),
             )
         return args
-
-    def _forget_clock(self, error: Exception) -> None:
-        """Another Redis may be there next."""
-        if isinstance(error, RedisConnectionError | RedisTimeoutError):
-            self._redis_ahead_ms = None
 
     async def _read_clock(self) -> None:
         self._learn_clock(await redis_now_ms(self._redis))

@@ -16,7 +16,6 @@ from payswitch.telemetry.histogram import Histogram
 
 logger = logging.getLogger(__name__)
 
-
 _TRY = re.compile(r"(\d+)(e?)")
 
 LifeOfTry = tuple[str, int, int]

@@ -15,7 +15,6 @@ from payswitch.store.clock import redis_now_ms
 
 logger = logging.getLogger(__name__)
 
-
 _CALLS_MAY_TAKE_S = 1.0
 _HOLD_MS = 5000
 """When a purge dies while it waits, the workers go on after this."""

@@ -13,17 +13,13 @@ import enum
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from redis.asyncio import Redis
 
 from payswitch.payments.claims import Claim
 from payswitch.store import keys, scripts
 from payswitch.store.group_commit import GroupCommit
-
-if TYPE_CHECKING:
-    pass
-
 
 _WOKEN_BY_ONE = 4
 """So many are woken by each that gets on: where most can, all soon do, and where few can, few are

@@ -154,11 +154,9 @@ def classify_health(status: int, content: bytes) -> HealthReport | None:
         return None
     try:
         document = orjson.loads(content)
-    except orjson.JSONDecodeError:
+        failing, slowness = document["failing"], document["minResponseTime"]
+    except (ValueError, KeyError, TypeError):
         return None
-    if not isinstance(document, dict):
-        return None
-    failing, slowness = document.get("failing"), document.get("minResponseTime")
     if type(failing) is not bool or type(slowness) is not int or slowness < 0:
         return None
     return HealthReport(failing, slowness)

@@ -98,12 +98,7 @@ class Processor:
     async def find(self, correlation_id: str, step: Step = NO_STEP) -> FindOutcome:
         """Ask whether the processor has a payment. Nothing but cancellation is raised. `step`
         traces the call."""
-        request = httpx.Request(
-            "GET",
-            f"{self._url}/payments/{correlation_id}",
-            headers=self._question_headers,
-            extensions={"timeout": self._find_limits},
-        )
+        request = self._question(correlation_id)
         try:
             response, content = await self._exchange(request, step)
         except httpx.RequestError as error:
@@ -113,18 +108,16 @@ class Processor:
 
     async def health(self, limit_ms: int) -> HealthReport | None:
         """Ask how the processor is; None where it doesn't say so in time."""
-        request = httpx.Request(
-            "GET",
-            f"{self._url}/payments/service-health",
-            headers=self._question_headers,
-            extensions={"timeout": self._find_limits},
-        )
         try:
             async with asyncio.timeout(limit_ms / 1000):
-                response, content = await self._exchange(request)
+                response, content = await self._exchange(self._question("service-health"))
         except (httpx.RequestError, TimeoutError):
             return None
         return classify_health(response.status_code, content)
+
+    def _question(self, name: str) -> httpx.Request:
+        url, limits = f"{self._url}/payments/{name}", {"timeout": self._find_limits}
+        return httpx.Request("GET", url, headers=self._question_headers, extensions=limits)
 
     async def _exchange(
         self, request: httpx.Request, step: Step = NO_STEP

@@ -42,11 +42,7 @@ class HealthCheck:
     """Asks both processors how they are and hands the reports to the Selector."""
 
     def __init__(
-        self,
-        redis: Redis,
-        processors: Sequence[Processor],
-        selector: Selector,
-        times: Times,
+        self, redis: Redis, processors: Sequence[Processor], selector: Selector, times: Times
     ) -> None:
         self._redis = redis
         self._take = scripts.load(redis, "take")
@@ -102,31 +98,20 @@ class HealthCheck:
 
 
 def _log_selection(selection: Selection) -> None:
+    fields = {"processor": selection.processor, "reason": selection.reason}
     if selection.healthy:
-        logger.info(
-            "selected %(processor)s: %(reason)s",
-            {"processor": selection.processor, "reason": selection.reason},
-        )
+        logger.info("selected %(processor)s: %(reason)s", fields)
     else:
-        logger.warning(
-            "selected %(processor)s (nothing is healthy): %(reason)s",
-            {"processor": selection.processor, "reason": selection.reason},
-        )
+        logger.warning("selected %(processor)s (nothing is healthy): %(reason)s", fields)
 
 
 def make_health_check(
-    settings: Settings,
-    redis: Redis,
-    transport: httpx.AsyncBaseTransport,
-    times: Times = Times(),
+    settings: Settings, redis: Redis, transport: httpx.AsyncBaseTransport, times: Times = Times()
 ) -> HealthCheck:
     """What a health worker works with."""
     return HealthCheck(
         redis,
         list(make_processors(settings, transport).values()),
-        Selector(
-            redis,
-            Limits(settings.fast_enough_ms, settings.fallback_advantage_ms),
-        ),
+        Selector(redis, Limits(settings.fast_enough_ms, settings.fallback_advantage_ms)),
         times,
     )

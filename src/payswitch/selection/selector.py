@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from payswitch.instants import format_instant
 from payswitch.settings import DEFAULT, FALLBACK, PROCESSORS
 from payswitch.store import keys, scripts
+from payswitch.store.notes import read_note
 
 if TYPE_CHECKING:
     from payswitch.processors.outcomes import HealthReport
@@ -80,14 +81,7 @@ def decide(reports: Mapping[str, HealthReport | None], limits: Limits) -> Select
 
 def parse_selection(raw: bytes | None) -> Selection:
     """Read the cache; anything but a selection of a known processor is `UNSELECTED`."""
-    if raw is None:
-        return UNSELECTED
-    try:
-        document = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return UNSELECTED
-    if not isinstance(document, dict):
-        return UNSELECTED
+    document = read_note(raw)
     processor, healthy = document.get("processor"), document.get("healthy")
     if processor not in PROCESSORS or type(healthy) is not bool:
         return UNSELECTED
@@ -96,17 +90,11 @@ def parse_selection(raw: bytes | None) -> Selection:
 
 def parse_override(raw: bytes | None) -> Selection | None:
     """Read an operator's choice; None where there is none, or nothing of a known processor."""
-    if raw is None:
+    document = read_note(raw)
+    processor = document.get("processor")
+    if processor not in PROCESSORS:
         return None
-    try:
-        document = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return None
-    if not isinstance(document, dict) or document.get("processor") not in PROCESSORS:
-        return None
-    return Selection(
-        document["processor"], True, f"chosen by {document.get('by')}", overridden=True
-    )
+    return Selection(processor, True, f"chosen by {document.get('by')}", overridden=True)
 
 
 def parse_standing(raw: Sequence[bytes | None]) -> Selection:
