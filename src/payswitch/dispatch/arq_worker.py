@@ -1,5 +1,4 @@
-"""What both kinds of arq worker need: to outlive Redis' faults, one that is full among them, and a
-clock that is set."""
+"""The base of both arq workers: it survives Redis' faults, a full Redis and jumps of the clock."""
 
 from __future__ import annotations
 
@@ -30,22 +29,21 @@ _CLOCK_STEP = timedelta(seconds=5)
 
 
 class ResilientWorker(arq.worker.Worker):
-    """An `arq.Worker` whose main loop survives Redis' absence, whose cron survives a step of the
-    clock and a Redis that is full, and which leaves the health key to the other workers when it
-    closes."""
+    """An `arq.Worker` whose main loop survives Redis' absence and whose cron survives a jump of the
+    clock and a full Redis. When it closes, it leaves the health key to the other workers."""
 
     _redis_refuses = False
     _redis_is_full = False
     redis_failures = 0
-    """Turns of the main loop that Redis did not answer or refused."""
+    """Turns of the main loop that failed because Redis did not answer or refused."""
 
     def __init__(self, *args: Any, redis_trust: str = "warn", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._watch = RedisWatch(cast(Client, self.pool), demand=redis_trust == "require")
 
     async def main(self) -> None:
-        """Run until cancelled; Redis may come and go meanwhile, and nothing is taken while it can't
-        be used. Raises what `on_startup` raises, and `UntrustworthyRedisError`."""
+        """Run until cancelled. While Redis is away or unusable, it takes no jobs. Raises the errors
+        of `on_startup`, and `UntrustworthyRedisError`."""
         collect_seldom()
         await self._watch.until_usable()
         self._watch.start()
@@ -72,16 +70,16 @@ class ResilientWorker(arq.worker.Worker):
         await super()._poll_iteration()
 
     async def _recover(self) -> None:
-        """Start the bookkeeping anew: arq's forgets to free a slot when Redis fails under it."""
+        """Reset the bookkeeping: arq does not free a slot if Redis fails meanwhile."""
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         self.tasks.clear()
         self.job_counter = 0
         self.sem = asyncio.BoundedSemaphore(self.max_jobs + 1)
 
     async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:
-        """Fire what is due; a job whose next run a set clock has put out of reach runs now.
+        """Run the jobs that are due, and those whose next run is far off because the clock jumped.
 
-        What a full Redis refuses to queue runs here and now, without the queue.
+        If Redis is full and refuses to queue a job, the job runs here, without the queue.
         """
         for job in self.cron_jobs:
             if job.next_run is not None and abs(job.next_run - n) > _CLOCK_STEP:
@@ -95,7 +93,7 @@ class ResilientWorker(arq.worker.Worker):
             if not says_out_of_memory(error):
                 raise
             is_full = True
-        # arq has gone on to the next run of each job that was due.
+        # arq has set the next run of each job that was due.
         due = [job for job in self.cron_jobs if planned[job.name] not in (None, job.next_run)]
         if due:
             self._note_redis_full(is_full)
@@ -104,7 +102,7 @@ class ResilientWorker(arq.worker.Worker):
                 self._run_unqueued(job)
 
     def _run_unqueued(self, job: CronJob) -> None:
-        """Run a cron job's function, unless its last such run goes on still."""
+        """Run a cron job's function, unless its last run here has not ended."""
         if job.name not in self.tasks:
             self.tasks[job.name] = self.loop.create_task(self._run_cron_function(job))
 
@@ -116,7 +114,7 @@ class ResilientWorker(arq.worker.Worker):
             logger.exception("cron job %(job)s failed", {"job": job.name})
 
     async def record_health(self) -> None:
-        """Write the health key, in other words if Redis is full."""
+        """Write the health key; if Redis is full, with a shorter text that it still takes."""
         try:
             await super().record_health()
         except ResponseError as error:
@@ -138,8 +136,8 @@ class ResilientWorker(arq.worker.Worker):
         incr_score: int | None,
         keep_in_progress: float | None,
     ) -> None:
-        """As arq's, but a cron job leaves no key behind for a minute: that guards ids made of the
-        wall clock, which are not used here."""
+        """As arq's, but without the key that a cron job leaves for a minute: that key guards job
+        ids made from the wall clock, which are not used here."""
         await super().finish_job(
             job_id,
             finish,
@@ -151,7 +149,7 @@ class ResilientWorker(arq.worker.Worker):
         )
 
     async def close(self) -> None:
-        """Finish what runs, call `on_shutdown`, close the connections."""
+        """Finish the running jobs, call `on_shutdown`, close the connections."""
         self.allow_pick_jobs = False
         if self._pool is None:
             return
@@ -187,10 +185,8 @@ class ResilientWorker(arq.worker.Worker):
 
 
 def run_worker(worker_class: type[ResilientWorker], settings: type[Any], redis: ArqRedis) -> None:
-    """Run a worker with the attributes of an arq `WorkerSettings` class until it is told to stop.
-
-    Raises what `on_startup` raises.
-    """
+    """Run a worker with the attributes of an arq `WorkerSettings` class until a signal stops it.
+    Raises the errors of `on_startup`."""
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     known = {
@@ -200,7 +196,7 @@ def run_worker(worker_class: type[ResilientWorker], settings: type[Any], redis: 
     }
     values = {name: value for name, value in vars(settings).items() if name in known}
     values["redis_settings"] = None
-    # uvloop loses a signal that comes after its handler was added and before it runs.
+    # uvloop loses a signal that arrives before the loop runs, although its handler is installed.
     stop_signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, stop_signals)

@@ -1,4 +1,4 @@
-"""Puts a payments worker together from the settings."""
+"""Builds the parts of a payments worker from the settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from payswitch.telemetry.tracing import PaymentTrace, Traces
 
 
 def worker_heartbeat(redis: Redis, dispatcher: Dispatcher, settled: SettleCounts) -> Heartbeat:
-    """What a payments worker writes of itself."""
+    """The heartbeat of a payments worker."""
 
     def collect() -> Fields:
         fields: dict[str, str | int] = {"settle_times": merged(settled.times.values()).text}
@@ -44,7 +44,7 @@ def make_dispatcher(
     settled: SettleCounts | None = None,
     limits: BreakerLimits = BreakerLimits(),  # noqa: B008
 ) -> Dispatcher:
-    """What a payments worker works with; what it settles is counted in `settled`."""
+    """A payments worker's dispatcher, which counts in `settled`."""
     breakers = {
         name: Breaker(slots=settings.processor_slots, limits=limits)
         for name in settings.processor_urls
@@ -69,9 +69,8 @@ def make_dispatcher(
 def payment_trace(
     traces: Traces, claim: Claim, traceparent: object, *, due_at: int
 ) -> PaymentTrace:
-    """The trace of a claimed payment whose job carries this `traceparent`. The first wait is one,
-    however often it was interrupted for nothing; the wait for another try begins when that is due
-    (`due_at`, ms by Redis' clock)."""
+    """The trace of a claimed payment whose job carries this `traceparent`. Until the first try the
+    wait counts from acceptance; later from `due_at` (ms by Redis' clock)."""
     began = due_at if claim.tries else claim.accepted_at
     return traces.payment(
         claim.correlation_id,

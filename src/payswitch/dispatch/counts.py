@@ -1,4 +1,4 @@
-"""What one worker has settled, counted."""
+"""Counts the payments that one worker settles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from payswitch.telemetry.histogram import Histogram
 
 
 class SettleCounts:
-    """What one worker has settled, by processor, and how long after their acceptance."""
+    """Settled payments of one worker by processor, and their times since acceptance."""
 
     def __init__(self) -> None:
         self.by_processor: Counter[str] = Counter()
@@ -20,8 +20,8 @@ class SettleCounts:
         self.redis_ahead_ms: Callable[[], float | None] = lambda: None
 
     def add(self, items: Sequence[tuple[Claim, str, int]], verdicts: Sequence[Settlement]) -> None:
-        """Count one batch that Redis has just settled. Times are taken by Redis' clock, which
-        every acceptance was, so they aren't until its distance is known."""
+        """Count one batch that Redis has just settled. Acceptance was timed by Redis' clock, so
+        times are recorded only once that clock's offset is known."""
         ahead = self.redis_ahead_ms()
         now = None if ahead is None else boottime_ms() + ahead
         for (claim, processor, _), verdict in zip(items, verdicts, strict=True):

@@ -1,4 +1,4 @@
-"""The life of one claimed payment: ask first where a try is open, route, pay, settle.
+"""The life of one claimed payment: ask first if a try is open, route, pay, settle.
 
 Each step follows the design's table of outcomes (docs/design.md). A dispatch ends with exactly one
 of: settled, given back to the queue, made a dead letter, or the lease found lost.
@@ -43,56 +43,56 @@ from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
 logger = logging.getLogger(__name__)
 
 _MOST_QUESTIONS = 64
-"""Payments that wait at once for what one processor says of their open tries: one that is silent
-must not hold every slot."""
+"""Questions about open tries to one processor at once: a silent processor must not hold every
+slot."""
 _UNPAID = "unpaid at its deadline"
 _REFUSED = "refused with status"
 _HELD_MS = 200
-"""How long a payment is given back for that nobody can take at the moment."""
+"""The pause of a payment that no processor can take at the moment."""
 _WAIT_MS = 500
-"""How long a payment waits at least for a processor that can do nothing for it."""
+"""The shortest pause of a payment that waits for its own processor."""
 _MOST_UNASKED = 16
-"""With this many tries open their processor is asked, also before one more of its own: a 404 closes
-those that have ended, and the record stays small."""
+"""With this many open tries the processor is asked before each new one: a 404 closes those that
+have ended, so the record stays small."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """The pauses between tries, in ms: exponential with full jitter up to a cap (the method that
-    Amazon's "Exponential Backoff And Jitter" (2015) found to finish work soonest)."""
+    """The pauses between tries, in ms: exponential with jitter, up to a cap (after Amazon's
+    "Exponential Backoff And Jitter", 2015)."""
 
     base_ms: int
     cap_ms: int
 
     def after(self, tries: int) -> int:
-        """The pause after so many tries, 1 being the first."""
+        """The pause after try number `tries`, counted from 1."""
         longest = min(self.cap_ms, self.base_ms * 2 ** min(tries - 1, 30))
         return random.randint(longest // 2, longest)
 
 
 @dataclass(slots=True)
 class Work:
-    """A claimed payment in hand, what was learned of its tries, and where its steps are traced."""
+    """A claimed payment, the findings about its tries, and its trace."""
 
     claim: Claim
     trace: PaymentTrace
     findings: Findings = field(default_factory=Findings)
 
     def open_numbers(self) -> set[int]:
-        """The tries that were open when the payment was claimed and still are."""
+        """The tries of the claim that are still open."""
         if not self.claim.open_tries:
             return set()
         return {open_try.number for open_try in self.claim.open_tries} - self.findings.closed
 
     def close_ended(self, routed: Routed) -> None:
-        """After its answer the processor doesn't have the payment: neither that try recorded it,
-        nor one that had ended before."""
+        """The processor answered and doesn't have the payment: neither this try nor an earlier one
+        that ended recorded it."""
         self.findings.closed.add(routed.number)
         self.findings.closed.update(each.number for each in self.claim.open_tries if each.ended)
 
 
 class Dispatcher:
-    """Takes claimed payments to their processors and their outcomes to Redis."""
+    """Sends claimed payments to their processors and records the outcomes in Redis."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Dispatcher:
     ) -> None:
         self.router = router
         self.calls: defaultdict[tuple[str, type[Outcome]], Histogram] = defaultdict(Histogram)
-        """How long the calls that pay took, by processor and how they ended."""
+        """The times of `pay` calls by processor and outcome."""
         self._processors = processors
         self._tries = tries
         self.ledger = ledger
@@ -120,10 +120,8 @@ class Dispatcher:
     async def dispatch(
         self, claim: Claim, trace: PaymentTrace = NO_TRACE, *, probe: str | None = None
     ) -> None:
-        """Do for a claimed payment what can be done now. Raises `RedisError`; the lease's end
-        then gives the payment back.
-
-        `probe` names the processor to use although nothing is healthy.
+        """Take a claimed payment as far as possible now. Raises `RedisError`; then the end of the
+        lease gives the payment back. `probe` names the processor to use although none is healthy.
         """
         work = Work(claim, trace)
         if self._must_ask(claim, probe) and not await self._ask_in_turn(work):
@@ -145,25 +143,25 @@ class Dispatcher:
         await self._pay_through(breaker, work, processor)
 
     async def give_back(self, claim: Claim, *, delay_ms: int, error: str = "") -> None:
-        """Give back a payment that nothing more was learned of. Raises `RedisError`."""
+        """Give back a payment without findings. Raises `RedisError`."""
         await self._give_back(Work(claim, NO_TRACE), delay_ms=delay_ms, error=error)
 
     async def _end_overdue(self, work: Work, still_open: set[int]) -> None:
-        """Nothing is sent after the deadline; an open try is waited for."""
+        """Send nothing after the deadline; wait while a try is open."""
         if still_open:
             await self._wait(work, "unpaid at its deadline, but a try is open")
         else:
             await self._bury(work, await self._why_unpaid(work.claim))
 
     async def _why_unpaid(self, claim: Claim) -> str:
-        """The reason of a payment that nobody took in time; it says so if it was refused."""
+        """The reason for the dead letter; it includes the last refusal, if there was one."""
         last_error = await self._tries.last_error(claim)
         return f"{_UNPAID}; {last_error}" if _REFUSED in last_error else _UNPAID
 
     def _must_ask(self, claim: Claim, probe: str | None) -> bool:
-        """Whether the open tries' processor is asked before anything is sent: not where all have
-        ended and the same processor is chosen again, for that one knows the id. After a replay it
-        is asked in any case: the last try may be days old."""
+        """Whether to ask the open tries' processor before sending. Not if all have ended and the
+        same processor is chosen again, for it knows the id. After a replay always: the last try may
+        be days old."""
         if not claim.open_tries:
             return False
         if (
@@ -176,8 +174,8 @@ class Dispatcher:
         return claim.processor != (probe or self.router.choose(self._clock()))
 
     async def _ask_in_turn(self, work: Work) -> bool:
-        """Ask first, unless too many wait for this processor's answers for too long; True if more
-        can be done now."""
+        """Ask first, unless too many payments already wait for this processor's answers; True if
+        more can be done now."""
         assert work.claim.processor is not None
         questions = self._questions[work.claim.processor]
         try:
@@ -192,7 +190,7 @@ class Dispatcher:
             questions.release()
 
     async def _ask_first(self, work: Work) -> bool:
-        """With a try open, ask its processor before anything else; True if more can be done now."""
+        """Ask the processor of the open tries about the payment; True if more can be done now."""
         assert work.claim.processor is not None
         is_first_look = work.claim.horizon_passed and self._watch.may_begin(work.claim)
         passed_here = self._watch.passed(work.claim, self._clock())
@@ -292,8 +290,8 @@ class Dispatcher:
                 await self._retry(work, error, outcome.retry_after_ms)
 
     async def _after_end(self, work: Work, routed: Routed, outcome: Ended) -> None:
-        """The processor alone knows whether it recorded it. It is asked at once, so that the
-        payment can go elsewhere; but not after a 429 where it goes back there all the same."""
+        """Only the processor knows whether it recorded the payment. Ask it at once, so that the
+        payment can go elsewhere; but not after a 429 if the payment returns there anyway."""
         asked_ms = outcome.retry_after_ms
         is_limit = outcome.status == HTTPStatus.TOO_MANY_REQUESTS
         if not is_limit or self.router.choose(self._clock()) != routed.processor:
@@ -310,8 +308,8 @@ class Dispatcher:
         await self._retry(work, f"{routed.processor}: status {outcome.status}", asked_ms)
 
     async def _after_refusal(self, work: Work, routed: Routed, outcome: Refused) -> None:
-        """The processor knows the id already, or can't take this payment; but the word of one that
-        refuses most buries nothing, for the fault is its own."""
+        """The processor knows the id already, or can't take this payment. If it refuses most
+        payments, the fault is its own, and none becomes a dead letter."""
         error = f"{routed.processor}: {_reason(outcome)}"
         match outcome.finding:
             case Found() as found:
@@ -329,7 +327,7 @@ class Dispatcher:
     async def _settle_found(
         self, work: Work, processor: str, found: Found, *, horizon_passed: bool = False
     ) -> None:
-        """The processor has the id: settled if the amount is ours, else for a person to decide."""
+        """The processor has the id: settle if the amount is ours, else leave it to a person."""
         if found.cents == work.claim.cents:
             await self._settle(work, processor, found.requested_at)
         else:
@@ -359,7 +357,7 @@ class Dispatcher:
             await self._wake_next(work.claim)
 
     async def _bring(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
-        """Proof of payment is never dropped: it is brought to Redis until Redis takes it."""
+        """Settle, and repeat until Redis answers: proof of payment is never dropped."""
         tries = 0
         while True:
             try:
@@ -385,8 +383,7 @@ class Dispatcher:
                 await self._wake_next(work.claim)
 
     async def _wait(self, work: Work, error: str = "", asked_ms: int | None = None) -> None:
-        """Give back a payment for which its processor can do nothing now, behind the others that
-        wait for that one."""
+        """Give the payment back to wait for its processor, behind the others that do."""
         assert work.claim.processor is not None
         wait_ms = max(_WAIT_MS, min(asked_ms or 0, self._pauses.cap_ms))
         await self._tries.release(
@@ -398,14 +395,14 @@ class Dispatcher:
         )
 
     async def _wake_next(self, claim: Claim) -> None:
-        """It got on, so those that wait for the same processor may, too: a first look counts, as
-        this worker's own watch begins with it. Nothing relies on it."""
+        """This payment made progress, so wake others that wait for the same processor. A worker's
+        first look counts as progress: its `QuietWatch` starts then. No guarantee relies on it."""
         if claim.processor is not None:
             with contextlib.suppress(RedisError, OSError):
                 await self._tries.wake(claim.processor)
 
     async def _retry(self, work: Work, error: str, asked_ms: int | None = None) -> None:
-        """Give it back for a pause; `asked_ms` is what the processor asked for (`Retry-After`)."""
+        """Give the payment back for a pause; `asked_ms` is the processor's `Retry-After`."""
         longest = self._pauses.cap_ms
         delay_ms = max(self._pauses.after(work.claim.job_try), min(asked_ms or 0, longest))
         await self._give_back(work, delay_ms=delay_ms, error=error)
@@ -416,12 +413,12 @@ class Dispatcher:
         )
 
     def _pause_for_all(self, outcome: Outcome | None) -> int:
-        """How long the processor is left alone by every payment, because its 429 asks for it."""
+        """The pause that the processor's `Retry-After` imposes on all payments, in ms."""
         asked_ms = outcome.retry_after_ms if isinstance(outcome, Ended) else None
         return min(asked_ms or 0, self._pauses.cap_ms)
 
     def _hold(self, breaker: Breaker | None) -> int:
-        """How long to give a payment back for that its processor can't take now."""
+        """The pause of a payment that its processor can't take now, in ms."""
         wait = _HELD_MS if breaker is None else breaker.reopens_in(self._clock())
         return int(max(wait, _HELD_MS) * random.uniform(1, 1.25))
 
@@ -449,7 +446,7 @@ def _log_change(processor: str, breaker: Breaker, was: BreakerState, *, was_refu
 
 
 def _reason(outcome: Outcome | None) -> str:
-    """Why a call did not pay; empty where it did, or was never made."""
+    """The reason why a call did not pay; empty if it did, or was never made."""
     match outcome:
         case NotPaid() | Unknown():
             return outcome.reason
@@ -463,7 +460,7 @@ def _reason(outcome: Outcome | None) -> str:
 
 
 def _verdict(outcome: Outcome | None) -> Verdict:
-    """What a call says of its processor; without an outcome it was never made."""
+    """The verdict of a call on its processor; `outcome` is None if the call was never made."""
     match outcome:
         case Paid() | Refused(finding=Found()):
             return Verdict.GOOD

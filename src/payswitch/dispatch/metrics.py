@@ -1,4 +1,4 @@
-"""What a payments worker shows at a scrape: what it counts anyway, read when it is asked for."""
+"""The metrics of a payments worker, read from its own counts at each scrape."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _OUTCOMES: Mapping[type[Outcome], str] = {
 def worker_registry(
     worker: PaymentWorker, dispatcher: Dispatcher, settled: SettleCounts
 ) -> CollectorRegistry:
-    """Everything that one worker shows."""
+    """All metrics of one worker."""
     names = dispatcher.router.breakers.keys()
 
     def collect() -> Iterable[Metric]:
@@ -58,7 +58,7 @@ def worker_registry(
 
 
 def _calls(dispatcher: Dispatcher) -> dict[tuple[str, ...], Histogram]:
-    """From 0 on for each outcome, so that the first of its kind is an increase."""
+    """Every outcome, even with count 0, so that the first of its kind shows as an increase."""
     return {
         (name, outcome): dispatcher.calls.get((name, kind), Histogram())
         for name in dispatcher.router.breakers

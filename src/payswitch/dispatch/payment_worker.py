@@ -1,9 +1,9 @@
-"""The payments worker: an `arq.Worker` that claims by lease and never deletes what isn't paid.
+"""The payments worker: an `arq.Worker` that claims by lease and never deletes an unpaid payment.
 
-It keeps arq's keys, job bytes, hooks, health key and graceful stop. What stock arq would do to a
-job (delete it after so many tries, on an exception, an unknown function, a lost key) would lose a
-payment here, so taking, running and finishing jobs are its own: only `settle.lua` and `bury.lua`
-take a payment off the queue.
+It keeps arq's keys, job bytes, hooks, health key and graceful stop. Stock arq deletes a job after
+some tries, an exception, an unknown function or a lost key, which would lose a payment here. So
+this worker takes, runs and finishes jobs itself: only `settle.lua` and `bury.lua` take a payment
+off the queue.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from payswitch.store.lock import Lock
 logger = logging.getLogger(__name__)
 
 _MOST_AT_ONCE = 500
-"""Redis serves nobody else during a claim, and Lua takes a few thousand arguments at most."""
+"""Redis serves no other client during a claim, and Lua takes a few thousand arguments at most."""
 _LONGEST_WAIT_S = 1.0
 _HOLD_S = 0.2
 _GIVE_BACK_S = 2.0
@@ -43,20 +43,20 @@ _UNKNOWN_FUNCTION_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """What the main loop waits for before it takes again."""
+    """The main loop's wait before its next claim."""
 
     wake_within_s: float | None = None
-    """The queue is drained: a payment to come, or the next one to be due after this time."""
+    """The queue is drained: wait for a new payment, or this time until the next one is due."""
     for_others_s: float | None = None
-    """What was taken just now is few: others to come, to be taken together after this time."""
+    """The last batch was small: wait this time, to take more payments together."""
     slot: bool = False
-    """There is no room: a slot, or a change of health."""
+    """There is no room: wait for a free slot, or a change of health."""
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """How many payments to claim; and, where nothing is healthy and this worker may send the
-    cluster's one probe, to whom, with the probe lock's token."""
+    """The number of payments to claim. If no processor is healthy and this worker may send the
+    cluster's one probe: the processor to probe, and the probe lock's token."""
 
     room: int
     probe: str | None = None
@@ -67,24 +67,23 @@ NO_ROOM = Permit(0)
 
 
 def claim_interval(pause: float, waited: float) -> float:
-    """The time until the next claim: `pause`, and up to a quarter more for a worker that claimed
-    right after another, so that its batch's oldest payment had `waited` only briefly. (One unit.)
+    """The time until the next claim: `pause`, plus up to a quarter if the batch's oldest payment
+    `waited` only briefly, because another worker claimed just before (all in one unit).
 
     Each worker claims about once a `pause`. If two claim in quick succession, the second finds
-    little, and the first finds twice the batch, which Redis and both cores handle at once while
-    other payments wait. So the second moves away, each time by half the way to the middle.
+    little and the first finds a double batch, behind which other payments wait. So the second moves
+    away, each time by half the way to the middle.
     """
     return pause + max(0.0, pause / 2 - waited) / 2
 
 
 class PaymentWorker(ResilientWorker):
-    """Runs the payments queue. `ctx["dispatcher"]`, made by `on_startup`, decides what may be
-    taken; each job finds its `Claim` in `ctx["claim"]`.
+    """Runs the payments queue. `on_startup` must put a dispatcher into `ctx["dispatcher"]`; each
+    job finds its `Claim` in `ctx["claim"]`.
 
-    `max_jobs` slots are kept busy with one claim call in flight at a time. Idle, it blocks on
-    `payments:wake` until something is due, and takes it at once. When it has taken a few, it lets
-    others arrive for `claim_pause_ms` (`claim_interval`): each turn has its price here and in
-    Redis, however few it brings.
+    It keeps `max_jobs` slots busy, with one claim call at a time. When idle, it blocks on
+    `payments:wake` until a payment is due, and takes it at once. After a small batch it waits for
+    `claim_pause_ms` (`claim_interval`), as each claim costs time here and in Redis.
     """
 
     def __init__(
@@ -114,11 +113,11 @@ class PaymentWorker(ResilientWorker):
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """What `on_startup` made."""
+        """The dispatcher that `on_startup` made."""
         return cast(Dispatcher, self.ctx["dispatcher"])
 
     async def main(self) -> None:
-        """Run until cancelled; Redis may come and go meanwhile."""
+        """Run until cancelled, also while Redis is away."""
         self.claims = Claims(
             self.pool,
             lease_ms=self._lease_ms,
@@ -132,11 +131,10 @@ class PaymentWorker(ResilientWorker):
         await super().main()
 
     async def _fold(self) -> bool:
-        """Fold one step of the ledger; whether there is more."""
         return "dispatcher" in self.ctx and await self.dispatcher.ledger.fold()
 
     async def close(self) -> None:
-        """Give back what was taken and not begun, and close."""
+        """Give back payments that were taken but not begun, and close."""
         self.allow_pick_jobs = False
         if self._sweeping is not None:
             self._sweeping.cancel()
@@ -147,14 +145,14 @@ class PaymentWorker(ResilientWorker):
         await super().close()
 
     async def _turn(self) -> None:
-        """Take what there is room for, then wait for a reason to take again."""
+        """Claim once, then wait for a reason to claim again."""
         self._taking = asyncio.create_task(self._take(), name="claim")
         await self._wait(await asyncio.shield(self._taking))
-        with contextlib.suppress(ResponseError):  # out of memory, payments go on without it
+        with contextlib.suppress(ResponseError):  # if Redis is full, payments go on without it
             await self.heart_beat()
 
     async def _recover(self) -> None:
-        """Nothing: slots are counted by the tasks that there are."""
+        """No-op: free slots follow from `self.tasks`."""
 
     async def _take(self) -> Pause:
         """Claim as many payments as there is room for, and start them."""
@@ -207,7 +205,7 @@ class PaymentWorker(ResilientWorker):
 
     async def _end_probe(self, permit: Permit) -> None:
         if permit.lock_token is not None:
-            with contextlib.suppress(RedisError, OSError):  # then the lock's end releases it
+            with contextlib.suppress(RedisError, OSError):  # then the lock expires
                 await self._probe_lock.release(permit.lock_token)
 
     def _start(self, claimed: Claimed, permit: Permit) -> None:
@@ -229,11 +227,11 @@ class PaymentWorker(ResilientWorker):
         task.add_done_callback(done)
 
     async def _run(self, claimed: Claimed, permit: Permit) -> None:
-        """Run one job function; whatever it raises, the payment stays on the queue."""
+        """Run one job function; on any error, the payment stays on the queue."""
         claim = claimed.claim
         try:
             if claim.open_tries and claim.processor != permit.probe:
-                await self._end_probe(permit)  # it asks another, which may take its time
+                await self._end_probe(permit)  # it asks another processor first, which may be slow
             await self._run_function(claimed, permit.probe)
             self.jobs_complete += 1
         except arq.worker.Retry as retry:
@@ -255,13 +253,13 @@ class PaymentWorker(ResilientWorker):
             await self._end_probe(permit)
 
     async def _give_back(self, claim: Claim, *, delay_ms: int, error: str = "") -> None:
-        """Give back now, or leave it to the lease's end: a stop does not wait for Redis."""
+        """Give back now, or leave it to the end of the lease: a stop does not wait for Redis."""
         with contextlib.suppress(RedisError, OSError):
             async with asyncio.timeout(_GIVE_BACK_S):
                 await self.dispatcher.give_back(claim, delay_ms=delay_ms, error=error)
 
     async def _give_back_when_possible(self, claim: Claim) -> None:
-        """Redis is away: wait for it, at most until the lease's end gives the payment back."""
+        """Wait for Redis, until the end of the lease gives the payment back."""
         while boottime_ms() < claim.expires_at and self.allow_pick_jobs:
             await asyncio.sleep(_HOLD_S)
             try:
@@ -301,8 +299,7 @@ class PaymentWorker(ResilientWorker):
             await self.after_job_end(ctx)
 
     def _read_job(self, claimed: Claimed) -> tuple[str, Sequence[Any], dict[str, Any], datetime]:
-        """The job's function, arguments and time; the record alone is enough where its bytes are
-        gone or no job."""
+        """The job's function, arguments and time; defaults if its bytes are gone or unreadable."""
         correlation_id = claimed.claim.correlation_id
         if claimed.job is not None:
             with contextlib.suppress(DeserializationError):
@@ -331,5 +328,5 @@ class PaymentWorker(ResilientWorker):
 
 
 def _instant(ms: int) -> datetime:
-    """The nearest that can be written, as somebody else may have left any number in Redis."""
+    """The nearest valid instant: Redis may hold any number."""
     return datetime.fromtimestamp(min(max(ms, 0), LATEST_MS) / 1000, UTC)

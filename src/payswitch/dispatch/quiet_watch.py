@@ -1,4 +1,4 @@
-"""The worker's own view of the horizon."""
+"""The worker's own view of the horizon, on its own clock."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from payswitch.payments.claims import Claim, LifeOfTry
 
 
 class QuietWatch:
-    """The worker's own view of the horizon, on its own clock.
+    """Remembers when this worker first saw each payment's last try.
 
-    Whoever sent the try that a claim shows did so under a lease that was taken before this worker
-    first saw that try. So when the payment has had no newer try for its quiet time since then,
-    nothing sent earlier can still be recorded, whatever Redis' clock did meanwhile.
+    That try was sent under a lease that began before this worker saw it. So after the payment's
+    quiet time without a newer try, no call can still be recorded, even if Redis' clock jumped.
     """
 
     def __init__(self, *, remembered: int = 100_000) -> None:
@@ -20,7 +19,7 @@ class QuietWatch:
         self._remembered = remembered
 
     def passed(self, claim: Claim, now_ms: float) -> bool:
-        """Whether the quiet time has passed here since the claim's last try was first seen."""
+        """Whether the quiet time has passed since this worker first saw the claim's last try."""
         last_try = claim.life_of_try(claim.tries)
         seen, since = self._seen.get(claim.correlation_id, (None, now_ms))
         if seen != last_try:
@@ -29,18 +28,17 @@ class QuietWatch:
         return now_ms - since >= claim.quiet_ms
 
     def may_begin(self, claim: Claim) -> bool:
-        """Whether a look at the claim's last try would be the first one here, and be remembered
-        without another's being forgotten."""
+        """Whether the claim's last try is new here, and there is room to remember it."""
         seen, _ = self._seen.get(claim.correlation_id, (None, 0.0))
         return seen != claim.life_of_try(claim.tries) and len(self._seen) < self._remembered
 
     def saw(self, correlation_id: str, last_try: LifeOfTry, now_ms: float) -> None:
-        """Remember that the payment's last try was this one at this instant."""
+        """Remember that at this instant the payment's last try was this one."""
         self._seen[correlation_id] = (last_try, now_ms)
         self._seen.move_to_end(correlation_id)
         if len(self._seen) > self._remembered:
             self._seen.popitem(last=False)
 
     def forget(self, correlation_id: str) -> None:
-        """The payment is done with, or has a newer try."""
+        """Forget a payment that is settled or dead."""
         self._seen.pop(correlation_id, None)

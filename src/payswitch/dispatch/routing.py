@@ -1,9 +1,9 @@
 """Routing in one worker: its circuit breakers over the cluster's selection.
 
-The selection is up to 10 s old; a worker's own results are fresher. A breaker per processor opens
-after consecutive failures, when the processor asks for a pause, or when it refuses so many payments
-that the fault must be its own. It lets one payment through after a while to probe, and closes on
-success. It also caps the calls under way to that processor, so that one that stalls can't hold
+The selection is up to 10 s old; a worker's own results are fresher. Each processor has a breaker,
+which opens after consecutive failures, when the processor asks for a pause, or when it refuses so
+many payments that the fault must be its own. After a while it lets one payment through as a probe,
+and closes on success. It also caps the calls under way, so that a processor that stalls can't hold
 every slot.
 """
 
@@ -18,14 +18,14 @@ from payswitch.telemetry.heartbeat import REFUSES
 
 
 class Verdict(enum.Enum):
-    """What a call says about its processor."""
+    """The verdict of a call on its processor."""
 
     GOOD = "good"
     BAD = "bad"
     REFUSED = "refused"
-    """It works, and doesn't want this payment."""
+    """It works, but rejected this payment."""
     NEUTRAL = "neutral"
-    """Nothing, because nothing was sent."""
+    """No verdict, because nothing was sent."""
 
 
 class BreakerState(enum.Enum):
@@ -39,30 +39,29 @@ class BreakerState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class BreakerLimits:
-    """When a circuit breaker opens, and when it lets a payment through."""
+    """The limits of a circuit breaker."""
 
     failures: int = 5
-    """So many in a row open it."""
+    """Failures in a row that open it."""
     refusals: int = 5
-    """So many among the last twice as many payments open it, too; what is refused is held until a
-    payment succeeds."""
+    """Refusals that open it, out of the last `2 * refusals` payments."""
     probe_ms: int = 1000
-    """An open one lets one payment through after this long, to probe."""
+    """The time after which an open breaker lets one payment through as a probe."""
 
 
 class Breaker:
     """The circuit breaker and the slots of one processor in one worker. Times are boot time, ms.
 
-    Of a few payments that are refused the payments are at fault, of most the processor is:
-    at `limits.refusals` among the last twice as many it opens and is `refusing` until a success.
+    If a processor refuses a few payments, the payments are at fault; if it refuses most, the
+    processor is: then the breaker opens, and is `refusing` until a success.
     """
 
     def __init__(self, *, slots: int, limits: BreakerLimits) -> None:
         self.state = BreakerState.CLOSED
         self.refusing = False
-        """The processor refuses payments for a fault of its own."""
+        """Whether the processor refuses payments because of a fault of its own."""
         self.reason = ""
-        """Why it opened, or why its last probe failed."""
+        """The reason why it opened, or why its last probe failed."""
         self.in_flight = 0
         self.last_success = float("-inf")
         self._slots = slots
@@ -74,19 +73,19 @@ class Breaker:
 
     @property
     def why(self) -> str:
-        """Why it isn't closed, for people; empty while it is."""
+        """The reason why it isn't closed, for people; empty if it is closed."""
         if self.state is BreakerState.CLOSED:
             return ""
         return f"{REFUSES}: {self.reason}" if self.refusing else self.reason
 
     def free(self, now: float) -> int:
-        """How many calls may start: one where a probe is due, none while open."""
+        """The number of calls that may start: one if a probe is due, none while open."""
         if self.state is BreakerState.CLOSED:
             return max(0, self._slots - self.in_flight)
         return 1 if self.probe_due(now) else 0
 
     def probe_due(self, now: float) -> bool:
-        """Whether it is open, and the last probe, answered or not, long enough ago."""
+        """Whether it isn't closed and the last probe, answered or not, is long enough ago."""
         return self.state is not BreakerState.CLOSED and now >= self._due_at
 
     def reopens_in(self, now: float) -> float:
@@ -98,7 +97,7 @@ class Breaker:
         return max(self._probe_at, self._asked_until)
 
     def enter(self, now: float) -> bool:
-        """A call starts; True if it is a probe."""
+        """Count a call that starts; True if it is a probe."""
         self.in_flight += 1
         if self.state is BreakerState.CLOSED:
             return False
@@ -109,8 +108,8 @@ class Breaker:
     def leave(
         self, verdict: Verdict, *, probe: bool, now: float, asked_ms: float = 0, reason: str = ""
     ) -> None:
-        """A call that `enter` let in is over, for the `reason` if it did not succeed; `asked_ms` is
-        for how long the processor asked to be left alone."""
+        """Count the end of a call that began with `enter`, with the `reason` if it failed;
+        `asked_ms` is the pause for which the processor asked."""
         self.in_flight -= 1
         if verdict is Verdict.GOOD:
             self._succeed(now, probe=probe)
@@ -124,14 +123,14 @@ class Breaker:
         if probe and self.state is BreakerState.HALF_OPEN:
             self._open(now, reason)
         elif self.state is BreakerState.CLOSED:
-            # A probe that a success has overtaken says nothing of what is now.
+            # A late probe, overtaken by a success, counts no failure.
             self._consecutive += verdict is Verdict.BAD and not probe
             if asked_ms > 0 or self._consecutive >= self._limits.failures or self._refuses_most:
                 self._open(now, reason)
 
     def _succeed(self, now: float, *, probe: bool) -> None:
-        """A success closes it; where the processor has asked for a pause or is refusing, only one
-        that was sent since then."""
+        """Close after a success. While the processor is refusing, or in a pause that it asked for,
+        only a probe's success counts."""
         self._consecutive = 0
         self.last_success = now
         if self.state is BreakerState.CLOSED:
@@ -153,7 +152,7 @@ class Breaker:
 
 
 class Router:
-    """Which processor a payment without open tries goes to."""
+    """Chooses the processor of payments without open tries."""
 
     def __init__(self, breakers: dict[str, Breaker], *, probe_ms: int) -> None:
         self.breakers = breakers
@@ -164,16 +163,16 @@ class Router:
         self._seen_at = float("-inf")
 
     def see(self, raw: object, selection: Selection, now: float) -> None:
-        """Take note of the selection that stands, as it was just read; `raw` is what was read."""
+        """Take the current selection, just read from Redis as `raw`."""
         if raw != self._raw:
             self._raw, self.selection, self._seen_at = raw, selection, now
 
     def choose(self, now: float) -> str | None:
-        """The processor to use, or None when nothing is healthy.
+        """The processor to use, or None if none is healthy.
 
-        The selected one comes first, also when it is due to be probed; the other one steps in
-        while its breaker is open, unless an operator has chosen. Where the check found nothing
-        healthy, only a success since then speaks for a processor.
+        The selected processor comes first, also when its probe is due. While its breaker is open,
+        the other one steps in, unless an operator has chosen. If the health check found neither
+        healthy, only a processor with a success since then is used.
         """
         first = self.selection.processor
         if self.selection.healthy and self.breakers[first].state is BreakerState.CLOSED:
@@ -188,8 +187,8 @@ class Router:
         return None
 
     def to_probe(self, now: float) -> str | None:
-        """Where nothing is healthy: the processor that a single probe should go to, or None while
-        it is too early. They take turns, so that a dead one can't hide the other's recovery."""
+        """The processor that gets the next single probe while none is healthy, or None if it is too
+        early. They take turns, so that a dead processor can't hide the other's recovery."""
         allowed = self._order()
         candidates = [
             name
@@ -206,7 +205,7 @@ class Router:
         return min(candidates, key=lambda name: self._probed.get(name, 0.0), default=None)
 
     def probed(self, name: str, now: float) -> None:
-        """A single probe goes to this processor now."""
+        """Note that a single probe goes to this processor now."""
         self._probed[name] = now
 
     def _trusted(self, name: str) -> bool:

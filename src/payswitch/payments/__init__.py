@@ -1,1 +1,1 @@
-"""What is known of payments, in Redis: accepted, claimed, tried, settled, dead."""
+"""Payments in Redis: accepted, claimed, tried, settled, dead."""

@@ -1,7 +1,7 @@
-"""Putting payments on the arq queue, in arq's own wire format, many per round trip.
+"""Puts payments on the arq queue, in arq's own wire format, many per round trip.
 
-A payment is acknowledged when this says so: Redis then holds record, backlog entry, job and queue
-entry. Accepting again what is there already changes nothing.
+Once a payment is accepted, Redis holds its record, backlog entry, job and queue entry. Accepting a
+payment again changes nothing.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ JOB_FUNCTION = "pay"
 """The name of the job function that `workers/payments.py` registers."""
 
 _REPLY_SHARE = 0.2
-"""The part of the limit that is left for Redis' answer to travel: the script refuses before the
-ingress gives up, never after."""
+"""The part of the limit that is reserved for the way of Redis' answer: the script refuses before
+the ingress gives up, never after."""
 
 
 def job_bytes(correlation_id: str, enqueued_at_ms: int, traceparent: str | None = None) -> bytes:
-    """A payment's job in arq's own wire format: its id, and where it is traced its trace context
-    (W3C `traceparent`)."""
+    """A payment's job in arq's own wire format: its id and, if it is traced, its `traceparent`."""
     context = {} if traceparent is None else {"traceparent": traceparent}
     return serialize_job(
         JOB_FUNCTION, (correlation_id,), context, None, enqueued_at_ms, serializer=orjson.dumps
@@ -45,23 +44,23 @@ def job_bytes(correlation_id: str, enqueued_at_ms: int, traceparent: str | None 
 
 
 class Acceptance(enum.Enum):
-    """What became of a payment that was handed to `AcceptQueue.accept`."""
+    """The verdict on a payment that was handed to `AcceptQueue.accept`."""
 
     NEW = "new"
     SAME = "same"
     OTHER_AMOUNT = "other"
     BACKLOG_FULL = "full"
     LEDGER_FULL = "sum"
-    """The ledger's sums are so large that they may not grow beyond what is accepted already."""
+    """The ledger's sums are near their limit: only payments that are already accepted still fit."""
     BROKEN = "broken"
     """Redis holds something else under the payment's key."""
 
 
 class NotAcceptedError(Exception):
-    """Redis has not said that it took the payment.
+    """Redis did not confirm the payment.
 
-    It may have taken it, if it was cut off between writing and answering; later it will not.
-    `refused` when it has said no: then nothing of the payment is held.
+    If `refused`, Redis holds nothing of it. Otherwise the connection may have failed between the
+    write and the answer: then Redis holds the payment already; it will not take it later.
     """
 
     def __init__(self, reason: str, *, refused: bool = False) -> None:
@@ -78,8 +77,8 @@ class _Entry:
 
 
 class AcceptQueue:
-    """Accepts payments with one script call per flush (group commit). `on_verdicts` gets what Redis
-    said to each batch."""
+    """Accepts payments with one script call per flush (group commit). `on_verdicts` gets Redis'
+    answers to each batch."""
 
     def __init__(
         self,
@@ -98,12 +97,11 @@ class AcceptQueue:
         self._commits: GroupCommit[_Entry, str] = GroupCommit(self._flush, limit_s=limit_ms / 1000)
 
     async def accept(self, payment: Payment, traceparent: str | None = None) -> Acceptance:
-        """Put the payment on the queue; returns once Redis has it. Where it is traced, its job
-        carries `traceparent`.
+        """Put the payment on the queue; returns once Redis has it. The job carries `traceparent`.
 
-        Raises `NotAcceptedError` when Redis has not answered within the limit. Each call carries
-        the instant, by Redis' clock, after which the script refuses it, so that a call that was
-        given up is not begun when Redis comes back.
+        Raises `NotAcceptedError` if Redis refuses, or does not answer within the limit. Each call
+        carries a deadline by Redis' clock, after which the script refuses it. So Redis does not
+        execute an abandoned call when it comes back.
         """
         entry = _Entry(payment, boottime_ms() + self._limit_ms, traceparent)
         try:
@@ -119,8 +117,8 @@ class AcceptQueue:
         return await self._retry_late(verdicts, entries) if "late" in verdicts else verdicts
 
     async def _retry_late(self, verdicts: list[str], entries: list[_Entry]) -> list[str]:
-        """Who was refused by a clock that was set meanwhile comes again, as long as there is time;
-        the answer has brought the new one. Where that fails, what was said of the others stands."""
+        """Retry payments that were refused only because Redis' clock jumped, while there is time.
+        The refusal brought the new time. If a retry fails, the verdicts so far stand."""
         margin_ms = self._limit_ms * _REPLY_SHARE
         while late := [
             number
@@ -176,8 +174,8 @@ class AcceptQueue:
         self._learn_clock(await redis_now_ms(self._redis))
 
     def _learn_clock(self, redis_now_ms: int) -> None:
-        """Take Redis to have read its clock only just now: the latest instants that follow from it
-        are too early by the answer's way, never too late."""
+        """Assume that Redis read its clock just now: the deadlines are then early by the answer's
+        travel time, never late."""
         self._redis_ahead_ms = redis_now_ms - boottime_ms()
 
 

@@ -1,4 +1,4 @@
-"""Claims: due payments are taken by lease, many in one call."""
+"""Claims: workers take due payments by lease, many in one call."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ LifeOfTry = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class OpenTry:
-    """A try whose outcome is not known: `ended` when the processor has answered it, so that it
-    can't be recorded later than that answer."""
+    """A try whose outcome is unknown. If `ended`, the processor has answered it, so it can't be
+    recorded after that answer."""
 
     number: int
     ended: bool
@@ -33,7 +33,7 @@ class OpenTry:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A payment in the hand of one worker: what its record held when the lease was taken."""
+    """A payment leased by one worker, with the values of its record at that instant."""
 
     correlation_id: str
     cents: int
@@ -47,20 +47,20 @@ class Claim:
     tries: int = 0
     """The number of the last try ever opened."""
     horizon_passed: bool = False
-    """By Redis' clock, nothing that was ever sent can still be recorded."""
+    """By Redis' clock, no call that was ever sent can still be recorded."""
     quiet_ms: int = 0
-    """How long after the last lease a payment that was sent under it may still be recorded."""
+    """How long after the last lease a call that was sent under it may still be recorded."""
     job_try: int = 1
     overdue: bool = False
-    """The deadline for paying it has passed."""
+    """Its deadline has passed."""
     accepted_at: int = 0
     """ms by Redis' clock."""
     claimed_at: int = 0
     """ms by Redis' clock."""
 
     def life_of_try(self, number: int) -> LifeOfTry:
-        """What no other try has in common with this one, though an id may come again after a purge
-        or after its record has expired, and its tries are counted anew then."""
+        """An identity that no other try shares. An id may return after a purge, or after its record
+        expired, and its tries are then counted from 1 again."""
         return self.generation, self.accepted_at, number
 
 
@@ -71,11 +71,11 @@ def parse_open_tries(text: str) -> tuple[OpenTry, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """One payment that was taken, and arq's job for it."""
+    """One leased payment, and arq's job for it."""
 
     claim: Claim
     job: bytes | None
-    """arq's bytes; None where the key is gone."""
+    """arq's bytes; None if the key is gone."""
     score: int
     """When it was due, ms by Redis' clock."""
     accepted_at: int
@@ -83,20 +83,20 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one claim call brought."""
+    """The result of one claim call."""
 
     taken: list[Claimed]
     selection: tuple[bytes | None, ...]
-    """What `SELECTION_KEYS` held at that instant."""
+    """The values of `keys.SELECTIONS` at that instant."""
     next_due_ms: float | None
-    """How long until the next entry is due; None where the queue is empty."""
+    """The time until the next entry is due; None if the queue is empty."""
     strays: list[str]
-    """Queue entries that are no payment of ours; they were put aside."""
+    """Queue entries that are not payments of ours, put aside by the script."""
 
 
 class Claims:
-    """Takes leases. A lease is counted here from before the call that wrote it, on a clock that
-    goes on while the process is frozen, so it ends here no later than in Redis."""
+    """Takes leases. A lease counts here from before the call that writes it, on a clock that goes
+    on while the process is frozen. So it ends here no later than in Redis."""
 
     def __init__(
         self,
@@ -128,7 +128,8 @@ class Claims:
         )
 
     def _readable(self, answer: Mapping[str, Any], expires_at: float) -> Iterator[Claimed]:
-        """A record that somebody spoilt stops no other payment; it comes back with its lease."""
+        """Skip spoilt records, so that they stop no other payment; each is due again when its
+        lease ends."""
         names = [name.decode() for name in answer["fields"]]
         now, token = answer["now"], answer["token"]
         generation = answer["generation"].decode()
@@ -164,6 +165,6 @@ class Claims:
             accepted_at=accepted_at,
             claimed_at=now,
         )
-        if claim.job_try == 1 and not claim.tries:  # a dead letter that is replayed has tries
+        if claim.job_try == 1 and not claim.tries:  # a replayed dead letter has tries
             self.waits.add(now - accepted_at)
         return Claimed(claim, entry["job"], int(float(entry["score"])), accepted_at)

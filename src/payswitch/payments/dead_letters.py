@@ -1,4 +1,4 @@
-"""Dead letters: payments that could not be paid, for operators to list, look into and put back."""
+"""Dead letters: payments that could not be paid, for operators to list, inspect and replay."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from payswitch.payments.records import Record, Unreadable, read_record, read_rec
 from payswitch.store import keys, scripts
 
 _PAGE = 500
-"""Payments in one call: Redis serves others in between, and it bounds what Lua unpacks."""
+"""Payments in one call: Redis serves other clients in between, and Lua can unpack so many."""
 
 
 class Replay(enum.Enum):
-    """What a replay has done; only the first changes something."""
+    """The verdict on a replayed id; only `REPLAYED` changes anything."""
 
     REPLAYED = "replayed"
     QUEUED = "queued"
@@ -30,23 +30,23 @@ class Replay(enum.Enum):
 
 
 class DeadLetters:
-    """The dead letters of one Redis. Every method raises `RedisError` or `OSError` where Redis
-    can't be asked."""
+    """The dead letters of one Redis. Every method raises `RedisError` or `OSError` if Redis fails
+    or can't be reached."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._replay = scripts.load(redis, "replay")
 
     async def count(self) -> int:
-        """How many there are."""
+        """The number of dead letters."""
         return int(await self._redis.zcard(keys.DEAD))
 
     async def newest(self, limit: int) -> list[Record | Unreadable]:
-        """Up to `limit` dead letters, the one that died last first."""
+        """Up to `limit` dead letters, the newest first."""
         return [letter async for page in self.pages(limit) for letter in page]
 
     async def pages(self, limit: int) -> AsyncIterator[list[Record | Unreadable]]:
-        """The same, page by page: each is read when it is asked for."""
+        """The same, page by page; each page is read when the caller asks for it."""
         for first in range(0, limit, _PAGE):
             last = min(first + _PAGE, limit) - 1
             ids = await self._redis.zrevrange(keys.DEAD, first, last)
@@ -56,31 +56,30 @@ class DeadLetters:
             yield [record or _without_record(key) for key, record in zip(ids, records, strict=True)]
 
     async def find(self, correlation_id: str) -> Record | Unreadable | None:
-        """What is known of a payment, whatever its state; None where it is unknown."""
+        """The record of a payment in any state; None if there is none."""
         record = await read_record(self._redis, correlation_id)
         if record is None and await self._redis.zscore(keys.DEAD, correlation_id) is not None:
             return _without_record(correlation_id.encode())
         return record
 
     async def replay(self, correlation_ids: Sequence[str]) -> AsyncIterator[dict[str, Replay]]:
-        """Put dead letters back into the backlog, due at once; yields what became of each id, page
+        """Put dead letters back into the backlog, due at once; yields the verdict on each id, page
         by page.
 
-        Their processors are asked first, so what was paid after all is settled and not sent again.
-        Raises `OutOfMemoryError` where Redis has no memory left: then that page has changed
-        nothing.
+        A worker asks their processors first, so a payment that was paid after all is settled and
+        not sent again. Raises `OutOfMemoryError` if Redis is full: then that page changed nothing.
         """
         unique = list(dict.fromkeys(correlation_ids))
         for first in range(0, len(unique), _PAGE):
             yield await self._replay_page(unique[first : first + _PAGE])
 
     async def replay_all(self) -> AsyncIterator[dict[str, Replay]]:
-        """Replay what is dead now, the oldest first; yields after each page.
+        """Replay all current dead letters, the oldest first; yields after each page.
 
-        One that dies again meanwhile is the last of all, and not replayed again.
+        A payment that dies again meanwhile moves to the end and is not replayed again.
         """
         to_see = await self.count()
-        stayed: list[tuple[bytes, float]] = []  # what can't be replayed stays, before all others
+        stayed: list[tuple[bytes, float]] = []  # not replayable, so still before all others
         while to_see > 0:
             page = await self._after(stayed, min(_PAGE, to_see))
             if not page:
@@ -93,8 +92,8 @@ class DeadLetters:
     async def _after(
         self, stayed: list[tuple[bytes, float]], limit: int
     ) -> list[tuple[bytes, float]]:
-        """Up to `limit` dead letters, with their instants, after those that were seen and stayed.
-        Any of these may leave meanwhile; the last one that is still there tells where to go on."""
+        """Up to `limit` dead letters, with their instants, after those that stayed. Any of these
+        may leave meanwhile; the last one that is still there marks the place to continue."""
         while stayed:
             rank = await self._redis.zrank(keys.DEAD, stayed[-1][0])
             if rank is None:
@@ -103,7 +102,7 @@ class DeadLetters:
             page = await self._page(rank, limit + 1)
             if page and page[0] == stayed[-1]:
                 return page[1:]
-            if page and page[0][0] == stayed[-1][0]:  # it has died anew
+            if page and page[0][0] == stayed[-1][0]:  # it died again, at another instant
                 stayed.pop()
         return await self._page(0, limit)
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Settlement(enum.Enum):
-    """What became of a proof of payment."""
+    """The verdict on a proof of payment."""
 
     SETTLED = "settled"
     KNOWN = "known"
@@ -36,8 +36,7 @@ class Settlement(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The totals by processor of one window, and that window (ms, both bounds inclusive; None is
-    no bound)."""
+    """Totals by processor, and their window (ms, both bounds inclusive; None is no bound)."""
 
     totals: dict[str, Total]
     first: int | None
@@ -45,7 +44,7 @@ class Summary:
 
 
 COARSE_AFTER_MS = 400 * 24 * 3600 * 1000
-"""The age from which the ledger keeps entries of 1,000 s: the last year's days stay exact."""
+"""From this age on the ledger keeps entries of 1,000 s: the days of the last year stay exact."""
 
 Settling = tuple[Claim, str, int]
 """A claim, the processor that has the payment, and its `requestedAt` (ms) there."""
@@ -53,7 +52,7 @@ Settling = tuple[Claim, str, int]
 
 class Ledger:
     """Settles payments, many per round trip, and sums them by window. `on_settled` gets each batch
-    that Redis has answered."""
+    with Redis' answers."""
 
     def __init__(
         self,
@@ -73,18 +72,18 @@ class Ledger:
         self._settlements: GroupCommit[Settling, Settlement] = GroupCommit(self._flush)
 
     async def settle(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
-        """Record that `processor` has the payment with this `requestedAt` (ms); it may be said
-        again and by anyone who has the proof. Raises `RedisError`."""
+        """Record that `processor` has the payment with this `requestedAt` (ms). Any worker with the
+        proof may call it, and repeat it. Raises `RedisError`."""
         return await self._settlements.submit((claim, processor, requested_at))
 
     async def summary(self, first_ms: int | None, last_ms: int | None) -> dict[str, Total]:
-        """The totals that `window` finds. Raises `RedisError`."""
+        """The totals of `window` alone. Raises `RedisError`."""
         return (await self.window(first_ms, last_ms)).totals
 
     async def window(self, first_ms: int | None, last_ms: int | None) -> Summary:
         """Totals by processor of the payments whose `requestedAt` lies in the window, both bounds
-        inclusive; None is no bound. A bound that lies within an entry that was folded moves
-        outwards, to where that entry begins or ends. Raises `RedisError`."""
+        inclusive; None is no bound. A bound inside a folded entry moves outwards to that entry's
+        start or end. Raises `RedisError`."""
         if last_ms is not None and last_ms < 0:
             return Summary({name: Total() for name in self._processors}, first_ms, last_ms)
         bounds = ["" if bound is None else max(0, bound) for bound in (first_ms, last_ms)]
@@ -100,8 +99,8 @@ class Ledger:
         )
 
     async def fold(self) -> bool:
-        """Fold one span of what is older than the retention into coarser sums, which lose nothing;
-        whether there may be more. It takes Redis less than a millisecond. Raises `RedisError`."""
+        """Fold one span older than the retention into coarser sums; no cent is lost. True if there
+        may be more to fold. It takes Redis less than a millisecond. Raises `RedisError`."""
         ages = (self._retention_ms, max(self._retention_ms, COARSE_AFTER_MS))
         return bool(await self._fold(args=[*ages, *self._processors]))
 
@@ -127,7 +126,7 @@ class Ledger:
 
 
 def summary_json(totals: dict[str, Total]) -> bytes:
-    """The summary as the contract has it, with exact amounts: 19.90, never 19.900000000000002."""
+    """The contract's JSON summary, with exact amounts: 19.90, never 19.900000000000002."""
     return orjson.dumps(
         {
             name: {

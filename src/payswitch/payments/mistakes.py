@@ -1,4 +1,4 @@
-"""Common mistakes of clients, told by their cause. Only what was refused already comes here."""
+"""Explains common mistakes of clients, after a body was refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import orjson
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\x78\x9c": "zlib"}
 _WIDE = re.compile(rb"\xff\xfe|\xfe\xff|\x00|.\x00", re.DOTALL)
-"""How UTF-16 and UTF-32 begin, with a byte order mark or, being ASCII in truth, without."""
+"""The start of UTF-16 or UTF-32: a byte order mark, or an ASCII character without one."""
 _FORM = re.compile(rb"\s*[\w.%\[\]-]+=")
 _SINGLE_QUOTED_OR_BARE = re.compile(rb"(?P<quote>')|[\w$]+\s*:")
 _DECIMAL_COMMA = re.compile(rb'"amount"\s*:\s*-?\d+,\d')
@@ -17,7 +17,7 @@ _ID = re.compile(r"\W*[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}\W*", re.ASCI
 
 
 def why_no_json(body: bytes, error: orjson.JSONDecodeError) -> str:
-    """What a body is where it is no JSON; the parser's own words where nothing better is known."""
+    """The reason why a body is not JSON; the parser's own words if there is none better."""
     if not body.strip():
         return "it is empty"
     for magic, coding in _COMPRESSED.items():
@@ -42,14 +42,14 @@ def why_no_json(body: bytes, error: orjson.JSONDecodeError) -> str:
 
 
 def why_no_object(document: object) -> str:
-    """What is wrong with JSON that is no object; empty where no reason is seen."""
+    """The reason why a JSON document is not an object; empty if unknown."""
     if isinstance(document, str) and document.lstrip().startswith("{"):
         return ": it was made JSON twice"
     return ""
 
 
 def why_missing(document: Mapping[str, object], name: str) -> str:
-    """What is wrong with a field that counts as missing."""
+    """The reason why a field counts as missing."""
     if name in document:
         return f"{name} is missing: it is null"
     for other in document:
@@ -59,7 +59,7 @@ def why_missing(document: Mapping[str, object], name: str) -> str:
 
 
 def why_no_id(text: str) -> str:
-    """What is wrong with a text that is no UUID; empty where it isn't nearly one."""
+    """The flaw of a text that is almost a UUID; empty for any other text."""
     return ", with four hyphens and nothing around it" if _ID.fullmatch(text) else ""
 
 

@@ -1,7 +1,4 @@
-"""The payment: parsed from bytes, validated, its money exact.
-
-Money is integer cents everywhere inside; JSON numbers only at the edges.
-"""
+"""Parses and validates payments; amounts are exact integer cents."""
 
 from __future__ import annotations
 
@@ -26,20 +23,20 @@ _ANY_ID = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _MANY_DIGITS = re.compile(rb"[0-9.]{17}")
-"""More digits than a double holds: such a number is read exactly."""
+"""More digits than a double holds: the body is then read with exact decimals."""
 
 
 class MalformedPaymentError(ValueError):
-    """The body is not JSON at all."""
+    """The body is not JSON."""
 
 
 class InvalidPaymentError(ValueError):
-    """The body is JSON, but no payment; the message says what is wrong with which field."""
+    """The body is JSON, but not a payment; the message names the field and its fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """What a client asks to be paid: the normalised correlation id and the amount in cents."""
+    """A client's order: the normalised correlation id and the amount in cents."""
 
     correlation_id: str
     cents: int
@@ -48,8 +45,8 @@ class Payment:
 def parse_payment(body: bytes) -> Payment:
     """Read a payment from a request's body.
 
-    Raises `MalformedPaymentError` for what is not JSON and `InvalidPaymentError` for JSON that is
-    no payment. Fields beyond `correlationId` and `amount` are ignored.
+    Raises `MalformedPaymentError` if it is not JSON and `InvalidPaymentError` if the JSON is not a
+    payment. Other fields than `correlationId` and `amount` are ignored.
     """
     try:
         document = orjson.loads(body)
@@ -58,7 +55,7 @@ def parse_payment(body: bytes) -> Payment:
             raise InvalidPaymentError("amount must be a finite number") from None
         cause = why_no_json(body, error)
         raise MalformedPaymentError(f"the body is not valid JSON: {cause}") from None
-    # Six quotes are those of two names and an id: a name that comes again would take two more.
+    # Two names and an id take six quotes: a repeated name would take two more.
     if _MANY_DIGITS.search(body) or (body.count(b'"') != 6 and _may_repeat(body)):
         document = _read_exactly(body)
     if type(document) is not dict:
@@ -74,7 +71,7 @@ def parse_payment(body: bytes) -> Payment:
 def parse_correlation_id(value: Any) -> str:
     """Normalise a UUID to its lower-case form with hyphens.
 
-    Any spelling of RFC 9562 is taken: the 36 characters in either case, also as `urn:uuid:…`.
+    It takes any spelling of RFC 9562: the 36 characters in either case, also as `urn:uuid:…`.
     Raises `InvalidPaymentError`.
     """
     if type(value) is not str:
@@ -90,16 +87,15 @@ def parse_correlation_id(value: Any) -> str:
 
 
 def parse_amount(value: Any) -> int:
-    """Take a JSON number to exact cents.
+    """Convert a JSON number to exact cents.
 
-    It comes as a double, which tells all numbers of up to 15 digits apart, or as a `Decimal` where
-    it was written with more. Raises `InvalidPaymentError` for anything but a positive number of at
-    most two decimals.
+    `value` is a double, which is exact for up to 15 digits, or a `Decimal` if the number has more.
+    Raises `InvalidPaymentError` for anything but a positive number of at most two decimals.
     """
     if type(value) is float:
         if 0 < value <= MAX_CENTS // 100:
             cents = round(value * 100)
-            # The common case without Decimal: the double nearest to cents/100 is the one given.
+            # The common case needs no Decimal: `value` is the double nearest to cents / 100.
             if cents / 100 == value:
                 return cents
     elif type(value) is int:
@@ -120,12 +116,12 @@ def parse_amount(value: Any) -> int:
 
 
 def _may_repeat(body: bytes) -> bool:
-    """Whether a field that counts may be there twice, also where its name is escaped."""
+    """Whether a known field may occur twice, even with its name escaped."""
     return b"\\" in body or body.count(b'"amount"') > 1 or body.count(b'"correlationId"') > 1
 
 
 class _Members(dict[str, Any]):
-    """A JSON object that knows which of its names come more than once."""
+    """A JSON object that counts its repeated names."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -135,7 +131,7 @@ class _Members(dict[str, Any]):
 
 
 def _read_exactly(body: bytes) -> Any:
-    """Every digit of every number; raises `InvalidPaymentError` where a field comes twice."""
+    """Read every digit of every number; raises `InvalidPaymentError` if a field occurs twice."""
     try:
         document = json.loads(body, parse_float=Decimal, object_pairs_hook=_Members)
     except (DecimalException, RecursionError, ValueError):
@@ -150,7 +146,7 @@ def _read_exactly(body: bytes) -> Any:
 
 
 def _holds_no_number(body: bytes) -> bool:
-    """Whether a body fails to be JSON because of NaN or an infinity, which many encoders write."""
+    """Whether a body is invalid JSON only because of NaN or infinity, which many encoders write."""
     strangers: list[str] = []
 
     def read_number(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The purge: everything accepted, queued and recorded is forgotten, in flight too."""
+"""The purge: forgets every payment, including those in flight."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ logger = logging.getLogger(__name__)
 
 _CALLS_MAY_TAKE_S = 1.0
 _HOLD_MS = 5000
-"""When a purge dies while it waits, the workers go on after this."""
+"""If a purge dies while it waits, the workers continue after this time."""
 _REMOVAL_IS_AWAITED_S = 0.2
 _PAGE = 1000
 
 
 class Purge:
-    """Begins a new generation and removes what the old ones left.
-
-    `limit_ms` bounds each step that waits for Redis.
-    """
+    """Begins a new generation and removes the keys of the old ones. `limit_ms` bounds each step
+    that waits for Redis."""
 
     def __init__(self, redis: Redis, *, limit_ms: int = 1200) -> None:
         self._redis = redis
-        # Below the time limit of a call: what the caller has given up is not carried out later.
+        # Below the time limit of a call: Redis never executes an abandoned call.
         self._latest_ms = limit_ms * 2 // 3
         self._limit_s = limit_ms / 1000
         self._hold = scripts.load(redis, "hold")
@@ -40,13 +38,12 @@ class Purge:
         self._removal: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        """Purge: workers stop claiming, calls under way get up to 1 s to end, then a new generation
-        begins; returns its number.
+        """Begin a new generation and return its number. Workers stop claiming before, and calls
+        under way get up to 1 s to end.
 
-        From then on nothing of the old one counts, whoever brings it. Its keys are removed page by
-        page: a small purge has removed them when this returns, a large one goes on beside other
-        work, and what a crash leaves of it the workers' sweep takes up. Raises `RedisError` or
-        `TimeoutError`.
+        From then on the old generation counts nowhere. Its keys are removed page by page: a small
+        purge has removed them when this returns, a large one continues in the background, and the
+        workers' sweep finishes after a crash. Raises `RedisError` or `TimeoutError`.
         """
         async with asyncio.timeout(self._limit_s):
             await self._hold(args=[await redis_now_ms(self._redis) + self._latest_ms, _HOLD_MS])
@@ -66,10 +63,7 @@ class Purge:
         return generation
 
     async def remove_leftovers(self) -> int:
-        """Remove every key of earlier generations, if there may be some; returns how many.
-
-        Raises `RedisError`.
-        """
+        """Remove every key of earlier generations; returns their number. Raises `RedisError`."""
         generation = await self._redis.get(keys.LEFTOVERS)
         if generation is None:
             return 0
@@ -83,7 +77,7 @@ class Purge:
         return removed
 
     async def close(self) -> None:
-        """Stop removing; the workers' sweep takes it up."""
+        """Stop the removal; the workers' sweep finishes it."""
         if self._removal is not None:
             self._removal.cancel()
             await asyncio.wait([self._removal])

@@ -1,4 +1,4 @@
-"""All that Redis knows of a payment: one record, one reader."""
+"""Reads the records of payments."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from payswitch.store import keys
 
 _STATES = frozenset({"queued", "processing", "settled", "dead"})
 _MOST = 2**53
-"""Amounts and counts up to here are the same number to Redis' scripts and in JSON."""
+"""Redis' scripts and JSON represent amounts and counts up to here exactly."""
 _PUBLIC = (
     *("correlationId", "state", "amount", "acceptedAt"),
     *("processor", "requestedAt", "settledAt", "tries"),
 )
 _LONGEST_VALUE = 64
-"""Of a value that can't be read, this much is told."""
+"""An error message quotes so many characters of a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Record:
     tries: int
     open_tries: tuple[OpenTry, ...]
     horizon: int | None
-    """When an open try can't be recorded any more."""
+    """The instant after which an open try can't be recorded any more."""
     quiet_ms: int | None
-    """How long after a lease one still can."""
+    """How long after the end of its lease an open try can still be recorded."""
     lease_until: int | None
     last_error: str | None
     reason: str | None
@@ -58,7 +58,7 @@ class Record:
         return self.reason or self.last_error
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, as the operators' commands print it; the amount with exactly two decimals."""
+        """Every field, as the operators' commands print it; the amount has exactly two decimals."""
         return {
             "correlationId": self.correlation_id,
             "state": self.state,
@@ -79,7 +79,7 @@ class Record:
         }
 
     def public_json(self) -> bytes:
-        """What `GET /payments/{id}` tells of it."""
+        """The body of `GET /payments/{id}`."""
         every = self.as_json()
         told = {name: every[name] for name in _PUBLIC}
         return orjson.dumps({**told, "lastError": self.why})
@@ -90,18 +90,18 @@ class Unreadable:
     """A payment whose record is gone or spoilt."""
 
     correlation_id: str
-    """Bytes that are no text are spelled out."""
+    """Bytes that aren't UTF-8 are escaped."""
     problem: str
 
 
 async def read_record(redis: Redis, correlation_id: str) -> Record | Unreadable | None:
-    """The record of one payment, as `read_records` tells it. Raises `RedisError`."""
+    """The record of one payment, as `read_records` gives it. Raises `RedisError`."""
     [record] = await read_records(redis, [correlation_id.encode()])
     return record
 
 
 async def read_records(redis: Redis, ids: Sequence[bytes]) -> list[Record | Unreadable | None]:
-    """The record of each payment; None where there is none, or only one from before a purge. Raises
+    """The record of each payment; None if there is none since the last purge. Raises
     `RedisError`."""
     async with redis.pipeline(transaction=False) as pipe:
         pipe.get(keys.GENERATION)
@@ -137,7 +137,7 @@ def _judge(
 
 
 def _is_id(text: str) -> bool:
-    """Whether a payment of ours may have this id: others may use keys that look like ours."""
+    """Whether this is a correlation id in our form: other applications may use similar keys."""
     try:
         return parse_correlation_id(text) == text
     except InvalidPaymentError:
@@ -145,7 +145,7 @@ def _is_id(text: str) -> bool:
 
 
 def _parse(correlation_id: str, raw: Mapping[bytes, bytes]) -> Record:
-    """Raises `ValueError`, which says what is wrong."""
+    """Raises `ValueError`, which names the fault."""
     fields = {
         name.decode(errors="replace"): value.decode(errors="replace") for name, value in raw.items()
     }

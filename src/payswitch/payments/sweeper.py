@@ -1,7 +1,7 @@
-"""The sweep: every open payment without a queue entry is queued again, what a purge could not
-finish removing is removed, and what is old in the ledger is folded.
+"""The sweep: it queues open payments without a queue entry, finishes interrupted purges and folds
+old entries of the ledger.
 
-No code path relies on it; it repairs what none foresaw, and says so.
+No code path relies on it. It repairs unforeseen faults and logs each repair.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 _PAGE = 500
 _FOLD_PAUSE_S = 0.01
-"""Between two steps of a fold, each of which takes Redis half a millisecond."""
+"""Between two steps of a fold; each takes Redis half a millisecond."""
 
 
 class Sweeper:
-    """Sweeps once in `every_ms` in the whole cluster, whoever's turn it is. `fold` folds one step
-    of the ledger and says whether there is more."""
+    """Sweeps once in `every_ms` in the whole cluster. `fold` folds one step of the ledger and
+    returns whether there is more."""
 
     def __init__(
         self, redis: Redis, *, every_ms: int, fold: Callable[[], Awaitable[bool]] | None = None
@@ -52,13 +52,13 @@ class Sweeper:
                 logger.debug("no sweep: redis is away")
 
     async def _fold_until_next_turn(self) -> None:
-        """Fold what there is; whoever sweeps next goes on with what takes longer than a turn."""
+        """Fold for one turn at most; the next sweep, in any process, continues."""
         ends_at = time.monotonic() + self._every_ms / 1000
         while self._fold is not None and await self._fold() and time.monotonic() < ends_at:
             await asyncio.sleep(_FOLD_PAUSE_S)
 
     async def sweep(self) -> int:
-        """Look at every open payment, a page at a time; returns how many were queued again."""
+        """Check every open payment, page by page; returns how many were queued again."""
         first = 0
         repaired = 0
         while True:

@@ -1,10 +1,10 @@
-"""Which processor a payment is pinned to, and its open tries.
+"""A payment's pin and its open tries.
 
-A try is opened in Redis before anything is sent, and closed only by a certain answer to that very
-try. While one is open the payment stays with its processor. What may be done with open tries once
-the **horizon** has passed rests on two clocks: Redis' (the record's `horizon`) and the worker's own
-(`QuietWatch`), so that a step of either alone can't unpin a payment too early. Both are counted
-with the longest delay of a processor that the record or the worker knows, whichever is larger.
+A try is opened in Redis before anything is sent, and only a certain answer to that try closes it.
+While a try is open, the payment stays with its processor: it is **pinned**. Once the **horizon**
+has passed, no open try can still be recorded. Two clocks must agree on that, Redis' (the record's
+`horizon`) and the worker's own (`QuietWatch`), so that a jump of one can't unpin a payment early.
+Both use the longer of the two delays of a processor that the record and the worker know.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from payswitch.store import keys, scripts
 from payswitch.store.group_commit import GroupCommit
 
 _WOKEN_BY_ONE = 4
-"""So many are woken by each that gets on: where most can, all soon do, and where few can, few are
-claimed in vain."""
+"""Each payment that makes progress wakes so many: if most can be paid, soon all are awake; if few
+can, few are claimed in vain."""
 
 
 @dataclass(slots=True)
 class Findings:
-    """What was learned of a claim's tries: numbers to close, numbers that have ended."""
+    """A claim's tries by number: those to close, and those that ended."""
 
     closed: set[int] = field(default_factory=set)
     ended: set[int] = field(default_factory=set)
 
     def arguments(self) -> tuple[str, str]:
-        """Both as the scripts take them."""
+        """Both sets as arguments of a script."""
         if not self.closed and not self.ended:
             return "", ""
         return ",".join(map(str, sorted(self.closed))), ",".join(map(str, sorted(self.ended)))
@@ -42,7 +42,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """An open try that may now be sent: to whom, with which `requestedAt`."""
+    """An open try, ready to be sent; `requested_at` in ms."""
 
     processor: str
     requested_at: int
@@ -50,11 +50,11 @@ class Routed:
 
 
 _Release = tuple[Claim, int, Findings, str, str]
-"""What is given back, due in how many ms, what was found, why, and for whom it waits."""
+"""Claim, delay in ms, findings, error, and the processor that it waits for."""
 
 
 class Burial(enum.Enum):
-    """What making a payment a dead letter has done."""
+    """The verdict on a payment that was to become a dead letter."""
 
     BURIED = "buried"
     STILL_OPEN = "open"
@@ -63,7 +63,8 @@ class Burial(enum.Enum):
 
 
 class Tries:
-    """The record's tries in Redis; every change is fenced as the script's head says."""
+    """Changes the tries in payments' records. Each script fences its changes by lease and
+    generation, as its head says."""
 
     def __init__(self, redis: Redis, *, max_delay_ms: int, lease_ms: int) -> None:
         self._redis = redis
@@ -80,28 +81,27 @@ class Tries:
         self._wakes: GroupCommit[str, None] = GroupCommit(self._flush_wakes)
 
     async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
-        """Open a try before it is sent: to `processor` if no other try is open, else to the pinned
+        """Open a try, before it is sent: at `processor` if no other try is open, else at the pinned
         one. None if the lease is lost. Raises `RedisError`."""
         return await self._routes.submit((claim, processor, findings))
 
     async def release(
         self, claim: Claim, *, delay_ms: int, findings: Findings, error: str, waits_for: str = ""
     ) -> bool:
-        """Note the findings and give the payment back, due in `delay_ms`; where it waits for a
-        processor, behind the others that do. False if the lease is another's by now (the findings
-        count all the same). Raises `RedisError`."""
+        """Record the findings and give the payment back, due in `delay_ms`. If it waits for a
+        processor, it queues behind the others that do. False if another worker has the lease (the
+        findings are recorded even then). Raises `RedisError`."""
         return await self._releases.submit((claim, delay_ms, findings, error, waits_for))
 
     async def wake(self, processor: str) -> None:
-        """A payment that waited for this processor has got on, so the next ones are due now.
-        Raises `RedisError`."""
+        """Make the next payments that wait for this processor due now. Raises `RedisError`."""
         await self._wakes.submit(processor)
 
     async def bury(
         self, claim: Claim, reason: str, findings: Findings, *, horizon_passed: bool
     ) -> Burial:
-        """Make the payment a dead letter that keeps pin and tries. `horizon_passed` is what the
-        worker's own clock says; Redis' is asked by the script. Raises `RedisError`."""
+        """Make the payment a dead letter that keeps pin and tries. `horizon_passed` is by the
+        worker's own clock; the script checks Redis' clock. Raises `RedisError`."""
         [verdict] = await self._bury(
             args=[
                 self._max_delay_ms,
@@ -116,7 +116,8 @@ class Tries:
         return Burial(verdict.decode())
 
     async def last_error(self, claim: Claim) -> str:
-        """Why the payment was given back at last; empty where it never was. Raises `RedisError`."""
+        """The error with which the payment was last given back; empty if none. Raises
+        `RedisError`."""
         fields = self._redis.hmget(keys.record(claim.correlation_id), ["last_error"])
         [error] = await cast(Awaitable[list[bytes | None]], fields)
         return "" if error is None else error.decode(errors="replace")

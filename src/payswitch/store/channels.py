@@ -1,9 +1,8 @@
-"""Lean calls of Lua scripts: connections to Redis that are greeted by redis-py and then read and
-written without it.
+"""Lean calls of Lua scripts: redis-py opens each connection, and this module reads and writes it.
 
 A script call through redis-py's client costs several times what the call itself needs (a pool with
-a lock, a coroutine a layer, two timers, a stream), and every payment waits for one. So scripts, and
-nothing else, go this way: the same errors, the same limit, one call at a time on a connection.
+a lock, a coroutine a layer, two timers, a stream), and every payment waits for one. So scripts use
+channels, with the same errors and limits, one call at a time on a connection. Other commands don't.
 """
 
 from __future__ import annotations
@@ -27,14 +26,13 @@ _INCOMPLETE = object()
 
 
 class Channel(asyncio.Protocol):
-    """One connection: a command goes out, its answer comes back. Whatever else happens to it ends
-    it, so that no call ever gets another's answer."""
+    """One connection: a command goes out, its answer comes back. Any other event closes it, so
+    that no call ever gets another's answer."""
 
     def __init__(self, connection: Connection, limit_s: float) -> None:
-        """Take over a connection that redis-py has opened and greeted. A call is given up after
-        `limit_s`."""
+        """Take over a connection that redis-py has opened. A call times out after `limit_s`."""
         self._limit_s = limit_s
-        # Kept, as redis-py's writer closes the transport when it is collected.
+        # Kept, because redis-py's writer closes the transport when it is garbage-collected.
         self._opened = cast(Any, connection)
         self._epoch: Epoch = self._opened.epoch
         self._opened_in = self._epoch.number
@@ -54,25 +52,22 @@ class Channel(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether it can take a call, as far as the loop has heard."""
+        """Whether it can take a call, as far as the loop knows."""
         return self._opened_in == self._epoch.number and not self._transport.is_closing()
 
     def has_news(self) -> bool:
-        """Whether the kernel has something of Redis', which was not asked for anything: its end, or
-        an answer that is nobody's (or, under TLS, no more than a session ticket)."""
+        """Whether unread input waits on the idle connection: its end, a stray answer, or under TLS
+        perhaps a session ticket."""
         return bool(self._poll.poll(0))
 
     async def call(self, command: bytes) -> Any:
-        """Redis' answer to a packed command.
-
-        Raises `RedisTimeoutError` after the limit, `RedisConnectionError` where the connection ends
-        first, and Redis' own errors.
-        """
+        """Redis' answer to a packed command. Raises `RedisTimeoutError` after the limit,
+        `RedisConnectionError` if the connection ends first, and Redis' own errors."""
         if not self.is_open:
             raise RedisConnectionError("the connection ended before the call")
         self._answer = answer = self._loop.create_future()
         self._ends_at = self._loop.time() + self._limit_s
-        # One timer serves many calls, as one for each would cost as much as packing the command.
+        # One timer serves many calls: a timer each would cost as much as packing the command.
         if self._timer is None:
             self._timer = self._loop.call_at(self._ends_at, self._expire)
         self._transport.write(command)
@@ -83,11 +78,11 @@ class Channel(asyncio.Protocol):
             raise
 
     def close(self) -> None:
-        """End the connection; what has not left is not sent."""
+        """Abort the connection; unsent bytes are dropped."""
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Called by the loop."""
+        """Parse the bytes, and hand a complete answer to the waiting call."""
         try:
             self._reader.feed(data)
             answer = self._reader.gets()
@@ -98,7 +93,7 @@ class Channel(asyncio.Protocol):
             self._take(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the loop."""
+        """Fail the waiting call."""
         self._opened._writer = None  # else redis-py warns of a connection left open
         if self._timer is not None:
             self._timer.cancel()
@@ -137,7 +132,7 @@ class Channel(asyncio.Protocol):
 
 
 class Channels:
-    """As many channels as there are calls at once. Each call is given up after `limit_s`."""
+    """A pool of channels: one for each concurrent call. Each call times out after `limit_s`."""
 
     def __init__(self, pool: ConnectionPool, *, limit_s: float) -> None:
         self._pool = pool
@@ -160,7 +155,7 @@ class Channels:
             self._give_back(channel)
 
     def close(self) -> None:
-        """End the connections; those that are in use end with their calls."""
+        """Close the connections; those in use close when their calls end."""
         self._is_closed = True
         while self._idle:
             self._idle.pop().close()
@@ -190,7 +185,7 @@ class Channels:
 
 
 class ChannelScript(AsyncScript):
-    """A Lua script as redis-py has it, called through a channel."""
+    """redis-py's Lua script, called through a channel."""
 
     def __init__(self, client: Any, text: str, channels: Channels) -> None:
         super().__init__(client, text)
@@ -203,7 +198,7 @@ class ChannelScript(AsyncScript):
         return self._channels.is_connected
 
     async def __call__(self, keys: Any = (), args: Any = (), client: Any = None) -> Any:
-        """Redis' answer; where Redis has forgotten the script, it is sent. Raises `RedisError`."""
+        """Redis' answer; if Redis has forgotten the script, send it again. Raises `RedisError`."""
         if client is not None:
             return await super().__call__(keys, args, client)
         rest = (len(keys), *keys, *args)

@@ -20,11 +20,11 @@ from payswitch.store.errors import Epoch, Parser, WrongServerError, unreachable
 
 
 class _OwnConnection(AbstractConnection):
-    """Not used again once its server turned out to be the wrong one (`Epoch`).
+    """A connection that isn't reused once its server turned out to be the wrong one (`Epoch`).
 
-    It sends without `asyncio.wait_for`, which before Python 3.12 swallows a cancellation that comes
-    just as the send ends (python/cpython issue 86296), so that a worker told to stop would go on
-    for ever; it also costs a task for every command.
+    It sends without `asyncio.wait_for`, which costs a task for every command. Before Python 3.12 it
+    also swallows a cancellation that comes just as the send ends (python/cpython issue 86296), so
+    that a worker would never stop.
     """
 
     def __init__(self, *args: Any, epoch: Epoch, **kwargs: Any) -> None:
@@ -33,22 +33,22 @@ class _OwnConnection(AbstractConnection):
         self._opened_in = epoch.number
 
     async def connect(self) -> None:
-        """Connect and greet, unless it is connected."""
+        """Connect, unless it is connected; note the epoch."""
         if not self.is_connected:
             self._opened_in = self.epoch.number
         await super().connect()  # type: ignore[no-untyped-call]
 
     @property
     def is_stale(self) -> bool:
-        """Whether it leads to a server that has turned out to be the wrong one."""
+        """Whether its server has turned out to be the wrong one."""
         return self._opened_in != self.epoch.number
 
     async def can_read_destructive(self) -> bool:
-        """Whether the pool must open it anew before its next use."""
+        """Whether the pool must reconnect it before its next use."""
         return self.is_stale or bool(await super().can_read_destructive())  # type: ignore[no-untyped-call]
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        """Read the answer to a command."""
+        """Read the answer to a command; a wrong server ends the epoch."""
         try:
             return await super().read_response(*args, **kwargs)
         except WrongServerError:
@@ -81,10 +81,10 @@ class _OwnConnection(AbstractConnection):
 
 
 class _PolledConnection(_OwnConnection):
-    """Asks before each use whether Redis has closed the connection or sent what nobody asked for:
-    the kernel, the loop's buffer, and the parser, wherever that got to. redis-py reads until a
-    timer ends at once, a quarter of a command's CPU; under TLS that remains, as what can be read
-    there may be a session ticket."""
+    """Checks before each use whether Redis has closed the connection or sent stray bytes: in the
+    kernel, in the loop's buffer and in the parser. redis-py's own check reads until a timer fires
+    at once, which takes a quarter of a command's CPU. TLS connections keep it, because there the
+    unread bytes may be a session ticket."""
 
     async def can_read_destructive(self) -> bool:
         if self._writer is None or self.is_stale:
@@ -107,7 +107,7 @@ class _TlsConnection(_OwnConnection, SSLConnection):
         try:
             await super().connect()
         except RedisTimeoutError:
-            # A Redis without TLS waits for the rest of what it takes for a command.
+            # A Redis without TLS takes the greeting for half a command and waits for the rest.
             raise RedisTimeoutError("it does not answer in time: does it speak TLS?") from None
 
 
@@ -123,7 +123,7 @@ _CONNECTIONS: dict[type[AbstractConnection], type[AbstractConnection]] = {
 
 
 class Client(ArqRedis):
-    """An `ArqRedis` that calls its scripts through channels of its own."""
+    """An `ArqRedis` that calls its scripts through channels."""
 
     def __init__(self, pool: ConnectionPool, *, limit_s: float) -> None:
         super().__init__(
@@ -133,21 +133,21 @@ class Client(ArqRedis):
         self._channels = Channels(pool, limit_s=limit_s)
 
     def register_script(self, script: Any) -> ChannelScript:  # type: ignore[override]
-        """A script that is called as redis-py's are."""
+        """The script, called through a channel."""
         return ChannelScript(self, script, self._channels)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Close the connections, the channels among them."""
+        """Close all connections and channels."""
         self._channels.close()
         await super().aclose(close_connection_pool)
 
 
 def connect(url: str, *, limit_s: float) -> Client:
-    """A client for `url` whose every command is given up after `limit_s`.
+    """A client for `url`; each command times out after `limit_s`.
 
-    It connects when it is first used. arq's jobs go through it as JSON, scripts through lean
-    channels (`payswitch.store.channels`). Where a server answers that it is the wrong one, no
-    connection that is open then is used again.
+    It connects on first use. It writes arq's jobs as JSON and calls scripts through lean channels
+    (`payswitch.store.channels`). If a server answers that it is the wrong one, no open connection
+    is used again.
     """
     pool: ConnectionPool = ConnectionPool.from_url(
         url,

@@ -1,6 +1,6 @@
-"""What Redis' errors mean in words, and which of them say that this is the wrong server to ask.
+"""Explains Redis' errors in words, and recognises those of a wrong server.
 
-No text of a Lua script or of a library reaches a user: every log line, command and HTTP answer
+Users never see the text of a Lua script or of a library: every log line, command and HTTP answer
 takes its reason from `in_words`.
 """
 
@@ -25,7 +25,7 @@ _WRONG_SERVER = {
     "MOVED": _CLUSTER,
     "ASK": _CLUSTER,
 }
-"""By the code of the error. Nothing of the command was carried out."""
+"""By the code of the error. Redis did not execute the command."""
 
 _REFUSALS = (
     (r"^CROSSSLOT|non local key|do not hash to the same slot", _CLUSTER),
@@ -47,27 +47,27 @@ _SCRIPT_DECORATIONS = (
 
 
 class WrongServerError(RedisConnectionError):
-    """The server that answered is not the one to ask: it is a replica, or not up yet. Its
-    connection is closed, and the next one looks the server's name up again."""
+    """The server that answered can't be used: it is a replica, say, or not up yet. Its connection
+    is closed, and the next one resolves the server's name again."""
 
     is_starting = False
-    """Whether it is the right one as soon as it has loaded its data."""
+    """Whether it can be used once it has loaded its data."""
 
 
 class Epoch:
     """Counts how often the server behind the name turned out to be the wrong one. A connection
-    that was opened in an earlier epoch is not used again: it leads to the server of that time."""
+    from an earlier epoch leads to the server of that time, so it isn't used again."""
 
     def __init__(self) -> None:
         self.number = 0
 
     def end(self) -> None:
-        """Let every connection that is open now be closed before its next use."""
+        """Retire every connection that is open now."""
         self.number += 1
 
 
 class Parser(_AsyncHiredisParser):
-    """redis-py's parser, which also tells the errors of a wrong server."""
+    """redis-py's parser, which also recognises the errors of a wrong server."""
 
     @classmethod
     def parse_error(cls, response: str) -> Exception:
@@ -82,13 +82,13 @@ class Parser(_AsyncHiredisParser):
 
 
 def says_out_of_memory(error: BaseException) -> bool:
-    """Whether Redis' words in it are those of one whose memory is full. The error code is no sign:
-    a transaction has another."""
+    """Whether its text says that Redis' memory is full. The code doesn't tell: a transaction's
+    error has another."""
     return "used memory > 'maxmemory'" in str(error)
 
 
 def in_words(error: BaseException) -> str:
-    """The reason why Redis did not do it, as the end of the sentence "Redis: …"."""
+    """The reason for the error, as the end of the sentence "Redis: …"."""
     text = _undecorated(str(error))
     if says_out_of_memory(error):
         return "it has no memory left"
@@ -110,7 +110,7 @@ def in_words(error: BaseException) -> str:
 
 
 def unreachable(error: BaseException, address: str) -> str:
-    """The reason why there is no connection to an address."""
+    """The reason why an address can't be reached."""
     if isinstance(error, ConnectionResetError | BrokenPipeError) or str(error) == "Connection lost":
         why = "it ended the connection"
     else:
@@ -119,7 +119,7 @@ def unreachable(error: BaseException, address: str) -> str:
 
 
 def _undecorated(text: str) -> str:
-    """The first line of a text, without what Redis says of the script in which it came up."""
+    """The first line of a text, without Redis' remarks about the script."""
     text = (text.splitlines() or [""])[0]
     for pattern in _SCRIPT_DECORATIONS:
         text = re.sub(pattern, "", text)

@@ -1,7 +1,7 @@
 """Group commit: many small writes share a round trip.
 
-The batch is what arrived while the previous flush was under way. There is no timer, so an idle
-system adds no latency, and one flush is in flight at a time.
+A batch holds the items that arrived during the previous flush. There is no timer, so an idle
+system adds no latency. One flush is in flight at a time.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Result = TypeVar("Result")
 
 
 class GroupCommit(Generic[Item, Result]):
-    """Collects items and hands them to `flush`, which answers with one result for each, in order.
+    """Collects items and hands them to `flush`, which returns one result for each, in order.
 
-    An error of a flush reaches every submitter of that batch. A submitter that is cancelled before
-    its item was handed over takes the item with it; so does one that has waited for `limit_s`,
-    which gets a `TimeoutError`.
+    An error of `flush` reaches every submitter of the batch. Before its item is handed over, a
+    cancelled submitter withdraws it; so does a submitter that has waited for `limit_s`, which gets
+    a `TimeoutError`.
     """
 
     def __init__(
@@ -40,20 +40,20 @@ class GroupCommit(Generic[Item, Result]):
         self._flushing: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Result:
-        """Wait until the item's batch was flushed; returns its result or raises flush's error."""
+        """Wait until the item is flushed; returns its result or raises the error of `flush`."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, result))
         if self._limit_s != math.inf:
             self._limit(result, loop)
         if self._flushing is None:
-            # It begins with the loop's next round: items of this one are in the same batch.
+            # It begins in the loop's next round, so items of this round share the batch.
             self._flushing = loop.create_task(self._flush_all())
         return await result
 
     def _limit(self, result: asyncio.Future[Result], loop: asyncio.AbstractEventLoop) -> None:
-        """One timer serves all submitters, as their limits end in the order in which they came: a
-        timer each would cost as much as everything else in here."""
+        """Let one timer serve all submitters, whose limits end in the order of their arrival. A
+        timer each would cost as much as everything else here."""
         while self._limited and self._limited[0][1].done():
             self._limited.popleft()
         self._limited.append((loop.time() + self._limit_s, result))
@@ -88,7 +88,7 @@ class GroupCommit(Generic[Item, Result]):
                     for (_, waiting), result in zip(batch, results, strict=True):
                         if not waiting.done():
                             waiting.set_result(result)
-        finally:  # whoever still waits does so at the loop's end
+        finally:  # a submitter that still waits here does so because the loop ends
             self._flushing = None
             for _, waiting in (*batch, *self._waiting):
                 waiting.cancel()

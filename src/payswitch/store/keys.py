@@ -1,6 +1,6 @@
-"""Every key of Redis that Python spells; the scripts of `payswitch/lua` spell their own.
+"""Every key of Redis that Python uses; the scripts of `payswitch/lua` name their own.
 
-`docs/redis.md` says what each holds, `rights.py` which commands it needs.
+`docs/redis.md` explains each key, and `rights.py` lists the commands that it needs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ HEALTH_QUEUE = f"{QUEUE}:health"
 """arq's queue of the health check."""
 
 RECORD_PREFIX = "payment:"
-"""What the key of each payment's record begins with."""
+"""The start of each payment's record key."""
 OPEN = "payments:open"
 """The backlog: unpaid payments by the instant of their acceptance."""
 IN_FLIGHT = "payments:in-flight"
@@ -23,11 +23,11 @@ DEAD = "payments:dead"
 INCIDENTS = "payments:incidents"
 GENERATION = "payments:generation"
 WAKE = "payments:wake"
-"""What an idle worker blocks on."""
+"""The list on which an idle worker blocks."""
 PAUSED = "payments:paused"
 """The operator's order to pause."""
 LEFTOVERS = "payments:leftovers"
-"""A purge that has left keys to remove."""
+"""The generation whose purge has left keys to remove."""
 PROBE = "payments:probe"
 """The cluster's lock on probing while nothing is healthy."""
 SWEEP = "payments:sweep"
@@ -37,25 +37,25 @@ SELECTION = "selected_payment_processor"
 OVERRIDE = "selection:override"
 """The operator's choice."""
 SELECTIONS = (OVERRIDE, SELECTION)
-"""What is read together to know which selection stands."""
+"""Both keys that decide the current selection, to be read together."""
 HEALTH_THROTTLE = "healthcheck:throttle"
 HEALTH_LOCK = "healthcheck:lock"
 
 REPORTS = "healthcheck:reports"
-"""What each processor last said of its health, and when."""
+"""Each processor's last health report, with its time."""
 FEES = "processors:fees"
-"""What each processor says that it takes, and when."""
+"""Each processor's fee, with its time."""
 RECONCILED = "reconcile:last"
-"""What the last `payswitch reconcile` found, and when."""
+"""The result of the last `payswitch reconcile`, with its time."""
 
 HEARTBEATS = "vitals"
-"""The living processes' heartbeats by their instants."""
+"""The heartbeats of the living processes by their instants."""
 HISTORY = "overview:history"
 """The last samples, the newest last."""
 BEAT = "overview:beat"
 """The throttle of the history's samples."""
 
-# Only scripts use the next ones.
+# Python uses the next ones only in `rights.py`.
 TOKEN = "payments:token"
 PURGING = "payments:purging"
 NOTHING = "payments:none"
@@ -66,20 +66,20 @@ LEDGER_FULL = "ledger:full"
 
 
 def sign_of_life(queue: str) -> str:
-    """arq's note that a queue has a worker."""
+    """The health key that arq's worker of a queue writes."""
     return queue + health_check_key_suffix
 
 
 def record(correlation_id: str) -> str:
-    """A payment's record."""
+    """The key of a payment's record."""
     return RECORD_PREFIX + correlation_id
 
 
 def waiting(processor: str) -> str:
-    """The payments that wait for a processor."""
+    """The key of the payments that wait for a processor."""
     return f"payments:waiting:{processor}"
 
 
 def heartbeat(kind: str, name: str) -> str:
-    """One process' heartbeat."""
+    """The key of one process' heartbeat."""
     return f"{HEARTBEATS}:{kind}:{name}"

@@ -1,7 +1,7 @@
 """Redis' memory: whether there is room for new payments.
 
-The backpressure keeps a part of Redis' `maxmemory` free for what is accepted already. Whatever gets
-past it is refused by Redis itself, all or nothing (`accept.lua`).
+The backpressure keeps a part of `maxmemory` free for payments that are accepted already. Beyond
+that Redis itself refuses, all or nothing (`accept.lua`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _TAKES_AGAIN_BELOW = 0.95
-"""The part of the mark below which payments are taken again, so that it doesn't flap."""
+"""Hysteresis: payments are taken again below this part of the mark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Memory:
 
 
 def parse_memory(memory: Mapping[str, str]) -> Memory:
-    """Read the answer to `INFO memory` as Redis itself judges it: its buffers for the append-only
-    file and for replicas do not count."""
+    """Read the answer to `INFO memory`. As in Redis' own judgement, the buffers for the append-only
+    file and for replicas don't count."""
     used = _number(memory, "used_memory") - _number(memory, "mem_not_counted_for_evict")
     return Memory(max(0, used), _number(memory, "maxmemory"))
 

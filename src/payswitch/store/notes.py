@@ -1,4 +1,4 @@
-"""What parts leave in Redis for operators to read: JSON under a key that stays."""
+"""JSON documents in Redis, and notes that parts leave there for operators."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from payswitch.store import scripts
 
 
 async def write_note(redis: Redis, key: str, document: dict[str, Any]) -> None:
-    """Write a note, also where Redis is out of memory. Raises `RedisError` or `OSError`."""
+    """Write a note, even if Redis is out of memory. Raises `RedisError` or `OSError`."""
     await scripts.load(redis, "note")(keys=[key], args=[orjson.dumps(document)])
 
 
 def read_note(raw: bytes | None) -> dict[str, Any]:
-    """A note's document; an empty one where there is none, or something else."""
+    """The document; an empty one if there is none, or something else."""
     try:
         document = orjson.loads(raw or b"{}")
     except orjson.JSONDecodeError:

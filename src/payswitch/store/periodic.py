@@ -1,4 +1,4 @@
-"""What a process does beside its work, every so many seconds."""
+"""Periodic work of a process in the background."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 class Periodic(ABC):
     """Takes a turn every `every_s` seconds from `start` to `close`, the first one at once.
 
-    An error ends its turn alone, and is logged under `what` the turn brings: at debug level if
-    Redis is away, else with its traceback.
+    An error ends only its turn. It is logged with `what` the turn makes: at debug level if Redis is
+    away, else with its traceback.
     """
 
     def __init__(self, what: str, every_s: float) -> None:
@@ -32,7 +32,7 @@ class Periodic(ABC):
         self._turns = asyncio.create_task(self._take_turns(), name=self._what)
 
     async def close(self) -> None:
-        """End the turns, and the one that is under way."""
+        """Cancel the turns, including the one under way."""
         if self._turns is not None:
             self._turns.cancel()
             await asyncio.wait([self._turns])

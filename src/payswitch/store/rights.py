@@ -1,8 +1,8 @@
-"""What the user of Redis must be allowed: every key and every command that some part uses.
+"""The rights that Redis' user needs: every key and every command that some part uses.
 
-All parts share one user, so each looks for the rights of all: an ingress must not accept what no
-worker may take. `docs/how-to/redis-password-tls.md` has the same as a line of an ACL, and a test
-holds what the parts do to this list.
+All parts share one user, so each checks the rights of all: an ingress must not accept a payment
+that no worker may take. `docs/how-to/redis-password-tls.md` has the same list as a line of an ACL,
+and a test compares the list with the commands that the parts send.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ KEY_PATTERNS = (
     f"{keys.HEARTBEATS}:*",
     "overview:*",
 )
-"""As an ACL names them, each after a `~`."""
+"""In the syntax of an ACL, without the `~`."""
 
 _ID = "00000000-0000-0000-0000-000000000000"
 _LOCK = "SET GET DEL"
 _NOTE = "SET GET"
 
 NEEDS: Mapping[str, str] = {
-    # Commands without a key. INFO and CONFIG GET are judged elsewhere: payments go on without them.
+    # Commands without a key. `trust.py` handles INFO and CONFIG GET: payments go on without them.
     "": "EVAL EVALSHA PING TIME SCAN MULTI EXEC UNWATCH",
     keys.QUEUE: "ZADD ZREM ZRANGE ZRANGEBYSCORE ZSCORE ZCARD TYPE UNLINK",
     keys.sign_of_life(keys.QUEUE): "PSETEX SET DEL EXISTS",
@@ -84,11 +84,11 @@ NEEDS: Mapping[str, str] = {
     keys.HISTORY: "RPUSH LTRIM LRANGE PEXPIRE",
     keys.BEAT: "SET",
 }
-"""Commands by key; a key that stands for many has some name in place of theirs."""
+"""Commands by key; one example stands for each family of keys."""
 
 
 def arguments() -> list[str]:
-    """What `look.lua` takes to look for all rights."""
+    """The arguments with which `look.lua` checks all rights."""
     return [part for pair in NEEDS.items() for part in pair]
 
 
@@ -98,9 +98,8 @@ def pattern_of(key: str) -> str:
 
 
 def in_acl_words(missing: Sequence[tuple[str, str]]) -> str:
-    """What an ACL must add so that nothing is missing: key patterns of which nothing is allowed,
-    commands that are allowed on no key, and of all else the pairs. `missing` has keys and commands.
-    """
+    """The missing rights in an ACL's syntax: key patterns of which no command is allowed, commands
+    that are allowed on no key, and the other pairs. `missing` has pairs of key and command."""
     denied: dict[str, set[str]] = defaultdict(set)
     for key, command in missing:
         denied[key].add(command)

@@ -1,4 +1,4 @@
-"""Loads the Lua scripts of `payswitch/lua`, each with `common.lua` before it."""
+"""Loads the Lua scripts of `payswitch/lua`, each after `common.lua`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from redis.commands.core import AsyncScript
 
 
 def load(redis: Redis, name: str) -> AsyncScript:
-    """The script `name` on this Redis: called by its digest, loaded anew where Redis forgot it."""
+    """The script `name` on this Redis, called by its digest."""
     return redis.register_script(source(name))
 
 
 def named(answer: Sequence[Any]) -> dict[str, Any]:
-    """An answer that is names and values in turn, by name."""
+    """A dictionary of an answer that alternates names and values."""
     return {name.decode(): value for name, value in zip(answer[::2], answer[1::2], strict=True)}
 
 
 @cache
 def source(name: str) -> str:
-    """The whole text of a script as Redis gets it."""
+    """The whole text of a script, as Redis gets it."""
     room = files("payswitch") / "lua"
     return "\n".join((room / f"{part}.lua").read_text() for part in ("common", name))

@@ -1,4 +1,4 @@
-"""Whether a Redis can hold payments, and what it may lose of those that it has acknowledged."""
+"""Whether a Redis can hold payments, and which acknowledged payments it may lose."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_REPLICATION = "0" * 40
 
 
 class UntrustworthyRedisError(StartError):
-    """Redis may lose what it has acknowledged, and the settings demand that it doesn't."""
+    """Redis may lose acknowledged payments, and the settings require one that doesn't."""
 
 
 def parse_info(text: str) -> dict[str, str]:
@@ -26,7 +26,7 @@ def parse_info(text: str) -> dict[str, str]:
 
 
 def why_never(info: Mapping[str, str]) -> str | None:
-    """The reason why no payment can be kept here, whatever the settings: None where one can."""
+    """The reason why this server can't hold payments under any settings; None if it can."""
     if info.get("role", "master") != "master":
         return "it is a replica, which takes no writes: name its primary in REDIS_URL"
     if info.get("cluster_enabled") == "1":
@@ -35,7 +35,7 @@ def why_never(info: Mapping[str, str]) -> str | None:
 
 
 def judge_server(info: Mapping[str, str]) -> list[str]:
-    """What a server of this kind may lose, a sentence each; `info` is empty where `INFO` is not
+    """The risks of a server of this kind, a sentence each; `info` is empty if `INFO` is not
     allowed."""
     if not info:
         return ["INFO is not allowed, so its memory can't be watched, nor whether it is a replica"]
@@ -61,7 +61,7 @@ def judge_server(info: Mapping[str, str]) -> list[str]:
 
 
 def judge_config(config: Mapping[str, Any]) -> list[str]:
-    """What a Redis with these settings may lose, a sentence each."""
+    """The risks of a Redis with these settings, a sentence each."""
     found: list[str] = []
     if config.get("maxmemory", "0") != "0" and config.get("maxmemory-policy") != "noeviction":
         found.append(
@@ -87,8 +87,8 @@ def judge_config(config: Mapping[str, Any]) -> list[str]:
 
 
 async def config_risks(redis: Redis) -> list[str]:
-    """What this Redis may lose by its settings, a sentence each. Raises `RedisError` when it can't
-    be reached."""
+    """The risks of this Redis' settings, a sentence each. Raises `RedisError` if Redis can't be
+    reached."""
     try:
         config: dict[str, Any] = {}
         for pattern in ("maxmemory*", "append*", "no-appendfsync-on-rewrite"):

@@ -1,8 +1,8 @@
-"""Whether Redis can be used: looked at twice a second beside the work, so that none waits for it.
+"""Checks twice a second whether Redis can be used, so that no payment waits for the check.
 
-A payment is accepted only on a Redis on which a worker can take it: one that takes writes, gives
-its user every right that some part needs, has room, and, with `PAYSWITCH_REDIS_TRUST=require`,
-keeps what it acknowledges. Workers may be absent: what they find when they come back is paid.
+An ingress accepts a payment only if a worker could take it: Redis must take writes, grant its user
+every right that some part needs, have room, and, with `PAYSWITCH_REDIS_TRUST=require`, keep every
+acknowledged payment. Workers may be absent: they pay when they come back.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ logger = logging.getLogger(__name__)
 _EVERY_S = 0.5
 _LIMIT_S = 1.0
 _FRESH_S = 0.05
-"""A look that ended this recently is as good as one that begins now."""
+"""A look that ended this recently still counts as current."""
 _UNSEEN = "it has not been looked at yet"
 _RIGHTS_EVERY = 10
-"""Rights are looked for at every so many looks: it takes Redis 0.1 ms."""
+"""Looks from one check of the rights to the next: the check takes Redis 0.1 ms."""
 
 
 class RedisWatch:
-    """Looks at Redis twice a second, and when it is asked to.
+    """Looks at Redis twice a second, and on request. While Redis is away, the last look stands.
 
-    While Redis is away the last look stands. `max_percent` is of its `maxmemory`; `demand` whether
-    a Redis that may lose payments is refused.
+    `max_percent` is the share of `maxmemory` up to which payments are accepted. With `demand`, a
+    Redis that may lose payments is refused.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class RedisWatch:
         max_backlog: float = math.inf,
     ) -> None:
         self.unusable: str | None = _UNSEEN
-        """The reason why no part can work with Redis."""
+        """The reason why no part can work with Redis; None if all can."""
         self.is_short = False
         """Whether more than `max_percent` of its memory is in use."""
         self.memory = Memory()
@@ -75,7 +75,7 @@ class RedisWatch:
 
     @property
     def refusal(self) -> str | None:
-        """The reason why no payment may be accepted, as far as the last look knows."""
+        """The reason why no payment may be accepted, by the last look; None if there is none."""
         if self.unusable is _UNSEEN and self._away is not None:
             return f"Redis does not answer: {self._away}"
         if self.unusable is not None:
@@ -84,7 +84,7 @@ class RedisWatch:
 
     @property
     def not_ready(self) -> str | None:
-        """The reason why a payment would not be accepted now, or no worker could take it."""
+        """The reason why this process is not ready to accept payments; None if it is."""
         if self._away is not None:
             return f"Redis does not answer: {self._away}"
         if self.refusal is None and self._backlog >= self._max_backlog:
@@ -104,8 +104,8 @@ class RedisWatch:
             await asyncio.wait(tasks)
 
     async def until_usable(self) -> None:
-        """Wait until Redis can be used; the log says what for. Raises `UntrustworthyRedisError`
-        where it may lose payments and the settings demand that it doesn't."""
+        """Wait until Redis can be used; the log gives the reason. Raises
+        `UntrustworthyRedisError` as `check_trust` does."""
         while True:
             await self.check_trust()
             if self.unusable is None:
@@ -114,7 +114,7 @@ class RedisWatch:
 
     async def check_trust(self) -> None:
         """Look, and with `demand` wait until Redis has answered. Raises `UntrustworthyRedisError`
-        where it may lose payments and the settings demand that it doesn't."""
+        if `demand` is set and Redis may lose payments."""
         self._is_checking = self._demand
         await self.look()
         while self._demand and self._away is not None:
@@ -125,18 +125,18 @@ class RedisWatch:
             raise UntrustworthyRedisError(f"Redis can't be used: {self.unusable}")
 
     async def look(self) -> None:
-        """Look once, for a second at most; whoever asks meanwhile gets the same look."""
+        """Look once, for a second at most; concurrent callers share one look."""
         if self._look is None or self._look.done():
             self._look = asyncio.create_task(self._look_once(), name="look at redis")
         await asyncio.shield(self._look)
 
     async def look_again(self) -> None:
-        """Look, unless a look has ended just now."""
+        """Look, unless a look has just ended."""
         if asyncio.get_running_loop().time() - self._looked_at >= _FRESH_S:
             await self.look()
 
     def note_away(self, error: Exception) -> None:
-        """Redis did not answer: say so, once until a look finds that it does."""
+        """Note that Redis did not answer; log it once until a look succeeds."""
         if self._away is None:
             logger.warning("redis is away: %(error)s", {"error": in_words(error)})
         self._away = in_words(error)
@@ -191,14 +191,14 @@ class RedisWatch:
         try:
             answer = await self._script(args=args)
         except WrongServerError:
-            answer = await self._script(args=args)  # the name may lead elsewhere by now
+            answer = await self._script(args=args)  # the name may lead to another server by now
         info, backlog, missing = answer
         words = [each.decode() for each in missing]
         pairs = list(zip(words[::2], words[1::2], strict=True))
         return parse_info(info.decode(errors="replace")), backlog, rights.in_acl_words(pairs)
 
     async def _judge_server(self, info: Mapping[str, str]) -> None:
-        """Judge a server that was not there at the last look."""
+        """Judge a server that is new since the last look."""
         risks = [*judge_server(info), *await config_risks(self._redis)]
         before = self._server
         self._server = info
