@@ -1,5 +1,5 @@
-"""The health check for arq: a cron function that fires every second, on a queue and in a process of
-its own, so that it never waits behind the payments that wait for it.
+"""The health check for arq: a cron function that runs every second. It has a queue and a process of
+its own, so that it never waits behind payments.
 
 Run it with `payswitch health`.
 """
@@ -28,13 +28,13 @@ settings = Settings.from_environment()
 
 
 async def check_health(ctx: dict[Any, Any]) -> None:
-    """Ask both processors and select, if it is time to and nobody else does."""
+    """Check and select, if a check is due and no other process runs one."""
     health_check: HealthCheck = ctx["health_check"]
     await health_check.check()
 
 
 async def startup(ctx: dict[Any, Any]) -> None:
-    """Make what the cron function needs."""
+    """Make the health check, the watches and the metrics server."""
     redis = ctx["redis"]
     ctx["transport"] = make_transport(settings)
     ctx["health_check"] = make_health_check(settings, redis, ctx["transport"])
@@ -68,7 +68,7 @@ class WorkerSettings:
             second=set(range(60)),
             microsecond=0,
             run_at_startup=True,
-            # A job id made of the wall clock would block the check for as long as that steps back.
+            # With job ids made from the wall clock, a clock set back would block the check.
             unique=False,
             timeout=Times().lock_ms / 1000,
             keep_result=0,
@@ -79,7 +79,7 @@ class WorkerSettings:
     on_startup = startup
     on_shutdown = shutdown
     redis_trust = settings.redis_trust
-    # arq serializes the exception of a job whose key has expired, too.
+    # arq also serializes the exception of a job whose key has expired.
     job_serializer = partial(orjson.dumps, default=repr)
     job_deserializer = orjson.loads
     keep_result = 0

@@ -1,7 +1,7 @@
 """The payments queue for arq: its job function and `WorkerSettings`.
 
-Run it with `payswitch worker`; `arq --check workers.payments.WorkerSettings` tells whether one
-lives.
+Run it with `payswitch worker`; `arq --check workers.payments.WorkerSettings` tells whether a worker
+is alive.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ settings = Settings.from_environment()
 async def pay(
     ctx: dict[Any, Any], /, *_: object, traceparent: object = None, **_others: object
 ) -> None:
-    """Pay one payment, as far as that can be done now. `traceparent` is there where an ingress
-    traces it. Which payment it is, the claim says: no argument that a later version or somebody
-    else put into the job keeps it from being paid."""
+    """Take the claim's payment as far as possible now. If an ingress traces it, the job has a
+    `traceparent`. All other arguments are ignored, so that a job from a later version, or with
+    foreign arguments, is paid."""
     dispatcher: Dispatcher = ctx["dispatcher"]
     claim: Claim = ctx["claim"]
     trace = payment_trace(ctx["traces"], claim, traceparent, due_at=ctx["score"])
@@ -41,8 +41,8 @@ async def pay(
 
 
 async def startup(ctx: dict[Any, Any]) -> None:
-    """Make what the job function needs; refuses to run under arq's own worker, whose rules would
-    delete unpaid payments."""
+    """Make the dispatcher, traces, heartbeat and metrics server; raises `SystemExit` under arq's
+    own worker, which would delete unpaid payments."""
     if "payments_worker" not in ctx:
         raise SystemExit("arq's own worker would lose payments; start it as: payswitch worker")
     redis = ctx["redis"]
@@ -59,7 +59,7 @@ async def startup(ctx: dict[Any, Any]) -> None:
 
 
 async def shutdown(ctx: dict[Any, Any]) -> None:
-    """Fall silent, close the connections to the processors, send the last spans."""
+    """Stop heartbeats and metrics, close the connections to the processors, send the last spans."""
     if "metrics" in ctx:
         await ctx["metrics"].close()
     if "heartbeat" in ctx:
@@ -73,7 +73,8 @@ async def shutdown(ctx: dict[Any, Any]) -> None:
 class WorkerSettings:
     """arq's settings of the payments queue, and those of `PaymentWorker`."""
 
-    # arq's type names the first parameter; positional, no argument of a job can be taken for it.
+    # The cast: arq's type names the first parameter. `pay` has it positional-only, so that no
+    # argument of a job can take its place.
     functions = (func(cast(WorkerCoroutine, pay), name=JOB_FUNCTION),)
     queue_name = keys.QUEUE
     redis_settings = RedisSettings.from_dsn(settings.redis_url)

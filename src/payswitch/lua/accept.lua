@@ -1,9 +1,9 @@
--- Accept: a payment's record, its place in the backlog, its job and its queue entry come to be
--- together or not at all, and never after the instant at which the caller has given up.
+-- Accept: a payment's record, backlog entry, job and queue entry are written together or not at all,
+-- and never after the caller has given up.
 --
 -- ARGV: the largest backlog; then for each payment: id, cents, latest (ms by Redis' clock), job
 -- Returns: now (ms), then for each payment 'new', 'same', 'other' (another amount), 'late', 'full',
---   'sum' (the ledger's sums are too large for more), 'broken' (something else is kept under its key)
+--   'sum' (the ledger's sums are near their limit), 'broken' (its key holds something else)
 
 local backlog = size_of(OPEN)
 local now = now_ms()
@@ -28,7 +28,7 @@ local function judge(i)
   if known.err then return 'broken' end
   if known[1] == current then
     if known[2] ~= cents then return 'other' end
-    -- Acknowledged is what will be paid: a record that fell out of the backlog goes back.
+    -- Every acknowledged payment must be paid: one that fell out of the backlog goes back.
     local unpaid = known[3] == 'queued' or known[3] == 'processing'
     if unpaid and not in_this_call[id] and not redis.call('ZSCORE', OPEN, id) then queue(id) end
     return 'same'
@@ -45,7 +45,7 @@ end
 for i = 2, #ARGV, 4 do answer[#answer + 1] = judge(i) end
 
 if #by_time > 0 then
-  -- The first write: where it fails, as something else is there or memory is short, none is done.
+  -- The first write: if it fails, because of another type or short memory, nothing is written.
   local queued = redis.pcall('ZADD', QUEUE, unpack(by_time))
   if type(queued) == 'table' then
     demand('zset', QUEUE)

@@ -1,6 +1,6 @@
--- Bury: a payment that can't be paid becomes a dead letter, by the holder of its lease alone, and
--- never while a try may still be recorded: while one is open that has not ended, and the horizon
--- has not passed by both Redis' clock and the holder's. Pin and tries stay.
+-- Bury: a payment that can't be paid becomes a dead letter. Only the holder of its lease may do so,
+-- and never while a try may still be recorded: an open try that has not ended, until the horizon has
+-- passed by both Redis' clock and the holder's. Pin and tries stay.
 --
 -- ARGV: the longest delay of a processor (ms); then for each payment: id, token, generation, reason,
 --   closed tries, ended tries, '1' if the horizon has passed by the holder's clock

@@ -1,11 +1,11 @@
--- Claim: due payments get a lease with a token that no lease ever had, and are due again when the
--- lease ends, so that a worker's death gives them back by itself.
+-- Claim: due payments get a lease with a token that no lease ever had. They are due again when the
+-- lease ends, so that a dead worker's payments return by themselves.
 --
 -- ARGV: how many at most, the lease (ms), the longest delay of a processor (ms)
 -- Returns names and values: now (ms), generation, selection ({ override, selection }, each or nil),
---   next_due (ms, or nil), token, strays (their ids), fields, payments. A payment is a list of what
---   `fields` names, so that each name is sent once; later is by how much horizon and quiet time must
---   be later for that delay (ms).
+--   next_due (ms, or nil), token, strays (their ids), fields, payments. A payment is a list of values
+--   in the order of `fields`, so that each name is sent once; `later` is the time (ms) to add to
+--   horizon and quiet time for that delay.
 
 local FIELDS = { 'id', 'job', 'score', 'job_try', 'later', 'cents', 'accepted_at', 'processor',
   'requested_at', 'open', 'horizon', 'tries', 'quiet', 'replayed_at' }
@@ -27,9 +27,8 @@ local due = redis.call('ZRANGEBYSCORE', QUEUE, '-inf', now, 'WITHSCORES', 'LIMIT
 local strays, payments = {}, {}
 local token = #due > 0 and redis.call('INCR', TOKEN) or 0
 
--- Not ours to pay: another application's job on this queue (left for whom it is for, tried again
--- later), an entry without a job (nothing to keep), or a record that somebody spoilt. What is settled or dead isn't paid again,
--- whoever queued it.
+-- For entries without a sound record of ours. If there is a job, it may be another application's: it
+-- stays and is due again later. Without a job, the entry leaves the queue.
 local function put_aside(id)
   strays[#strays + 1] = id
   if redis.call('EXISTS', 'arq:job:' .. id) == 1 then

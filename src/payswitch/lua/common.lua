@@ -1,5 +1,5 @@
--- Stands before every script: the keys, the clock, and what the scripts share.
--- All of them run on one Redis node: the keys of a payment are made from its id.
+-- Precedes every script: the keys, the clock, and shared functions.
+-- All scripts need a single Redis node, because they make the keys of a payment from its id.
 
 local QUEUE = 'arq:queue'                     -- zset: payment id by due time (ms)
 local OPEN = 'payments:open'                  -- zset: unpaid payment id by acceptance (ms)
@@ -27,14 +27,14 @@ local function generation()
   return redis.call('GET', GENERATION) or '0'
 end
 
--- Out of memory, Redis refuses a script's first write if that may grow; a script that has begun
--- with one that can't may go on. Every script but accept must make progress there.
+-- Out of memory, Redis refuses a script whose first write may need memory. A script that begins with
+-- a DEL may go on. Every script but accept and replay must make progress then.
 local function write_even_out_of_memory()
   redis.call('DEL', 'payments:none')
 end
 
--- A script that fails halfway has done half. So each that writes first looks whether the keys are
--- what they should be, for anyone may have put something else there.
+-- A script that fails halfway has done half. So scripts check the types of their keys before they
+-- write: another program may have put something else there.
 local function demand(kind, ...)
   for _, key in ipairs({ ... }) do
     local found = redis.call('TYPE', key).ok
@@ -49,7 +49,7 @@ local function demand_queues()
   demand('list', INCIDENTS, WAKE)
 end
 
--- How many a zset holds. Where something else is there, this says so as `demand` does, for less.
+-- The size of a zset; a cheaper `demand` for keys that are counted anyway.
 local function size_of(key)
   local size = redis.pcall('ZCARD', key)
   if type(size) == 'table' then demand('zset', key) end
@@ -60,7 +60,7 @@ local function wake_a_worker()
   if redis.call('EXISTS', WAKE, PAUSED) == 0 then redis.call('LPUSH', WAKE, '1') end
 end
 
--- Open tries are kept as '3 4e': their numbers; an e behind one that has ended over there but may
+-- Open tries are numbers such as '3 4e'; an e marks a try that has ended at the processor but may
 -- have been recorded. Both changes are lists of numbers such as '3,4'.
 local function changed_tries(open, closed, ended)
   if closed == '' and ended == '' then return open end
@@ -76,15 +76,15 @@ local function changed_tries(open, closed, ended)
   return table.concat(left, ' ')
 end
 
--- The longest delay of a processor (ms) with which a record's horizon and quiet time were counted:
--- it stands there with the number of the last try. Beside another number, a worker that doesn't
--- write it opened the last try, with a delay that nobody knows: then it is 0.
+-- The longest delay of a processor (ms) with which a record's horizon and quiet time were counted.
+-- The record has it with the number of the last try. If the number is another, an older worker, which
+-- doesn't write the delay, opened the last try: then the delay is unknown, and this returns 0.
 local function counted_delay(written, tries)
   local delay, try = string.match(written or '', '^(%d+) (%d+)$')
   return delay and try == tries and tonumber(delay) or 0
 end
 
--- How fine the ledger is at an instant (ms): 1 ms, or the width of the entries that fold.lua left.
+-- The width (ms) of the ledger's entries at an instant: 1, or the width that fold.lua left.
 local FOLDED_WIDTHS = { 10000, 1000000 }
 local folds
 local function grain_at(instant)
@@ -95,9 +95,9 @@ local function grain_at(instant)
   return 1
 end
 
--- Of those that wait for one processor, one is due each PACE (ms): release.lua puts each behind the
--- last, and claim.lua sees to it that the next is due by then. An entry that isn't due in the queue
--- when the line says so is dropped: somebody else took it.
+-- Of the payments that wait for one processor, one is due each PACE (ms). release.lua appends to the
+-- line, and claim.lua makes the next one due in time. If the queue has another due time than the line,
+-- the payment was taken, and its entry in the line is dropped.
 local PACE = 500
 local function keep_pace(processor, now)
   local key = WAITING .. processor

@@ -1,5 +1,5 @@
--- Delete if: removes a key only while it holds what the caller put there, so that a lock is
--- released by its holder alone.
+-- Delete if: removes a key only while it holds the caller's value, so that only its holder releases
+-- a lock.
 --
 -- KEYS: the key; ARGV: its value. Returns: 1 if it was removed
 

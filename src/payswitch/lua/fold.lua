@@ -1,7 +1,7 @@
--- Fold: one step. What the ledger holds of a span that is old enough loses its finest nodes; their
--- sums are in the entries above already (settle.lua), so none changes. FOLDED says by width up to
--- which instant no finer node is left, and none will be: settle.lua enters there what comes late,
--- and summary.lua moves the bounds of a window to whole entries.
+-- Fold: one step. An old span of the ledger loses its finest nodes. The entries above already have
+-- their sums (settle.lua), so no total changes. FOLDED has, for each width, the instant before which
+-- no finer node exists. Late payments keep to it (settle.lua), and the bounds of a window move to
+-- whole entries (summary.lua).
 --
 -- ARGV: the age (ms) from which entries of 10 s are enough, the one from which those of 1,000 s
 --   are; then the processors
@@ -16,7 +16,7 @@ local function root_of(processor)
   return 'ledger:' .. processor .. ':' .. current .. ':'
 end
 
--- The first entry of a level, from `index` on, that some processor has; nil where there is none.
+-- The first entry of a level, from `index` on, of any processor; nil if there is none.
 local function next_here(width, index)
   local above = math.floor(index / 100)
   local name = width == TOP and 'top' or string.format('%.0f:%.0f', width, above)
@@ -32,7 +32,7 @@ local function next_here(width, index)
   return nearest
 end
 
--- The same, also in later nodes than the one that `index` lies in.
+-- The same, also beyond the node of `index`.
 local function next_entry(width, index)
   local here = next_here(width, index)
   if here or width == TOP then return here end

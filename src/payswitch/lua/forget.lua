@@ -1,5 +1,5 @@
--- Forget: removes what earlier generations left, a part of the key space at a time, so that Redis
--- serves others in between. It takes nothing of the present generation.
+-- Forget: removes the keys of earlier generations, and only those, a part of the key space at a time,
+-- so that Redis serves other clients in between.
 --
 -- ARGV: cursor, how many keys to look at
 -- Returns: the next cursor ('0' at the end), how many keys were removed

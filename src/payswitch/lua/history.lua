@@ -1,6 +1,6 @@
--- History: one sample of the cluster joins those of the last minutes.
+-- History: adds one sample of the cluster to those of the last minutes.
 --
--- KEYS: the list; ARGV: the sample (JSON), how many are kept, how long they are (ms)
+-- KEYS: the list; ARGV: the sample (JSON), how many to keep, for how long (ms)
 
 write_even_out_of_memory()
 redis.call('RPUSH', KEYS[1], ARGV[1])

@@ -1,6 +1,7 @@
--- Hold: workers stop claiming, because a purge waits for calls under way.
+-- Hold: stops workers' claims while a purge waits for calls under way.
 --
--- ARGV: latest (ms by Redis' clock), after which nothing is done; for how long (ms)
+-- ARGV: latest (ms by Redis' clock), after which it does nothing; for how long (ms)
+-- Returns: 1, or 0 if it is too late
 
 if now_ms() > tonumber(ARGV[1]) then return 0 end
 write_even_out_of_memory()

@@ -1,15 +1,15 @@
--- Look: whether a payment would be accepted and a worker could take it. It changes nothing; its DEL
--- is a write as all others are, so a replica, or a Redis that can't write to its disk, refuses it.
+-- Look: checks whether Redis would accept a payment and let a worker take it. It changes nothing. Its
+-- DEL counts as a write, so a replica, or a Redis that can't write to its disk, refuses it.
 --
--- ARGV: the rights to look for, as pairs of a key ('' for none) and commands with spaces between
--- Returns: INFO ('' where it is not allowed), the length of the backlog, and the rights that are
---   missing, as pairs of a key and a command
+-- ARGV: the rights to check, as pairs of a key ('' for none) and commands with spaces between
+-- Returns: INFO ('' if it is not allowed), the length of the backlog, and the missing rights as
+--   pairs of a key and a command
 
 local ask = redis.acl_check_cmd
 local OTHER_KEYS = { DEL = true, EXISTS = true, MGET = true, UNLINK = true, WATCH = true }
 
--- Asked with two arguments, as most commands find their key by then. Redis 8 counts them, and raises
--- an error where the command takes another number.
+-- Two arguments suffice for most commands to find their key. Redis 8 raises an error if a command
+-- takes another number, so this tries others.
 local function may(command, key)
   if OTHER_KEYS[command] then return ask(command, key) end
   local args = { key == '' and '0' or key, '0', '0' }

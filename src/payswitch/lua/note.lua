@@ -1,6 +1,6 @@
--- Note: something for operators to read, kept also when Redis is out of memory.
+-- Note: writes a note for operators, even out of memory.
 --
--- KEYS: the key; ARGV: what it says
+-- KEYS: the key; ARGV: the note (JSON)
 
 write_even_out_of_memory()
 redis.call('SET', KEYS[1], ARGV[1])

@@ -1,4 +1,4 @@
--- Order: what an operator orders is written down for as long as it holds, even out of memory.
+-- Order: writes an operator's order for as long as it holds, even out of memory.
 --
 -- KEYS: the order's key; ARGV: the order (JSON), its life (ms, 0 for no end)
 

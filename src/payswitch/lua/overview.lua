@@ -1,9 +1,9 @@
--- Overview: everything that an operator wants to know at one instant, in one consistent reading.
--- What somebody else keeps under one of these keys reads as if it weren't there.
+-- Overview: the whole state of the cluster for operators, in one consistent reading. A key of another
+-- type reads as missing.
 --
 -- ARGV: the processors
--- Returns names and values: now (ms), what each key or count below is called (lives in ms, as PTTL
---   says them), totals (count and cents for each processor), heartbeats (each living process' hash)
+-- Returns the names and values below; now in ms, lives in ms as by PTTL, totals as count and cents
+--   for each processor, heartbeats as the hash of each living process
 
 local function read(...)
   local answer = redis.pcall(...)

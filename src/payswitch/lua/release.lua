@@ -1,8 +1,8 @@
--- Release: what is known of a payment's tries is written down by whoever knows it; the payment is
--- given back to the queue only by the holder of its lease.
+-- Release: any worker may record its findings about a payment's tries; only the holder of its lease
+-- gives the payment back to the queue.
 --
--- A payment that waits for a processor is put behind the others that do. wake.lua brings the next
--- ones forward as soon as one of them gets on.
+-- A payment that waits for a processor goes behind the others that do. wake.lua brings the next ones
+-- forward as soon as one of them makes progress.
 --
 -- ARGV, for each payment: id, token, generation, delay (ms), closed tries, ended tries, error, the
 --   processor that it waits for ('' for none)
@@ -15,8 +15,8 @@ local current = generation()
 local answer = {}
 local soon = false
 
--- When a payment is due that waits for this processor, and could be tried again at `at`. A clock that
--- was set forward and back lets it wait for 2 * PACE for each that waits, at most.
+-- The due time of a payment that waits for this processor and could be tried again at `at`. After a
+-- clock was set forward and back, it is at most 2 * PACE for each waiting payment later than `at`.
 local function place(processor, at)
   local key = WAITING .. processor
   local last = redis.pcall('ZRANGE', key, -1, -1, 'WITHSCORES')

@@ -1,13 +1,13 @@
--- Replay: a dead letter goes back to the backlog and is due now, as safely as when it was new. Its
--- pin and its tries stay. Where none of them is open, the last one counts as ended but maybe
--- recorded, so that its processor is asked before anything is sent. The deadline counts anew.
+-- Replay: a dead letter goes back to the backlog and is due now. Its pin and its tries stay. If no
+-- try is open, the last one counts as ended but perhaps recorded, so that a worker asks its processor
+-- before it sends. The deadline starts again.
 --
--- It brings work back, so like accept it is refused out of memory, before anything is written: the
--- first write is one that may grow.
+-- Like accept, it adds work, so out of memory Redis refuses it before anything is written: its first
+-- write may need memory.
 --
 -- ARGV, for each payment: id, job
--- Returns for each payment: 'replayed'; why it can't be: its state, 'unknown' (or purged), 'broken'
---   (something else is kept under its key)
+-- Returns for each payment: 'replayed', or the reason why not: its state, 'unknown' (or purged),
+--   'broken' (its key holds something else)
 
 demand_queues()
 local now = now_ms()

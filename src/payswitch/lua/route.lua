@@ -1,10 +1,10 @@
--- Route: before anything is sent, an open try says to whom it may go. With another try open the
--- pin stays, processor and requestedAt; with none the payment is pinned anew. Horizon and quiet time
--- are counted with the longest delay that a worker knew: this one or an earlier one.
+-- Route: opens a try before anything is sent. If another try is open, the pin stays (processor and
+-- requestedAt); if none is, the payment is pinned to the given processor now. Horizon and quiet time
+-- use the longest delay that this worker or an earlier one knew.
 --
 -- ARGV: the longest delay of a processor (ms), the lease (ms); then for each payment: id, token,
 --   generation, processor, closed tries, ended tries
--- Returns for each payment: nil when the lease is lost, or { processor, requested_at (ms), try }
+-- Returns for each payment: nil if the lease is lost, or { processor, requested_at (ms), try }
 
 write_even_out_of_memory()
 local now = now_ms()
@@ -12,7 +12,7 @@ local max_delay, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
 local current = generation()
 local answer = {}
 
--- Whether number of tries, lease's end, horizon and quiet time are some; looked at before a write.
+-- Whether tries, lease's end, horizon and quiet time are numbers; checked before the first write.
 local function holds_numbers(known)
   return tonumber(known[6] or '0') and tonumber(known[7]) and tonumber(known[8] or '0')
     and tonumber(known[9] or '0')

@@ -1,4 +1,4 @@
--- Select: only the holder of the health check's lock writes the selection.
+-- Select: writes the selection, only for the holder of the health check's lock.
 --
 -- KEYS: the lock, the selection; ARGV: token, selection (JSON), its life (ms)
 -- Returns: 1 if it was written

@@ -1,11 +1,11 @@
--- Settle: a payment enters the ledger once, with the instant that its processor recorded, and
--- leaves queue and backlog in the same step. Proof from the pinned processor settles whoever
--- brings it, lease or not. Proof that matches no pin is kept as an incident.
+-- Settle: a payment enters the ledger once, with the instant that its processor recorded, and leaves
+-- queue and backlog in the same step. Proof from the pinned processor settles the payment, with or
+-- without a lease. Proof that matches no pin is kept as an incident.
 --
 -- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms)
 -- Returns for each payment: 'settled', 'known' (it was settled before), 'gone' (purged), 'incident'
---   (it matches no pin, or nothing is known of the payment), 'unaddable' (a sum of the ledger can't
---   take it: something else is there, or it would leave 64 bits; nothing of the payment is changed)
+--   (it matches no pin, or there is no record), 'unaddable' (a sum of the ledger has another type or
+--   would exceed 64 bits; nothing of the payment is changed)
 
 demand_queues()
 write_even_out_of_memory()
@@ -45,14 +45,14 @@ local function enter(sums, sum)
   sums[root .. 'total'] = total
 end
 
--- From this total on nothing more is accepted, so that what has been still fits into 64 bits: 5.2
--- million of the largest payments.
+-- From this total on no payment is accepted, so that those already accepted still fit into 64 bits:
+-- 5.2 million of the largest payments.
 local FULL = 4e18
 local is_full
 
--- Adds the sums to the ledger. A field that can't be added to (no integer, no hash, or more than 64
--- bits) is only found by trying, as to look at each before would cost Redis a fifth of the script:
--- then all is taken back. Returns which fields refuse, by key; nil where none does.
+-- Adds the sums to the ledger. A field may refuse (no integer, no hash, or more than 64 bits). Only
+-- the attempt shows it, as a check of each field before would cost a fifth of the script; the caller
+-- then takes all sums back. Returns the fields that refuse, by key; nil if none does.
 local function write(sums)
   local refused
   for key, node in pairs(sums) do
@@ -81,7 +81,7 @@ local function take_back(sums, refused)
   end
 end
 
--- What was routed in one call has one requestedAt, and is entered as one sum.
+-- Payments that were routed in one call share their requestedAt: they enter as one sum.
 local of_an_instant = {}
 local function collect(processor, requested_at, cents)
   local key = processor .. ' ' .. requested_at
@@ -95,8 +95,8 @@ local function collect(processor, requested_at, cents)
   return sum
 end
 
--- The newest are kept: a processor that answers for payments that were never pinned to it must not
--- fill the memory.
+-- Only the newest incidents are kept: a processor that answers for payments that were never pinned
+-- to it must not fill the memory.
 local incidents = {}
 local function incident(id, state, pin, processor, requested_at)
   incidents[#incidents + 1] = cjson.encode({
@@ -104,7 +104,7 @@ local function incident(id, state, pin, processor, requested_at)
     requestedAt = requested_at, what = 'proof of payment that matches no pin or no record' })
 end
 
--- What is to be settled, each id once.
+-- The payments to settle, each id once.
 local to_settle = {}
 
 local function judge(i)
@@ -137,7 +137,7 @@ local function is_refused(sum, refused)
   return false
 end
 
--- What one field refuses is entered nowhere; the rest is.
+-- Enters all sums without a refusing field; each of the others is entered nowhere.
 local function write_without(refused)
   local sums = {}
   for _, sum in pairs(of_an_instant) do

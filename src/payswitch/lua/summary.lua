@@ -1,10 +1,10 @@
 -- Summary: the count and the cents of every processor in a window, from the ledger's tree of sums
--- (settle.lua), in one consistent reading. A window costs at most two partial nodes a level. A
--- bound that lies within an entry that fold.lua has left whole moves outwards to that entry's end.
+-- (settle.lua), in one consistent reading. A window costs at most two partial nodes a level. A bound
+-- inside a folded entry (fold.lua) moves outwards to that entry's start or end.
 --
 -- ARGV: first ms ('' for none), last ms, inclusive ('' for none); then the processors
--- Returns: first and last ms of the window that was summed, as text ('' for none); then for each
---   processor: count, cents above 10^9, cents below 10^9 (the sum of both is exact)
+-- Returns: first and last ms of the summed window, as text ('' for none); then for each processor:
+--   count, cents above 10^9, cents below 10^9 (together they are exact)
 
 local current = generation()
 local billion = 1000000000
@@ -19,8 +19,8 @@ local function take_cents(cents)
   end
 end
 
--- Which entry a field is of: cents under its number, the count under the number and a #. Those of
--- nodes have small numbers, so each is worked out once.
+-- The entry of a field: its number holds the cents, the number and a # the count. Nodes share their
+-- small numbers, so each name is parsed once.
 local of_cents, of_count = {}, {}
 local function learn(field)
   local number = string.match(field, '^(%d+)#$')
@@ -31,8 +31,8 @@ local function learn(field)
   end
 end
 
--- Adds the entries from `first` to before `past` of one node. All are read, as asking for many by
--- name takes Redis twice as long.
+-- Adds the entries [first, past) of one node. It reads all entries, as to ask for many by name takes
+-- Redis twice as long.
 local function take_node(key, first, past)
   local values = redis.call('HGETALL', key)
   for i = 1, #values, 2 do

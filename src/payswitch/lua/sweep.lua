@@ -1,9 +1,9 @@
--- Sweep: an open payment that has no queue entry gets one, and a line of those that wait for a
--- processor its pace. Nothing relies on it; it repairs what nobody foresaw, and says how much that was.
+-- Sweep: queues each open payment without a queue entry, and restores the pace of the lines that wait
+-- for processors. Nothing relies on it; it repairs unforeseen faults and returns what it repaired.
 --
--- ARGV: rank of the first open payment to look at, how many; the processors' names
--- Returns: how many were looked at, ids that were queued again, ids that left the backlog,
---   the state of each ('' where it has no record any more)
+-- ARGV: rank of the first open payment to check, how many; the processors' names
+-- Returns: how many were checked, ids that were queued again, ids that left the backlog, the state of
+--   each of those ('' if it has no record any more)
 
 write_even_out_of_memory()
 local now = now_ms()

@@ -1,4 +1,4 @@
--- Take: SET NX PX, for locks and throttles, which are needed most when Redis is out of memory.
+-- Take: SET NX PX for locks and throttles, even out of memory.
 --
 -- KEYS: the key; ARGV: its value, its life (ms). Returns: 1 if it was set
 

@@ -1,5 +1,5 @@
--- Heartbeat: one process says that it lives and what it has counted; silent for its life, it is gone.
--- It begins with a DEL, so it may go on where Redis is out of memory.
+-- Heartbeat: one process writes its counts. A process that is silent for the given life is gone.
+-- The first write is a DEL, so that it works out of memory.
 --
 -- KEYS: its hash; ARGV: its life (ms), then the hash's fields and values
 -- Returns: now (ms)

@@ -1,4 +1,4 @@
--- Wake: payments that wait for a processor are due now, those first that have waited longest.
+-- Wake: makes payments that wait for a processor due now, the longest waiting first.
 --
 -- ARGV, for each processor: its name, how many
 

@@ -1,5 +1,4 @@
--- Withdraw: an operator's order holds no longer, and a worker that waited for its end is woken; it
--- wakes the next while more is due.
+-- Withdraw: ends an operator's order and wakes one worker, which wakes the next while more is due.
 --
 -- KEYS: the order's key; Returns: 1 if there was one
 

@@ -1,4 +1,4 @@
-"""Comparing what we know of payments with what the processors have: values only, no I/O."""
+"""Compares our payments with the processors' payments: values only, no I/O."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ class Window:
 
     @property
     def middle(self) -> int:
-        """Where it is cut in two: the first instant of its second half."""
+        """The first instant of its second half."""
         return (self.first + self.last + 1) // 2
 
     def cut(self, entry: Window) -> tuple[Window, ...]:
-        """Two windows that make up this one, cut at an end of `entry`, in which its middle lies;
-        none where it is no longer than that."""
+        """This window in two, cut at a bound of `entry`, which holds its middle; empty if the
+        window lies within `entry`."""
         for start in (entry.first, entry.last + 1):
             if self.first < start <= self.last:
                 return Window(self.first, start - 1), Window(start, self.last)
         return ()
 
     def holds(self, instant: int | None) -> bool:
-        """Whether an instant lies in it."""
+        """Whether an instant lies in the window."""
         return instant is not None and self.first <= instant <= self.last
 
     def overlaps(self, first: int, last: int | None) -> bool:
-        """Whether it meets another span; None is no end."""
+        """Whether the window overlaps another span; None is no end."""
         return first <= self.last and (last is None or last >= self.first)
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The totals of one processor in one window, ours and theirs, where they are not equal."""
+    """Our total and a processor's total in one window."""
 
     processor: str
     window: Window
@@ -52,12 +52,12 @@ class Difference:
 
     @property
     def missing_here(self) -> Total:
-        """What they have more than we: negative where we have more."""
+        """Their surplus: negative if we have more."""
         return self.theirs - self.ours
 
 
 class DifferenceKind(enum.Enum):
-    """How a payment differs."""
+    """The ways in which a payment can differ."""
 
     UNKNOWN_THERE = "settled here, unknown there"
     OTHER_DETAILS = "settled here with another amount or instant"
@@ -68,19 +68,19 @@ class DifferenceKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Differing:
-    """A payment that differs: what we have, and what each processor has (None: nothing)."""
+    """A payment that differs: our record, and each processor's finding (None: not there)."""
 
     kind: DifferenceKind
     record: Record
     theirs: Mapping[str, Found | None]
 
     def lies_in(self, windows: Iterable[Window]) -> bool:
-        """Whether what we settled or what a processor recorded lies in one of the windows."""
+        """Whether our settlement or a processor's record lies in one of the windows."""
         return any(window.holds(instant) for window in windows for _, instant, _ in self.entries())
 
     def entries(self) -> list[tuple[str, int, Total]]:
-        """What this payment adds to the differences of which processor at which instant: what is
-        recorded there counts, what is settled here counts against it."""
+        """Its shares in the differences, by processor and instant: a record there counts as plus, a
+        settlement here as minus."""
         made = [
             (name, found.requested_at, Total(1, found.cents))
             for name, found in self.theirs.items()
@@ -94,8 +94,8 @@ class Differing:
 
 @dataclass(frozen=True, slots=True)
 class Unexplained:
-    """What a processor has more than we in a window (negative: less), in payments that we have no
-    record of: expired, purged, or never ours."""
+    """A processor's surplus in a window (negative: ours) from payments of which we have no record:
+    expired, purged, or never ours."""
 
     processor: str
     window: Window
@@ -105,8 +105,8 @@ class Unexplained:
 def compared_windows(
     first: int | None, last: int | None, now: int, *, ends: Window, gap_ms: int
 ) -> list[Window]:
-    """The windows to compare for optional bounds: up to now, and later than `gap_ms` from now,
-    where nothing may be. What lies between belongs to payments that came while we compared."""
+    """The windows to compare for optional bounds: up to now, and from `gap_ms` after now, where no
+    payment may be. The gap belongs to payments that arrive during the comparison."""
     asked = Window(
         ends.first if first is None else max(first, ends.first),
         ends.last if last is None else min(last, ends.last),
@@ -120,10 +120,10 @@ def compared_windows(
 
 
 def may_differ(record: Record, differing: Sequence[Window], asked: Sequence[Window]) -> bool:
-    """Whether a payment is to be looked up: it may have been recorded in a window that differs, or
-    it is unpaid and was sent to somebody."""
+    """Whether to look a payment up: it may have been recorded in a window that differs, or it is
+    unpaid and was sent to a processor."""
     if record.state == "settled":
-        # Every try of it was requested between its acceptance and its settlement.
+        # All its tries were requested between its acceptance and its settlement.
         return any(
             window.holds(record.requested_at)
             or window.overlaps(record.accepted_at, record.settled_at)
@@ -138,7 +138,7 @@ def may_differ(record: Record, differing: Sequence[Window], asked: Sequence[Wind
 
 
 def judge(record: Record, theirs: Mapping[str, Found | None]) -> DifferenceKind | None:
-    """How our record differs from what the processors have; None where it doesn't."""
+    """How our record differs from the processors' findings; None if it doesn't."""
     holders = [name for name, found in theirs.items() if found is not None]
     if len(holders) > 1:
         return DifferenceKind.PAID_TWICE
@@ -157,10 +157,10 @@ def judge(record: Record, theirs: Mapping[str, Found | None]) -> DifferenceKind 
 def unexplained(
     totals: Sequence[Difference], narrow: Sequence[Difference], payments: Sequence[Differing]
 ) -> list[Unexplained]:
-    """What is left of the totals' differences after the payments that differ: by narrow window,
-    and by whole window for what lies outside the narrow ones, where it cancelled out.
+    """The part of the totals' differences that the differing payments don't explain: by narrow
+    window, and by whole window for differences outside, which cancelled out there.
 
-    The windows of one processor don't overlap, neither the whole nor the narrow ones.
+    The whole windows of one processor must not overlap, nor the narrow ones.
     """
     found = _left(narrow, payments)
     elsewhere: list[Unexplained] = []
@@ -174,7 +174,7 @@ def unexplained(
 
 
 def _left(differences: Iterable[Difference], payments: Iterable[Differing]) -> list[Unexplained]:
-    """Each difference less what the payments add to it."""
+    """Each difference minus the payments' shares in it."""
     ordered = sorted(differences, key=lambda each: (each.processor, each.window.first))
     places = [(each.processor, each.window.first) for each in ordered]
     left = [each.missing_here for each in ordered]

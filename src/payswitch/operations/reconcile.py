@@ -1,8 +1,8 @@
-"""Reconciliation: our ledger against the processors' books, total by total, and where totals
-differ, payment by payment.
+"""Reconciliation: compares our ledger with the processors' books, total by total, and payment by
+payment where totals differ.
 
-A running system changes while it is compared. So what is compared ends when the comparison begins,
-and what differs counts only if it still does after a pause.
+A running system changes meanwhile. So the compared window ends when the comparison begins, and a
+difference counts only if it is still there after a pause.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _SUMMARIES_AT_ONCE = 8
 _FIND_TRIES = 4
 _FIND_PAUSE_S = 0.25
 _MOST_WINDOWS = 64
-"""Where more windows differ than this, they are not narrowed down any further."""
+"""If more windows differ than this, they are narrowed down no further."""
 _LOOKS = 5
-"""How often totals are compared anew while they change."""
+"""The number of comparisons of totals that change meanwhile."""
 _LATER_MS = 60_000
-"""From here on after now, nothing of ours can have been requested, however long we compare."""
+"""So long after now none of our payments can have been requested, even in a long comparison."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Incident:
     """A proof of payment that matched no pin. Instants are ms since the epoch."""
 
     correlation_id: str
-    """Or the text of an entry that is no such proof, the other fields being None."""
+    """Or the text of an unreadable entry; then the other fields are None."""
     paid_by: str | None = None
     pinned: str | None = None
     requested_at: int | None = None
@@ -65,7 +65,7 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class ReconcileReport:
-    """What a comparison has shown."""
+    """The result of a comparison."""
 
     windows: Sequence[Window]
     ours: Mapping[str, Total]
@@ -74,11 +74,11 @@ class ReconcileReport:
     unexplained: Sequence[Unexplained]
     incidents: Sequence[Incident]
     unreadable: Sequence[Unreadable]
-    """Of whichever window: their instants aren't known."""
+    """Of all time: their instants are unknown."""
 
     @property
     def equal(self) -> bool:
-        """Whether there is nothing to report."""
+        """Whether everything agrees."""
         return self.ours == self.theirs and not (
             self.payments or self.unexplained or self.incidents or self.unreadable
         )
@@ -110,11 +110,11 @@ class Reconciliation:
         self, first_ms: int | None, last_ms: int | None, *, thorough: bool = False
     ) -> ReconcileReport:
         """Compare everything requested from `first_ms` to `last_ms`, both inclusive; None is no
-        bound. Where the ledger was folded, bounds move outwards to whole entries; the report says
-        which windows those are. `thorough` looks every payment up, also where totals agree: errors
-        may cancel out.
+        bound. If the ledger was folded there, bounds move outwards to whole entries; the report has
+        the windows that were compared. With `thorough`, look up every payment, even if totals
+        agree: errors may cancel out.
 
-        Raises `CannotAskError`, `RedisError` or `OSError`: then nothing is known.
+        Raises `CannotAskError`, `RedisError` or `OSError`.
         """
         now = await redis_now_ms(self._redis)
         asked = compared_windows(
@@ -166,8 +166,8 @@ class Reconciliation:
         return totals, _differing(totals)
 
     async def _narrow(self, wide: Iterable[Difference]) -> list[Difference]:
-        """Bisect windows that differ, down to the ledger's entries, which are milliseconds unless
-        they were folded, if they aren't too many."""
+        """Bisect the windows that differ, down to the ledger's entries (a millisecond, or more if
+        folded), but to about `_MOST_WINDOWS` at most."""
         found: list[Difference] = []
         level = list(wide)
         while level and len(found) + len(level) <= _MOST_WINDOWS:
@@ -200,7 +200,7 @@ class Reconciliation:
     async def _compare_payments(
         self, windows: Sequence[Window], differing: Sequence[Window]
     ) -> tuple[list[Differing], list[Unreadable]]:
-        """The payments that differ, and those whose record is gone or spoilt, now and after a
+        """The payments that differ, and those whose record is gone or spoilt, both now and after a
         pause."""
         suspects = list(await self._suspects(windows, differing))
         if not suspects:
@@ -223,7 +223,7 @@ class Reconciliation:
     async def _suspects(
         self, windows: Sequence[Window], differing: Sequence[Window]
     ) -> dict[bytes, None]:
-        """The ids, each once, though a scan may show a key twice."""
+        """The ids of payments that seem to differ, each once: a scan may return a key twice."""
         found: dict[bytes, None] = {}
         async for ids, are_unpaid in self._pages(everything=bool(differing)):
             records = await read_records(self._redis, ids)
@@ -244,7 +244,7 @@ class Reconciliation:
         return found
 
     async def _without_record(self, ids: Sequence[bytes]) -> list[Unreadable]:
-        """Which of them are in the backlog or among the dead letters nevertheless."""
+        """Those that are nevertheless in the backlog or among the dead letters."""
         if not ids:
             return []
         found: list[Unreadable] = []
@@ -267,7 +267,7 @@ class Reconciliation:
         return None if kind is None else Differing(kind, record, theirs)
 
     async def _find(self, name: str, correlation_id: str) -> Found | None:
-        """What a processor has of a payment; it is asked again where it can't tell."""
+        """A processor's record of a payment; asks again if the answer is unclear."""
         async with self._finds:
             for tried in range(_FIND_TRIES):
                 await asyncio.sleep(tried * _FIND_PAUSE_S)
@@ -278,7 +278,7 @@ class Reconciliation:
         raise CannotAskError(f"{name}: asked for payment {correlation_id}: {reason}")
 
     async def _pages(self, *, everything: bool) -> AsyncIterator[tuple[list[bytes], bool]]:
-        """Ids in pages, and whether they are those of unpaid payments, which come first."""
+        """Pages of ids, each with whether its payments are unpaid; those come first."""
         async for ids in self._unpaid_ids():
             yield ids, True
         if everything:
@@ -286,7 +286,7 @@ class Reconciliation:
                 yield ids, False
 
     async def _all_ids(self) -> AsyncIterator[list[bytes]]:
-        """Every payment that Redis has a record of, in pages."""
+        """The ids of all records in Redis, in pages."""
         cursor = 0
         while True:
             cursor, found = await self._redis.scan(
@@ -297,7 +297,7 @@ class Reconciliation:
                 return
 
     async def _unpaid_ids(self) -> AsyncIterator[list[bytes]]:
-        """Every payment of the backlog and every dead letter, in pages."""
+        """The ids of the backlog and of the dead letters, in pages."""
         for key in _UNPAID:
             cursor = 0
             while True:
@@ -308,7 +308,7 @@ class Reconciliation:
 
 
 async def read_incidents(redis: Redis) -> list[Incident]:
-    """All that are kept, the oldest first. Raises `RedisError`."""
+    """All incidents, the oldest first. Raises `RedisError`."""
     found: list[Incident] = []
     first = 0
     while page := await redis.lrange(keys.INCIDENTS, first, first + _PAGE - 1):  # type: ignore[misc]
@@ -333,7 +333,7 @@ def parse_incident(raw: bytes) -> Incident:
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of calls made at the same time; the first that fails ends the others."""
+    """The results of concurrent calls; the first failure cancels the others."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return await asyncio.gather(*tasks)

@@ -1,1 +1,1 @@
-"""The other side of the wire: calls of processors, and the meaning of their answers."""
+"""Calls of the payment processors, and the meaning of their answers."""

@@ -1,4 +1,4 @@
-"""A processor's books, as its admin call for any window shows them."""
+"""A processor's books: its admin call that sums any window."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MOST_PAYMENTS = 10**15
 
 
 class CannotAskError(Exception):
-    """A processor does not say what it has; the message says which and why."""
+    """A processor did not give its totals; the message names it and the reason."""
 
 
 class ProcessorBooks:
-    """What one processor has recorded in any window."""
+    """The totals that one processor has recorded."""
 
     def __init__(
         self,
@@ -42,13 +42,11 @@ class ProcessorBooks:
         self._limits = {"connect": connect_s, "pool": limit_s, "read": limit_s, "write": limit_s}
 
     async def total(self, first_ms: int, last_ms: int) -> Total:
-        """Count and cents of what was requested in a window, both milliseconds included whole.
-
-        Raises `CannotAskError`.
-        """
+        """The total of the payments requested in a window, all of both milliseconds included.
+        Raises `CannotAskError`."""
         total = parse_total(await self._summary(first_ms, last_ms))
         if total is None:
-            raise CannotAskError(f"{self._name}: a summary that is none")
+            raise CannotAskError(f"{self._name}: the answer is not a summary")
         return total
 
     async def fee(self) -> Decimal:
@@ -59,8 +57,8 @@ class ProcessorBooks:
         return fee
 
     async def _summary(self, first_ms: int, last_ms: int) -> bytes:
-        # Both bounds always: where one is missing, the processor takes it for no window at all.
-        # A processor may keep microseconds, the ledger doesn't.
+        # Always both bounds: if one is missing, the processor ignores the other. A processor may
+        # keep microseconds; the ledger doesn't.
         last = format_instant(last_ms).replace("Z", "999Z")
         request = httpx.Request(
             "GET",
@@ -85,7 +83,7 @@ class ProcessorBooks:
 
 
 def parse_total(content: bytes) -> Total | None:
-    """Read a processor's summary, its amount exactly; None where it is none."""
+    """Read a processor's summary with its exact amount; None if it is none."""
     try:
         document = json.loads(content, parse_float=Decimal)
         count, cents = document["totalRequests"], nearest_cents(document["totalAmount"])
@@ -97,7 +95,7 @@ def parse_total(content: bytes) -> Total | None:
 
 
 def parse_fee(content: bytes) -> Decimal | None:
-    """Read the fee in a processor's summary, a share of the amount; None where there is none."""
+    """Read the fee in a processor's summary, a share of the amount; None if there is none."""
     try:
         fee = json.loads(content, parse_float=Decimal, parse_int=Decimal)["feePerTransaction"]
     except (ValueError, KeyError, TypeError, RecursionError, ArithmeticError):

@@ -1,7 +1,7 @@
-"""What every possible answer of a processor means.
+"""The meaning of every possible answer of a processor.
 
-The meanings are the design's table of outcomes (docs/design.md). An outcome says one thing: may
-this very try have been recorded, or may it be recorded yet?
+The meanings are the design's table of outcomes (docs/design.md). An outcome answers one question:
+has this try been recorded, and can it still be?
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from payswitch.reasons import reason
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """It is recorded, with the `requestedAt` that was sent."""
+    """The payment is recorded, with the `requestedAt` that was sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The processor knows the id or does not like the payment; this try recorded nothing."""
+    """The processor knows the id or rejects the payment; this try recorded nothing."""
 
     status: int
     finding: FindOutcome | None = None
-    """What it said when it was asked which of the two; None before that."""
+    """Its answer to the question which of the two; None before that."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotPaid:
-    """Certainly not recorded, now or later: nothing of it has left."""
+    """The try is certainly not recorded, now or later: no byte of it was sent."""
 
     reason: str
     healthy: bool = True
-    """False when it speaks against the processor."""
+    """False if the processor is at fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The try is over; it was recorded or not, whoever wrote the answer. It may be sent to the same
-    processor again, which knows the id; before it goes elsewhere, its processor must be asked."""
+    """The try is over, recorded or not. The payment may go to the same processor again, which would
+    know the id; before it goes elsewhere, its processor must be asked."""
 
     status: int
     retry_after_ms: int | None = None
@@ -51,7 +51,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """It may be recorded, also later than now."""
+    """The try may be recorded, now or later."""
 
     reason: str
     retry_after_ms: int | None = None
@@ -75,7 +75,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """The processor does not have the payment at this instant."""
+    """The processor does not have the payment now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +91,21 @@ FindOutcome = Found | Missing | Unclear
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
-    """What a processor says of its health."""
+    """A processor's report on its health."""
 
     failing: bool
     min_response_ms: int
 
 
 _GAVE_UP_WAITING = frozenset({408, 499})
-"""Of the statuses below 500, those by which a gateway gives up a request that it has passed on."""
+"""Statuses below 500 with which a gateway abandons a request that it has passed on."""
 
 _LEDGER_ENDS_MS = 10**13
-"""The year 2286: the ledger's windows reach from 1970 to there."""
+"""The year 2286: the ledger's windows end there."""
 
 
 def classify(status: int, retry_after_ms: int | None, content: bytes) -> Outcome:
-    """What a complete answer to a payment means; `retry_after_ms` is the pause that it asks for."""
+    """The meaning of a complete answer to a payment; `retry_after_ms` is the pause it asks for."""
     if 200 <= status < 300:
         if content and not _is_json(content):
             return Unknown(f"status {status} with a body that is not JSON")
@@ -118,7 +118,7 @@ def classify(status: int, retry_after_ms: int | None, content: bytes) -> Outcome
 
 
 def classify_error(error: httpx.RequestError) -> Outcome:
-    """What the lack of a complete answer to a payment means."""
+    """The meaning of a payment without a complete answer."""
     if isinstance(error, NotSent):
         return NotSentInTime()
     if not isinstance(error, httpx.TransportError) or bytes_left(error):
@@ -129,7 +129,8 @@ def classify_error(error: httpx.RequestError) -> Outcome:
 def classify_finding(
     status: int, content: bytes, correlation_id: str, retry_after_ms: int | None = None
 ) -> FindOutcome:
-    """What a complete answer to `GET /payments/{id}` means; `retry_after_ms` as in `classify`."""
+    """The meaning of a complete answer to `GET /payments/{id}`; `retry_after_ms` as in
+    `classify`."""
     if status == 404:
         return Missing()
     if status != 200:
@@ -149,7 +150,7 @@ def classify_finding(
 
 
 def classify_health(status: int, content: bytes) -> HealthReport | None:
-    """The report, or None where the answer is not exactly one: then nothing is known."""
+    """The report; None, which is unknown health, if the answer is anything else."""
     if status != 200:
         return None
     try:

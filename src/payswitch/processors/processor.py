@@ -1,8 +1,4 @@
-"""The processor client: pay, find, health; and what every possible answer means.
-
-The meanings are the design's table of outcomes (docs/design.md). An outcome says one thing: may
-this very try have been recorded, or may it be recorded yet?
-"""
+"""The processor client: pay, find, health."""
 
 from __future__ import annotations
 
@@ -36,10 +32,10 @@ _BEYOND_THE_DELAY_MS = 500
 
 
 class Processor:
-    """One processor, over the process' one pool of connections.
+    """One processor, over the process' pool of connections.
 
-    It speaks to httpx' transport, not its client: that would look at redirects, cookies and
-    environment on the way of every payment, and raise on a `Location` that is no URL.
+    It uses httpx' transport, not its client. The client handles redirects, cookies and environment
+    for every payment, and raises on an invalid `Location`.
     """
 
     def __init__(
@@ -74,14 +70,13 @@ class Processor:
         may_send: Callable[[], bool],
         step: Step = NO_STEP,
     ) -> Outcome:
-        """Send a payment; `may_send` is asked directly before its bytes are written, with nothing
-        awaited in between. Every outcome is a value; nothing but cancellation is raised. `step`
-        traces the call."""
+        """Send a payment. The call of `may_send` comes directly before the write, with no await in
+        between. Every outcome is a value; only cancellation is raised. `step` traces the call."""
         body = (
             f'{{"correlationId":"{correlation_id}","amount":{format_cents(cents)},'
             f'"requestedAt":"{format_instant(requested_at)}"}}'
         ).encode()
-        # A stream and its length: httpx would take 7 µs to find both out from the content.
+        # A stream and its length: httpx takes 7 µs to find both out from the content.
         request = httpx.Request(
             "POST",
             self._payments,
@@ -96,8 +91,8 @@ class Processor:
         return classify(response.status_code, asked_pause_ms(response), content)
 
     async def find(self, correlation_id: str, step: Step = NO_STEP) -> FindOutcome:
-        """Ask whether the processor has a payment. Nothing but cancellation is raised. `step`
-        traces the call."""
+        """Ask whether the processor has a payment. Only cancellation is raised. `step` traces the
+        call."""
         request = self._question(correlation_id)
         try:
             response, content = await self._exchange(request, step)
@@ -107,7 +102,7 @@ class Processor:
         return classify_finding(response.status_code, content, correlation_id, pause_ms)
 
     async def health(self, limit_ms: int) -> HealthReport | None:
-        """Ask how the processor is; None where it doesn't say so in time."""
+        """Ask for the processor's health report; None if it doesn't give one in time."""
         try:
             async with asyncio.timeout(limit_ms / 1000):
                 response, content = await self._exchange(self._question("service-health"))
@@ -122,7 +117,7 @@ class Processor:
     async def _exchange(
         self, request: httpx.Request, step: Step = NO_STEP
     ) -> tuple[httpx.Response, bytes]:
-        """The response and its body as it came: decoding could make any size of it."""
+        """The response and its raw body: a decoded one could have any size."""
         if step.traceparent is not None:
             request.headers["traceparent"] = step.traceparent
         try:
@@ -140,12 +135,12 @@ def _limits(connect_s: float, read_s: float) -> dict[str, Any]:
 
 
 def make_transport(settings: Settings) -> Transport:
-    """The process' one pool of connections, to both processors.
+    """The process' pool of connections, to both processors.
 
-    A payment leaves before the lease's margin begins, and what isn't acknowledged within the margin
-    is dropped: so none reaches its processor after the lease.
+    A payment is sent before the lease's margin begins. If its bytes aren't acknowledged within the
+    margin, the connection is dropped. So no payment reaches its processor after the lease.
     """
-    # Questions (GET) go beside the payments.
+    # Twice the slots: questions (GET) go beside the payments.
     return Transport(
         max_connections_per_host=2 * settings.processor_slots,
         acknowledge_timeout=settings.lease_margin_ms / 1000,
@@ -155,8 +150,8 @@ def make_transport(settings: Settings) -> Transport:
 def make_processors(
     settings: Settings, transport: httpx.AsyncBaseTransport
 ) -> dict[str, Processor]:
-    """Both processors by name. A call is given up only after the processor's longest delay:
-    hanging up earlier stops nothing over there and only makes unknowns."""
+    """Both processors by name. A call times out only after the processor's longest delay: an
+    earlier end stops nothing over there and only makes outcomes unknown."""
     return {
         name: Processor(
             name,

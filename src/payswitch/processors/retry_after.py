@@ -1,4 +1,4 @@
-"""`Retry-After` as RFC 9110 has it: seconds, or an instant in one of three formats."""
+"""`Retry-After` of RFC 9110: seconds, or an instant in one of three formats."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _ASKS_FOR_PATIENCE = frozenset({429, 503})
 
 
 def asked_pause_ms(response: httpx.Response) -> int | None:
-    """How long an answer with status 429 or 503 asks to wait; None where it doesn't say so.
+    """The pause (ms) that an answer with status 429 or 503 asks for; None if it asks for none.
 
-    An instant counts from the answer's own `Date`, or from this machine's clock where it has none.
+    An instant counts from the answer's own `Date`, or from this machine's clock if it has none.
     """
     if response.status_code not in _ASKS_FOR_PATIENCE:
         return None
@@ -34,7 +34,7 @@ def asked_pause_ms(response: httpx.Response) -> int | None:
 
 
 def _parse_http_date(text: str) -> float | None:
-    """Seconds since the epoch; None for what is no date."""
+    """Seconds since the epoch; None if the text is no date."""
     try:
         instant = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):

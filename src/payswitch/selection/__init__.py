@@ -1,1 +1,1 @@
-"""Which processor new payments go to, and the health check behind it."""
+"""The selection of the processor for new payments, and the health check behind it."""

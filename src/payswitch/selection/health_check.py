@@ -1,7 +1,7 @@
 """The health check: throttled, locked, both processors at once.
 
-Throttle and lock live in Redis, so it does not matter how often, from where and by how many it is
-triggered: a processor sees at most one call per throttle time.
+Throttle and lock live in Redis. So any process may trigger it at any time: a processor sees at most
+one call per throttle time.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Times of the health check, in ms. Each must be above the next."""
+    """Times of the health check, in ms. Each must be longer than the next."""
 
     throttle_ms: int = 5100
-    """At most one check in this time, whoever triggers it. Processors allow one per 5 s."""
+    """At most one check in this time, in the whole cluster. Processors allow one per 5 s."""
     lock_ms: int = 4000
     """The life of the lock."""
     limit_ms: int = 2500
-    """Time limit for one call of `service-health`."""
+    """The time limit of one call of `service-health`."""
 
 
 class HealthCheck:
-    """Asks both processors how they are and hands the reports to the Selector."""
+    """Asks both processors for health reports and hands them to the Selector."""
 
     def __init__(
         self, redis: Redis, processors: Sequence[Processor], selector: Selector, times: Times
@@ -53,10 +53,8 @@ class HealthCheck:
         self._last: Selection | None = None
 
     async def check(self) -> Selection | None:
-        """Check now, unless another did within the throttle time or is doing it: then None.
-
-        Raises `RedisError`.
-        """
+        """Check now; None if another check runs or ran within the throttle time. Raises
+        `RedisError`."""
         if not await self._take(keys=[keys.HEALTH_THROTTLE], args=["1", self._times.throttle_ms]):
             return None
         token = await self._lock.acquire()
@@ -89,7 +87,7 @@ class HealthCheck:
         return selection
 
     async def _note(self, reports: Mapping[str, HealthReport | None], at_ms: int) -> None:
-        """Leave what the processors said for operators to read."""
+        """Leave the reports for operators to read."""
         said = {
             name: report and {"failing": report.failing, "minResponseTime": report.min_response_ms}
             for name, report in reports.items()
@@ -108,7 +106,7 @@ def _log_selection(selection: Selection) -> None:
 def make_health_check(
     settings: Settings, redis: Redis, transport: httpx.AsyncBaseTransport, times: Times = Times()
 ) -> HealthCheck:
-    """What a health worker works with."""
+    """The health check of a health worker."""
     return HealthCheck(
         redis,
         list(make_processors(settings, transport).values()),

@@ -1,8 +1,8 @@
-"""The Selector: which processor new payments go to.
+"""The Selector: it chooses the processor of new payments.
 
-The decision is a pure function of the two health reports; the choice is cached in Redis under
-`selected_payment_processor` for 10 seconds, written under the health check's lock. An operator's
-override (`selection:override`) stands above it until it expires.
+The choice is a pure function of the two health reports. Redis caches it for 10 seconds under
+`selected_payment_processor`; only the holder of the health check's lock writes it. An operator's
+override (`selection:override`) takes precedence until it expires.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LIFE_MS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What counts as fast, in ms (see `decide`)."""
+    """The limits of response times, in ms (see `decide`)."""
 
     fast_enough_ms: int = 50
     fallback_advantage_ms: int = 200
@@ -37,26 +37,26 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The chosen processor; `healthy` is False when none was known to be healthy."""
+    """The chosen processor; `healthy` is False if none was known to be healthy."""
 
     processor: str
     healthy: bool
     reason: str
     overridden: bool = False
-    """Whether an operator has chosen: then the other processor steps in for nothing."""
+    """Whether an operator has chosen: then the other processor never steps in."""
 
 
 UNSELECTED = Selection(DEFAULT, True, "no selection is cached")
-"""What a missing, corrupt or foreign cache entry reads as: `default`, until its own results tell a
-worker otherwise."""
+"""The reading of a missing, corrupt or foreign cache entry: `default`, until a worker's own results
+say otherwise."""
 
 
 def decide(reports: Mapping[str, HealthReport | None], limits: Limits) -> Selection:
-    """Choose by two health reports, None being unknown (the rule of the Elixir design).
+    """Choose by two health reports; a report of None is unknown.
 
-    One healthy: that one. Both: `default` if it answers within `fast_enough_ms`, else `fallback`
-    if it does, else `default` unless it is slower by more than `fallback_advantage_ms`. None:
-    `default`, marked unhealthy.
+    If one processor is healthy: that one. If both are: `default` if it answers within
+    `fast_enough_ms`, else `fallback` if that does, else `default` unless it is slower by more than
+    `fallback_advantage_ms`. If neither is: `default`, marked unhealthy.
     """
     default, fallback = reports.get(DEFAULT), reports.get(FALLBACK)
     default_is_healthy = default is not None and not default.failing
@@ -80,7 +80,7 @@ def decide(reports: Mapping[str, HealthReport | None], limits: Limits) -> Select
 
 
 def parse_selection(raw: bytes | None) -> Selection:
-    """Read the cache; anything but a selection of a known processor is `UNSELECTED`."""
+    """Read the cached selection; anything else is `UNSELECTED`."""
     document = read_note(raw)
     processor, healthy = document.get("processor"), document.get("healthy")
     if processor not in PROCESSORS or type(healthy) is not bool:
@@ -89,7 +89,7 @@ def parse_selection(raw: bytes | None) -> Selection:
 
 
 def parse_override(raw: bytes | None) -> Selection | None:
-    """Read an operator's choice; None where there is none, or nothing of a known processor."""
+    """Read an operator's choice; None if there is none of a known processor."""
     document = read_note(raw)
     processor = document.get("processor")
     if processor not in PROCESSORS:
@@ -98,7 +98,7 @@ def parse_override(raw: bytes | None) -> Selection | None:
 
 
 def parse_standing(raw: Sequence[bytes | None]) -> Selection:
-    """The selection that stands, by what `keys.SELECTIONS` hold: an operator's, else the health
+    """The current selection by the values of `keys.SELECTIONS`: an operator's, else the health
     check's."""
     override, selection = raw
     return parse_override(override) or parse_selection(selection)
@@ -114,14 +114,14 @@ class Selector:
         self._select = scripts.load(redis, "select")
 
     async def read(self) -> Selection:
-        """The selection that stands now. Raises `RedisError`."""
+        """The current selection. Raises `RedisError`."""
         return parse_standing(await self._redis.mget(keys.SELECTIONS))
 
     async def select(
         self, reports: Mapping[str, HealthReport | None], *, lock_key: str, token: str, at_ms: int
     ) -> Selection | None:
-        """Decide and cache the choice; None if the lock is no longer this token's, and then
-        nothing was written. Raises `RedisError`."""
+        """Decide and cache the choice; None, with nothing written, if the token no longer holds the
+        lock. Raises `RedisError`."""
         selection = decide(reports, self._limits)
         document = orjson.dumps(
             {

@@ -35,8 +35,8 @@ _REFUSALS = (
     ),
     (r"^NOREPLICAS|^Not enough good replicas", "it has too few replicas to take writes"),
     (r"^BUSY|busy running a script", "it is busy with a slow script"),
-    (r"^WRONGTYPE|against a key holding the wrong kind", "a key holds what is not Payswitch's"),
-    (r"max number of clients", "it has as many clients as it takes"),
+    (r"^WRONGTYPE|against a key holding the wrong kind", "a key holds data of another program"),
+    (r"max number of clients", "its limit of clients is reached"),
 )
 
 _SCRIPT_DECORATIONS = (

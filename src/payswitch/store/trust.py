@@ -38,7 +38,7 @@ def judge_server(info: Mapping[str, str]) -> list[str]:
     """The risks of a server of this kind, a sentence each; `info` is empty if `INFO` is not
     allowed."""
     if not info:
-        return ["INFO is not allowed, so its memory can't be watched, nor whether it is a replica"]
+        return ["INFO is not allowed, so its memory and its role can't be watched"]
     found = [] if (never := why_never(info)) is None else [never]
     version = info.get("redis_version", "")
     major = re.match(r"\d+", version)
@@ -49,8 +49,8 @@ def judge_server(info: Mapping[str, str]) -> list[str]:
         )
     if info.get("master_replid2", _NO_REPLICATION) != _NO_REPLICATION:
         found.append(
-            "it was a replica until it was promoted: what had not reached it by then is lost, "
-            "payments and pins (failover is not supported)"
+            "it was a replica until it was promoted: payments and pins that had not reached it by "
+            "then are lost (failover is not supported)"
         )
     if info.get("connected_slaves", "0") != "0":
         found.append(
@@ -98,5 +98,5 @@ async def config_risks(redis: Redis) -> list[str]:
             "CONFIG|NOPERM|lacks a right", f"{error} {in_words(error)}", re.IGNORECASE
         ):
             raise
-        return ["CONFIG is not allowed, so it can't be checked what Redis may lose"]
+        return ["CONFIG is not allowed, so the risks of its settings can't be checked"]
     return judge_config(config)

@@ -38,7 +38,7 @@ OF_A_SCRIPT = f" script: {SHA}, on @user_script:136."
         ),
         (
             f"WRONGTYPE Operation against a key holding the wrong kind of value{OF_A_SCRIPT}",
-            "a key holds what is not Payswitch's",
+            "a key holds data of another program",
         ),
         (
             f"ERR ACL failure in script: No permissions to access a key{OF_A_SCRIPT}",
@@ -65,7 +65,7 @@ OF_A_SCRIPT = f" script: {SHA}, on @user_script:136."
         ),
         ("READONLY You can't write against a read only replica.", "it is a replica"),
         ("LOADING Redis is loading the dataset in memory", "it is still loading its data"),
-        ("ERR max number of clients reached", "it has as many clients as it takes"),
+        ("ERR max number of clients reached", "its limit of clients is reached"),
         ("ERR unknown command 'EVALSHA'", "unknown command 'EVALSHA'"),
     ],
 )
