@@ -80,8 +80,6 @@ class Work:
 
     def open_numbers(self) -> set[int]:
         """The tries of the claim that are still open."""
-        if not self.claim.open_tries:
-            return set()
         return {open_try.number for open_try in self.claim.open_tries} - self.findings.closed
 
     def close_ended(self, routed: Routed) -> None:
@@ -149,7 +147,7 @@ class Dispatcher:
     async def _end_overdue(self, work: Work, still_open: set[int]) -> None:
         """Send nothing after the deadline; wait while a try is open."""
         if still_open:
-            await self._wait(work, "unpaid at its deadline, but a try is open")
+            await self._wait(work, f"{_UNPAID}, but a try is open")
         else:
             await self._bury(work, await self._why_unpaid(work.claim))
 
@@ -213,7 +211,7 @@ class Dispatcher:
                 return True
             case Unclear():
                 if work.claim.overdue and nothing_comes_later:
-                    reason = f"unpaid at its deadline; {work.claim.processor} can't tell"
+                    reason = f"{_UNPAID}; {work.claim.processor} can't tell"
                     await self._bury(work, reason, horizon_passed=True)
                 else:
                     error = f"asked {work.claim.processor}: {finding.reason}"

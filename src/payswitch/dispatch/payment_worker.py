@@ -101,11 +101,11 @@ class PaymentWorker(ResilientWorker):
         if self.allow_abort_jobs:
             raise ValueError("a payment can't be aborted: allow_abort_jobs must be off")
         self._claim_pause_ms = claim_pause_ms
-        self._lease_ms = lease_ms
-        self._deadline_ms = deadline_ms
-        self._max_delay_ms = max_delay_ms
-        self._probe_limit_ms = probe_limit_ms
-        self._sweep_ms = sweep_ms
+        self.claims = Claims(
+            self.pool, lease_ms=lease_ms, deadline_ms=deadline_ms, max_delay_ms=max_delay_ms
+        )
+        self._probe_lock = Lock(self.pool, keys.PROBE, life_ms=probe_limit_ms)
+        self._sweeper = Sweeper(self.pool, every_ms=sweep_ms, fold=self._fold)
         self._slot_freed = asyncio.Event()
         self._taking: asyncio.Task[Pause] | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -118,16 +118,7 @@ class PaymentWorker(ResilientWorker):
 
     async def main(self) -> None:
         """Run until cancelled, also while Redis is away."""
-        self.claims = Claims(
-            self.pool,
-            lease_ms=self._lease_ms,
-            deadline_ms=self._deadline_ms,
-            max_delay_ms=self._max_delay_ms,
-        )
-        self._probe_lock = Lock(self.pool, keys.PROBE, life_ms=self._probe_limit_ms)
-        self._sweeping = asyncio.create_task(
-            Sweeper(self.pool, every_ms=self._sweep_ms, fold=self._fold).run(), name="sweeper"
-        )
+        self._sweeping = asyncio.create_task(self._sweeper.run(), name="sweeper")
         await super().main()
 
     async def _fold(self) -> bool:

@@ -107,12 +107,7 @@ class DeadLetters:
         return await self._page(0, limit)
 
     async def _page(self, first: int, limit: int) -> list[tuple[bytes, float]]:
-        return [
-            (key, score)
-            for key, score in await self._redis.zrange(
-                keys.DEAD, first, first + limit - 1, withscores=True
-            )
-        ]
+        return list(await self._redis.zrange(keys.DEAD, first, first + limit - 1, withscores=True))
 
     async def _replay_page(self, ids: Sequence[str]) -> dict[str, Replay]:
         enqueued_at = time.time_ns() // 1_000_000

@@ -76,10 +76,6 @@ class Ledger:
         proof may call it, and repeat it. Raises `RedisError`."""
         return await self._settlements.submit((claim, processor, requested_at))
 
-    async def summary(self, first_ms: int | None, last_ms: int | None) -> dict[str, Total]:
-        """The totals of `window` alone. Raises `RedisError`."""
-        return (await self.window(first_ms, last_ms)).totals
-
     async def window(self, first_ms: int | None, last_ms: int | None) -> Summary:
         """Totals by processor of the payments whose `requestedAt` lies in the window, both bounds
         inclusive; None is no bound. A bound inside a folded entry moves outwards to that entry's

@@ -35,8 +35,6 @@ class Findings:
 
     def arguments(self) -> tuple[str, str]:
         """Both sets as arguments of a script."""
-        if not self.closed and not self.ended:
-            return "", ""
         return ",".join(map(str, sorted(self.closed))), ",".join(map(str, sorted(self.ended)))
 
 

@@ -22,9 +22,7 @@ from payswitch.store.notes import read_note
 if TYPE_CHECKING:
     from payswitch.processors.outcomes import HealthReport
 
-
-LIFE_MS = 10_000
-"""How long a selection is cached."""
+_LIFE_MS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +103,11 @@ def parse_standing(raw: Sequence[bytes | None]) -> Selection:
 
 
 class Selector:
-    """Reads and writes the cached selection."""
+    """Decides, and writes the cached selection."""
 
-    def __init__(self, redis: Redis, limits: Limits, *, life_ms: int = LIFE_MS) -> None:
-        self._redis = redis
+    def __init__(self, redis: Redis, limits: Limits) -> None:
         self._limits = limits
-        self._life_ms = life_ms
         self._select = scripts.load(redis, "select")
-
-    async def read(self) -> Selection:
-        """The current selection. Raises `RedisError`."""
-        return parse_standing(await self._redis.mget(keys.SELECTIONS))
 
     async def select(
         self, reports: Mapping[str, HealthReport | None], *, lock_key: str, token: str, at_ms: int
@@ -132,7 +124,7 @@ class Selector:
             }
         )
         written = await self._select(
-            keys=[lock_key, keys.SELECTION], args=[token, document, self._life_ms]
+            keys=[lock_key, keys.SELECTION], args=[token, document, _LIFE_MS]
         )
         return selection if written else None
 

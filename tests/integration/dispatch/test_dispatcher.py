@@ -423,7 +423,7 @@ async def pause_of(payment: str, redis: ArqRedis) -> float:
 
 @pytest.mark.parametrize("headers", [(("retry-after", "5"),), IN_FIVE_SECONDS])
 @pytest.mark.parametrize("status", [429, 503])
-async def test_retry_after_is_heeded_where_the_payment_can_not_go_elsewhere(
+async def test_retry_after_is_heeded_if_the_payment_can_not_go_elsewhere(
     b: Bench, redis: ArqRedis, status: int, headers: tuple[tuple[str, str], ...]
 ) -> None:
     b.use(replace(b.settings, retry_cap_ms=10_000))
@@ -443,7 +443,7 @@ async def test_retry_after_of_a_question_is_heeded(b: Bench, redis: ArqRedis) ->
     assert 3 < await pause_of(payment, redis) <= 6
 
 
-async def test_a_500_of_a_payment_that_is_recorded_settles_whatever_its_retry_after(
+async def test_a_500_of_a_recorded_payment_settles_despite_its_retry_after(
     b: Bench,
 ) -> None:
     payment = await b.accept()
@@ -526,7 +526,7 @@ async def test_a_refusal_among_payments_is_a_dead_letter_each_time(b: Bench) -> 
             assert record.state == ("settled" if reply is PAID else "dead")
 
 
-async def test_a_422_for_what_the_processor_has_is_no_refusal(b: Bench) -> None:
+async def test_a_422_for_a_payment_that_the_processor_has_is_no_refusal(b: Bench) -> None:
     b.use(limits=replace(PATIENT, refusals=1))
     payment = await b.accept()
     b.default.script = [Reply(429, record=True)]
@@ -741,7 +741,7 @@ async def test_while_the_processor_has_no_free_slot_the_payment_is_given_back(
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_after_a_purge_the_same_id_is_watched_anew_by_both_clocks(b: Bench) -> None:
+async def test_after_a_purge_both_clocks_watch_the_same_id_from_the_start(b: Bench) -> None:
     """Its tries are counted from one again; Redis' clock alone, set forth, must not unpin it."""
     payment = await b.accept()
     b.default.script.append(NEVER)

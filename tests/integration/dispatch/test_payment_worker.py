@@ -454,7 +454,7 @@ async def test_where_both_refuse_everything_payments_are_held_until_one_pays_aga
         }
 
 
-async def test_payments_that_nobody_takes_hide_no_good_one_and_are_buried(
+async def test_payments_that_no_processor_takes_are_buried_and_hold_up_no_others(
     redis: ArqRedis, redis_server: RedisServer
 ) -> None:
     settings = replace(FAST, processor_slots=1)
@@ -523,7 +523,7 @@ async def _is_zero(run: Any) -> bool:
 
 
 @pytest.mark.parametrize(("setting", "policy"), [("on", os.SCHED_IDLE), ("off", os.SCHED_OTHER)])
-async def test_every_thread_of_a_worker_yields_the_cpu_where_that_is_wanted(
+async def test_every_thread_of_a_worker_yields_the_cpu_if_set(
     b: Bench, redis_server: RedisServer, setting: str, policy: int
 ) -> None:
     await b.accept()

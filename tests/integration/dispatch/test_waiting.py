@@ -1,4 +1,4 @@
-"""Payments that wait for one processor: when they are due, and what brings them forward."""
+"""Payments that wait for one processor: their due times, and the events that bring them forward."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
 
 
 async def pinned(b: Bench, processor: str = "default") -> str:
-    """A payment with an open try of which nobody knows what came of it."""
+    """A payment with an open try of unknown outcome."""
     payment = await b.accept()
     tries = Tries(b.redis, max_delay_ms=60_000, lease_ms=b.settings.lease_ms)
     assert await tries.open(await b.claim_when_due(payment), processor, Findings())
@@ -38,7 +38,7 @@ async def pinned(b: Bench, processor: str = "default") -> str:
 
 
 def book(payment: str, amount: float = 19.9) -> dict[str, object]:
-    """What the processor has recorded of it."""
+    """The processor's record of it."""
     return {"correlationId": payment, "amount": amount, "requestedAt": "2026-01-02T03:04:05Z"}
 
 
@@ -117,7 +117,7 @@ async def test_the_first_that_gets_on_wakes_the_next_four(b: Bench, how: str) ->
 async def test_where_none_is_due_before_long_the_first_in_line_is_brought_forward(
     b: Bench,
 ) -> None:
-    """As after some were woken in vain: what is left in line is due much later."""
+    """As after some were woken in vain: the rest of the line is due much later."""
     first, second, *others = await waiting(b, 9)
     b.default.books[first] = book(first)
     await b.dispatcher.dispatch(await b.claim_when_due(first))
@@ -132,7 +132,7 @@ async def test_where_none_is_due_before_long_the_first_in_line_is_brought_forwar
 
 
 async def test_who_is_claimed_leaves_one_that_is_due_before_long(b: Bench) -> None:
-    """As where the worker that claimed it is killed before it can wake the next."""
+    """As if the worker that claimed it was killed before it could wake the next."""
     payments = await waiting(b, 7)
     later = 9_000_000_000_000
     for payment in payments[1:]:
@@ -166,7 +166,7 @@ async def test_gone_entries_do_not_count_among_those_that_are_woken(b: Bench) ->
     assert await in_line(b) == {*others[6:]}
 
 
-async def test_something_else_under_one_key_keeps_nobody_from_being_woken(b: Bench) -> None:
+async def test_something_else_under_one_key_stops_no_wake_up(b: Bench) -> None:
     await waiting(b, 3)
     await b.redis.set("payments:waiting:fallback", "not ours")
     tries = Tries(b.redis, max_delay_ms=60_000, lease_ms=b.settings.lease_ms)
@@ -184,7 +184,7 @@ async def test_what_came_to_be_due_at_another_time_is_left_alone(b: Bench) -> No
     assert await b.redis.zrange("arq:queue", 0, -1, withscores=True) == [(second.encode(), later)]
 
 
-async def test_a_clock_that_was_ahead_leaves_nobody_waiting_for_long(b: Bench) -> None:
+async def test_a_clock_that_was_ahead_makes_no_payment_wait_long(b: Bench) -> None:
     await b.redis.zadd(WAITING, {"left by a clock that was ahead": 9_000_000_000_000})
     first, second = await waiting(b, 2)
     at = await due(b)
@@ -193,7 +193,7 @@ async def test_a_clock_that_was_ahead_leaves_nobody_waiting_for_long(b: Bench) -
     assert await in_line(b) == {first, second}
 
 
-async def test_something_else_under_the_key_keeps_nobody_from_being_given_back(b: Bench) -> None:
+async def test_something_else_under_the_key_stops_no_release(b: Bench) -> None:
     await b.redis.set(WAITING, "not ours")
     first, second = await waiting(b, 2)
     assert all(0 < at <= PACE_MS for at in (await due(b)).values())
@@ -202,7 +202,7 @@ async def test_something_else_under_the_key_keeps_nobody_from_being_given_back(b
     await b.dispatch_until_done(second)
 
 
-async def test_a_purge_forgets_who_waits(b: Bench) -> None:
+async def test_a_purge_forgets_waiting_payments(b: Bench) -> None:
     await waiting(b, 2)
     await b.purge()
     assert not await b.redis.exists(WAITING)

@@ -1,4 +1,4 @@
-"""What an operator orders, as running workers follow it: real processes, a real Redis."""
+"""Running workers follow an operator's orders: real processes, a real Redis."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ async def test_what_is_in_flight_is_finished_and_what_comes_back_waits(b: Bench)
     assert [claim.correlation_id for claim in await b.claim()] == [retried]
 
 
-async def test_nobody_is_woken_while_paused_and_somebody_at_once_after(b: Bench) -> None:
+async def test_no_worker_is_woken_while_paused_and_one_at_once_after(b: Bench) -> None:
     controls = Controls(b.redis)
     await controls.pause(life_ms=None, by="ana", reason=None)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""What operators order is in the health worker's log, once."""
+"""Operators' orders are in the health worker's log, once."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ async def test_the_health_check_leaves_choice_and_reports(b: Bench, redis: ArqRe
     assert abs(overview.at - default.at) < 60_000
 
 
-async def test_orders_are_seen_whoever_wrote_them(redis: ArqRedis) -> None:
+async def test_orders_are_seen_from_any_writer(redis: ArqRedis) -> None:
     order = {"by": "ann", "reason": "a test", "processor": "fallback"}
     await redis.set("selection:override", orjson.dumps(order), px=60_000)
     await redis.lpush("payments:paused", "the key counts, whatever it holds")  # type: ignore[misc]
@@ -158,7 +158,7 @@ async def test_numbers_beyond_all_measure_are_no_heartbeat_and_the_history_goes_
 
 
 @pytest.mark.parametrize("fee", ["1e999999", "-1", "NaN", "2"])
-async def test_what_can_be_no_share_is_no_fee(redis: ArqRedis, fee: str) -> None:
+async def test_a_value_that_is_no_share_is_no_fee(redis: ArqRedis, fee: str) -> None:
     await write_note(redis, keys.FEES, {"default": fee})
     assert (await look(redis)).fee_rates == {}
 
@@ -207,7 +207,7 @@ async def test_processes_with_one_host_name_and_one_pid_are_two(
     assert len({each.name for each in found}) == 2
 
 
-async def test_heartbeats_go_on_where_redis_is_full(redis: ArqRedis) -> None:
+async def test_heartbeats_go_on_if_redis_is_full(redis: ArqRedis) -> None:
     await redis.config_set("maxmemory", 1)
     try:
         await Heartbeat(redis, "health", dict).write()
@@ -297,7 +297,7 @@ async def test_fees_are_those_that_the_processors_say(b: Bench, redis: ArqRedis)
     assert (await look(redis)).fee_rates == known
 
 
-async def test_one_sample_a_second_is_kept_whoever_writes(redis: ArqRedis) -> None:
+async def test_one_sample_a_second_is_kept_from_any_writer(redis: ArqRedis) -> None:
     first, second = HistoryWriter(redis), HistoryWriter(redis)
     assert await first.write()
     assert not await second.write()

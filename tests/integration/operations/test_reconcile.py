@@ -341,7 +341,7 @@ async def test_any_mixture_is_reported_exactly(
 async def test_looking_thoroughly_finds_what_cancels_out(
     redis: ArqRedis, cases: list[tuple[str, int]]
 ) -> None:
-    """All amounts are the same, so that what is missing and what is too much cancel out."""
+    """All amounts are the same, so that missing and surplus payments cancel out."""
     await redis.flushall()
     async with books(redis) as b:
         made = [(case, await make(b, case, AT + offset, 1990)) for case, offset in cases]

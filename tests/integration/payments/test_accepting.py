@@ -138,7 +138,7 @@ async def test_accepting_goes_on_after_redis_was_restarted(own_redis: RedisServe
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_a_forgotten_script_is_loaded_anew(redis: ArqRedis) -> None:
+async def test_a_forgotten_script_is_loaded_again(redis: ArqRedis) -> None:
     queue = accept_queue(redis)
     await queue.accept(new_payment())
     await redis.script_flush()
@@ -177,7 +177,7 @@ async def test_a_payment_is_told_that_redis_is_away_or_frozen_or_back(
     await redis.aclose(close_connection_pool=True)
 
 
-async def test_a_clock_that_was_set_refuses_nobody(
+async def test_a_clock_that_was_set_refuses_no_payment(
     redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdicts: Counter[str] = Counter()

@@ -244,7 +244,7 @@ ANSWERS = st.sampled_from(
     fallback=st.lists(ANSWERS, max_size=4),
     silent=st.integers(0, 2),
 )
-async def test_whatever_comes_between_a_payment_that_is_replayed_is_paid_once(
+async def test_a_replayed_payment_is_paid_once_in_any_interleaving(
     redis: ArqRedis, steps: list[str], default: list[Reply], fallback: list[Reply], silent: int
 ) -> None:
     await redis.flushall()

@@ -1,4 +1,4 @@
-"""The record's tries on a real Redis: who may unpin, give back and bury, and when."""
+"""The record's tries on a real Redis: the conditions to unpin, give back and bury."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_an_open_try_keeps_processor_and_instant(b: Bench) -> None:
     assert second == replace(first, number=2)
 
 
-async def test_with_every_try_closed_the_payment_is_pinned_anew(b: Bench) -> None:
+async def test_with_every_try_closed_the_payment_is_pinned_again(b: Bench) -> None:
     claim, _ = await sent(b)
     second = await tries(b).open(claim, "fallback", Findings(closed={1}))
     assert second is not None

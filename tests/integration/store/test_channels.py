@@ -262,7 +262,7 @@ async def test_a_redis_that_ends_during_a_call_is_said(own_redis: RedisServer) -
         await client.aclose(close_connection_pool=True)
 
 
-async def test_a_frozen_redis_is_given_up_and_its_late_answer_is_nobodys(
+async def test_a_frozen_redis_times_out_and_its_late_answer_reaches_no_call(
     own_redis: RedisServer,
 ) -> None:
     client = connect(own_redis.url, limit_s=0.3)
@@ -300,7 +300,7 @@ async def test_a_call_has_its_whole_time_though_an_earlier_one_set_the_timer(
 
 
 @pytest.mark.parametrize("turns", range(12))
-async def test_an_answer_to_a_cancelled_call_is_nobodys(redis: ArqRedis, turns: int) -> None:
+async def test_the_answer_to_a_cancelled_call_reaches_no_other(redis: ArqRedis, turns: int) -> None:
     script = cast(Any, redis.register_script(ECHO))
     await script(args=["first"])
     cancelled = asyncio.create_task(script(args=["cancelled"]))
@@ -373,7 +373,7 @@ async def test_a_second_answer_to_one_call_is_never_the_next_ones() -> None:
         assert await script() == 2
 
 
-async def test_an_answer_that_comes_while_nobody_waits_is_nobodys() -> None:
+async def test_an_answer_to_no_call_reaches_no_call() -> None:
     async with pretending([b"+mine\r\n", b"+again\r\n"]) as client:
         script = cast(Any, client.register_script(ECHO))
         assert await script() == b"mine"

@@ -90,7 +90,7 @@ async def in_the_parser(connection: Any) -> None:
 
 
 @pytest.mark.parametrize("wait", [in_the_kernel, in_the_buffer, in_the_parser])
-async def test_an_answer_that_nobody_asked_for_is_nobodys(
+async def test_a_stray_answer_reaches_no_call(
     redis_server: RedisServer, wait: Callable[[Any], Awaitable[None]]
 ) -> None:
     client = connect(redis_server.url, limit_s=10)

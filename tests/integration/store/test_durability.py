@@ -105,7 +105,7 @@ class TracedRedis(RedisServer):
         return last
 
     async def cut_power(self) -> None:
-        """Kill it, and forget what was not synced. `start` then goes on without strace."""
+        """Kill it, and forget all unsynced bytes. `start` then goes on without strace."""
         self.kill()
 
         async def has_ended() -> bool:

@@ -214,7 +214,7 @@ async def test_a_node_of_a_cluster_is_never_used(
     server.kill()
 
 
-async def test_a_restart_is_noticed_and_the_server_judged_anew(
+async def test_a_restart_is_noticed_and_the_server_judged_again(
     own_redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

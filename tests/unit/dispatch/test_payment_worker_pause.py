@@ -22,7 +22,7 @@ def test_it_is_the_pause_and_up_to_a_quarter_more(pause: float, waited: float) -
 
 
 @given(waited=st.floats(PAUSE_MS / 2, 10_000))
-def test_it_is_the_pause_for_who_is_alone_or_in_the_middle(waited: float) -> None:
+def test_a_worker_alone_or_in_the_middle_waits_for_the_pause(waited: float) -> None:
     assert claim_interval(PAUSE_MS, waited) == PAUSE_MS
 
 

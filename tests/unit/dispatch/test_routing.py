@@ -313,7 +313,7 @@ def test_probes_that_are_refused_make_it_refusing() -> None:
     assert breaker.refusing
 
 
-def test_refusals_of_what_was_under_way_when_it_opened_count() -> None:
+def test_refusals_of_calls_under_way_when_it_opened_count() -> None:
     breaker = breaker_of()
     for _ in range(REFUSALS):
         breaker.enter(0)
@@ -572,7 +572,7 @@ def test_a_success_since_then_speaks_for_a_processor_that_the_check_found_unheal
 
 
 @pytest.mark.parametrize("at", [99.0, 100.0])
-def test_a_success_before_the_check_found_nothing_healthy_speaks_for_nobody(at: float) -> None:
+def test_a_success_before_the_check_found_nothing_healthy_does_not_count(at: float) -> None:
     router = router_of()
     call(router.breakers["default"], GOOD, at)
     assert selecting(router, "default", healthy=False, now=100).choose(102) is None

@@ -158,7 +158,7 @@ def test_what_is_looked_up(of: Record, is_looked_up: bool) -> None:
     strangers=st.lists(st.tuples(st.sampled_from(["default", "fallback"]), CENTS, INSTANTS)),
     cuts=st.sets(st.integers(1, 999), max_size=5),
 )
-def test_what_is_left_after_all_payments_that_differ_is_what_strangers_paid(
+def test_the_rest_after_all_differing_payments_is_from_unknown_payments(
     payments: list[tuple[str, int, int, Found | None, Found | None]],
     strangers: list[tuple[str, int, int]],
     cuts: set[int],

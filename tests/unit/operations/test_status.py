@@ -1,4 +1,4 @@
-"""The status: what is said of which overview, rates from samples, and fees to the cent."""
+"""The status: the notes on each overview, rates from samples, and fees to the cent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the accept queue makes of Redis' answers."""
+"""How the accept queue reads Redis' answers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def accept_all(redis: ScriptedRedis) -> list[Acceptance | BaseException]:
     return await asyncio.gather(*map(queue.accept, payments), return_exceptions=True)
 
 
-async def test_who_was_late_comes_again_and_nobody_else() -> None:
+async def test_only_payments_refused_as_late_are_retried() -> None:
     redis = ScriptedRedis([b"late", b"new", b"late"], [b"same", b"late"], [b"new"])
     assert await accept_all(redis) == [Acceptance.SAME, Acceptance.NEW, Acceptance.NEW]
     assert redis.asked == [IDS, [IDS[0], IDS[2]], [IDS[2]]]
@@ -52,7 +52,9 @@ async def test_who_was_late_comes_again_and_nobody_else() -> None:
 @pytest.mark.parametrize(
     "error", [OutOfMemoryError("used memory > 'maxmemory'"), RedisError("away"), OSError("away")]
 )
-async def test_who_was_accepted_is_told_so_whatever_becomes_of_the_late(error: Exception) -> None:
+async def test_an_accepted_payment_is_confirmed_even_if_the_retry_of_a_late_one_fails(
+    error: Exception,
+) -> None:
     first, second, third = await accept_all(ScriptedRedis([b"new", b"late", b"same"], error))
     assert (first, third) == (Acceptance.NEW, Acceptance.SAME)
     assert isinstance(second, NotAcceptedError)

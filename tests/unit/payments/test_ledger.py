@@ -92,7 +92,7 @@ async def summary_of(payments: Iterable[Paid], first: int | None, last: int | No
     redis = new_redis()
     ledger = ledger_on(redis)
     await settle_all(redis, ledger, payments)
-    return await ledger.summary(first, last)
+    return (await ledger.window(first, last)).totals
 
 
 # Settling.
@@ -107,7 +107,7 @@ async def test_a_settled_payment_is_in_the_summary(redis: Redis) -> None:
     ledger = ledger_on(redis)
     await pin(redis)
     await ledger.settle(claim_of(), "default", AT_MS)
-    totals = await ledger.summary(None, None)
+    totals = (await ledger.window(None, None)).totals
     assert totals == {"default": Total(1, 1990), "fallback": Total()}
 
 
@@ -122,7 +122,7 @@ async def test_the_cents_are_those_of_the_record(redis: Redis) -> None:
     ledger = ledger_on(redis)
     await pin(redis, cents=7)
     await ledger.settle(claim_of(), "default", AT_MS)
-    assert (await ledger.summary(None, None))["default"] == Total(1, 7)
+    assert (await ledger.window(None, None)).totals["default"] == Total(1, 7)
 
 
 async def test_a_settled_record_is_kept_for_the_retention_time(redis: Redis) -> None:
@@ -168,7 +168,7 @@ async def test_a_payment_that_is_settled_twice_counts_once(redis: Redis, at_ms: 
     await pin(redis)
     await ledger.settle(claim_of(), "default", AT_MS)
     await ledger.settle(claim_of(), "default", at_ms)
-    assert (await ledger.summary(None, None))["default"] == Total(1, 1990)
+    assert (await ledger.window(None, None)).totals["default"] == Total(1, 1990)
 
 
 async def test_who_settles_again_is_told_that_it_is_known(redis: Redis) -> None:
@@ -189,7 +189,7 @@ async def test_two_proofs_in_one_flush_count_once(redis: Redis) -> None:
     ledger = ledger_on(redis)
     await pin(redis)
     await asyncio.gather(*(ledger.settle(claim_of(), "default", AT_MS) for _ in range(2)))
-    assert (await ledger.summary(AT_MS, AT_MS))["default"] == Total(1, 1990)
+    assert (await ledger.window(AT_MS, AT_MS)).totals["default"] == Total(1, 1990)
 
 
 # Proofs that match nothing.
@@ -221,7 +221,7 @@ async def test_an_incident_does_not_count(redis: Redis, state: str) -> None:
     ledger = ledger_on(redis)
     await pin(redis, processor="default", state=state)
     await ledger.settle(claim_of(), "fallback", AT_MS)
-    assert set((await ledger.summary(None, None)).values()) == {Total()}
+    assert set((await ledger.window(None, None)).totals.values()) == {Total()}
 
 
 async def test_an_incident_leaves_the_record_as_it_was(redis: Redis) -> None:
@@ -287,7 +287,7 @@ async def test_what_is_gone_does_not_count(redis: Redis) -> None:
     await redis.set("payments:generation", "1")
     await ledger.settle(claim_of(), "default", AT_MS)
     await redis.set("payments:generation", "0")
-    assert (await ledger.summary(None, None))["default"] == Total()
+    assert (await ledger.window(None, None)).totals["default"] == Total()
 
 
 async def test_a_purge_empties_the_summary(redis: Redis) -> None:
@@ -296,7 +296,7 @@ async def test_a_purge_empties_the_summary(redis: Redis) -> None:
     await ledger.settle(claim_of(), "default", AT_MS)
     await redis.set("payments:generation", "1")
     windows = [(None, None), (0, None), (None, AT_MS), (AT_MS, AT_MS)]
-    assert [(await ledger.summary(*window))["default"] for window in windows] == [Total()] * 4
+    assert [(await ledger.window(*window)).totals["default"] for window in windows] == [Total()] * 4
 
 
 # The summary.
@@ -341,7 +341,7 @@ async def test_the_summary_of_any_window_is_that_of_walking_every_payment(
         near = st.builds(int.__add__, st.sampled_from([at for _, at, _ in payments]), NEAR)
         bounds = near | BOUNDS
     for first, last in data.draw(st.lists(st.tuples(bounds, bounds), min_size=4, max_size=4)):
-        assert await ledger.summary(first, last) == brute_force(payments, first, last)
+        assert (await ledger.window(first, last)).totals == brute_force(payments, first, last)
 
 
 @pytest.mark.parametrize("power", range(7))
@@ -353,7 +353,10 @@ async def test_both_bounds_are_inclusive_at_every_level_of_the_tree(power: int, 
 
 
 async def test_an_empty_ledger_has_empty_totals(redis: Redis) -> None:
-    assert await ledger_on(redis).summary(None, None) == {"default": Total(), "fallback": Total()}
+    assert (await ledger_on(redis).window(None, None)).totals == {
+        "default": Total(),
+        "fallback": Total(),
+    }
 
 
 @pytest.mark.parametrize(
@@ -387,7 +390,7 @@ async def test_a_sum_beyond_what_a_double_tells_is_exact(
     for number in range(10):
         await pin(redis, str(number), cents=cents)
         await ledger.settle(claim_of(str(number)), "default", AT_MS + number)
-    assert (await ledger.summary(first, last))["default"] == Total(10, 10 * cents)
+    assert (await ledger.window(first, last)).totals["default"] == Total(10, 10 * cents)
 
 
 # The summary as JSON.

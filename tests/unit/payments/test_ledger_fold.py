@@ -99,7 +99,7 @@ STEPS = st.lists(
 
 @settings(max_examples=60)
 @given(STEPS, st.data())
-async def test_whatever_is_folded_when_a_summary_is_that_of_walking_every_payment(
+async def test_a_summary_after_any_folds_equals_a_walk_over_every_payment(
     sequence: list[Paid | Fold], data: st.DataObject
 ) -> None:
     redis = new_redis()
@@ -160,7 +160,7 @@ async def test_a_late_settlement_counts_in_a_folded_entry_and_leaves_no_finer_no
     await settle(redis, ("default", START_MS + 5, 7))
     names = {name for name in await node_names(redis) if name.split(":")[0] in ("1", "100")}
     assert names == set()
-    totals = (await ledger_on(redis).summary(START_MS, START_MS + TEN_S - 1))["default"]
+    totals = (await ledger_on(redis).window(START_MS, START_MS + TEN_S - 1)).totals["default"]
     assert totals == Total(1, 7)
 
 

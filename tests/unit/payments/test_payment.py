@@ -312,7 +312,7 @@ PAYMENT = f'{{"correlationId":"{ID}","amount":19.90}}'
         (PAYMENT.replace("}", ",}").encode(), "trailing comma is not allowed"),
     ],
 )
-def test_what_is_not_json_is_told_what_it_is(body: bytes, cause: str) -> None:
+def test_a_body_that_is_not_json_is_named(body: bytes, cause: str) -> None:
     with pytest.raises(MalformedPaymentError, match=f"^the body is not valid JSON: .*{cause}"):
         parse_payment(body)
 
@@ -438,7 +438,7 @@ _VALUES = ["1", "2.50", "null", f'"{ID}"', '"amount"', '{"amount":1}', "19.90000
 
 @settings(max_examples=300)
 @given(st.lists(st.tuples(st.sampled_from(_NAMES), st.sampled_from(_VALUES)), max_size=5))
-def test_whatever_is_taken_has_each_field_that_counts_once(members: list[tuple[str, str]]) -> None:
+def test_an_accepted_body_has_each_known_field_once(members: list[tuple[str, str]]) -> None:
     body = "{" + ",".join(f'"{name}":{value}' for name, value in members) + "}"
     if parse_or_refuse(body.encode()) is not None:
         names = [json.loads(f'"{name}"') for name, _ in members]

@@ -154,7 +154,7 @@ def test_an_unknown_payment_may_be_forgotten() -> None:
     QuietWatch().forget(ID)
 
 
-def test_beyond_what_is_remembered_the_oldest_sight_starts_anew() -> None:
+def test_beyond_its_room_the_watch_forgets_the_oldest_sight() -> None:
     watch = QuietWatch(remembered=2)
     for number in (1, 2, 3):
         watch.saw(str(number), claim_of(1).life_of_try(1), 0)

@@ -1,4 +1,4 @@
-"""A processor's summary: what is read of it, and what is no summary."""
+"""A processor's summary: its fields, and answers that are no summary."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_any_spelling_of_a_number_is_read(amount: str) -> None:
         f'{{"totalRequests":1{"0" * 20},"totalAmount":1}}',
     ],
 )
-def test_what_is_no_summary_is_none(body: str) -> None:
+def test_any_other_answer_is_no_summary(body: str) -> None:
     assert parse_total(body.encode()) is None
 
 
@@ -81,7 +81,7 @@ def test_any_bytes_are_judged(body: bytes) -> None:
     ],
     ids=["401", "500", "302", "nonsense", "absurd", "reset", "silence"],
 )
-async def test_whoever_gives_no_summary_can_not_be_asked(reply: Reply, message: str) -> None:
+async def test_a_processor_without_a_summary_can_not_be_asked(reply: Reply, message: str) -> None:
     transport = Transport(max_connections_per_host=1)
     async with ScriptedProcessor(finds=[reply]).running() as processor:
         books = ProcessorBooks(

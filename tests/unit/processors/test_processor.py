@@ -1,4 +1,4 @@
-"""The processor client: what every answer means, and exactly what is sent."""
+"""The processor client: the meaning of every answer, and the exact requests."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_what_may_be_recorded_after_its_answer_is_never_taken_as_ended(
         (httpx.RequestError("other"), Unknown("other")),
     ],
 )
-def test_an_error_means_not_paid_only_where_nothing_has_left(
+def test_an_error_means_not_paid_only_if_nothing_was_sent(
     error: httpx.RequestError, outcome: Outcome
 ) -> None:
     assert classify_error(error) == outcome

@@ -1,4 +1,4 @@
-"""The Selector: the rule as a table, what it never does, and the cache under the lock's token."""
+"""The Selector: its rule as a table, its properties, and the cache under the lock's token."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def choice(
 
 @pytest.fixture
 async def redis() -> AsyncIterator[Redis]:
-    """A Redis that knows who holds the lock."""
+    """A Redis in which the token `mine` holds the lock."""
     client: Redis = fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer())
     await client.set(LOCK, "mine")
     yield client
@@ -245,13 +245,13 @@ def test_no_bytes_in_the_override_raise_anything(raw: bytes) -> None:
 
 
 async def select(redis: Redis, token: str) -> Selection | None:
-    return await select_by(Selector(redis, Limits()), token)
-
-
-async def select_by(selector: Selector, token: str) -> Selection | None:
-    return await selector.select(
+    return await Selector(redis, Limits()).select(
         {"default": failing(), "fallback": healthy(7)}, lock_key=LOCK, token=token, at_ms=AT_MS
     )
+
+
+async def standing(redis: Redis) -> Selection:
+    return parse_standing(await redis.mget(keys.SELECTIONS))
 
 
 async def test_the_holder_of_the_lock_writes_the_selection(redis: Redis) -> None:
@@ -270,15 +270,15 @@ async def test_a_written_selection_is_returned(redis: Redis) -> None:
 
 async def test_a_written_selection_is_read_again(redis: Redis) -> None:
     written = await select(redis, "mine")
-    assert await Selector(redis, Limits()).read() == written
+    assert await standing(redis) == written
 
 
 async def test_the_selector_respects_an_operators_choice(redis: Redis) -> None:
     await redis.set(keys.OVERRIDE, b'{"processor":"default"}')
     await select(redis, "mine")
-    assert (await Selector(redis, Limits()).read()).processor == "default"
+    assert (await standing(redis)).processor == "default"
     await redis.delete(keys.OVERRIDE)
-    assert (await Selector(redis, Limits()).read()).processor == "fallback"
+    assert (await standing(redis)).processor == "fallback"
 
 
 async def test_a_selection_lives_for_ten_seconds(redis: Redis) -> None:
@@ -286,19 +286,14 @@ async def test_a_selection_lives_for_ten_seconds(redis: Redis) -> None:
     assert 9_000 < await redis.pttl(keys.SELECTION) <= 10_000
 
 
-async def test_the_life_of_a_selection_is_a_setting(redis: Redis) -> None:
-    await select_by(Selector(redis, Limits(), life_ms=700), "mine")
-    assert 0 < await redis.pttl(keys.SELECTION) <= 700
-
-
-async def test_who_does_not_hold_the_lock_writes_nothing(redis: Redis) -> None:
+async def test_another_token_than_the_locks_writes_nothing(redis: Redis) -> None:
     await redis.set(keys.SELECTION, "old")
     await select(redis, "another's")
     assert await redis.get(keys.SELECTION) == b"old"
 
 
 @pytest.mark.parametrize("token", ["another's", "", "min", "mine "])
-async def test_who_does_not_hold_the_lock_is_told_so(redis: Redis, token: str) -> None:
+async def test_another_token_than_the_locks_gets_no_selection(redis: Redis, token: str) -> None:
     assert await select(redis, token) is None
 
 
@@ -309,9 +304,9 @@ async def test_nobody_writes_once_the_lock_has_expired(redis: Redis) -> None:
 
 
 async def test_an_empty_cache_reads_as_default(redis: Redis) -> None:
-    assert await Selector(redis, Limits()).read() is UNSELECTED
+    assert await standing(redis) is UNSELECTED
 
 
 async def test_a_corrupt_cache_reads_as_default(redis: Redis) -> None:
     await redis.set(keys.SELECTION, b"\x00{")
-    assert await Selector(redis, Limits()).read() is UNSELECTED
+    assert await standing(redis) is UNSELECTED

@@ -1,4 +1,4 @@
-"""What Redis' errors mean in words: no text of a script or of a library reaches a user."""
+"""Redis' errors in words: no text of a script or of a library reaches a user."""
 
 from __future__ import annotations
 

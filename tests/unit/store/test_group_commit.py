@@ -163,7 +163,7 @@ async def test_a_cancelled_item_leaves_its_place_in_the_batch_to_the_next() -> N
     assert (await flushes.next()).items == [2, 4]
 
 
-async def test_nothing_is_flushed_when_all_who_waited_are_cancelled() -> None:
+async def test_nothing_is_flushed_when_all_submitters_are_cancelled() -> None:
     flushes = Flushes()
     commits = GroupCommit(flushes)
     [first_task] = submit(commits, 1)

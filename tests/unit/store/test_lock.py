@@ -39,7 +39,7 @@ async def test_a_held_lock_is_not_acquired(redis: Redis) -> None:
     assert await Lock(redis, KEY, life_ms=4000).acquire() is None
 
 
-async def test_of_many_who_try_at_once_one_acquires(redis: Redis) -> None:
+async def test_of_many_concurrent_attempts_one_acquires(redis: Redis) -> None:
     locks = [Lock(redis, KEY, life_ms=4000) for _ in range(20)]
     tokens = await asyncio.gather(*(lock.acquire() for lock in locks))
     assert sum(token is not None for token in tokens) == 1

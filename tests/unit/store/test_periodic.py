@@ -1,4 +1,4 @@
-"""What is done every so often goes on whatever a turn raises, and ends when it is closed."""
+"""Periodic work continues after any error of a turn, and ends when it is closed."""
 
 from __future__ import annotations
 

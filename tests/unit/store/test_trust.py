@@ -1,4 +1,4 @@
-"""Whether a Redis can hold payments, and what it may lose."""
+"""Whether a Redis can hold payments, and which of them it may lose."""
 
 from __future__ import annotations
 
@@ -154,6 +154,6 @@ def test_a_replica_and_a_node_of_a_cluster_are_never_used(
     assert why_never({}) is None
 
 
-def test_the_fields_of_an_info_are_read_whatever_stands_between() -> None:
+def test_the_fields_of_an_info_are_read_between_other_lines() -> None:
     text = "# Server\r\nredis_version:7.0.15\r\nos:Linux 6:x\r\n\r\n# Memory\r\nmaxmemory:0\r\n"
     assert parse_info(text) == {"redis_version": "7.0.15", "os": "Linux 6:x", "maxmemory": "0"}
