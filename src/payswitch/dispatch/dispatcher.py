@@ -265,10 +265,10 @@ class Dispatcher:
 
     async def _conclude(self, work: Work, routed: Routed, outcome: Outcome) -> None:
         number = routed.number
-        who = routed.processor
+        processor = routed.processor
         match outcome:
             case Paid():
-                await self._settle(work, who, routed.requested_at)
+                await self._settle(work, processor, routed.requested_at)
             case Refused():
                 work.findings.ended.add(number)
                 await self._after_refusal(work, routed, outcome)
@@ -277,14 +277,14 @@ class Dispatcher:
                 await self._after_end(work, routed, outcome)
             case NotPaid():
                 work.findings.closed.add(number)
-                await self._retry(work, f"{who}: {outcome.reason}")
+                await self._retry(work, f"{processor}: {outcome.reason}")
             case NotSentInTime():
                 work.findings.closed.add(number)
                 await self._give_back(work, delay_ms=0, error="lease ran out unsent")
             case Unknown():
                 last_try = work.claim.life_of_try(number)
                 self._watch.saw(work.claim.correlation_id, last_try, self._clock())
-                error = f"{who}: {outcome.reason}"
+                error = f"{processor}: {outcome.reason}"
                 await self._retry(work, error, outcome.retry_after_ms)
 
     async def _after_end(self, work: Work, routed: Routed, outcome: Ended) -> None:

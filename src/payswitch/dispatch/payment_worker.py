@@ -301,7 +301,7 @@ class PaymentWorker(ResilientWorker):
                     case str(), list(), dict(), int():
                         return function, args, kwargs, _instant(enqueued_at)
             logger.warning("job of payment %(payment)s is unreadable", {"payment": correlation_id})
-        accepted = _instant(claimed.accepted_at)
+        accepted = _instant(claimed.claim.accepted_at)
         return next(iter(self.functions)), (correlation_id,), {}, accepted
 
     async def _wait(self, pause: Pause) -> None:

@@ -16,7 +16,7 @@ local answer = {}
 
 -- The ledger is a tree of sums by requestedAt: each node is a hash of up to 100 entries, each
 -- entry the cents (field n) and the count (field n#) of 100 entries of the node below, down to
--- single milliseconds, or to what fold.lua has left there. summary.lua reads it.
+-- single milliseconds, or to the finest nodes that fold.lua has left. summary.lua reads it.
 local function add(sums, key, field, cents, count)
   local node = sums[key]
   if not node then

@@ -1,5 +1,5 @@
 -- Sweep: queues each open payment without a queue entry, and restores the pace of the lines that wait
--- for processors. Nothing relies on it; it repairs unforeseen faults and returns what it repaired.
+-- for processors. Nothing relies on it; it repairs unforeseen faults and returns the repairs.
 --
 -- ARGV: rank of the first open payment to check, how many; the processors' names
 -- Returns: how many were checked, ids that were queued again, ids that left the backlog, the state of

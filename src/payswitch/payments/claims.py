@@ -78,7 +78,6 @@ class Claimed:
     """arq's bytes; None if the key is gone."""
     score: int
     """When it was due, ms by Redis' clock."""
-    accepted_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +166,4 @@ class Claims:
         )
         if claim.job_try == 1 and not claim.tries:  # a replayed dead letter has tries
             self.waits.add(now - accepted_at)
-        return Claimed(claim, entry["job"], int(float(entry["score"])), accepted_at)
+        return Claimed(claim, entry["job"], int(float(entry["score"])))

@@ -18,6 +18,7 @@ from payswitch.store import rights, scripts
 from payswitch.store.client import Client
 from payswitch.store.errors import WrongServerError, in_words
 from payswitch.store.memory import Memory, parse_memory
+from payswitch.store.periodic import Periodic
 from payswitch.store.trust import (
     UntrustworthyRedisError,
     config_risks,
@@ -37,7 +38,7 @@ _RIGHTS_EVERY = 10
 """Looks from one check of the rights to the next: the check takes Redis 0.1 ms."""
 
 
-class RedisWatch:
+class RedisWatch(Periodic):
     """Looks at Redis twice a second, and on request. While Redis is away, the last look stands.
 
     `max_percent` is the share of `maxmemory` up to which payments are accepted. With `demand`, a
@@ -52,6 +53,7 @@ class RedisWatch:
         max_percent: int = 100,
         max_backlog: float = math.inf,
     ) -> None:
+        super().__init__("look at redis", _EVERY_S)
         self.unusable: str | None = _UNSEEN
         """The reason why no part can work with Redis; None if all can."""
         self.is_short = False
@@ -71,7 +73,6 @@ class RedisWatch:
         self._server: Mapping[str, str] | None = None
         self._look: asyncio.Task[None] | None = None
         self._looked_at = -math.inf
-        self._looking: asyncio.Task[None] | None = None
 
     @property
     def refusal(self) -> str | None:
@@ -91,17 +92,16 @@ class RedisWatch:
             return "too many payments wait"
         return self.refusal
 
-    def start(self) -> None:
-        """Begin to look."""
-        self._looking = asyncio.create_task(self._look_for_ever(), name="redis watch")
+    async def turn(self) -> None:
+        """Look once."""
+        await self.look()
 
     async def close(self) -> None:
         """Stop looking."""
-        tasks = [task for task in (self._looking, self._look) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await super().close()
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.wait([self._look])
 
     async def until_usable(self) -> None:
         """Wait until Redis can be used; the log gives the reason. Raises
@@ -140,11 +140,6 @@ class RedisWatch:
         if self._away is None:
             logger.warning("redis is away: %(error)s", {"error": in_words(error)})
         self._away = in_words(error)
-
-    async def _look_for_ever(self) -> None:
-        while True:
-            await self.look()
-            await asyncio.sleep(_EVERY_S)
 
     async def _look_once(self) -> None:
         try:
