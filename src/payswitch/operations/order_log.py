@@ -1,4 +1,4 @@
-"""Log lines for what operators order: when an override or a pause begins, and when it ends."""
+"""Logs the beginning and end of operators' orders."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _Said = tuple[str, str | None, str | None, str | None]
 
 
 class OrderLog:
-    """Says each order once, however often it is seen; one that ended by itself, too."""
+    """Logs each order once, and its end, even an end by itself."""
 
     def __init__(self) -> None:
         self._paused: _Said | None = None
         self._override: _Said | None = None
 
     def see(self, overview: Overview) -> None:
-        """Take note of what stands now."""
+        """Log the difference to the overview before."""
         paused, override = _said(overview.paused), _said(overview.override)
         if paused != self._paused:
             self._say_pause(overview.paused)
@@ -52,5 +52,5 @@ class OrderLog:
 
 
 def _said(order: Order | None) -> _Said | None:
-    """What makes an order this one. Its end is left out: it is reckoned anew at each look."""
+    """The identity of an order. Its end is left out: each overview computes it again."""
     return None if order is None else (order.by, order.at, order.reason, order.processor)
