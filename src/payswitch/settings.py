@@ -388,18 +388,17 @@ class Settings:
     )
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         """Read and validate every setting; an unset or empty variable means its default.
 
         Raises `SettingsError`.
         """
-        source = os.environ if environment is None else environment
         given: dict[str, Given] = {}
         values: dict[str, Any] = {}
         problems: dict[str, SettingProblem] = {}
         for name, variable in variables().items():
             try:
-                given[name] = variable.read(source)
+                given[name] = variable.read(environment)
                 if given[name].text:
                     values[name] = variable.parse(given[name].text)
             except SecretFileError as error:

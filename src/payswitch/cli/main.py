@@ -197,7 +197,7 @@ def up(**options: Any) -> None:
 
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=9001, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--port", default=9001, show_default=True, type=PORT)
 @click.option("--uds", type=click.Path(path_type=Path), help="Listen on this unix socket instead.")
 @click.option(
     "--uds-mode",
@@ -212,7 +212,7 @@ def up(**options: Any) -> None:
 @click.option(
     "--payments-port",
     type=PORT,
-    help="Takes payments from a load balancer here, too, at less cost; for one process.",
+    help="A second port, for payments from a load balancer at less cost; for one process.",
 )
 @click.pass_context
 def ingress(
@@ -303,7 +303,7 @@ def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: S
 @main.command()
 @click.option("--name", required=True, help="Its name in log lines.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", required=True, type=click.IntRange(1, 65535))
+@click.option("--port", required=True, type=PORT)
 @click.option(
     "--fee", default="0.05", show_default=True, envvar="TRANSACTION_FEE", help="Its share."
 )

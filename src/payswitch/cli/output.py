@@ -73,7 +73,7 @@ def print_pairs(pairs: Mapping[str, str | None]) -> None:
 
 
 def in_order(order: Order) -> dict[str, str | None]:
-    """An order's author, instant, reason and end, for `print_pairs`."""
+    """An order's author, instant, reason and end, for people and JSON."""
     return {
         "by": order.by,
         "at": order.at,

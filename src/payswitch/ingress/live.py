@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from payswitch.operations.history import KEPT, Sample, parse_sample, read_history
-from payswitch.operations.overview import OverviewReader
+from payswitch.operations.overview import read_overview
 from payswitch.operations.status import Status, document, rates
 
 logger = logging.getLogger(__name__)
@@ -66,18 +66,12 @@ class Live:
         self._viewers: dict[Viewer, None] = {}
         self.stream_s = stream_s
         self._redis = redis
-        self._reader = OverviewReader(redis)
         self._stopping = stopping
         self._most_viewers = most_viewers
         self._samples: deque[tuple[Sample, bytes]] = deque(maxlen=KEPT)
         self._status = b""
         self._news = asyncio.Event()
         self._sampling: asyncio.Task[None] | None = None
-
-    @property
-    def is_sampling(self) -> bool:
-        """Whether the sampler runs."""
-        return self._sampling is not None
 
     @property
     def viewers(self) -> int:
@@ -146,7 +140,7 @@ class Live:
                 try:
                     await self._sample()
                 except Exception:  # such as from foreign data in Redis; retry in a second
-                    logger.exception("no event")
+                    logger.exception("no event for the live page")
                 self._news.set()
                 self._news = asyncio.Event()
                 due = max(due + EVERY_S, loop.time())
@@ -160,7 +154,7 @@ class Live:
     async def _sample(self) -> None:
         try:
             kept = await read_history(self._redis, _REFRESHED if self._samples else KEPT)
-            overview = await self._reader.read()
+            overview = await read_overview(self._redis)
         except (RedisError, OSError):
             self._status = orjson.dumps(_away())
             return

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from payswitch.operations.order_log import OrderLog
-from payswitch.operations.overview import Overview, OverviewReader
+from payswitch.operations.overview import Overview, read_overview
 from payswitch.store import keys, scripts
 from payswitch.store.periodic import Periodic
 from payswitch.telemetry.heartbeat import Process
@@ -129,7 +129,7 @@ class HistoryWriter(Periodic):
         super().__init__("sample", EVERY_S)
         self._take = scripts.load(redis, "take")
         self._append = scripts.load(redis, "history")
-        self._reader = OverviewReader(redis)
+        self._redis = redis
         self._changes = Changes()
         self._orders = OrderLog()
         self._read: Overview | None = None
@@ -154,7 +154,7 @@ class HistoryWriter(Periodic):
         """Add a sample unless another process has just done so. The overview is read in any case,
         as the next turn may be this process'. Raises `RedisError` or `OSError`."""
         is_mine = await self._take(keys=[keys.BEAT], args=["1", _BEAT_MS])
-        self._read = await self._reader.read()
+        self._read = await read_overview(self._redis)
         self._read_at = time.monotonic()
         self._orders.see(self._read)
         sample = self._changes.sample(self._read)

@@ -120,15 +120,10 @@ class Overview:
         return sorted(found, key=lambda each: (each.host, each.pid))
 
 
-class OverviewReader:
-    """Reads overviews of one Redis."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._script = scripts.load(redis, "overview")
-
-    async def read(self) -> Overview:
-        """Read the overview. Raises `RedisError` or `OSError`."""
-        return _parse(scripts.named(await self._script(args=list(PROCESSORS))))
+async def read_overview(redis: Redis) -> Overview:
+    """Read the overview of this instant. Raises `RedisError` or `OSError`."""
+    script = scripts.load(redis, "overview")
+    return _parse(scripts.named(await script(args=list(PROCESSORS))))
 
 
 def _parse(answer: Mapping[str, Any]) -> Overview:

@@ -18,6 +18,7 @@ def open_traces(
         return Traces()
     try:
         from payswitch.telemetry.traces import SpanTraces
+
+        return SpanTraces.open(service, processor_urls)
     except ValueError as error:  # the import reads some of them
         raise StartError(f"OTEL_… for the traces: {error}") from None
-    return SpanTraces.open(service, processor_urls)

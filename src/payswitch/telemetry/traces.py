@@ -34,7 +34,6 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from payswitch.errors import StartError
 from payswitch.store import keys
 from payswitch.telemetry.tracing import PaymentTrace, Step, Traces
 
@@ -68,15 +67,6 @@ _WAIT: Attributes = {
 }
 
 
-def _make_provider(service: str) -> TracerProvider:
-    resource = Resource.create({SERVICE_NAME: service})
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    size = None if os.environ.get(OTEL_BSP_MAX_EXPORT_BATCH_SIZE) else _BATCH
-    exporter = _Collector(OTLPSpanExporter())
-    provider.add_span_processor(BatchSpanProcessor(exporter, max_export_batch_size=size))
-    return provider
-
-
 class SpanTraces(Traces):
     """The spans of one process. A thread of the SDK sends them from a buffer, so only `close` waits
     for a collector."""
@@ -91,11 +81,12 @@ class SpanTraces(Traces):
     @classmethod
     def open(cls, service: str, processor_urls: Mapping[str, str] | None = None) -> SpanTraces:
         """Spans for the collector, sampler and limits that the SDK's own variables (`OTEL_…`) name.
-        Raises `StartError` if the SDK refuses one of them."""
-        try:
-            provider = _make_provider(service)
-        except ValueError as error:
-            raise StartError(f"OTEL_… for the traces: {error}") from None
+        Raises `ValueError` if the SDK refuses one of them."""
+        resource = Resource.create({SERVICE_NAME: service})
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        size = None if os.environ.get(OTEL_BSP_MAX_EXPORT_BATCH_SIZE) else _BATCH
+        exporter = _Collector(OTLPSpanExporter())
+        provider.add_span_processor(BatchSpanProcessor(exporter, max_export_batch_size=size))
         return cls(provider, processor_urls)
 
     def request(self, traceparent: bytes | None) -> Step:

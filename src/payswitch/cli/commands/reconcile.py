@@ -51,7 +51,7 @@ def reconcile(first: int | None, last: int | None, thorough: bool, as_json: bool
     """Compare our ledger with the processors' books, payment by payment where they differ.
 
     An INSTANT is ISO-8601, in UTC if it says nothing else; without one there is no bound. Exit code
-    0: all is equal; 1: something differs; 2: somebody can't be asked, so it isn't known.
+    0: all is equal; 1: something differs; 2: unknown, as Redis or a processor can't be asked.
 
     Example: payswitch reconcile --from 2026-11-22T16:00:00Z
     """

@@ -11,7 +11,6 @@ from arq.connections import ArqRedis
 from payswitch.cli.arguments import parse_duration, signed
 from payswitch.cli.durations import format_duration
 from payswitch.cli.output import in_order, print_json, print_pairs, run
-from payswitch.instants import format_instant
 from payswitch.operations.controls import Controls, Order
 from payswitch.selection.selector import UNSELECTED, parse_selection
 from payswitch.settings import PROCESSORS
@@ -98,15 +97,7 @@ def _as_json(override: Order | None, cached: bytes | None) -> dict[str, Any]:
         at = orjson.loads(cached).get("at")
     return {
         "processor": override.processor if override else checked.processor,
-        "override": None
-        if override is None
-        else {
-            "processor": override.processor,
-            "by": override.by,
-            "at": override.at,
-            "reason": override.reason,
-            "until": None if override.until_ms is None else format_instant(override.until_ms),
-        },
+        "override": override and {"processor": override.processor, **in_order(override)},
         "healthCheck": None
         if checked is UNSELECTED
         else {

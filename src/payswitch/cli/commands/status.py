@@ -17,7 +17,7 @@ from rich.text import Text
 
 from payswitch.cli.output import print_json, run
 from payswitch.operations.history import parse_sample, read_history
-from payswitch.operations.overview import Overview, OverviewReader
+from payswitch.operations.overview import Overview, read_overview
 from payswitch.operations.status import Level, Status, breakers, document, duration, money, rates
 from payswitch.settings import Settings
 from payswitch.store.errors import in_words
@@ -80,7 +80,7 @@ async def _picture(redis: ArqRedis, settings: Settings) -> RenderableType:
 
 async def _read(redis: ArqRedis) -> Status:
     kept = await read_history(redis, _SAMPLES)
-    overview = await OverviewReader(redis).read()
+    overview = await read_overview(redis)
     samples = [sample for raw in kept if (sample := parse_sample(raw)) is not None]
     return Status(overview, rates(samples, overview.at))
 
