@@ -498,7 +498,5 @@ def _without_password(url: str) -> str:
 
 
 DEFAULT = "default"
-
 FALLBACK = "fallback"
-
 PROCESSORS = (DEFAULT, FALLBACK)

@@ -36,16 +36,6 @@ logger = logging.getLogger(__name__)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class _PlainEndpoint:
-    """An object, not a function, as Starlette takes only objects for endpoints that speak ASGI."""
-
-    def __init__(self, endpoint: ASGIApp) -> None:
-        self._endpoint = endpoint
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._endpoint(scope, receive, send)
-
-
 class App(Starlette):
     """Starlette, except that `POST /payments` skips its middleware and router."""
 
@@ -55,8 +45,7 @@ class App(Starlette):
         require_own: Callable[[str, Headers], None],
         **options: Any,
     ) -> None:
-        plain = Route("/payments", _PlainEndpoint(pay), methods=["POST"])
-        super().__init__(routes=[plain, *options.pop("routes")], **options)
+        super().__init__(**options)
         self._pay = pay
         self._require_own = require_own
 
@@ -111,6 +100,7 @@ def create_app(
         ingress.pay,
         partial(require_own, host_names=settings.allowed_host_names),
         routes=[
+            Route("/payments", ingress.pay, methods=["POST"]),  # only for the 405 of other methods
             *(Route(path, endpoint, methods=[method]) for method, path, endpoint in routes),
             *openapi.routes(),
             *pages,
