@@ -1,2 +1,2 @@
-"""The benches: each runs its baseline and its candidates by turns in one run, and writes a table, a
-JSON file and a picture."""
+"""Benchmarks. Each runs a baseline and candidates in turns, and writes a table, a JSON file and a
+picture."""

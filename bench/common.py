@@ -1,9 +1,8 @@
-"""What the benches share: turns, medians and ratios, CPU time, results as JSON, table and picture.
+"""Shared by the benches: turns, medians, ratios, CPU time, results as JSON, table and picture.
 
-A contender is measured once a round, and every round measures all of them, in turns forwards and
-backwards, so that a machine that gets slower or faster meanwhile treats them alike. What is said of
-a contender is the median of its rounds; its ratio to the baseline is the median of the ratios
-within each round.
+Every round measures each contender once, alternately forwards and backwards, so a change of the
+machine's speed affects all alike. A contender's figure is the median of its rounds; its ratio to
+the baseline is the median of the ratios within each round.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ _BASELINE_COLOR = "#999999"
 _COLORS = ("#2a78b5", "#d9822b", "#4c9a5b", "#7d5ba6", "#c0392b", "#8a6d3b")
 
 Values = Mapping[str, float]
-"""What one measurement brought: a number by the name of its measure."""
+"""The result of one measurement: a number by the name of its measure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A number that a bench measures, and how it is shown."""
+    """A number that a bench measures, and its display."""
 
     name: str
     """Its key in `Values` and in the JSON file."""
@@ -57,14 +56,14 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """What several rounds brought: the median, the smallest and the largest."""
+    """The median, the smallest and the largest value of several rounds."""
 
     median: float
     low: float
     high: float
 
     def shown(self, digits: int) -> str:
-        """As it stands in a table: the median, and from where to where."""
+        """The median and the range, for a table."""
         middle = f"{self.median:,.{digits}f}"
         if self.low == self.high:
             return middle
@@ -77,24 +76,24 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratio(values: Sequence[float], baseline: Sequence[float]) -> Spread:
-    """How many times the baseline, round by round; both have the same rounds in the same order.
+    """The ratio to the baseline, round by round; both have the same rounds in the same order.
 
-    Raises `ZeroDivisionError` where the baseline measured nothing.
+    Raises `ZeroDivisionError` if the baseline measured nothing.
     """
     return spread([ours / theirs for ours, theirs in zip(values, baseline, strict=True)])
 
 
 @dataclass
 class Result:
-    """What a bench has measured. `rounds` has the values of each contender, round by round; the
-    first contender is the baseline. Some contenders may lack a measure."""
+    """The results of a bench. `rounds` has the values of each contender, round by round; the first
+    contender is the baseline. Some contenders may lack a measure."""
 
     bench: str
     title: str
     measures: Sequence[Measure]
     rounds: dict[str, list[Values]]
     notes: Sequence[str] = ()
-    """What a reader must know to judge the numbers."""
+    """The conditions that a reader needs to judge the numbers."""
     distributions: Sequence[str] = ()
     """Python packages whose versions matter."""
     more: dict[str, Any] = field(default_factory=dict)
@@ -106,16 +105,16 @@ class Result:
         return next(iter(self.rounds))
 
     def values(self, contender: str, measure: str) -> list[float]:
-        """Round by round; empty where this contender lacks the measure."""
+        """The values round by round; empty if this contender lacks the measure."""
         return [each[measure] for each in self.rounds[contender] if measure in each]
 
     def spread(self, contender: str, measure: str) -> Spread | None:
-        """None where this contender lacks the measure."""
+        """The spread; None if this contender lacks the measure."""
         values = self.values(contender, measure)
         return spread(values) if values else None
 
     def ratio(self, contender: str, measure: str) -> Spread | None:
-        """How many times the baseline; None where one of both lacks the measure."""
+        """The ratio to the baseline; None if either lacks the measure."""
         values, baseline = self.values(contender, measure), self.values(self.baseline, measure)
         if not values or not baseline or 0 in baseline:
             return None
@@ -157,7 +156,7 @@ def _figures(found: Spread | None) -> dict[str, float]:
 def take_turns(
     contenders: Mapping[str, Callable[[], Values]], *, rounds: int = ROUNDS, title: str
 ) -> dict[str, list[Values]]:
-    """Measure each contender once a round, with a bar on standard error meanwhile."""
+    """Measure each contender once a round, with a bar on standard error."""
     found: dict[str, list[Values]] = {name: [] for name in contenders}
     with progress_bar() as bar:
         task = bar.add_task(title, total=rounds * len(contenders))
@@ -186,8 +185,8 @@ def progress_bar() -> Progress:
 
 
 def cpu_s(pid: int | None = None) -> float:
-    """The CPU time in seconds that a process has used in all of its threads, user and system: of
-    this very process exactly, of another to a hundredth of a second (/proc, Linux).
+    """The CPU time in seconds of all threads of a process, user and system: exact for this process,
+    to a hundredth of a second for others (/proc, Linux).
 
     Raises `FileNotFoundError` if the process has ended.
     """
@@ -206,14 +205,14 @@ def children_cpu_s() -> float:
 
 
 def command() -> str:
-    """What was typed to run this bench, as seen from the repository."""
+    """The command that runs this bench from the repository."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"-m {spec.name}" if spec is not None else Path(sys.argv[0]).name
     return shlex.join(["python", *program.split(), *sys.argv[1:]])
 
 
 def machine(distributions: Sequence[str] = ()) -> dict[str, Any]:
-    """Where the figures come from. No names and no paths: they are published."""
+    """The machine and versions behind the figures. They are published: no names, no paths."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "cpu": _cpu_model(),
@@ -320,7 +319,7 @@ def color_of(contender: str, result: Result) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a picture, with what each point's rounds brought."""
+    """One line of a picture, with the spread at each point."""
 
     name: str
     points: Sequence[tuple[float, Spread]]

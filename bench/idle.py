@@ -1,4 +1,4 @@
-"""What our worker costs beside its jobs: while idle, to be woken, and before a long backlog."""
+"""Measures our worker beside its jobs: idle, woken up, and before a long backlog."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _DELAY_MS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """How long a payment takes to an idle worker, from the call that accepts it on."""
+    """The time from the call that accepts a payment to its start in an idle worker."""
 
     samples: int
     median_ms: float
     p99_ms: float
     accepted_ms: float
-    """The median until Redis had the payment on disk, which the worker may be ahead of."""
+    """The median until Redis had the payment on disk; the worker may start earlier."""
 
     def as_document(self) -> dict[str, float]:
         """For the JSON file."""
@@ -50,7 +50,7 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class ClaimCost:
-    """What one claim call costs Redis."""
+    """The cost of one claim call in Redis."""
 
     backlog: int
     limit: int
@@ -72,7 +72,7 @@ def idle_percent(url: str, seconds: float) -> float:
 
 
 def wake_latency(url: str, samples: int) -> Wake:
-    """Accept single payments while a worker is idle, and say when it began with each."""
+    """Accept single payments while a worker is idle, and return the times to their start."""
     with running("-m", "bench.queue_workers", "woken", url, str(samples)) as process:
         _wait_until_ready(url)
         handed_ns, accepted_ms = asyncio.run(_accept_singly(url, samples))
@@ -113,8 +113,8 @@ def _wait_until_ready(url: str) -> None:
 def claim_costs(
     short: int, long: int, rounds: int, put: Callable[[redis.Redis, int], None]
 ) -> list[ClaimCost]:
-    """What claims of one and of a hundred payments cost Redis in front of a short backlog and of a
-    long one, by turns. Nothing is kept on disk here: that is no part of this time."""
+    """The cost in Redis of claims of one and of a hundred payments, before a short and a long
+    backlog in turns. Nothing is written to disk, as this time excludes it."""
     found: dict[tuple[int, int], list[float]] = {}
     with ExitStack() as stack, progress_bar() as bar:
         task = bar.add_task(f"claims before {long:,} payments", total=rounds + 1)

@@ -26,18 +26,18 @@ from payswitch.store.client import connect
 
 _BATCH = 500
 _MOST = 600_000
-"""Payments that are settled for one rate at most."""
+"""The most payments that are settled for one rate."""
 _NODE_MS = 1_000_000
-"""The span of a node of folded entries: a whole number of them is measured."""
+"""The span of a node of folded entries; a whole number of them is measured."""
 _DAY_MS = 86_400_000
 _FIRST_MS = 1_767_225_000_000
-"""Where such a node begins; as many digits as today."""
+"""The start of a node, with as many digits as an instant of today."""
 _LIMIT_S = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """What a day adds to the ledger."""
+    """The growth of the ledger in a day."""
 
     fine_keys: float
     fine_bytes: float

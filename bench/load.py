@@ -1,8 +1,7 @@
-"""The client of `bench.pipeline`: `python -m bench.load HOST PORT COUNT AT_ONCE` posts new
-payments, so many at a time, and prints what came of it.
+"""The client of `bench.pipeline`: `python -m bench.load HOST PORT COUNT AT_ONCE` posts COUNT new
+payments, AT_ONCE at a time, and prints the result.
 
-It speaks just enough HTTP to take as little as can be of the cores that it shares with what is
-measured.
+It speaks only the HTTP that it needs, to take little CPU from the measured processes.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ _LIMIT_S = 60.0
 
 
 class Poster(asyncio.Protocol):
-    """One connection, which posts its next payment as soon as it has an answer; what is answered
-    503 is posted again. `done` tells when there is none left, and what went wrong."""
+    """A connection that posts its next payment after each answer, and repeats after a 503. `done`
+    resolves when no payment is left, or with the error."""
 
     _transport: asyncio.Transport
 
@@ -39,20 +38,17 @@ class Poster(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the loop."""
         self._transport = cast(asyncio.Transport, transport)
         self._post_next()
 
     def data_received(self, data: bytes) -> None:
-        """Called by the loop."""
         self._parser.feed_data(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the loop."""
         self._end(exc or BenchError("the endpoint closed a connection"))
 
     def on_message_complete(self) -> None:
-        """Called by the parser: an answer is complete."""
+        """An answer is complete."""
         status = self._parser.get_status_code()
         if status == 503:
             self.refused += 1
@@ -83,7 +79,7 @@ class Poster(asyncio.Protocol):
 
 
 async def post_payments(host: str, port: int, count: int, at_once: int) -> None:
-    """Post them all. Raises `BenchError` or `OSError` where one isn't taken."""
+    """Post all payments. Raises `BenchError` or `OSError` if one isn't accepted."""
     bodies = [b'{"correlationId":"%b","amount":19.9}' % str(uuid4()).encode() for _ in range(count)]
     head = (
         b"POST /payments HTTP/1.1\r\nhost: %b:%d\r\ncontent-type: application/json\r\n"

@@ -20,7 +20,7 @@ from bench.common import cpu_s
 from tests.support import RedisServer
 
 DURABLE = "appendonly yes, appendfsync always"
-"""How the Redis of `running_redis` keeps what it is told, as in production."""
+"""The persistence of `running_redis`, as in production."""
 
 _STOP_LIMIT_S = 30
 _SHOWN_BYTES = 4000
@@ -32,7 +32,7 @@ class BenchError(RuntimeError):
 
 @contextlib.contextmanager
 def running_redis(*options: str) -> Iterator[tuple[str, redis.Redis]]:
-    """A Redis of its own, empty, on a free port: its URL and a client."""
+    """Start an empty Redis on a free port; yields its URL and a client."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         server = RedisServer(Path(folder), *options)
         server.start()
@@ -44,13 +44,13 @@ def running_redis(*options: str) -> Iterator[tuple[str, redis.Redis]]:
 
 
 def redis_cpu_s(client: redis.Redis) -> float:
-    """The CPU time that Redis has used in all of its threads, in seconds."""
+    """The CPU time of all of Redis' threads, in seconds."""
     used: dict[str, Any] = client.info("cpu")  # type: ignore[assignment]
     return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
 
 
 def tree_cpu_s(pid: int) -> float:
-    """The CPU time of a process and of all its descendants that live, in seconds (Linux)."""
+    """The CPU time of a process and its living descendants, in seconds (Linux)."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return cpu_s(pid) + sum(tree_cpu_s(int(child)) for child in children)
 
@@ -59,8 +59,8 @@ def tree_cpu_s(pid: int) -> float:
 def running(
     *command: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python command (`-m module …`) as a process, its output in a pipe; ended with the context,
-    by SIGTERM first. What it logs is shown only where the context fails."""
+    """Run a Python command (`-m module …`) with its output in a pipe, and end it with the context,
+    by SIGTERM first. Its log is shown only if the context fails."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, *command],

@@ -1,4 +1,4 @@
-"""What a payment takes of Redis' memory while it waits, while it is paid, and once it is settled.
+"""Measures a payment's memory in Redis while it waits, while it is paid, and once it is settled.
 
 Payments go through the real accepting, claiming, routing and settling scripts. The server is the
 one that `payswitch up` would start, or, to compare versions, an empty one that runs already:
@@ -33,7 +33,7 @@ _BATCH = 1_000
 _LIMIT_S = 30
 _LEASE_MS = 3_600_000
 _FIRST_MS = 1_767_225_600_000
-"""Any instant; as many digits as one of today."""
+"""An instant with as many digits as one of today."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,9 @@ class Weights:
 
 
 async def weigh(redis: Redis, count: int, per_second: float) -> Weights:
-    """Accept, claim and settle so many payments, their `requestedAt` spread as at that rate.
+    """Accept, claim and settle this many payments, with `requestedAt` spread as at this rate.
 
-    Raises `RedisError`, and `RuntimeError` where the server holds something already or a payment
-    doesn't come through.
+    Raises `RedisError`, and `RuntimeError` if the server isn't empty or a payment isn't settled.
     """
     if await redis.dbsize():
         raise RuntimeError("this Redis is not empty")

@@ -61,7 +61,7 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """How one configuration is started, and how it counts what is settled."""
+    """The commands of one configuration, and its count of settled payments."""
 
     ingress: Callable[[int], tuple[str, ...]]
     """The command, for a port."""
@@ -94,8 +94,8 @@ SYSTEMS = {
 
 
 def measure(system: System, count: int, at_once: int) -> Values:
-    """Start everything, empty; send the payments, wait until all are settled, and say what that
-    took. Raises `BenchError` where a payment isn't paid once."""
+    """Start an empty system, send the payments, wait until all are settled, and return the figures.
+    Raises `BenchError` if a payment isn't paid exactly once."""
     with ExitStack() as stack:
         url, client = stack.enter_context(running_redis())
         ports = {name: free_port() for name in FEES}
@@ -141,7 +141,7 @@ def _cpu_s(client: redis.Redis, pids: Mapping[str, int]) -> dict[str, float]:
 
 
 def _wait_until_ready(client: redis.Redis, ports: list[int]) -> None:
-    """Every port speaks HTTP, and the worker has written arq's health key."""
+    """Wait until every port answers and the worker has written arq's health key."""
     give_up = time.monotonic() + _READY_WITHIN_S
     for number in ports:
         port = Port("", LOCAL, number, "")
@@ -158,7 +158,7 @@ def _require_time(give_up: float) -> None:
 
 
 def _wait_until_settled(settled: Callable[[], int], count: int) -> float:
-    """When the last one was, by the machine's monotonic clock."""
+    """Wait for the last settlement; its instant by the machine's monotonic clock."""
     grew_at, last = time.monotonic(), -1
     while (now_settled := settled()) < count:
         if now_settled > last:
@@ -170,7 +170,7 @@ def _wait_until_settled(settled: Callable[[], int], count: int) -> float:
 
 
 def _check_books(ports: Mapping[str, int], count: int) -> None:
-    """The processors have each payment once."""
+    """Check that the processors have each payment once."""
     books = 0
     for port in ports.values():
         url = f"http://{LOCAL}:{port}/admin/payments-summary"

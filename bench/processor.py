@@ -1,7 +1,7 @@
-"""What a POST to a processor costs, by httpx' own transport, by what else there is, and by ours.
+"""Measures the cost of a POST to a processor with httpx' own transport, other clients, and ours.
 
-Each measurement is a process of its own that calls a simulator with so many calls in flight, on
-uvloop. Beside the cost stands what each does when something is wrong (`processor_behaviour`).
+Each measurement is a process of its own that calls a simulator with a fixed number of calls in
+flight, on uvloop. The result includes each one's behaviour on errors (`processor_behaviour`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _listens(port: int) -> bool:
 
 
 def measure(candidate: str, url: str, in_flight: int, seconds: float) -> Values:
-    """Call for that long in a process of its own."""
+    """Call for that long in a separate process."""
     with running(
         "-m", "bench.processor_calls", candidate, url, str(in_flight), str(seconds)
     ) as process:
@@ -112,7 +112,7 @@ def measure_all(levels: Sequence[int], rounds: int, seconds: float) -> dict[int,
 
 
 def observe_all() -> dict[str, Behaviour]:
-    """What each candidate does when something is wrong."""
+    """Each candidate's behaviour on errors."""
     found: dict[str, Behaviour] = {}
     with progress_bar() as bar:
         task = bar.add_task("behaviour", total=len(CANDIDATES))

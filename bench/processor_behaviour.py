@@ -1,8 +1,8 @@
-"""What the ways to call a processor do when something is wrong, found out by experiment.
+"""Tests how HTTP clients behave on errors.
 
-A payment must not be sent twice, so it matters more than speed whether an error tells that nothing
-was written, whether a lease can be checked directly before the write, and what becomes of a call
-that is given up.
+A payment must not be sent twice. So three things matter more than speed: errors that tell whether
+anything was written, a check of the lease directly before the write, and the end of a call that is
+given up.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Serve = Callable[[socket.socket], None]
 
 
 class Peer:
-    """A server that does on each connection what it is told, in a thread of its own."""
+    """A scripted server in a thread of its own."""
 
     def __init__(self, serve: Serve) -> None:
         self.connections: list[socket.socket] = []
@@ -72,7 +72,7 @@ class Peer:
 
 
 def read_request(connection: socket.socket) -> bytes:
-    """One request of ours; less where the client hangs up."""
+    """One request; shorter if the client hangs up."""
     data = b""
     while not data.endswith(_BODY) and (part := connection.recv(65536)):
         data += part
@@ -106,7 +106,7 @@ BROKEN: dict[str, tuple[Serve, Limits]] = {
     "nonsense": (_answering(b"nonsense\r\n\r\n"), Limits(4)),
     "cut off": (_answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"), Limits(4)),
 }
-"""What a processor may do that has read the payment."""
+"""The possible behaviours of a processor that has read the payment."""
 
 
 async def _error(post: Post, url: str) -> str | BaseException:
@@ -119,7 +119,7 @@ async def _error(post: Post, url: str) -> str | BaseException:
 
 
 async def errors(candidate: Candidate) -> dict[str, str | BaseException]:
-    """What is raised, by what went wrong; the first three are before anything was written."""
+    """The exception for each fault; the first three happen before anything is written."""
     found: dict[str, str | BaseException] = {}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         nobody = f"http://127.0.0.1:{listener.getsockname()[1]}/payments"
@@ -144,7 +144,7 @@ async def errors(candidate: Candidate) -> dict[str, str | BaseException]:
 
 @contextlib.contextmanager
 def _full_backlog() -> Iterator[str]:
-    """The URL of a listener that accepts nobody and has no room to wait."""
+    """The URL of a listener with a full backlog that never accepts."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -157,8 +157,8 @@ def _full_backlog() -> Iterator[str]:
 
 
 async def hook_is_next_to_write(candidate: Candidate) -> str:
-    """Whether the hook is called when a connection is at hand, and the bytes have left when the
-    event loop goes on after it."""
+    """Whether the hook is called with a connection at hand, and the bytes have left when the event
+    loop continues after it."""
     if await _hook_precedes_pool(candidate):
         return "waits for a connection in between"
     may_read = threading.Event()
@@ -209,7 +209,7 @@ class _RefusedError(Exception):
 
 
 async def hook_refuses(candidate: Candidate) -> str:
-    """Whether an exception in the hook keeps the payment from being sent, and what is raised."""
+    """Whether an exception in the hook stops the payment, and the resulting exception."""
     received: list[bytes] = []
 
     def refuse() -> None:
@@ -228,7 +228,7 @@ async def hook_refuses(candidate: Candidate) -> str:
 
 
 async def given_up(candidate: Candidate) -> str:
-    """What the peer sees of a call that is cancelled."""
+    """The peer's view of a cancelled call."""
     has_read = asyncio.Event()
     end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     loop = asyncio.get_running_loop()
@@ -258,8 +258,8 @@ def _end_of(connection: socket.socket) -> str:
 
 
 async def stale_connection(candidate: Candidate, *, pause_s: float) -> str:
-    """Whether a payment goes out on a kept connection that the peer has ended, when that was
-    `pause_s` before, in which the loop runs; 0: it didn't run since."""
+    """Whether a payment goes out on a kept connection that the peer ended `pause_s` ago. The loop
+    runs in that time; 0: it hasn't run since."""
     ended = threading.Event()
 
     def serve(connection: socket.socket) -> None:
@@ -297,7 +297,7 @@ def _has_data(connection: socket.socket) -> bool:
 
 
 async def large_response(candidate: Candidate) -> str:
-    """What becomes of a response of 8 MiB."""
+    """The outcome of a response of 8 MiB."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % _LARGE
     with Peer(_answering(head + bytes(_LARGE))).running() as peer:
         async with candidate(Limits(4)) as post:
@@ -305,7 +305,7 @@ async def large_response(candidate: Candidate) -> str:
 
 
 def shown(found: str | BaseException) -> str:
-    """An error by its name, with its package where that isn't httpx."""
+    """An error's name, with its package unless that is httpx."""
     if isinstance(found, str):
         return found
     package = type(found).__module__.partition(".")[0]
@@ -317,7 +317,7 @@ NOT_WRITTEN = ("refused", "connect time-out", "pool time-out")
 
 
 def tells_apart(found: dict[str, str | BaseException]) -> list[str]:
-    """What is wrong with the errors as a proof that nothing was written."""
+    """The flaws of the errors as a proof that nothing was written."""
     problems: list[str] = []
     for name, error in found.items():
         says = isinstance(error, _SAYS_NOTHING_WRITTEN)
@@ -330,12 +330,12 @@ def tells_apart(found: dict[str, str | BaseException]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What one candidate does."""
+    """The behaviour of one candidate."""
 
     errors: dict[str, str]
-    """Their names, by what went wrong."""
+    """The errors' names, by fault."""
     misleading: list[str]
-    """Errors that don't tell whether something was written; empty when all do."""
+    """Errors that don't tell whether something was written; empty if all do."""
     hook: str
     refusal: str
     given_up: str

@@ -1,6 +1,5 @@
-"""A process that calls a processor for a while in one of the ways, and says what that took.
-
-`python -m bench.processor_calls <candidate> <url> <in flight> <seconds>` prints a line of JSON.
+"""A process that calls a processor with one candidate for a while, and prints the cost as JSON:
+`python -m bench.processor_calls <candidate> <url> <in flight> <seconds>`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _LOOK_S = 0.01
 
 
 class Calls:
-    """Calls a processor with so many calls always in flight."""
+    """Calls a processor with a constant number of calls in flight."""
 
     def __init__(self, post: Post, url: str) -> None:
         self._post = post
@@ -36,7 +35,7 @@ class Calls:
         self._is_over = False
 
     async def measure(self, in_flight: int, seconds: float) -> None:
-        """Print what calls cost in the midst, while all are in flight."""
+        """Print the cost of calls while all are in flight, without beginning and end."""
         async with asyncio.TaskGroup() as group:
             for _ in range(in_flight):
                 group.create_task(self._go_on())

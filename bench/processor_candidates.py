@@ -1,7 +1,7 @@
-"""The ways to call a processor that were weighed, each as one function: POST, get the answer.
+"""The candidates for calls to a processor, each as one function that posts and returns the answer.
 
-Each is set up as well as it can be for the purpose: as many connections as calls, limits for every
-phase, no cookies, no redirects.
+Each is tuned for the purpose: as many connections as calls, limits for every phase, no cookies, no
+redirects.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _HEADERS = {"content-type": "application/json"}
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a call in seconds, how many connections there may be, and how many bytes a
-    response may have where that can be said."""
+    """Limits: seconds for a call, number of connections, and bytes of a response if the candidate
+    has such a limit."""
 
     connections: int
     connect_s: float = 60.0
@@ -57,7 +57,7 @@ Post = Callable[[str, bytes], Awaitable[Answer]]
 """Sends a body to a URL."""
 
 Hook = Callable[[], object]
-"""Called as closely before the write as a candidate can do; it refuses by raising."""
+"""Called as closely before the write as the candidate allows; it refuses by raising."""
 
 MakeTransport = Callable[[Limits, Hook | None], httpx.AsyncBaseTransport]
 
@@ -86,7 +86,7 @@ def _session(limits: Limits, hook: Hook | None) -> aiohttp.ClientSession:
 
 
 def _connection_trace(hook: Hook) -> aiohttp.TraceConfig:
-    """The last events that aiohttp tells of before it writes: a connection is at hand."""
+    """aiohttp's last events before it writes: a connection is at hand."""
 
     async def at_hand(session: object, context: object, parameters: object) -> None:
         hook()
@@ -127,7 +127,7 @@ def _our_transport(limits: Limits, hook: Hook | None) -> httpx.AsyncBaseTranspor
 
 
 def _extensions(hook: Hook | None) -> dict[str, Any]:
-    """The hook as those candidates take it that have one for each request."""
+    """The hook for candidates that take one for each request."""
     if hook is None:
         return {}
 

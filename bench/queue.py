@@ -1,9 +1,9 @@
-"""`python -m bench.queue`: what a job costs in stock arq, SAQ, taskiq and here.
+"""`python -m bench.queue`: the cost of a job in stock arq, SAQ, taskiq and here.
 
-The same empty jobs are put on the same Redis and drained by one worker process of each kind. Ours
-has no job without a payment: its empty job is claimed by lease and settled into the ledger by the
-scripts of production, and calls no processor. Beside that: what our worker costs while it is idle,
-how fast a payment wakes it, and what a claim costs in front of a long backlog (`bench.idle`).
+One worker process of each kind drains the same empty jobs from the same Redis. Our jobs need a
+payment: the empty job is claimed by lease and settled into the ledger by the scripts of production,
+without a call to a processor. `bench.idle` adds our worker's idle cost, its wake-up time, and the
+cost of a claim before a long backlog.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _ENQUEUED_AT_ONCE = 100
 
 
 def put_payments(client: redis.Redis, count: int, *, pinned: bool = False) -> None:
-    """Accept so many payments by the script of production. `pinned` ones can be settled although
-    no try was opened."""
+    """Accept this many payments by the script of production. `pinned` ones can be settled without
+    an open try."""
     accept = client.register_script(scripts.source("accept"))
     for ids in _batches(count, _AT_ONCE):
         now = time.time_ns() // 1_000_000
@@ -96,7 +96,7 @@ async def _put_taskiq(url: str, count: int) -> None:
 
 
 def drain(worker: str, url: str, client: redis.Redis, jobs: int) -> Values:
-    """Fill the queue of one kind, have one worker process empty it, and say what that took."""
+    """Fill the queue of one kind, let one worker process empty it, and return the figures."""
     client.flushall()
     match worker:
         case "payswitch" | "payswitch-routed":

@@ -36,14 +36,14 @@ from payswitch.settings import Settings
 from payswitch.store.client import connect
 
 SLOTS = 100
-"""What a framework's worker runs at a time. arq starts its jobs one after another, so that between
-ten and a hundred no difference was seen beyond the noise."""
+"""Jobs that a framework's worker runs at a time. For arq, ten or a hundred made no difference
+beyond the noise, as it starts its jobs one after another."""
 
 PROCESSOR = "default"
 
 
 class Drain:
-    """Counts the jobs that are finished in Redis, and answers when all are."""
+    """Counts finished jobs in Redis, and prints the result after the last."""
 
     def __init__(self, jobs: int) -> None:
         self._left = jobs
@@ -85,7 +85,7 @@ def run_arq(url: str, drain: Drain) -> None:
 
 
 def run_arq_uvloop(url: str, drain: Drain) -> None:
-    """The same on uvloop, which it has no option for."""
+    """arq's own worker on uvloop, for which it has no option."""
     asyncio.set_event_loop(uvloop.new_event_loop())
     run_arq(url, drain)
 
@@ -113,7 +113,7 @@ def run_saq(url: str, drain: Drain) -> None:
 
 
 def taskiq_broker(url: str) -> tuple[RedisStreamBroker, Any]:
-    """taskiq's broker that loses no job with its worker, and the empty task."""
+    """taskiq's broker that loses no job if its worker dies, and the empty task."""
     broker = RedisStreamBroker(url)
 
     async def nothing() -> None:
@@ -142,7 +142,7 @@ Job = Callable[[dict[Any, Any], str], Coroutine[Any, Any, None]]
 
 
 def run_payments(url: str, job: Job, begin: Callable[[], None]) -> None:
-    """`payswitch worker` in all but its job function."""
+    """`payswitch worker` with another job function."""
     os.environ["REDIS_URL"] = url
     from workers.payments import WorkerSettings  # noqa: PLC0415 - it reads the environment
 
@@ -167,7 +167,7 @@ def run_payments(url: str, job: Job, begin: Callable[[], None]) -> None:
 
 
 def run_ours(url: str, drain: Drain) -> None:
-    """Our worker with a job that settles what is pinned already: claim and finish."""
+    """Our worker with a job that settles a pinned payment: claim and finish."""
 
     async def job(ctx: dict[Any, Any], correlation_id: str) -> None:
         await ctx["ledger"].settle(ctx["claim"], PROCESSOR, time.time_ns() // 1_000_000)
@@ -177,7 +177,7 @@ def run_ours(url: str, drain: Drain) -> None:
 
 
 def run_ours_routed(url: str, drain: Drain) -> None:
-    """Our worker with all that a payment needs but the call to its processor: claim, route with an
+    """Our worker with all steps of a payment except the call to the processor: claim, route with an
     open try, and finish."""
 
     async def job(ctx: dict[Any, Any], correlation_id: str) -> None:
@@ -190,7 +190,7 @@ def run_ours_routed(url: str, drain: Drain) -> None:
 
 
 def run_ours_woken(url: str, jobs: int) -> None:
-    """Our worker, idle between jobs; answers when each began, by the machine's monotonic clock."""
+    """Our worker, idle between jobs; prints the start of each by the machine's monotonic clock."""
     began_ns: dict[str, int] = {}
 
     async def job(ctx: dict[Any, Any], correlation_id: str) -> None:
@@ -217,7 +217,7 @@ DRAINS: dict[str, Callable[[str, Drain], None]] = {
 @click.argument("url")
 @click.argument("jobs", type=int)
 def main(name: str, url: str, jobs: int) -> None:
-    """Drain a queue of so many jobs."""
+    """Drain a queue of this many jobs."""
     die_with_parent(os.getppid())
     if name == "woken":
         run_ours_woken(url, jobs)

@@ -1,8 +1,8 @@
-"""Settled payments by the million: made up, put into Redis, and weighed there.
+"""Puts made-up settled payments into Redis by the million, and measures their memory.
 
-Records are written by one script as the accepting, claiming and routing scripts leave them, and
-settled by the real one, so that Redis holds byte for byte what it would hold of payments that were
-paid, a few seconds per 100,000 later instead of minutes.
+One script writes records as the accepting, claiming and routing scripts leave them; the real script
+settles them. So Redis holds the same bytes as for real payments, after seconds per 100,000 instead
+of minutes.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Payment(NamedTuple):
 
 
 def make_payments(count: int, per_second: float, *, seed: int = 1) -> list[Payment]:
-    """Payments at random instants over as long as that many take at that rate, by `requested_at`;
-    a tenth of them by the fallback."""
+    """Payments at random instants over the time that they take at this rate, ordered by
+    `requested_at`; a tenth of them by the fallback."""
     lots = random.Random(seed)
     span_ms = count / per_second * 1000
     instants = sorted(_FIRST_MS + int(lots.random() * span_ms) for _ in range(count))
@@ -83,7 +83,7 @@ def _uuid(lots: random.Random) -> str:
 
 
 class Sums:
-    """What the summary of any window over some payments must be."""
+    """The right summary of any window over some payments."""
 
     def __init__(self, payments: Sequence[Payment]) -> None:
         self._instants: dict[str, list[int]] = {}
@@ -120,13 +120,13 @@ def load_settled(redis: Redis, payments: Sequence[Payment]) -> Iterator[int]:
 
 
 def load_bare(redis: Redis, payments: Sequence[Payment]) -> Iterator[int]:
-    """Put each payment into a plain hash and nothing else; yields as `load_settled` does."""
+    """Put each payment into a plain hash only; yields like `load_settled`."""
     return _load(redis, _BARE, payments)
 
 
 def load_sorted_sets(redis: Redis, payments: Sequence[Payment]) -> Iterator[int]:
-    """Put the payments into a sorted set by `requested_at` for each processor, the members being
-    `cents:id`; yields as `load_settled` does."""
+    """Put the payments into a sorted set by `requested_at` for each processor, with members
+    `cents:id`; yields like `load_settled`."""
     return _load(redis, _IN_SORTED_SETS, payments)
 
 
@@ -147,13 +147,13 @@ def _flat(batch: Sequence[Payment]) -> list[str | int]:
 
 
 def used_bytes(redis: Redis) -> int:
-    """What Redis has allocated for all that it holds."""
+    """The bytes that Redis has allocated for its data."""
     memory: dict[str, Any] = redis.info("memory")  # type: ignore[assignment]
     return int(memory["used_memory"])
 
 
 def ledger_bytes(redis: Redis) -> int:
-    """What the ledger takes of it, but for its share of the table of all keys."""
+    """The ledger's part of it, without its share of the table of all keys."""
     keys = list(redis.scan_iter("ledger:*", count=10_000))
     total = 0
     for first in range(0, len(keys), _BATCH):

@@ -1,11 +1,10 @@
-"""The stock configuration that `bench.pipeline` compares with: the same service as one would write
-it with Starlette, arq and httpx as they come.
+"""The stock configuration in `bench.pipeline`: the same service in plain Starlette, arq and httpx.
 
-It keeps what it is told in Redis and pays once if nothing fails, but promises less than payswitch:
-a payment whose answer is lost may be paid twice, and one that fails five times is gone. Not at
-their defaults are only arq's slots and poll delay: ten slots and half a second between polls would
-hold it at 200 payments a second, whatever they cost. Between ten slots and a hundred no difference
-was seen beyond the noise: arq starts its jobs one after another.
+It stores payments in Redis and pays once if nothing fails, but promises less than payswitch: a
+payment whose answer is lost may be paid twice, and one that fails five times is gone. Only arq's
+slots and poll delay aren't at their defaults: those would hold it at 200 payments a second,
+whatever their cost. Ten or a hundred slots made no difference beyond the noise, as arq starts its
+jobs one after another.
 """
 
 from __future__ import annotations

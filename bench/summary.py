@@ -1,7 +1,7 @@
-"""What a summary costs, and what a settled payment takes of Redis' memory.
+"""Measures the cost of a summary, and the memory of a settled payment in Redis.
 
-The same random windows are summed by the ledger and, as the baseline, by a walk over a sorted set
-by `requestedAt`; each sum is checked against what it must be.
+The ledger and, as the baseline, a walk over a sorted set by `requestedAt` sum the same random
+windows; each sum is checked.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ MEASURES = (
 _NO_FILE = ("--appendonly", "no")
 _LIMIT_S = 60.0
 _WALKS = 5
-"""Windows a round that are walked: enough for a median of what takes up to a second."""
+"""Walked windows a round: enough for a median, as each takes up to a second."""
 
 _WALK = """
 local answer = {}
@@ -87,7 +87,7 @@ Summary = Callable[[int, int], Awaitable[dict[str, Total]]]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """So many payments, settled at such a rate."""
+    """A number of payments, settled at a rate."""
 
     payments: int
     per_second: int
@@ -162,7 +162,7 @@ def summarizer(redis: AsyncRedis) -> Summary:
 
 
 def walker(redis: AsyncRedis) -> Summary:
-    """Sums a window as one does without a ledger."""
+    """Sums a window without a ledger."""
     script = redis.register_script(_WALK)
 
     async def summary(first_ms: int, last_ms: int) -> dict[str, Total]:
@@ -174,7 +174,7 @@ def walker(redis: AsyncRedis) -> Summary:
 
 
 class Clients:
-    """The ledger and the walk, each on its own Redis, and the windows that both are asked for."""
+    """The ledger and the walk, each on its own Redis, and the windows for both."""
 
     def __init__(self, ledger: AsyncRedis, walk: AsyncRedis) -> None:
         self._redis = {LEDGER: ledger, WALK: walk}
@@ -207,7 +207,7 @@ async def _clients(*urls: str) -> AsyncIterator[Clients]:
 
 
 class Bench:
-    """One run: what was measured so far."""
+    """One run with its results so far."""
 
     def __init__(self, rounds: int, windows: int) -> None:
         self._rounds = rounds

@@ -1,8 +1,8 @@
-"""What payments cost that wait for one processor, and how soon they are paid once it is back.
+"""Measures the cost of payments that wait for one processor, and their delay after its recovery.
 
-All are pinned to `default` by calls whose outcome nobody knows, as after workers that died. It
-hangs; then it answers questions, but hangs on payments; then it is well again. `fallback` is
-healthy all the time, and may take none of them:
+All are pinned to `default` by calls with an unknown outcome, as if workers had died. `default`
+hangs; then it answers questions but hangs on payments; then it recovers. `fallback` stays healthy
+but may take none of them:
 
     python -m bench.waiting
     python -m bench.waiting --payments 1000
@@ -41,17 +41,16 @@ _BATCH = 500
 _LIMIT_S = 30
 _SAMPLE_S = 0.5
 _BEGIN_S = 10.0
-"""So long each payment that was waiting is looked at for a first time; it isn't in the means."""
+"""The time of a first look at each waiting payment; the means leave it out."""
 _LEASE_MS = 70_000
 _MAX_DELAY_MS = 15_000
-"""Nothing may be sent elsewhere before this and a lease have passed."""
+"""No payment may go elsewhere before this and a lease have passed."""
 _DRAINED_WITHIN_S = 300
 
 
 @dataclass
 class Processor(ScriptedProcessor):
-    """A processor that hangs on payments, on questions, or on nothing; what hangs is never
-    answered."""
+    """A processor that hangs on payments, on questions, or not at all."""
 
     hangs: bool = False
     answers_questions: bool = True
@@ -80,7 +79,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What a phase brought a second, from its beginning on or without that."""
+    """Means a second of a phase, with or without its beginning."""
 
     claims: float
     questions: float
@@ -137,11 +136,11 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was measured."""
+    """The results."""
 
     phases: Mapping[str, Phase]
     first_paid_s: float
-    """From the recovery to the first payment settled."""
+    """The time from the recovery to the first settlement."""
     drained_s: float
     samples: Sequence[Sample]
     recovered_at: float
@@ -196,7 +195,7 @@ async def measure(url: str, count: int, seconds: float) -> Outcome:
 async def _drain(
     watch: Watch, client: httpx.AsyncClient, redis: Redis, count: int
 ) -> tuple[float, float]:
-    """When the first and the last payment were settled."""
+    """The instants of the first and the last settlement."""
     first = None
     async with asyncio.timeout(_DRAINED_WITHIN_S):
         while (settled := await _settled(redis)) < count:
@@ -209,7 +208,7 @@ async def _drain(
 
 
 async def _pin(redis: Redis, count: int) -> None:
-    """Accept so many, and give them back with an open try at `default`."""
+    """Accept this many, and give them back with an open try at `default`."""
     queue = AcceptQueue(redis, limit_ms=_LIMIT_S * 1000, max_backlog=10**9)
     claims = Claims(redis, lease_ms=_LEASE_MS, deadline_ms=10**9, max_delay_ms=_MAX_DELAY_MS)
     tries = Tries(redis, max_delay_ms=_MAX_DELAY_MS, lease_ms=_LEASE_MS)

@@ -1,4 +1,4 @@
-"""The clock that leases are counted on."""
+"""The clock for leases."""
 
 import time
 
@@ -6,6 +6,6 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def boottime_ms() -> float:
-    """Milliseconds on a clock that nobody sets and that goes on while the process or the machine
+    """Milliseconds on a clock that can't be set and that runs on while the process or the machine
     is suspended (Linux' CLOCK_BOOTTIME; elsewhere the monotonic clock)."""
     return time.clock_gettime(_CLOCK) * 1000

@@ -1,5 +1,5 @@
-"""What keeps a part from starting."""
+"""The error that keeps a part from starting."""
 
 
 class StartError(RuntimeError):
-    """Something that the user can set right; the message is one line for them."""
+    """A problem at start that the user can fix; the message is one line."""

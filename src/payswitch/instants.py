@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 EARLIEST_MS = -62_135_596_800_000
-"""The first instant that can be written: the year 1."""
+"""The first instant that ISO-8601 can write here: the start of the year 1."""
 LATEST_MS = 253_402_300_799_999
 """The last one: the end of the year 9999."""
 
@@ -46,5 +46,5 @@ def format_instant(ms: int) -> str:
 
 @lru_cache(maxsize=16)
 def _format_second(seconds: int) -> str:
-    """Payments that are sent together share the second."""
+    # Cached because payments that are sent together share the second.
     return (_EPOCH + timedelta(seconds=seconds)).replace(tzinfo=None).isoformat()

@@ -1,4 +1,4 @@
-"""Money: integer cents everywhere inside, JSON numbers only at the edges."""
+"""Money: integer cents inside, JSON numbers at the edges."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from decimal import Context, Decimal, DecimalException
 from typing import Any
 
 MAX_CENTS = 10**12
-"""The largest amount taken, in cents: a double still tells every cent up to there, and so do the
-sums that the Lua scripts make of a batch (2^53)."""
+"""The largest accepted amount, in cents. A double holds every cent up to it, and every sum of a
+batch in the Lua scripts (2^53)."""
 
 _EXACT = Context(prec=70_000)
-"""Holds every digit that a body may have."""
+"""Enough digits for any body."""
 
 _LONGEST_AMOUNT = 400
-"""Any double fits, also written out in full; what is longer or larger could cost minutes."""
+"""Characters; enough for any double written out in full. Longer or larger numbers could take
+minutes."""
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
@@ -25,7 +26,7 @@ _TRACE_OF_A_CENT = Decimal("0.0001")
 
 
 def exact_cents(text: str) -> int | None:
-    """The cents of a decimal number in text, or None where it is not a whole number of cents."""
+    """The cents of a decimal number in text; None unless it is a whole number of cents."""
     if len(text) > _LONGEST_AMOUNT:
         return None
     try:
@@ -39,10 +40,11 @@ def exact_cents(text: str) -> int | None:
 
 
 def nearest_cents(value: Any) -> int | None:
-    """The cents of an amount as a processor's answer has it: a number, or one in text.
+    """The cents of an amount in a processor's answer: a number, or one in text; None for anything
+    else.
 
-    Sums and binary fractions leave traces, so what is no more than 0.000001 beside a whole number
-    of cents is taken as that. None for anything else.
+    Sums and binary fractions leave traces, so an amount within 0.000001 of a whole number of cents
+    counts as that number.
     """
     if type(value) not in (int, float, Decimal, str):
         return None
@@ -66,7 +68,7 @@ def format_cents(cents: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """What one processor was paid in a window."""
+    """The payments through one processor in a window."""
 
     count: int = 0
     cents: int = 0

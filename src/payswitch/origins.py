@@ -1,12 +1,12 @@
-"""Requests that a browser brings for somebody else's page, and why they are refused.
+"""Refuses requests that a browser sends for another site's page.
 
-A page may have its visitor's browser send a POST to any address that the browser reaches, without
-asking first (WHATWG Fetch, `no-cors`). Browsers say so: `Origin` (RFC 6454) names the page's origin
-and `Sec-Fetch-Site` (W3C Fetch Metadata) how that relates to the address. No page can set or leave
-out either. Programs that are no browsers send neither, and pass.
+A page can make its visitor's browser send a POST to any address without asking first (WHATWG Fetch,
+`no-cors`). The browser marks it: `Origin` (RFC 6454) names the page's origin, and `Sec-Fetch-Site`
+(W3C Fetch Metadata) says how that relates to the address. A page can neither set nor omit them.
+Other programs send neither, and pass.
 
-Against DNS rebinding, where the page's own host name comes to mean our address, neither helps, as
-the page has the same origin then; only a list of the host names that are ours does.
+DNS rebinding needs a list of our host names: it makes the page's own host name resolve to our
+address, so the page has the same origin.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _LOOPBACK_NAME = "localhost"
 
 
 class ForeignRequest(NamedTuple):
-    """Why a request is refused, as status and words."""
+    """The status and words that refuse a request."""
 
     status: HTTPStatus
     detail: str
 
 
 def foreign_post(headers: Mapping[bytes, bytes]) -> ForeignRequest | None:
-    """Why a POST is refused as another site's; None for one that isn't. Header names are in lower
+    """The refusal of a POST for another site's page; None if it is ours. Header names are in lower
     case."""
     site = headers.get(b"sec-fetch-site")
     if site is not None and site not in _OWN_SITE:
@@ -45,10 +45,10 @@ def foreign_post(headers: Mapping[bytes, bytes]) -> ForeignRequest | None:
 
 
 def foreign_host(headers: Mapping[bytes, bytes], names: Collection[str]) -> ForeignRequest | None:
-    """Why a request is refused as it is for a host that is not among `names`; None where it is.
+    """The refusal of a request for a host that is not in `names`; None if it is.
 
-    An address passes, as does `localhost`: nobody can have these mean something else. So does a
-    request without a host, which no browser sends: both are what health checks come with.
+    Addresses and `localhost` pass because DNS can't redirect them. A request without a host passes
+    because no browser sends one. Health checks use both.
     """
     host = headers.get(b"host", b"").decode("latin-1").lower()
     name = _PORT.sub("", host).rstrip(".")
@@ -61,7 +61,7 @@ def foreign_host(headers: Mapping[bytes, bytes], names: Collection[str]) -> Fore
 
 
 def parse_host_names(text: str) -> frozenset[str]:
-    """Host names that are separated by commas, none in an empty text. Raises `ValueError`."""
+    """Read host names separated by commas; an empty text has none. Raises `ValueError`."""
     listed = text.split(",") if text else []
     names = frozenset(name.strip().lower().rstrip(".") for name in listed)
     for name in names:
@@ -78,8 +78,8 @@ def _foreign(header: str, value: bytes) -> ForeignRequest:
 
 
 def _is_at(origin: bytes, host: bytes) -> bool:
-    """Whether an origin is that of a host as `Host` says it. A proxy may speak TLS before us, so
-    the scheme doesn't count, nor does a port that may be left out."""
+    """Whether an origin belongs to the host that `Host` names. The scheme and a default port don't
+    count, as a proxy may speak TLS in front of us."""
     scheme = _SCHEME.match(origin)
     if scheme is None or not host:
         return False

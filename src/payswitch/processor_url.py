@@ -1,4 +1,4 @@
-"""A processor's base URL, apart from the credentials that may stand in it."""
+"""Splits a processor's URL into base URL and credentials."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _NAME = re.compile(r"[a-z0-9._-]+", re.ASCII | re.IGNORECASE)
 
 
 class ProcessorUrl(NamedTuple):
-    """Where a processor is, and the value of the `Authorization` header that it wants."""
+    """A processor's base URL, and the value of its `Authorization` header, if any."""
 
     base: str
-    """Ends without a slash and holds no credentials: it may be shown."""
+    """Without a slash at its end and without credentials: safe to show."""
     authorization: str | None
 
     @property
     def headers(self) -> dict[str, str]:
-        """What every call needs beside its own headers."""
+        """The headers that every call needs."""
         return {} if self.authorization is None else {"authorization": self.authorization}
 
 
 def parse_processor_url(text: str) -> ProcessorUrl:
-    """Read `http://user:password@host:port/path`, of which user, password, port and path may be
-    missing. Raises `ValueError` for anything that no call could honour."""
+    """Read `http://user:password@host:port/path`; user, password, port and path are optional.
+    Raises `ValueError` for any other text."""
     if not text.isprintable() or any(char in text for char in " ?#\\"):
         raise ValueError("a URL has no space, backslash, query or fragment")
     parts = urlsplit(text)
@@ -52,7 +52,7 @@ def _is_host(name: str | None) -> bool:
 
 
 def _basic(user: str | None, password: str | None) -> str | None:
-    """RFC 7617, in UTF-8; percent-encoded characters in the URL stand for themselves."""
+    """The header's value (RFC 7617) in UTF-8; percent-encoding in the URL is decoded."""
     name, secret = (unquote(part or "", errors="strict") for part in (user, password))
     if ":" in name or not (name + secret).isprintable():
         raise ValueError("a user has no colon, and neither user nor password a control character")

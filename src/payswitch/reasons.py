@@ -1,4 +1,4 @@
-"""The reason why a connection, a call or a file failed, in words: no type's name, no errno."""
+"""Turns an error into words for people, without a type's name or an errno."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNKNOWN_HOST = frozenset(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)
 )
 _FOR_ANOTHER_HOST = frozenset({62, 64})
-"""OpenSSL's codes for a certificate that has another name, or another address."""
+"""OpenSSL's codes for a certificate of another name or address."""
 
 _WORD_BEGINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
@@ -22,10 +22,9 @@ _WORD_BEGINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 def reason(error: BaseException, host: str | None = None) -> str:
     """One printable line for people, such as `connection refused`.
 
-    `host` is named where it can't be looked up. The message of an error that wraps another one is
-    taken as it is.
+    `host` is named if its look-up failed. An error that wraps another one keeps its message.
     """
-    if isinstance(error, UnicodeError) and host is not None:  # a label of it is empty or too long
+    if isinstance(error, UnicodeError) and host is not None:  # an empty or too long label
         words = f"host name not valid: {host}"
     else:
         words = _of_system(error, host) if isinstance(error, OSError) else str(error)
@@ -43,12 +42,12 @@ def _of_system(error: OSError, host: str | None) -> str:
         case ssl.SSLError(reason=str(said)) if said:
             return f"TLS failed: {said.lower().replace('_', ' ')}"
     number = error.errno
-    # Where several addresses of a name fail, asyncio strings their errors together.
+    # If several addresses of a name fail, asyncio joins their messages.
     if number is None and (first := re.search(r"\[Errno (\d+)\]", str(error))):
         number = int(first[1])
     if not number or number < 0 or isinstance(error, ssl.SSLError):
         return error.strerror or str(error)
-    text = os.strerror(number)  # uvloop and asyncio put addresses and numbers into their own
+    text = os.strerror(number)  # uvloop's and asyncio's own hold addresses and numbers
     where = f": {error.filename}" if isinstance(error.filename, str) and error.filename else ""
     return f"{text[:1].lower()}{text[1:]}{where}"
 
@@ -67,7 +66,7 @@ def _one_line(text: str) -> str:
 
 
 def _from_type(error: BaseException) -> str:
-    """For an error that says nothing of itself."""
+    """Words for an error without a message."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return _WORD_BEGINS.sub(" ", type(error).__name__).lower()

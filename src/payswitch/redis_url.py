@@ -1,4 +1,4 @@
-"""`REDIS_URL`: which ones are taken, and why an option is not."""
+"""Checks `REDIS_URL`: its form and its options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from urllib.parse import parse_qs, urlsplit
 
-REDIS_URL = "a URL with redis:// or rediss:// or unix://"
+REDIS_URL = "a URL starting with redis://, rediss:// or unix://"
+_MUST_BE = f"must be {REDIS_URL}"
 
 _SWITCH = r"(?i)true|false|yes|no|1|0", "true or false"
 _FILE = r".+", "the name of a file"
@@ -23,7 +24,7 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
     "ssl_check_hostname": _SWITCH,
     "ssl_cert_reqs": (r"none|optional|required", "none, optional or required"),
 }
-"""The options after the question mark that are taken, and their values: pattern and words."""
+"""The supported options after the question mark, with the pattern of their values and its words."""
 
 _READ_AS_BYTES = "Payswitch reads every answer as bytes"
 _LIMITS = "each part has a time limit of its own"
@@ -45,30 +46,30 @@ REFUSED: Mapping[str, str] = {
     "port": _BEFORE_IT,
     "path": _BEFORE_IT,
 }
-"""Options that redis-py takes, and why Payswitch doesn't."""
+"""Options that redis-py supports and Payswitch doesn't, with the reason."""
 
 
 class RedisUrlError(ValueError):
-    """A URL that is not taken; the message says why, without anything of a password."""
+    """An unsupported URL. The message says why and holds no password."""
 
 
 def parse_redis_url(text: str) -> str:
-    """The URL itself. Raises `RedisUrlError`."""
+    """Check a URL and return it. Raises `RedisUrlError`."""
     try:
         parts = urlsplit(text)
         _ = parts.port
         options = parse_qs(parts.query, keep_blank_values=True)
     except ValueError:
-        raise RedisUrlError(REDIS_URL) from None
+        raise RedisUrlError(_MUST_BE) from None
     if parts.scheme not in ("redis", "rediss", "unix") or not text.isprintable() or " " in text:
-        raise RedisUrlError(REDIS_URL)
+        raise RedisUrlError(_MUST_BE)
     if parts.fragment:
-        raise RedisUrlError(f"{REDIS_URL}; a # in a password is written %23")
+        raise RedisUrlError(f"{_MUST_BE}; write a # in a password as %23")
     if parts.scheme == "unix":
         if not parts.path:
-            raise RedisUrlError(f"{REDIS_URL}; the path of the socket is missing")
+            raise RedisUrlError(f"{_MUST_BE}; the path of the socket is missing")
     elif not (parts.hostname and re.fullmatch(r"/?[0-9]*", parts.path, re.ASCII)):
-        raise RedisUrlError(f"{REDIS_URL}, a host, and at most the number of a database behind it")
+        raise RedisUrlError(f"{_MUST_BE}, then a host and at most a database's number")
     for name, values in options.items():
         _check_option(parts.scheme, name, values)
     if ("ssl_certfile" in options) != ("ssl_keyfile" in options):
@@ -79,8 +80,8 @@ def parse_redis_url(text: str) -> str:
 
 
 def tls_defaults(url: str) -> dict[str, bool]:
-    """Options of redis-py's pool that hold where a URL says nothing else: a certificate that is
-    checked must be for the host, not only of an authority that is trusted."""
+    """Defaults for redis-py's pool: a certificate must be for the host, not only of a trusted
+    authority, unless the URL turns the check off."""
     parts = urlsplit(url)
     if parts.scheme != "rediss" or parse_qs(parts.query).get("ssl_cert_reqs") == ["none"]:
         return {}
@@ -104,7 +105,7 @@ def _check_option(scheme: str, name: str, values: list[str]) -> None:
 
 
 def _check_tls(text: str) -> None:
-    """Read the certificates. Nothing is connected."""
+    """Read the certificates, without a connection."""
     from redis.asyncio import ConnectionPool, SSLConnection
 
     pool = ConnectionPool.from_url(text, **tls_defaults(text))

@@ -1,5 +1,5 @@
 """Secrets in files: `NAME_FILE` is the path of a file that holds the value of the variable `NAME`,
-as Docker, Kubernetes and systemd hand secrets over."""
+the way Docker, Kubernetes and systemd pass secrets."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ LONGEST = 65_536
 
 
 class SecretFileError(ValueError):
-    """A secret can't be read; the message names the variables and the path, never the content."""
+    """An unreadable secret. The message names variables and path, never the content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The value of a variable, and the path of the file that it stands in, if any."""
+    """The value of a variable, and the path of the file that held it, if any."""
 
     text: str = ""
     path: str = ""
 
 
 def read_secret(environment: Mapping[str, str], name: str) -> Given:
-    """The value of a variable that holds a secret; empty where neither form of it is set.
+    """The value of a secret from `NAME` or `NAME_FILE`; empty if neither is set.
 
-    Line ends at the end of a file don't count. Raises `SecretFileError` where both forms are set,
-    or where the file has no value.
+    Line ends at the end of a file don't count. Raises `SecretFileError` if both are set, or if the
+    file holds no value.
     """
     text, path = environment.get(name, ""), environment.get(name + SUFFIX, "")
     if not path:
@@ -45,15 +45,15 @@ def read_secret(environment: Mapping[str, str], name: str) -> Given:
 
 
 def variable_of(environment: Mapping[str, str], name: str) -> str | None:
-    """Which form of a variable gives it a value: `NAME`, `NAME_FILE` or neither."""
+    """The form of a variable that is set: `NAME`, `NAME_FILE` or None."""
     return next((each for each in (name, name + SUFFIX) if environment.get(each)), None)
 
 
 def _content(path: str) -> str:
-    # A pipe has no end until its writer closes it, and whoever reads second finds it empty.
+    # A pipe has no end until its writer closes it, and a second reader finds it empty.
     with open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("is no regular file")
+            raise ValueError("is not a regular file")
         content = file.read(LONGEST + 1)
     if len(content) > LONGEST:
         raise ValueError(f"is larger than {LONGEST} bytes")

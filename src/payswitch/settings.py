@@ -19,10 +19,10 @@ from payswitch.redis_url import REDIS_URL, RedisUrlError, parse_redis_url
 from payswitch.secret_files import SUFFIX, Given, SecretFileError, read_secret
 
 MASK = "***"
-"""Stands for a secret."""
+"""Shown in place of a secret."""
 
 Secret = Literal["", "all", "password"]
-"""How much of a value is a secret: nothing, all of it, or the password in a URL."""
+"""The secret part of a value: none, all of it, or the password in a URL."""
 
 REMOVED = (
     "PAYSWITCH_BREAKER_FAILURES",
@@ -34,14 +34,14 @@ REMOVED = (
     "PAYSWITCH_PROCESSOR_CONNECT_LIMIT_MS",
     "PAYSWITCH_SELECTION_MS",
 )
-"""Variables that were settings once: a start says so where one is set."""
+"""Former settings; a part that starts with one of them set logs a warning."""
 
 _LONGEST_SHOWN = 200
 
 
 @dataclass(frozen=True)
 class SettingProblem:
-    """What is wrong with the value of a variable, or with those of several together."""
+    """An error in the value of one variable, or in the values of several together."""
 
     variables: tuple[str, ...]
     message: str
@@ -57,7 +57,7 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Variable:
-    """How one setting is read: its variable, its parser and what it is for."""
+    """The environment variable of one setting."""
 
     name: str
     parse: Callable[[str], Any]
@@ -67,23 +67,23 @@ class Variable:
 
     @property
     def file_name(self) -> str | None:
-        """The variable that may name a file with the value instead; only of a secret."""
+        """The variable that may name a file with the value instead; None unless it is a secret."""
         return self.name + SUFFIX if self.secret else None
 
     def read(self, environment: Mapping[str, str]) -> Given:
-        """What the environment says. Raises `SecretFileError`."""
+        """The value in the environment. Raises `SecretFileError`."""
         if self.secret:
             return read_secret(environment, self.name)
         return Given(environment.get(self.name, ""))
 
     def shown(self, value: Any) -> Any:
-        """A value that is allowed, its secret masked."""
+        """A valid value with its secret masked."""
         if self.secret == "all":
             return MASK if value else value
         return _without_password(value) if self.secret else value
 
     def refused(self, given: Given) -> str:
-        """The assignment of a value that is not allowed; not of what may hold a secret."""
+        """The assignment of an invalid value for an error message; hides possible secrets."""
         text = given.text
         if given.path:
             return f"{self.file_name}={given.path!r} (content not shown)"
@@ -120,27 +120,27 @@ def _whole(low: int, high: int) -> tuple[Callable[[str], int], str]:
     return parse, f"a whole number from {low} to {high}"
 
 
-def _processor_url() -> tuple[Callable[[str], str], str]:
-    def parse(text: str) -> str:
-        parse_processor_url(text)
-        return text.rstrip("/")
-
-    return parse, "a URL with http:// or https:// and without a query or fragment"
+def _parse_processor_url(text: str) -> str:
+    parse_processor_url(text)
+    return text.rstrip("/")
 
 
-def _redis_url() -> tuple[Callable[[str], str], str]:
-    return parse_redis_url, REDIS_URL
+def _parse_host_names(text: str) -> str:
+    return ",".join(sorted(parse_host_names(text)))
 
 
-def _host_names() -> tuple[Callable[[str], str], str]:
-    def parse(text: str) -> str:
-        return ",".join(sorted(parse_host_names(text)))
+def _parse_text(text: str) -> str:
+    if not text.isascii() or not text.isprintable():
+        raise ValueError(text)
+    return text
 
-    return parse, "host names without ports, separated by commas"
 
-
-def _is_one_word(text: str) -> bool:
-    return text.isprintable() and " " not in text
+_PROCESSOR_URL = (
+    _parse_processor_url,
+    "a URL starting with http:// or https://, without a query or fragment",
+)
+_HOST_NAMES = _parse_host_names, "host names without ports, separated by commas"
+_TEXT = _parse_text, "printable ASCII"
 
 
 def _choice(*values: str) -> tuple[Callable[[str], str], str]:
@@ -152,58 +152,49 @@ def _choice(*values: str) -> tuple[Callable[[str], str], str]:
     return parse, "one of " + ", ".join(values)
 
 
-def _text() -> tuple[Callable[[str], str], str]:
-    def parse(text: str) -> str:
-        if not text.isascii() or not text.isprintable():
-            raise ValueError(text)
-        return text
-
-    return parse, "printable ASCII"
-
-
 _MS = 24 * 3600 * 1000
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be set. Times are milliseconds unless the name says otherwise."""
+    """Every setting. Times are in milliseconds unless the name says otherwise."""
 
     redis_url: str = _setting(
         "REDIS_URL",
         "redis://127.0.0.1:6379/0",
-        _redis_url(),
+        (parse_redis_url, REDIS_URL),
         "The Redis that holds queue, records, ledger and selection.",
         secret="password",
     )
     processor_url_default: str = _setting(
         "PAYMENT_PROCESSOR_URL_DEFAULT",
         "http://localhost:8001",
-        _processor_url(),
-        "Base URL of the processor `default`, the cheaper one. What stands before an `@` in it, as "
-        "`user:password`, is sent as Basic credentials.",
+        _PROCESSOR_URL,
+        "Base URL of the processor `default`, the cheaper one. Credentials in it, as in "
+        "`https://user:password@host`, are sent as HTTP Basic.",
         secret="password",
     )
     processor_url_fallback: str = _setting(
         "PAYMENT_PROCESSOR_URL_FALLBACK",
         "http://localhost:8002",
-        _processor_url(),
-        "Base URL of the processor `fallback`, likewise.",
+        _PROCESSOR_URL,
+        "Base URL of the processor `fallback`, with or without credentials.",
         secret="password",
     )
     processor_admin_token: str = _setting(
         "PAYSWITCH_PROCESSOR_ADMIN_TOKEN",
         "123",
-        _text(),
-        "The `X-Rinha-Token` for the processors' admin calls: those of `payswitch reconcile`, and "
-        "the health worker's for the fee.",
+        _TEXT,
+        "The `X-Rinha-Token` for the processors' admin calls: `payswitch reconcile` and the health "
+        "worker's question for the fee.",
         secret="all",
     )
     accept_limit_ms: int = _setting(
         "PAYSWITCH_ACCEPT_LIMIT_MS",
         1200,
         _whole(100, 60_000),
-        "A payment that Redis has not acknowledged after this long is answered 503. "
-        "Redis does not begin with it later.",
+        "A payment that Redis has not acknowledged after this long is answered 503. Redis does not "
+        "start on it later.",
     )
     max_backlog: int = _setting(
         "PAYSWITCH_MAX_BACKLOG",
@@ -221,77 +212,76 @@ class Settings:
         "PAYSWITCH_PURGE",
         "off",
         _choice("open", "token", "off"),
-        "`POST /purge-payments`: anyone may (`open`), only with the token (`token`), or nobody "
-        "(`off`).",
+        "`POST /purge-payments` is open to anyone (`open`), to holders of the token (`token`) or "
+        "to nobody (`off`).",
     )
     purge_token: str = _setting(
         "PAYSWITCH_PURGE_TOKEN",
         "",
-        _text(),
-        "The bearer token that `PAYSWITCH_PURGE=token` demands.",
+        _TEXT,
+        "The bearer token that `PAYSWITCH_PURGE=token` requires.",
         secret="all",
     )
     allowed_hosts: str = _setting(
         "PAYSWITCH_ALLOWED_HOSTS",
         "",
-        _host_names(),
-        "The names under which clients call the endpoint. A request for another host is answered "
-        "421, so that no web page gets in by DNS rebinding; addresses and `localhost` are always "
-        "allowed. Empty: any name.",
+        _HOST_NAMES,
+        "Host names of the endpoint. A request for another host is answered 421, which stops DNS "
+        "rebinding by a web page; addresses and `localhost` are always allowed. Empty: any name.",
     )
     redis_trust: str = _setting(
         "PAYSWITCH_REDIS_TRUST",
         "warn",
         _choice("warn", "require"),
-        "What a part does where Redis may lose acknowledged payments: say so (`warn`), or refuse "
-        "it, at start and after a failover (`require`); see [guarantees]"
+        "If Redis may lose acknowledged payments: log a warning (`warn`), or refuse to use it, at "
+        "start and after a failover (`require`); see [guarantees]"
         "(guarantees.md#what-survives-which-failure).",
     )
     worker_slots: int = _setting(
         "PAYSWITCH_WORKER_SLOTS",
         512,
         _whole(1, 10_000),
-        "Payments that one worker process has in hand at most.",
+        "The most payments that one worker process has in hand.",
     )
     processor_slots: int = _setting(
         "PAYSWITCH_PROCESSOR_SLOTS",
         384,
         _whole(1, 10_000),
-        "Calls that one worker process has under way at most to one processor.",
+        "The most calls that one worker process has under way to one processor.",
     )
     claim_pause_ms: int = _setting(
         "PAYSWITCH_CLAIM_PAUSE_MS",
         20,
         _whole(0, 1000),
-        "A worker that has just taken a few payments waits this long before it takes again, and up "
-        "to a quarter longer right after another worker: the longer, the less CPU in the workers "
-        "and in Redis, and the later a payment is sent.",
+        "A worker that has just claimed a few payments waits this long before the next claim, and "
+        "up to a quarter longer right after another worker's. A longer pause saves CPU in workers "
+        "and Redis, and delays payments.",
     )
     workers_yield: str = _setting(
         "PAYSWITCH_WORKERS_YIELD",
         "off",
         _choice("on", "off"),
-        "Whether workers and health check take only the CPU that nobody else on the machine wants "
-        "(Linux' SCHED_IDLE). For workers that share their cores with the ingress and Redis.",
+        "`on`: workers and health check use only CPU that no other process wants (Linux' "
+        "SCHED_IDLE). For workers that share their cores with the ingress and Redis.",
     )
     lease_ms: int = _setting(
         "PAYSWITCH_LEASE_MS",
         15_000,
         _whole(200, _MS),
-        "How long a worker may hold a payment before another takes over: the time to recover from "
-        "a killed worker.",
+        "How long a worker may hold a payment before another takes over, so the time to recover "
+        "from a killed worker.",
     )
     lease_margin_ms: int = _setting(
         "PAYSWITCH_LEASE_MARGIN_MS",
         500,
         _whole(1, _MS),
-        "A call to a processor does not leave when less than this is left of the lease.",
+        "A call to a processor is not sent if less than this is left of the lease.",
     )
     processor_max_delay_ms: int = _setting(
         "PAYSWITCH_PROCESSOR_MAX_DELAY_MS",
         10_000,
         _whole(1, _MS),
-        "The longest that a processor takes from receiving a payment to recording it, its own "
+        "The longest time that a processor takes to record a payment after receiving it, its own "
         "queueing included. Exactly-once rests on it.",
     )
     processor_find_limit_ms: int = _setting(
@@ -323,65 +313,65 @@ class Settings:
         "PAYSWITCH_STOP_LIMIT_MS",
         12_000,
         _whole(1000, _MS),
-        "A worker that is told to stop finishes what is in flight for at most this long.",
+        "How long a worker that is told to stop may take to finish payments in flight.",
     )
     retention_ms: int = _setting(
         "PAYSWITCH_RETENTION_MS",
         7 * _MS,
         _whole(1000, 3650 * _MS),
-        "How long a settled payment's record is kept, a late duplicate recognised, and the ledger "
-        "exact to the millisecond.",
+        "How long a settled payment's record is kept, a late duplicate is recognised, and the "
+        "ledger is exact to the millisecond.",
     )
     sweep_ms: int = _setting(
         "PAYSWITCH_SWEEP_MS",
         30_000,
         _whole(100, _MS),
-        "How often the cluster checks that every open payment is queued.",
+        "How often the cluster checks that every open payment is in the queue.",
     )
     fast_enough_ms: int = _setting(
         "PAYSWITCH_FAST_ENOUGH_MS",
         50,
         _whole(0, _MS),
-        "A healthy processor that answers within this is taken, `default` first.",
+        "A healthy processor that answers within this is selected, `default` first.",
     )
     fallback_advantage_ms: int = _setting(
         "PAYSWITCH_FALLBACK_ADVANTAGE_MS",
         200,
         _whole(0, _MS),
-        "When both are slow, `default` is taken unless it is slower than `fallback` by more than "
+        "If both are slow, `default` is selected unless it is slower than `fallback` by more than "
         "this.",
     )
     page: str = _setting(
         "PAYSWITCH_PAGE",
         "on",
         _choice("on", "off"),
-        "The live page at `/` of the endpoint, with its `/events`.",
+        "`on`: the endpoint serves the live page at `/` and its `/events`.",
     )
     processor_fees: str = _setting(
         "PAYSWITCH_PROCESSOR_FEES",
         "ask",
         _choice("ask", "off"),
-        "Whether the health worker asks the processors' admin summary what they take, every ten "
-        "minutes, so that page and `payswitch status` can say what was paid.",
+        "`ask`: every ten minutes the health worker reads the processors' fees from their admin "
+        "summary, for the page and `payswitch status`.",
     )
     metrics_host: str = _setting(
         "PAYSWITCH_METRICS_HOST",
         "127.0.0.1",
-        _text(),
-        "The address at which a worker or the health worker serves its `/metrics`.",
+        _TEXT,
+        "The address at which a worker or the health worker serves `/metrics`.",
     )
     metrics_port: int = _setting(
         "PAYSWITCH_METRICS_PORT",
         0,
         _whole(0, 65_535),
-        "The port at which a worker or the health worker serves its `/metrics`; 0: not at all. "
-        "Under `payswitch up` the first of them, see [metrics](metrics.md).",
+        "The port at which a worker or the health worker serves `/metrics`; 0: none. `payswitch "
+        "up` counts up from it, see [metrics](metrics.md).",
     )
     log_level: str = _setting(
         "PAYSWITCH_LOG_LEVEL",
         "info",
         _choice("debug", "info", "warning", "error"),
-        "The least level of log lines that are written.",
+        "The lowest level of log lines that are written.",
     )
     log_format: str = _setting(
         "PAYSWITCH_LOG_FORMAT",
@@ -393,29 +383,32 @@ class Settings:
         "PAYSWITCH_TRACES",
         "off",
         _choice("off", "otlp"),
-        "Traces for a collector that takes OTLP over HTTP (`otlp`), which needs the extra "
-        "`traces`; see [traces](how-to/traces.md).",
+        "`otlp`: send traces to a collector with OTLP over HTTP, which needs the extra `traces`; "
+        "see [traces](how-to/traces.md).",
     )
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         """Read and validate every setting; an unset or empty variable means its default.
 
-        Raises `SettingsError` that names every variable whose value is not allowed.
+        Raises `SettingsError`.
         """
-        source = os.environ if environment is None else environment
         given: dict[str, Given] = {}
         values: dict[str, Any] = {}
         problems: dict[str, SettingProblem] = {}
         for name, variable in variables().items():
             try:
-                given[name] = variable.read(source)
+                given[name] = variable.read(environment)
                 if given[name].text:
                     values[name] = variable.parse(given[name].text)
             except SecretFileError as error:
                 problems[name] = SettingProblem((variable.name,), str(error))
             except ValueError as error:
-                why = str(error) if isinstance(error, RedisUrlError) else variable.allowed
+                why = (
+                    str(error)
+                    if isinstance(error, RedisUrlError)
+                    else f"must be {variable.allowed}"
+                )
                 message = f"{variable.refused(given[name])}: {why}"
                 problems[name] = SettingProblem((variable.name,), message)
         settings = cls(**values)
@@ -427,8 +420,7 @@ class Settings:
     def _contradictions(
         self, given: Mapping[str, Given], unknown: Set[str]
     ) -> Iterator[SettingProblem]:
-        """Settings that are allowed one by one but not together; those of which a part is unknown
-        are not judged."""
+        """Values that are valid one by one but not together, except where one is unknown."""
         known = variables()
         for is_kept, names, rule in self._rules():
             if is_kept or not unknown.isdisjoint(names):
@@ -442,7 +434,7 @@ class Settings:
             )
 
     def _rules(self) -> Iterator[tuple[bool, tuple[str, ...], str]]:
-        """What must hold between settings: whether it does, which ones, and the rule in words."""
+        """The rules between settings: whether each holds, its settings, and its words."""
         yield (
             (self.purge == "token") is bool(self.purge_token),
             ("purge", "purge_token"),
@@ -495,8 +487,8 @@ def _is_installed(module: str) -> bool:
 
 
 def _without_password(url: str) -> str:
-    """A URL whose password, there or in the query, is masked. A user without a password is, too:
-    who forgets the colon has written a password."""
+    """A URL with its passwords masked, before the host and in the query. A user without a password
+    is masked as well: it may be a password whose colon was forgotten."""
     parts = urlsplit(url)
     credentials, at, host = parts.netloc.rpartition("@")
     user, colon, _ = credentials.partition(":")
@@ -506,7 +498,5 @@ def _without_password(url: str) -> str:
 
 
 DEFAULT = "default"
-
 FALLBACK = "fallback"
-
 PROCESSORS = (DEFAULT, FALLBACK)

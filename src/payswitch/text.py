@@ -1,4 +1,4 @@
-"""Text from anywhere, as a terminal may get it."""
+"""Makes text from anywhere safe for a terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 
 def printable(text: str) -> str:
-    """The text, what isn't printable in it spelled out as Python writes it: nothing in it moves a
-    cursor, renames a window or begins a line."""
+    """The text with unprintable characters escaped as in Python, so that it can't move a cursor,
+    rename a window or begin a line."""
     if text.isprintable():
         return text
     return "".join(

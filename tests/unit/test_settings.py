@@ -90,7 +90,7 @@ def test_a_number_out_of_its_range_is_named(field: str, beyond: str) -> None:
     low, high = RANGES[field]
     name = VARIABLES[field].name
     value = str(low - 1 if beyond == "low" else high + 1)
-    assert f"{name}='{value}': {VARIABLES[field].allowed}" in errors_of(**{name: value})
+    assert f"{name}='{value}': must be {VARIABLES[field].allowed}" in errors_of(**{name: value})
 
 
 @pytest.mark.parametrize("field", RANGES)
@@ -111,7 +111,7 @@ def test_every_choice_is_allowed(field: str, value: str) -> None:
 @pytest.mark.parametrize("value", ["maybe", "OPEN", "Info", " warn", "open,off"])
 def test_a_value_that_is_no_choice_is_named(field: str, value: str) -> None:
     name = VARIABLES[field].name
-    assert f"{name}='{value}': {VARIABLES[field].allowed}" in errors_of(**{name: value})
+    assert f"{name}='{value}': must be {VARIABLES[field].allowed}" in errors_of(**{name: value})
 
 
 @pytest.mark.parametrize("field", URLS)
@@ -121,7 +121,7 @@ def test_a_value_that_is_no_choice_is_named(field: str, value: str) -> None:
 )
 def test_what_is_no_url_is_named(field: str, value: str) -> None:
     name = VARIABLES[field].name
-    assert f"{name}='{value}': {VARIABLES[field].allowed}" in errors_of(**{name: value})
+    assert f"{name}='{value}': must be {VARIABLES[field].allowed}" in errors_of(**{name: value})
 
 
 @pytest.mark.parametrize("field", ["processor_url_default", "processor_url_fallback"])
@@ -155,7 +155,7 @@ def test_a_processor_url_without_a_good_host_and_port_is_named(field: str, value
     ],
 )
 def test_a_redis_url_that_leads_nowhere_is_named(value: str) -> None:
-    assert f"REDIS_URL='{value}': a URL" in errors_of(REDIS_URL=value)
+    assert f"REDIS_URL='{value}': must be a URL" in errors_of(REDIS_URL=value)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_all_errors_are_named_at_once() -> None:
 
 def test_an_error_names_no_variable_that_is_right() -> None:
     message = errors_of(PAYSWITCH_LEASE_MS="soon", PAYSWITCH_WORKER_SLOTS="7")
-    assert message == "PAYSWITCH_LEASE_MS='soon': a whole number from 200 to 86400000"
+    assert message == "PAYSWITCH_LEASE_MS='soon': must be a whole number from 200 to 86400000"
 
 
 def test_a_contradiction_names_the_values() -> None:
@@ -215,7 +215,7 @@ def test_a_contradiction_names_the_values() -> None:
 
 def test_what_is_wrong_by_itself_contradicts_nothing() -> None:
     message = errors_of(PAYSWITCH_LEASE_MS="30 s", PAYSWITCH_PROCESSOR_MAX_DELAY_MS="20000")
-    assert message == "PAYSWITCH_LEASE_MS='30 s': a whole number from 200 to 86400000"
+    assert message == "PAYSWITCH_LEASE_MS='30 s': must be a whole number from 200 to 86400000"
 
 
 def test_each_problem_tells_its_variables() -> None:
@@ -414,7 +414,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    assert errors_of(REDIS_URL_FILE=str(path)) == f"REDIS_URL_FILE='{path}': is no regular file"
+    assert errors_of(REDIS_URL_FILE=str(path)) == f"REDIS_URL_FILE='{path}': is not a regular file"
 
 
 @pytest.mark.parametrize("path", ["/", "/dev/null", "a\0b"])

@@ -1,4 +1,4 @@
-"""Arguments that several operators' commands take."""
+"""Arguments of several operators' commands."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from payswitch.cli.durations import parse_duration_ms
 from payswitch.payments.payment import InvalidPaymentError, parse_correlation_id
 from payswitch.text import printable
 
-LONGEST_DURATION_MS = 30 * 86_400_000
+_LONGEST_DURATION_MS = 30 * 86_400_000
 _LONGEST_LINE = 200
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def parse_id(_: click.Context, __: click.Parameter, text: str) -> str:
-    """A payment's id, as Payswitch writes it. Raises `click.BadParameter`."""
+    """A payment's id in canonical form. Raises `click.BadParameter`."""
     try:
         return parse_correlation_id(text)
     except InvalidPaymentError:
@@ -42,20 +42,20 @@ def parse_duration(_: click.Context, __: click.Parameter, text: str | None) -> i
         ms = parse_duration_ms(text)
     except ValueError:
         ms = 0
-    if not 1000 <= ms <= LONGEST_DURATION_MS:
+    if not 1000 <= ms <= _LONGEST_DURATION_MS:
         raise click.BadParameter(f"{text!r} is no duration from 1s to 30d, such as 90s or 1h30m")
     return ms
 
 
 def parse_line(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
-    """A line for other people to read. Raises `click.BadParameter`."""
+    """A line of text for other operators. Raises `click.BadParameter`."""
     if text is not None and not (text.isprintable() and len(text) <= _LONGEST_LINE):
         raise click.BadParameter(f"up to {_LONGEST_LINE} printable characters are allowed")
     return text
 
 
 def signed(command: _Command) -> _Command:
-    """Who orders it and why: the options `--by` and `--reason`."""
+    """Add the options `--by` and `--reason` to an order."""
     by = click.option(
         "--by", callback=parse_line, default=_who, help="Who orders it. [default: user@host]"
     )

@@ -1,4 +1,4 @@
-"""Durations as operators write them: `90s`, `10m`, `1h30m`, `2d`."""
+"""Reads and writes durations such as `90s`, `10m`, `1h30m` and `2d`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ _DURATION = re.compile("".join(rf"(?:(\d{{1,9}}){unit})?" for unit in _UNITS_MS)
 
 
 def parse_duration_ms(text: str) -> int:
-    """Milliseconds of whole days, hours, minutes and seconds, the larger unit first.
-
-    Raises `ValueError`.
-    """
+    """Milliseconds of whole days, hours, minutes and seconds, the larger unit first. Raises
+    `ValueError`."""
     match = _DURATION.fullmatch(text)
     if not text or match is None:
         raise ValueError(f"not a duration: {text[:64]!r}")
@@ -23,7 +21,7 @@ def parse_duration_ms(text: str) -> int:
 
 
 def format_duration(ms: int) -> str:
-    """`1h30m` for milliseconds, in whole seconds, a part of one counting as one."""
+    """`1h30m` for milliseconds, rounded up to whole seconds."""
     rest = -(-ms // 1000) * 1000
     parts = []
     for unit, length in _UNITS_MS.items():

@@ -51,12 +51,8 @@ def fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def read_settings(part: str = "payswitch") -> Settings:
-    """The settings of this process, with logging set up by them; `part` names it in JSON lines."""
-    return _settings_of(os.environ, part)
-
-
-def _settings_of(environment: Mapping[str, str], part: str) -> Settings:
+def read_settings(part: str = "payswitch", environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings and set up logging by them; `part` names this process in JSON lines."""
     try:
         settings = Settings.from_environment(environment)
     except SettingsError as error:
@@ -68,7 +64,7 @@ def _settings_of(environment: Mapping[str, str], part: str) -> Settings:
 
 
 def _end(settings: Settings, message: str) -> NoReturn:
-    """End a part with one line, which is JSON where its log is, and exit code 1."""
+    """End a part with exit code 1 and one line, in JSON if its log is."""
     if settings.log_format == "json":
         logger.critical("can't go on: %(error)s", {"error": message})
         sys.exit(1)
@@ -76,7 +72,7 @@ def _end(settings: Settings, message: str) -> NoReturn:
 
 
 class _Misuse(click.UsageError):
-    """A wrong use of a command, told in one line."""
+    """A usage error that prints one line."""
 
     def show(self, file: Any = None) -> None:
         problem = " ".join(self.format_message().split()).rstrip(".")
@@ -95,8 +91,8 @@ def _misuse_in_one_line() -> Iterator[None]:
 
 
 class _Commands(click.Group):
-    """The commands of this module, and those that are loaded only when they are called: what they
-    import would cost every container its memory."""
+    """The commands of this module, and others that are loaded only when called: their imports would
+    cost every container memory."""
 
     _elsewhere = (
         "chaos",
@@ -123,7 +119,7 @@ class _Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         terminal.prepare()
-        with terminal.one_line_where_nothing_can_be_written():
+        with terminal.one_line_if_output_is_full():
             return super().main(*args, **kwargs)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
@@ -201,7 +197,7 @@ def up(**options: Any) -> None:
 
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=9001, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--port", default=9001, show_default=True, type=PORT)
 @click.option("--uds", type=click.Path(path_type=Path), help="Listen on this unix socket instead.")
 @click.option(
     "--uds-mode",
@@ -216,7 +212,7 @@ def up(**options: Any) -> None:
 @click.option(
     "--payments-port",
     type=PORT,
-    help="Takes payments from a load balancer here, too, at less cost; for one process.",
+    help="A second port, for payments from a load balancer at less cost; for one process.",
 )
 @click.pass_context
 def ingress(
@@ -307,7 +303,7 @@ def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: S
 @main.command()
 @click.option("--name", required=True, help="Its name in log lines.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", required=True, type=click.IntRange(1, 65535))
+@click.option("--port", required=True, type=PORT)
 @click.option(
     "--fee", default="0.05", show_default=True, envvar="TRANSACTION_FEE", help="Its share."
 )
@@ -319,8 +315,8 @@ def simulator(name: str, host: str, port: int, fee: str) -> None:
     """
     from payswitch.simulator.server import SimulatorConfig, serve
 
-    # None of the other settings is a processor's.
-    log = _settings_of({each: os.environ.get(each, "") for each in _OF_LOGS}, name)
+    # A processor uses only the settings of logs.
+    log = read_settings(name, {each: os.environ.get(each, "") for each in _OF_LOGS})
     try:
         config = SimulatorConfig.from_environment(name, {**os.environ, "TRANSACTION_FEE": fee})
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""What the operators' commands have in common: Redis, tables, progress, one line for what fails.
+"""Common parts of the operators' commands: Redis, tables, progress, one line for an error.
 
-rich is loaded only where something is drawn.
+rich is loaded only for drawing.
 """
 
 from __future__ import annotations
@@ -8,23 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import click
 import orjson
 from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 
-from payswitch.cli.terminal import can_not_be_written
+from payswitch.cli.main import read_settings
+from payswitch.cli.terminal import is_output_full
 from payswitch.instants import format_instant
 from payswitch.operations.controls import Order
 from payswitch.settings import Settings
@@ -34,34 +27,36 @@ from payswitch.text import printable, shown
 
 _REDIS_LIMIT_S = 10
 _WIDE = 10_000
-"""In a file or a pipe no line is folded."""
+"""Lines in a file or a pipe aren't folded."""
 
 Advance = Callable[[int], None]
-"""Tells a progress bar how many more are done."""
+"""Adds to the count of a progress bar."""
 
 
-@contextlib.asynccontextmanager
-async def redis_of(settings: Settings) -> AsyncIterator[ArqRedis]:
-    """A client that is closed with the context."""
-    client = connect(settings.redis_url, limit_s=_REDIS_LIMIT_S)
+def run(command: Callable[[Settings, ArqRedis], Awaitable[int]], *, failed: int = 1) -> NoReturn:
+    """Run a command that returns its exit code, and end the process with it.
+
+    If Redis can't be used, print one line and exit with `failed`.
+    """
+    settings = read_settings()
+
+    async def connected() -> int:
+        redis = connect(settings.redis_url, limit_s=_REDIS_LIMIT_S)
+        try:
+            return await command(settings, redis)
+        finally:
+            await redis.aclose(close_connection_pool=True)
+
     try:
-        yield client
-    finally:
-        await client.aclose(close_connection_pool=True)
-
-
-def run(task: Coroutine[Any, Any, int], settings: Settings, *, failed: int = 1) -> int:
-    """Run a command to its exit code; where Redis can't be asked, say so and return `failed`."""
-    try:
-        return asyncio.run(task)
-    except BrokenPipeError:  # nobody reads what is printed; click ends quietly
+        sys.exit(asyncio.run(connected()))
+    except BrokenPipeError:  # no reader is left; click ends quietly
         raise
     except (RedisError, OSError) as error:
-        if isinstance(error, OSError) and can_not_be_written(error):
+        if isinstance(error, OSError) and is_output_full(error):
             raise
         problem = in_words(error)
     click.echo(f"payswitch: Redis at {shown(settings.redis_url)}: {problem}", err=True)
-    return failed
+    sys.exit(failed)
 
 
 def print_json(document: Any) -> None:
@@ -70,7 +65,7 @@ def print_json(document: Any) -> None:
 
 
 def print_pairs(pairs: Mapping[str, str | None]) -> None:
-    """Print each name with its value, what isn't printable being spelled out; nothing of None."""
+    """Print each name with its value, made printable; skip None."""
     width = max(map(len, pairs))
     for name, value in pairs.items():
         if value is not None:
@@ -78,7 +73,7 @@ def print_pairs(pairs: Mapping[str, str | None]) -> None:
 
 
 def in_order(order: Order) -> dict[str, str | None]:
-    """Who has ordered it, when, why, and until when, for `print_pairs`."""
+    """An order's author, instant, reason and end, for people and JSON."""
     return {
         "by": order.by,
         "at": order.at,
@@ -90,9 +85,8 @@ def in_order(order: Order) -> dict[str, str | None]:
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str]
 ) -> None:
-    """Print a table, each cell as it is, what isn't printable being spelled out; columns in
-    `numbers` are right-aligned. In a terminal that is too narrow all but the first column are
-    folded: who it is can be copied."""
+    """Print a table with printable cells; columns in `numbers` are right-aligned. A narrow terminal
+    folds all columns but the first, whose ids stay whole for copying."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -114,8 +108,8 @@ def print_table(
 
 
 class Lines:
-    """A table that is printed as its rows come, for more rows than anybody would hold in memory: a
-    line each, as `print_table` has them, aligned as far as the rows so far tell."""
+    """A table that is printed page by page, for more rows than fit in memory. Columns are aligned
+    to the rows so far."""
 
     def __init__(self, title: str, columns: Sequence[str], *, numbers: Sequence[str]) -> None:
         self._widths = [0] * (len(columns) - 1)
@@ -133,7 +127,6 @@ class Lines:
         click.echo("\n".join(map(self._line, page)))
 
     def _line(self, row: Sequence[str]) -> str:
-        """The last column is as wide as it is."""
         cells = zip(row, self._widths, self._is_number, strict=False)
         padded = [cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells]
         return "  ".join([*padded, row[-1]]).rstrip()
@@ -141,7 +134,7 @@ class Lines:
 
 @contextlib.contextmanager
 def progress(doing: str, total: int | None) -> Iterator[Advance]:
-    """A bar on standard error while the context is open; nothing where that is no terminal."""
+    """A progress bar on standard error within the context, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return

@@ -1,4 +1,4 @@
-"""A payment's record, as words for a terminal."""
+"""Puts a payment's record into words for a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _instant(ms: int | None) -> str:
 
 
 def in_words(record: Record) -> dict[str, str | None]:
-    """All that is known of a payment, by its name; None where there is nothing to say."""
+    """The record's values by their names; None for a value that doesn't apply."""
     tries = ", ".join(
         f"{each.number} ({'ended, maybe recorded' if each.ended else 'may still be recorded'})"
         for each in record.open_tries

@@ -1,5 +1,4 @@
-"""Standard output and error, whatever they are: a terminal of any encoding, a pipe, a full disk or
-nothing at all."""
+"""Prepares standard output and error for any terminal, pipe, full disk or closed stream."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 def prepare() -> None:
-    """Have what the encoding lacks spelt out, as `\\xe9`, and what is closed written to nowhere."""
+    """Escape characters that the encoding lacks, as `\\xe9`; discard output to a closed stream."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
@@ -24,20 +23,20 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def can_not_be_written(error: OSError) -> bool:
-    """Whether an error is one of a file, which no connection has."""
+def is_output_full(error: OSError) -> bool:
+    """Whether a file has no room: a connection never has these errors."""
     return error.errno in _NO_ROOM
 
 
 @contextlib.contextmanager
-def one_line_where_nothing_can_be_written() -> Iterator[None]:
-    """End the command with one line and exit code 1 where its output finds no room."""
+def one_line_if_output_is_full() -> Iterator[None]:
+    """End the command with one line and exit code 1 if its output has no room."""
     try:
         yield
     except OSError as error:
-        if not can_not_be_written(error):
+        if not is_output_full(error):
             raise
-        # Else Python tries once more at its end, and says so.
+        # Otherwise Python writes again at its end, and prints another error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"payswitch: the output can't be written: {reason(error)}", file=sys.stderr)
         sys.exit(1)

@@ -1,1 +1,1 @@
-"""The way in: HTTP requests, their answers, the live page."""
+"""The HTTP endpoint: payments, queries, the live page."""

@@ -1,4 +1,4 @@
-"""The one way in: a `POST /payments` is answered once Redis holds the payment."""
+"""Answers `POST /payments` once Redis holds the payment: the only way in."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from payswitch.telemetry.tracing import Traces
 logger = logging.getLogger(__name__)
 
 Headers = Mapping[bytes, bytes]
-"""A request's, their names in lower case."""
+"""A request's headers; names are in lower case."""
 
 
 class PaymentsEndpoint:
-    """Accepts payments, wherever they come from."""
+    """Accepts payments from either port."""
 
     def __init__(
         self,
@@ -44,8 +44,8 @@ class PaymentsEndpoint:
         self._host_names = host_names
 
     async def accept(self, headers: Headers, read_body: Callable[[], Awaitable[bytes]]) -> Answer:
-        """The answer to a payment: 202 once Redis holds it. A request that is refused by its
-        headers has its body left unread."""
+        """The answer to a payment: 202 once Redis holds it. The body is read only if the headers
+        are valid."""
         began = perf_counter()
         with self._traces.request(headers.get(b"traceparent")) as step:
             try:
@@ -68,7 +68,7 @@ class PaymentsEndpoint:
         return answer
 
     def _refusal(self, error: Exception, seconds: float) -> Answer:
-        """The answer to a payment that is not accepted, once it is counted."""
+        """Count a payment that is not accepted, and answer it."""
         if isinstance(error, NotAcceptedError):
             error = self._not_accepted(error)
         if not isinstance(error, Problem):
@@ -78,7 +78,7 @@ class PaymentsEndpoint:
         return error.answer()
 
     def _require_redis(self) -> None:
-        """Raises `Problem` where Redis can't be used, or is short of memory."""
+        """Raises `Problem` if Redis can't be used or is short of memory."""
         reason = self._watch.refusal
         if reason is not None:
             self._metrics.unavailable("redis" if self._watch.unusable else "memory")
@@ -117,8 +117,8 @@ class PaymentsEndpoint:
 
 
 def require_own(method: str, headers: Headers, host_names: frozenset[str]) -> None:
-    """Raises `Problem` for a request that a browser sends for another site's page, or that is meant
-    for another host; any host name is ours where none is listed."""
+    """Raises `Problem` for a request that a browser sends for another site's page, or for another
+    host. An empty `host_names` allows any host."""
     foreign = foreign_post(headers) if method == "POST" else None
     if foreign is None and host_names:
         foreign = foreign_host(headers, host_names)

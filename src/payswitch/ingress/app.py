@@ -1,4 +1,4 @@
-"""The ASGI application of the ingress: routes, and the way of `POST /payments` past them."""
+"""The ASGI application of the ingress: routes, and a short cut for `POST /payments`."""
 
 from __future__ import annotations
 
@@ -27,29 +27,17 @@ from payswitch.ingress.problems import (
     answer_http_exception,
     answer_problem,
     answer_redis_away,
-    too_many,
 )
 from payswitch.settings import Settings
 from payswitch.telemetry.tracing import Traces
 
 logger = logging.getLogger(__name__)
 
-
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class _PlainEndpoint:
-    """Tells Starlette that an endpoint speaks ASGI itself: an object, not a function."""
-
-    def __init__(self, endpoint: ASGIApp) -> None:
-        self._endpoint = endpoint
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._endpoint(scope, receive, send)
-
-
 class App(Starlette):
-    """What Starlette routes; but `POST /payments` goes past its middleware and router."""
+    """Starlette, except that `POST /payments` skips its middleware and router."""
 
     def __init__(
         self,
@@ -57,13 +45,12 @@ class App(Starlette):
         require_own: Callable[[str, Headers], None],
         **options: Any,
     ) -> None:
-        plain = Route("/payments", _PlainEndpoint(pay), methods=["POST"])
-        super().__init__(routes=[plain, *options.pop("routes")], **options)
+        super().__init__(**options)
         self._pay = pay
         self._require_own = require_own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or the life of the process."""
+        """Serve one request, or the lifespan of the process."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
@@ -85,9 +72,8 @@ def create_app(
     traces: Traces | None = None,
     payments_at: tuple[str, int] | None = None,
 ) -> Starlette:
-    """The ASGI application. `stopping` ends what would never end by itself, the live page's
-    streams. `traces` are closed with it. `payments_at` (host, port) takes payments besides, from
-    its start to its end."""
+    """The ASGI application. `stopping` ends the live page's streams. `traces` are closed with the
+    application. `payments_at` (host, port) is a second port for payments, open for its lifespan."""
     ingress = Ingress(settings, stopping or asyncio.Event(), traces or Traces())
 
     @contextlib.asynccontextmanager
@@ -109,11 +95,12 @@ def create_app(
         ("GET", "/readyz", within(ingress.ready)),
         ("GET", "/metrics", ingress.metrics),
     ]
-    pages = page.routes(lambda: ingress.live, too_many) if settings.page == "on" else []
+    pages = page.routes(lambda: ingress.live) if settings.page == "on" else []
     app = App(
         ingress.pay,
         partial(require_own, host_names=settings.allowed_host_names),
         routes=[
+            Route("/payments", ingress.pay, methods=["POST"]),  # only for the 405 of other methods
             *(Route(path, endpoint, methods=[method]) for method, path, endpoint in routes),
             *openapi.routes(),
             *pages,
@@ -132,8 +119,8 @@ def create_app(
 
 
 def _within(limit_s: float, endpoint: Endpoint) -> Endpoint:
-    """The endpoint, given up after the limit: while Redis is frozen, connections to it are opened
-    one after another, and each takes its whole time limit."""
+    """The endpoint with a time limit: while Redis is frozen, each of several connections would use
+    up its own limit, one after another."""
 
     async def bounded(request: Request) -> Response:
         async with asyncio.timeout(limit_s):

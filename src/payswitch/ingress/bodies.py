@@ -1,4 +1,4 @@
-"""Request bodies: read whole, within a size and a time."""
+"""Reads request bodies within a size and a time."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from starlette.types import Receive
 from payswitch.ingress.problems import Problem
 
 MAX_BODY_BYTES = 4 * 1024
-"""A payment takes 100. The worst body of this size is refused within 0.5 ms, of 64 KiB in 14 ms:
-for so long nobody else is served."""
+"""A payment takes 100. Refusing the worst body of this size blocks the loop for 0.5 ms; of 64 KiB,
+for 14 ms."""
 BODY_LIMIT_S = 5.0
 
 CLOSE = {"connection": "close"}
 
 
 async def read_body(receive: Receive, announced: bytes | None) -> bytes:
-    """The whole body, of which `Content-Length` has announced so many bytes. Raises `Problem`; the
-    connection is closed then, as the rest of the body would be taken for a request."""
+    """Read a body; `announced` is its `Content-Length`. Raises `Problem`, which closes the
+    connection, as the rest of the body would be taken for a request."""
     body = b""
-    # What is complete by its announced length is not asked for more: that costs 6 µs.
+    # A body that is complete by its announced length saves another `receive`, which costs 6 µs.
     expected = MAX_BODY_BYTES + 1 if announced is None else int(announced)
     _require_size(0 if announced is None else expected)
     try:

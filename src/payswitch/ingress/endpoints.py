@@ -1,14 +1,9 @@
-"""The endpoints beside `POST /payments`.
-
-Thin: they speak HTTP on one side and the domain's functions on the other, and spell no Redis
-command.
-"""
+"""All endpoints: each turns a request into calls of the domain, and the result into an answer."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 import re
 from functools import partial
 from http import HTTPStatus
@@ -28,10 +23,7 @@ from payswitch.ingress.problems import JSON, Answer, Problem, try_later
 from payswitch.instants import format_instant, parse_instant_us
 from payswitch.payments.accepting import AcceptQueue
 from payswitch.payments.ledger import Ledger, summary_json
-from payswitch.payments.payment import (
-    InvalidPaymentError,
-    parse_correlation_id,
-)
+from payswitch.payments.payment import InvalidPaymentError, parse_correlation_id
 from payswitch.payments.purge import Purge
 from payswitch.payments.records import Unreadable, read_record
 from payswitch.process import collect_seldom
@@ -42,16 +34,13 @@ from payswitch.telemetry.heartbeat import Fields, Heartbeat
 from payswitch.telemetry.metrics import CONTENT_TYPE
 from payswitch.telemetry.tracing import Traces
 
-logger = logging.getLogger(__name__)
-
 _SPACE_OF_AN_OFFSET = re.compile(r" (?=\d\d(:?\d\d)?$)", re.ASCII)
-
 
 READY = b'{"status":"ready"}'
 
 
 class Ingress:
-    """The endpoints, over one Redis connection pool. `open` comes before the first request."""
+    """The endpoints over one Redis connection pool. Call `open` before the first request."""
 
     def __init__(self, settings: Settings, stopping: asyncio.Event, traces: Traces) -> None:
         self._settings = settings
@@ -60,7 +49,7 @@ class Ingress:
         self._metrics = IngressMetrics(lambda: self._watch)
 
     async def open(self) -> None:
-        """Prepare the connections; Redis may be away."""
+        """Start everything that the endpoints use; Redis may be away."""
         collect_seldom()
         settings = self._settings
         self._redis = connect(settings.redis_url, limit_s=settings.accept_limit_ms / 1000)
@@ -91,7 +80,7 @@ class Ingress:
         self.live = Live(self._redis, self._stopping)
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Stop everything that `open` started."""
         await self.live.close()
         await self._heartbeat.close()
         await self._watch.close()
@@ -100,8 +89,8 @@ class Ingress:
         await self._traces.close()
 
     async def pay(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """`POST /payments` as plain ASGI: Starlette's request and response cost a third of the
-        whole."""
+        """`POST /payments` as plain ASGI: Starlette's request and response would add a third to its
+        cost."""
         headers = dict(scope["headers"])
         body = partial(read_body, receive, headers.get(b"content-length"))
         answer = await self.payments.accept(headers, body)
@@ -110,7 +99,7 @@ class Ingress:
         await send({"type": "http.response.body", "body": answer.body})
 
     async def pay_whole(self, exchange: Exchange) -> Answer:
-        """`POST /payments` at the payments port, where a request comes whole."""
+        """`POST /payments` at the payments port, which reads requests whole."""
 
         async def read_body() -> bytes:
             return bytes(exchange.body)
@@ -130,7 +119,7 @@ class Ingress:
         return Answer(200, [(b"content-length", length), (b"content-type", JSON.encode())], READY)
 
     async def payment(self, request: Request) -> Response:
-        """`GET /payments/{id}`: what is known of one payment."""
+        """`GET /payments/{id}`: one payment's record."""
         try:
             correlation_id = parse_correlation_id(request.path_params["id"])
         except InvalidPaymentError:
@@ -146,8 +135,8 @@ class Ingress:
         return Response(record.public_json(), media_type=JSON)
 
     async def summary(self, request: Request) -> Response:
-        """`GET /payments-summary`: totals by processor, both bounds inclusive and optional. Where
-        the ledger was folded, `Payswitch-Window` says which window was summed instead."""
+        """`GET /payments-summary`: totals by processor; both bounds are inclusive and optional. If
+        the ledger is folded there, `Payswitch-Window` names the window of the totals."""
         first_us, last_us = _instant(request, "from"), _instant(request, "to")
         if first_us is not None and last_us is not None and first_us > last_us:
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "`from` is after `to`")
@@ -160,7 +149,7 @@ class Ingress:
         return Response(summary_json(found.totals), headers=headers, media_type=JSON)
 
     async def purge(self, request: Request) -> Response:
-        """`POST /purge-payments`: forget everything. `PAYSWITCH_PURGE` says who may."""
+        """`POST /purge-payments`: forget everything, if `PAYSWITCH_PURGE` allows it."""
         settings = self._settings
         if settings.purge == "off":
             raise Problem(HTTPStatus.FORBIDDEN, "purging is switched off (PAYSWITCH_PURGE=off)")
@@ -181,7 +170,7 @@ class Ingress:
         return Response(b'{"status":"alive"}', media_type=JSON)
 
     async def ready(self, request: Request) -> Response:
-        """`GET /readyz`: a payment would be accepted, and a worker could take it."""
+        """`GET /readyz`: ready to accept payments."""
         await self.require_ready()
         return Response(READY, media_type=JSON)
 
@@ -193,7 +182,7 @@ class Ingress:
             raise try_later(reason)
 
     async def metrics(self, request: Request) -> Response:
-        """`GET /metrics`: what Prometheus reads; of all processes at this address."""
+        """`GET /metrics` for Prometheus, for all processes at this address."""
         return Response(self._metrics.scrape(), headers={"content-type": CONTENT_TYPE})
 
     def _counts(self) -> Fields:
@@ -201,7 +190,7 @@ class Ingress:
 
 
 def _bound(ms: int | None) -> str:
-    """A bound of a window as ISO 8601 has it."""
+    """A bound of an ISO-8601 interval."""
     return ".." if ms is None else format_instant(ms)
 
 
@@ -211,7 +200,7 @@ def _instant(request: Request, name: str) -> int | None:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"`{name}` is given twice")
     if not texts or not texts[0]:
         return None
-    # A + that isn't encoded as %2B arrives as a space. Nothing else in an instant is one.
+    # A + that isn't encoded as %2B arrives as a space, the only one in an instant.
     text = _SPACE_OF_AN_OFFSET.sub("+", texts[0])
     try:
         return parse_instant_us(text)

@@ -1,8 +1,8 @@
-"""Server-sent events: the status, once a second, to everybody who watches.
+"""Sends the status to all viewers of the live page once a second, as server-sent events (WHATWG
+HTML, section 9.2).
 
-One sampler a process reads Redis for all its viewers, and only while there are any. A viewer has no
-queue: each time it can take an event it gets the newest status, and the samples that came since its
-last one. Events are WHATWG HTML's (section 9.2, server-sent events).
+One sampler a process reads Redis for all its viewers, and only while it has some. A viewer has no
+queue: whenever it can take an event, it gets the newest status and the samples since its last one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from payswitch.operations.history import KEPT, Sample, parse_sample, read_history
-from payswitch.operations.overview import OverviewReader
+from payswitch.operations.overview import read_overview
 from payswitch.operations.status import Status, document, rates
 
 logger = logging.getLogger(__name__)
@@ -28,24 +28,24 @@ logger = logging.getLogger(__name__)
 EVERY_S = 1.0
 MOST_VIEWERS = 32
 STREAM_S = 10.0
-"""How long one stream lasts; the browser comes again by itself and goes on where it was. So a stop
-waits for nobody, and viewers spread anew over the instances."""
+"""The length of a stream. Then the browser reconnects and continues, so viewers spread over the
+instances, and a stop need not wait for them."""
 _SEND_LIMIT_S = 5.0
-"""Who takes nothing for so long is let go."""
+"""Disconnect a viewer whose socket has been blocked this long."""
 _REFRESHED = 5
-"""Samples that are read a second: some were missed when Redis was away for a moment."""
+"""Samples read each second: more than one, as some are missed while Redis is away."""
 _LINGER = 3
-"""Seconds for which the sampler goes on without viewers: they come again."""
+"""Seconds for which the sampler goes on without viewers, as they reconnect."""
 _RETRY_MS = 500
 _LONGEST_ID = 19
 
 
 class TooManyViewersError(Exception):
-    """Nobody else can be served now."""
+    """No more viewers can be served now."""
 
 
 class Viewer:
-    """One who watches, from an address. `displaced` is set where its place goes to another."""
+    """A viewer at an address. `displaced` is set when another viewer takes its place."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -53,7 +53,7 @@ class Viewer:
 
 
 class Live:
-    """What the viewers of one process share. `stopping` ends all streams."""
+    """Sampler and places for the viewers of one process. `stopping` ends all streams."""
 
     def __init__(
         self,
@@ -66,7 +66,6 @@ class Live:
         self._viewers: dict[Viewer, None] = {}
         self.stream_s = stream_s
         self._redis = redis
-        self._reader = OverviewReader(redis)
         self._stopping = stopping
         self._most_viewers = most_viewers
         self._samples: deque[tuple[Sample, bytes]] = deque(maxlen=KEPT)
@@ -75,18 +74,13 @@ class Live:
         self._sampling: asyncio.Task[None] | None = None
 
     @property
-    def is_sampling(self) -> bool:
-        """Whether Redis is being read."""
-        return self._sampling is not None
-
-    @property
     def viewers(self) -> int:
-        """How many watch."""
+        """The number of viewers."""
         return len(self._viewers)
 
     def enter(self, address: str) -> Viewer:
-        """A viewer comes. Where all places are taken, the address that has the most gives its
-        oldest to one that has at least two fewer: so no client keeps all of them. Behind a load
+        """Add a viewer. If all places are taken, the address with the most gives up its oldest, but
+        only to an address with at least two fewer: so no client keeps all places. Behind a load
         balancer all viewers have its address. Raises `TooManyViewersError`."""
         if self._stopping.is_set():
             raise TooManyViewersError
@@ -99,7 +93,7 @@ class Live:
         return viewer
 
     def leave(self, viewer: Viewer) -> None:
-        """A viewer that `enter` let in is gone."""
+        """Remove a viewer."""
         self._viewers.pop(viewer, None)
 
     def _make_room_for(self, address: str) -> None:
@@ -118,7 +112,7 @@ class Live:
             await asyncio.wait([self._sampling])
 
     async def news(self) -> bool:
-        """Wait for the next event; False when there is none to come."""
+        """Wait for the next event; False if none will follow."""
         stopped = asyncio.ensure_future(self._stopping.wait())
         fresh = asyncio.ensure_future(self._news.wait())
         try:
@@ -129,8 +123,8 @@ class Live:
         return not self._stopping.is_set()
 
     def event(self, after: int) -> tuple[bytes, int]:
-        """The newest event for a viewer that has the samples up to `after` (ms), and what it has
-        then; empty where nothing was read yet."""
+        """The newest event for a viewer that has the samples up to `after` (ms), and the viewer's
+        next `after`. The event is empty before the first sample."""
         if not self._status:
             return b"", after
         missing = [raw for sample, raw in self._samples if sample.at > after]
@@ -145,8 +139,8 @@ class Live:
             while idle < _LINGER:
                 try:
                     await self._sample()
-                except Exception:  # whatever others left in Redis, the next second is a chance
-                    logger.exception("no event")
+                except Exception:  # such as from foreign data in Redis; retry in a second
+                    logger.exception("no event for the live page")
                 self._news.set()
                 self._news = asyncio.Event()
                 due = max(due + EVERY_S, loop.time())
@@ -160,7 +154,7 @@ class Live:
     async def _sample(self) -> None:
         try:
             kept = await read_history(self._redis, _REFRESHED if self._samples else KEPT)
-            overview = await self._reader.read()
+            overview = await read_overview(self._redis)
         except (RedisError, OSError):
             self._status = orjson.dumps(_away())
             return
@@ -188,7 +182,7 @@ class EventStream(Response):
         self._has = _instant(last_event_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream until the viewer leaves, takes nothing, is displaced, or has had its time."""
+        """Stream until the viewer leaves, blocks or is displaced, or its time is over."""
         ends = (self._pump(send), _hung_up(receive), self._viewer.displaced.wait())
         tasks = {asyncio.ensure_future(each) for each in ends}
         try:
@@ -226,8 +220,8 @@ async def _send(send: Send, body: bytes, *, more: bool = True) -> None:
 
 
 def _instant(last_event_id: str | None) -> int:
-    """The instant that an event's id is, ms since the epoch; 0 for anything else. Python refuses to
-    read a number of thousands of digits."""
+    """Read an event's id, ms since the epoch; 0 for anything else. The length is checked because
+    Python refuses to read thousands of digits."""
     if last_event_id is None or len(last_event_id) > _LONGEST_ID or not last_event_id.isdecimal():
         return 0
     return int(last_event_id)

@@ -1,15 +1,15 @@
-"""What an ingress counts: the library's own objects, as several processes may serve one address.
+"""The counts of an ingress: the library's own objects, as several processes may serve one address.
 
-Then each process writes its counts to files in a folder that they share (`shared_counts.py`), and
-whichever is scraped adds up the files of all, those of ended processes included. Only counts are
-shared like this; a gauge here is a fact that every process sees alike.
+Then each process writes its counts to files in a shared folder (`shared_counts.py`). The scraped
+process adds up the files of all, ended ones included. Gauges aren't shared: every process sees the
+same value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client import Counter as CounterObject
 from prometheus_client import Histogram as HistogramObject
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -25,7 +25,7 @@ _STATUSES = (400, 403, 408, 409, 413, 415, 421, 422, 500, 503)
 
 
 class IngressMetrics:
-    """The counts of one ingress process. `watch` says how Redis' memory is."""
+    """The counts of one ingress process. `watch` gives the state of Redis' memory."""
 
     def __init__(self, watch: Callable[[], RedisWatch]) -> None:
         self._watch = watch
@@ -37,20 +37,20 @@ class IngressMetrics:
             buckets=BOUNDS_S,
             registry=own,
         )
-        # Looked up once: that costs as much as counting.
+        # Looked up once: a look-up costs as much as a count.
         self._refused, self._unavailable, self._failed = (
             seconds.labels(result).observe for result in ("refused", "unavailable", "failed")
         )
         self.accepted: Callable[[float], None] = seconds.labels("accepted").observe
-        """Counts an accepted payment and how long its answer took (s)."""
+        """Counts an accepted payment and the time to its answer (s)."""
         self._acceptances = _counter(metrics.ACCEPTANCES, _VERDICTS, own)
         self._verdicts = {each: self._acceptances.labels(each).inc for each in _VERDICTS}
         self._reasons = _counter(metrics.UNAVAILABLE, _REASONS, own)
         self._statuses = _counter(metrics.REFUSALS, map(str, _STATUSES), own)
-        self._registry = self._whole(own)
+        self._registry = self._with_facts(own)
 
     def refused(self, status: int, seconds: float) -> None:
-        """Count an answer other than 202 and how long it took."""
+        """Count an answer other than 202 and the time it took (s)."""
         self._statuses.labels(str(status)).inc()
         if status == 503:
             self._unavailable(seconds)
@@ -60,26 +60,26 @@ class IngressMetrics:
             self._failed(seconds)
 
     def unavailable(self, reason: str) -> None:
-        """Count why a payment is answered 503."""
+        """Count a payment answered 503, by reason."""
         self._reasons.labels(reason).inc()
 
     def verdicts(self, verdicts: Iterable[str]) -> None:
-        """Count what Redis said to a batch."""
+        """Count Redis' verdicts on a batch."""
         for verdict in verdicts:
             self._verdicts[verdict]()
 
     def counted(self) -> dict[str, int]:
-        """What this process has counted, as its heartbeat names it; what is 0 is left out."""
+        """This process' counts under the heartbeat's names, without those of 0."""
         return {
             **_counts("accepted", self._acceptances),
             **_counts("refused", self._statuses),
         }
 
     def scrape(self) -> bytes:
-        """The text of a scrape: the counts of all processes, whichever answers."""
-        return metrics.exposition(self._registry)
+        """The text of a scrape: the counts of all processes."""
+        return generate_latest(self._registry)
 
-    def _whole(self, own: CollectorRegistry) -> CollectorRegistry:
+    def _with_facts(self, own: CollectorRegistry) -> CollectorRegistry:
         folder = shared_counts.shared()
         if folder is None:
             return metrics.registry_of(own, Facts(self._facts))
@@ -100,7 +100,7 @@ class IngressMetrics:
 def _counter(
     definition: metrics.Definition, values: Iterable[str], registry: CollectorRegistry
 ) -> CounterObject:
-    """A counter by one label, from 0 on for each of these values."""
+    """A counter by one label that starts at 0 for each of these values."""
     counter = CounterObject(
         definition.name, definition.meaning, definition.labels, registry=registry
     )
@@ -110,7 +110,7 @@ def _counter(
 
 
 def _counts(prefix: str, counter: CounterObject) -> dict[str, int]:
-    """This process' counts, whether or not it shares them with others."""
+    """This process' own counts, also if it shares them with others."""
     [family] = counter.collect()
     return {
         f"{prefix}:{label}": int(sample.value)

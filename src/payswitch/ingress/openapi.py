@@ -1,8 +1,5 @@
-"""The public interface: `openapi.json` for programs, and `docs.html`, the same for people.
-
-`tests/integration/ingress/test_openapi.py` holds the document against the running ingress and
-HAProxy, `tests/unit/ingress/test_docs_page.py` the page against the document.
-"""
+"""Serves the description of the public interface: `openapi.json` for programs, `docs.html` for
+people."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ def document() -> dict[str, Any]:
 
 
 def page() -> Response:
-    """The page. Its policy allows the page's own style and nothing else."""
+    """The page, with a policy that allows only its own style."""
     text = (_FOLDER / "docs.html").read_bytes()
     style = text.partition(b"<style>")[2].partition(b"</style>")[0]
     digest = base64.b64encode(hashlib.sha256(style).digest()).decode()
@@ -42,7 +39,7 @@ def page() -> Response:
 
 
 def routes() -> list[Route]:
-    """`GET /openapi.json` and `GET /docs`, read and encoded once, here."""
+    """`GET /openapi.json` and `GET /docs`, read once."""
     answers = {
         "/openapi.json": Response(orjson.dumps(document()), media_type="application/json"),
         "/docs": page(),

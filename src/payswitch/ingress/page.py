@@ -1,22 +1,22 @@
-"""The live page at `/`: three files of this package, and the events that fill them.
+"""Serves the live page at `/`: files of this package, and events.
 
-The page asks for nothing from another host and runs nothing that isn't in its files, and its
-content security policy holds it to both.
+Its content security policy allows only requests to this host and only scripts from its files.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.resources import files
+from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from payswitch.ingress.live import EventStream, Live, TooManyViewersError
+from payswitch.ingress.problems import try_later
 
 POLICY = "; ".join(
     (
@@ -48,29 +48,27 @@ _FILES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+class _File(NamedTuple):
     content: bytes
     media_type: str
     tag: str
 
     async def serve(self, request: Request) -> Response:
-        """Answer with the file, or that it is what the browser has."""
+        """Answer with the file, or 304 if the browser has it."""
         headers = {**_HEADERS, "etag": self.tag}
         if request.headers.get("if-none-match") == self.tag:
             return Response(None, HTTPStatus.NOT_MODIFIED, headers=headers)
         return Response(self.content, headers=headers, media_type=self.media_type)
 
 
-def routes(live: Callable[[], Live], too_many: Callable[[], Exception]) -> list[Route]:
-    """The page's routes. `live` is asked at each request; `too_many` makes what is raised where no
-    other viewer can be served."""
+def routes(live: Callable[[], Live]) -> list[Route]:
+    """The page's routes. `live` is called at each request."""
 
     async def events(request: Request) -> Response:
         try:
             viewer = live().enter(request.client.host if request.client else "")
         except TooManyViewersError:
-            raise too_many() from None
+            raise try_later("too many watch the live page through this ingress") from None
         return EventStream(live(), viewer, request.headers.get("last-event-id"))
 
     folder = files("payswitch.ingress") / "page_files"

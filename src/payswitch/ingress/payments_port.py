@@ -1,10 +1,8 @@
 """A port of the ingress that takes payments from a load balancer, in the process' own loop.
 
-Granian hands each request between three threads, up to twelve times, which is most of what a
-payment costs in an ingress when they come one by one (docs/performance.md). Between a load balancer
-that has read a request whole and an ingress little is needed of HTTP, so these go to the same
-ingress without a hand-over, and payments without ASGI. Everything else, and who comes without a
-load balancer, is Granian's.
+Granian hands each request between three threads, up to twelve times: most of the cost of a payment
+if they come one by one (docs/performance.md). A load balancer reads requests whole, so this port
+needs little of HTTP, no other thread and no ASGI. Granian serves all other requests and clients.
 """
 
 from __future__ import annotations

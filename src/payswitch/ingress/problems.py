@@ -27,7 +27,7 @@ class Answer(NamedTuple):
 
 
 def problem_json(status: HTTPStatus, detail: str) -> bytes:
-    """The body of such an answer; `detail` says what to change."""
+    """The body of an error answer; `detail` tells the client the cause or the remedy."""
     return orjson.dumps(
         {
             "type": "about:blank",
@@ -50,7 +50,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own name for it
         self.headers = headers
 
     def answer(self) -> Answer:
-        """The answer itself."""
+        """The whole answer."""
         body = problem_json(self.status, self.detail)
         headers = {
             **(self.headers or {}),
@@ -61,30 +61,25 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own name for it
         return Answer(self.status.value, raw, body)
 
     def response(self) -> Response:
-        """The same, for Starlette."""
+        """The answer as a response of Starlette."""
         body = problem_json(self.status, self.detail)
         return Response(body, self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
-def try_later(detail: str, headers: Mapping[str, str] | None = None) -> Problem:
-    """A 503: the same request may well be taken in a second."""
-    headers = {"retry-after": str(RETRY_AFTER_S), **(headers or {})}
+def try_later(detail: str) -> Problem:
+    """A 503 for a request that may succeed in a second."""
+    headers = {"retry-after": str(RETRY_AFTER_S)}
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers)
 
 
-def too_many() -> Problem:
-    """Why the live page has no more viewers."""
-    return try_later("too many watch the live page through this ingress")
-
-
 async def answer_problem(request: Request, error: Exception) -> Response:
-    """For `Problem`."""
+    """Answer a `Problem`."""
     assert isinstance(error, Problem)
     return error.response()
 
 
 async def answer_http_exception(request: Request, error: Exception) -> Response:
-    """For Starlette's own errors: no such path, no such method."""
+    """Answer Starlette's own errors: unknown path, wrong method."""
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     allowed = (error.headers or {}).get("Allow", "nothing")
@@ -96,7 +91,7 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _nearest(request: Request) -> str:
-    """The path that was meant, where slashes and capital letters are all that is wrong."""
+    """A hint at a path that differs only in slashes and capital letters."""
     path = "/" + "/".join(part for part in request.url.path[:200].lower().split("/") if part)
     scope = {**request.scope, "path": path}
     routes = request.app.routes
@@ -107,17 +102,17 @@ def _nearest(request: Request) -> str:
 
 
 async def answer_redis_away(request: Request, error: Exception) -> Response:
-    """For an error of Redis, or of the way to it."""
+    """Answer an error from Redis or its connection."""
     refused = isinstance(error, ResponseError)
     return try_later("Redis refuses" if refused else "Redis does not answer").response()
 
 
 async def answer_bug(request: Request, error: Exception) -> Response:
-    """For anything else."""
+    """Answer any other error."""
     return bug().response()
 
 
 def bug() -> Problem:
-    """A 500."""
+    """A 500 for an error that the log describes."""
     detail = "something is wrong in here; the log says what"
     return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail)

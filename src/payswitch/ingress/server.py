@@ -1,6 +1,6 @@
-"""Serves the ingress with Granian: in this very process, or in several.
+"""Serves the ingress with Granian: in this process, or in several.
 
-One process a part means that a supervisor's signals and a container's limits meet what they name.
+With one process a supervisor's signals and a container's limits apply to it directly.
 """
 
 from __future__ import annotations
@@ -44,16 +44,12 @@ _BACKLOG = 4096
 _MAX_CONNECTIONS = 16_384
 _OTHER_FILES = 256
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_HTTP = HTTP1Settings(
-    header_read_timeout=10_000,  # ms; also how long a connection may be idle
-    max_buffer_size=16 * 1024,  # the most that the head of a request may have
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an ingress is to be served: at a unix socket of a mode, else at a host and a port; and
-    its payments port, which is for one process only."""
+    """The addresses of an ingress: a unix socket with a mode, or a host and a port; and a payments
+    port, for one process only."""
 
     host: str
     port: int
@@ -68,12 +64,12 @@ class Place:
 
     @property
     def payments_at(self) -> tuple[str, int] | None:
-        """Host and port for payments alone."""
+        """Host and port of the payments port."""
         return None if self.payments_port is None else (self.host, self.payments_port)
 
     def checked(self) -> Place:
-        """The same with a host in numbers and a whole path. Raises `ListenError` unless all of it
-        can be had."""
+        """The same with a numeric host and a whole path. Raises `ListenError` unless all addresses
+        are free."""
         uds = None if self.uds is None else free_path(self.uds)
         ports = [self.port] if uds is None else []
         ports += [] if self.payments_port is None else [self.payments_port]
@@ -84,8 +80,8 @@ class Place:
 def serve(settings: Settings, place: Place, *, workers: int) -> None:
     """Serve until SIGTERM or SIGINT; requests under way are finished.
 
-    Raises `ListenError` when the place can't be had and `UntrustworthyRedisError` when Redis may
-    lose payments and the settings demand that it doesn't.
+    Raises `ListenError` if an address is taken, and `UntrustworthyRedisError` if the settings
+    require a Redis that loses no payments and this one may.
     """
     place = place.checked()
     if settings.redis_trust == "require":
@@ -97,21 +93,21 @@ def serve(settings: Settings, place: Place, *, workers: int) -> None:
             _serve_processes(settings, place, workers)
     except StartError:
         raise
-    except RuntimeError as error:  # Granian's, where somebody got the place meanwhile
+    except RuntimeError as error:  # Granian's, if the address has been taken since
         raise ListenError(f"{place}: {reason(error)}") from None
 
 
 def app_from_environment() -> Starlette:
-    """What each of several Granian processes serves, which ends with the one that started it."""
+    """The application of each of several Granian processes. They end with their parent."""
     if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
-        # On a busy machine Granian's threads may wait for each other for ever at such an end, and
-        # at an orderly one the parent waits for its children.
+        # SIGKILL, as Granian's threads may then deadlock on a busy machine. At an orderly end the
+        # parent waits for its children.
         die_with_parent(parent.pid, signal.SIGKILL)
     settings = Settings.from_environment()
     logs.configure(settings.log_level, settings.log_format, "ingress")
     stopping = asyncio.Event()
-    # uvloop loses a signal that comes while its loop doesn't run, and Granian runs it twice: for
-    # the lifespan, and then to serve. So signals stay blocked, and a thread waits for them.
+    # uvloop loses signals while its loop doesn't run, and Granian runs it twice: for the lifespan,
+    # then to serve. So signals stay blocked, and a thread waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     loop = asyncio.get_event_loop()
     Thread(target=_stop_at_signal, args=(loop, stopping), daemon=True).start()
@@ -121,7 +117,7 @@ def app_from_environment() -> Starlette:
 def _stop_at_signal(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
     """Wait for a stop signal, end the live page's streams, and pass the signal on to Granian.
 
-    Granian waits for the answers under way, and a stream only ends when it is told to.
+    Granian waits for answers under way, and a stream ends only by `stopping`.
     """
 
     def stop() -> None:
@@ -141,14 +137,8 @@ async def _serve_embedded(settings: Settings, place: Place) -> None:
         address=place.host,
         port=place.port,
         uds=place.uds,
-        interface=Interfaces.ASGINL,  # its lifespan is begun here, as Granian hides what it raises
-        http=HTTPModes.http1,
-        websockets=False,
-        backlog=_BACKLOG,
-        backpressure=_max_connections(),
-        http1_settings=_HTTP,
-        log_level=_granian_level(settings),
-        log_dictconfig=_granian_logging(),
+        interface=Interfaces.ASGINL,  # its lifespan starts here, as Granian hides its errors
+        **_options(settings),
     )
 
     def stop() -> None:
@@ -164,9 +154,7 @@ async def _serve_embedded(settings: Settings, place: Place) -> None:
 
 
 def _serve_processes(settings: Settings, place: Place, workers: int) -> None:
-    uvloop.run(
-        _traces(settings).close()
-    )  # each process opens its own; this one finds out whether it can
+    uvloop.run(_traces(settings).close())  # a check: each process opens its own
     server = ProcessesServer(
         f"{__name__}:app_from_environment",
         factory=True,
@@ -176,17 +164,11 @@ def _serve_processes(settings: Settings, place: Place, workers: int) -> None:
         workers=workers,
         interface=Interfaces.ASGI,
         loop=Loops.uvloop,
-        http=HTTPModes.http1,
-        websockets=False,
-        backlog=_BACKLOG,
-        backpressure=_max_connections(),
-        http1_settings=_HTTP,
-        log_level=_granian_level(settings),
-        log_dictconfig=_granian_logging(),
+        **_options(settings),
         respawn_failed_workers=True,
         respawn_interval=0.5,
     )
-    # A forked process has this one's handlers until it has its own: what it is sent before waits.
+    # A forked process has its parent's handlers until it sets its own: block signals until then.
     os.register_at_fork(
         before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, _STOP_SIGNALS),
         after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _STOP_SIGNALS),
@@ -196,7 +178,7 @@ def _serve_processes(settings: Settings, place: Place, workers: int) -> None:
 
 
 def _prepare(server: AbstractServer[Any], place: Place) -> None:
-    """Have Granian's socket made with its mode, and say that it is there."""
+    """Have Granian create its socket with its mode, and log the address."""
     restore = create_sockets_with(place.uds_mode) if place.uds is not None else None
 
     def bound() -> None:
@@ -211,20 +193,27 @@ def _traces(settings: Settings) -> Traces:
     return open_traces(settings, "payswitch-ingress")
 
 
-def _granian_level(settings: Settings) -> LogLevels:
-    """Below errors Granian says again what is said here, and that it is experimental."""
-    return LogLevels.debug if settings.log_level == "debug" else LogLevels.error
-
-
-def _granian_logging() -> dict[str, Any]:
-    """Granian's lines take the way of all others, not one of their own to standard output."""
+def _options(settings: Settings) -> dict[str, Any]:
+    """Options of both of Granian's servers. Its log lines go to our handlers; below errors it only
+    repeats our own lines and says that it is experimental."""
     loggers = {name: {"handlers": [], "propagate": True} for name in ("_granian", "granian.access")}
-    return {"formatters": {}, "handlers": {}, "loggers": loggers}
+    return {
+        "http": HTTPModes.http1,
+        "websockets": False,
+        "backlog": _BACKLOG,
+        "backpressure": _max_connections(),
+        "http1_settings": HTTP1Settings(
+            header_read_timeout=10_000,  # ms; also the limit of an idle connection
+            max_buffer_size=16 * 1024,  # the largest head of a request, in bytes
+        ),
+        "log_level": LogLevels.debug if settings.log_level == "debug" else LogLevels.error,
+        "log_dictconfig": {"formatters": {}, "handlers": {}, "loggers": loggers},
+    }
 
 
 def _max_connections() -> int:
-    """How many one process serves; more wait until one of them closes. It must not run out of files
-    before, as Redis' connections are files, too."""
+    """The most connections of a process; more wait until one closes. Some files are kept free for
+    the connections to Redis."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return _MAX_CONNECTIONS

@@ -1,1 +1,1 @@
-"""What operators see and order."""
+"""The operators' side: overview, status, orders, reconciliation."""

@@ -1,7 +1,7 @@
-"""What operators order: the processor that new tries go to, and that nothing is claimed.
+"""Operators' orders: the processor for new tries, and a pause of all claims.
 
-An order is one key in Redis (`order.lua`). The workers read it with every claim, so it reaches all
-of them at their next one, and it outlives their restart and that of Redis.
+An order is one key in Redis (`order.lua`). The workers read it with every claim, so each follows it
+from its next claim on. It outlives restarts of workers and Redis.
 """
 
 from __future__ import annotations
@@ -22,34 +22,33 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An order that stands."""
+    """An order in force."""
 
     by: str
-    """`UNKNOWN` where the key was written by other means."""
+    """`UNKNOWN` if another program wrote the key."""
     at: str | None
-    """When it was given, ISO-8601 by Redis' clock."""
+    """The instant of the order, ISO-8601 by Redis' clock."""
     reason: str | None
     until_ms: int | None
-    """When it ends by itself, ms since the epoch by Redis' clock; None for not at all."""
+    """Its end, ms since the epoch by Redis' clock; None for an order without end."""
     processor: str | None = None
-    """Where new tries go; None of an order to pause."""
+    """The processor for new tries; None for a pause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The backlog as an operator who pauses must know it. Instants are ms since the epoch."""
+    """The backlog, for an operator who pauses or resumes. Instants are ms since the epoch."""
 
     payments: int
     in_flight: int
     first_deadline_ms: int | None
-    """When the payment that waits longest reaches its deadline; a replayed one reaches it later."""
+    """The deadline of the oldest payment; a replayed one has a later deadline."""
     overdue: int
-    """Payments that have reached it (at most: of those, replayed ones may not have)."""
+    """Payments past their deadline, at most: replayed ones have a later deadline."""
 
 
 class Controls:
-    """The orders in one Redis. Every method raises `RedisError` or `OSError` where Redis can't be
-    asked."""
+    """The orders in one Redis. Every method raises `RedisError` or `OSError`."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -57,36 +56,36 @@ class Controls:
         self._withdraw = scripts.load(redis, "withdraw")
 
     async def select(self, processor: str, *, life_ms: int, by: str, reason: str | None) -> Order:
-        """New tries go to this processor for `life_ms`, whatever the health check says."""
+        """Send new tries to this processor for `life_ms`, whatever the health check says."""
         return await self._give(keys.OVERRIDE, processor, life_ms, by, reason)
 
     async def select_automatically(self) -> bool:
-        """The health check's choice counts again; False if it did already."""
+        """End the order of `select`; False if there is none."""
         return bool(await self._withdraw(keys=[keys.OVERRIDE]))
 
     async def override(self) -> Order | None:
-        """The order of `select` that stands."""
+        """The order of `select` in force."""
         return standing_override(*await self._read(keys.OVERRIDE))
 
     async def pause(self, *, life_ms: int | None, by: str, reason: str | None) -> Order:
-        """Nothing is claimed any more for `life_ms`, or until `resume`."""
+        """Stop all claims for `life_ms`, or until `resume`."""
         return await self._give(keys.PAUSED, None, life_ms, by, reason)
 
     async def resume(self) -> bool:
-        """Workers claim again, at once; False if nothing was paused."""
+        """Let workers claim again at once; False if they weren't paused."""
         return bool(await self._withdraw(keys=[keys.PAUSED]))
 
     async def paused(self) -> Order | None:
-        """The order to pause that stands."""
+        """The order of `pause` in force."""
         return standing_pause(*await self._read(keys.PAUSED))
 
     async def health_checks_choice(self) -> bytes | None:
-        """The selection that the health check has cached, as it stands in Redis."""
+        """The health check's cached selection, as raw bytes."""
         found: list[bytes | None] = await self._redis.mget([keys.SELECTION])
         return found[0]
 
     async def waiting(self, deadline_ms: int) -> Waiting:
-        """The backlog, `deadline_ms` being how long a payment may be unpaid."""
+        """The backlog, for payments with this deadline after their acceptance."""
         now = await redis_now_ms(self._redis)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.zcard(keys.OPEN)
@@ -110,8 +109,7 @@ class Controls:
         return Order(by, at, reason, until, processor)
 
     async def _read(self, key: str) -> tuple[bytes | None, int, int]:
-        """What the key holds (None for what is no string), Redis' clock, and its life, both in
-        ms."""
+        """The key's string (None for other types), Redis' clock and the key's life, both in ms."""
         now = await redis_now_ms(self._redis)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.mget([key])
@@ -121,8 +119,8 @@ class Controls:
 
 
 def standing_pause(raw: bytes | None, now_ms: int, life_ms: int) -> Order | None:
-    """The order to pause, by what its key holds at this time of Redis' clock. The key counts,
-    whatever that is; `life_ms` is as PTTL says it: -2 for no key, -1 for no end."""
+    """Read the order of `pause` from its key at this time of Redis' clock. Any key pauses, whatever
+    it holds. `life_ms` is PTTL's answer: -2 for no key, -1 for no end."""
     if life_ms == -2:
         return None
     document = read_note(raw)
@@ -136,5 +134,5 @@ def standing_pause(raw: bytes | None, now_ms: int, life_ms: int) -> Order | None
 
 
 def standing_override(raw: bytes | None, now_ms: int, life_ms: int) -> Order | None:
-    """The order of `select` by its key, likewise. One that can't be read, the workers ignore."""
+    """Read the order of `select` the same way; an unreadable one is None, as workers ignore it."""
     return None if parse_override(raw) is None else standing_pause(raw, now_ms, life_ms)

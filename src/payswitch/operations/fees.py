@@ -1,4 +1,4 @@
-"""What the processors take: asked seldom, kept in Redis for whoever sums up what was paid."""
+"""Reads the processors' fees from time to time and keeps them in Redis for the overview."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _AGAIN_S = 15.0
 
 
 class FeeWatch(Periodic):
-    """Asks every processor's admin summary for its fee: at start until all have said it, then every
-    ten minutes."""
+    """Reads the fee from every processor's admin summary: every 15 s until all have answered, then
+    every ten minutes."""
 
     def __init__(self, redis: Redis, books: Mapping[str, ProcessorBooks]) -> None:
         super().__init__("fees", _AGAIN_S)
@@ -30,13 +30,13 @@ class FeeWatch(Periodic):
         self._known: dict[str, str] = {}
 
     async def turn(self) -> None:
-        """Ask, and again soon unless all have said it. Raises `RedisError` or `OSError`."""
-        self.every_s = _AGAIN_S
+        """Ask, and set the time of the next turn. Raises `RedisError` or `OSError`."""
+        self.every_s = _AGAIN_S  # also if Redis fails
         if await self.ask():
             self.every_s = _EVERY_S
 
     async def ask(self) -> bool:
-        """Ask once and note what is known; whether all have said it. Raises `RedisError` or
+        """Ask once and store the known fees; whether all answered. Raises `RedisError` or
         `OSError`."""
         said = 0
         for name, books in self._books.items():

@@ -1,5 +1,5 @@
-"""The last minutes, a sample a second: written by one process of the cluster, read by every viewer,
-so that a page that is opened has its charts at once."""
+"""The history: a sample a second over the last minutes. One process of the cluster writes it, so a
+page has its charts as soon as it opens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from payswitch.operations.order_log import OrderLog
-from payswitch.operations.overview import Overview, OverviewReader
+from payswitch.operations.overview import Overview, read_overview
 from payswitch.store import keys, scripts
 from payswitch.store.periodic import Periodic
 from payswitch.telemetry.heartbeat import Process
@@ -25,16 +25,16 @@ FRESH_S = 5.0
 KEPT = 300
 """Samples: five minutes."""
 WINDOW_S = 10
-"""Times to settle are those of the last seconds, lest every second with one payment be a spike."""
+"""Span of the times to settle: over one second a single payment would look like a spike."""
 
 _BEAT_MS = 950
-"""Less than a second, so that a writer's own beat is over when it comes again."""
+"""Less than a second, so that a writer's own beat has ended by its next turn."""
 _KEPT_MS = int(KEPT * EVERY_S * 1000)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One second of the history. Counts are totals, so that a missed sample loses nothing."""
+    """One second of the history. Counts are totals, so a missed sample loses no count."""
 
     at: int
     accepted: int
@@ -47,20 +47,20 @@ class Sample:
     selected: str | None
     healthy: bool
     failed: Mapping[str, int]
-    """Tries of the last second that a processor did not take, by processor."""
+    """Failed tries of the last second, by processor."""
     unavailable: int
     """Payments that were answered 503 in the last second."""
     p50_ms: float | None
-    """To settle, over `WINDOW_S`; None where nothing was settled."""
+    """Time to settle, over `WINDOW_S`; None if nothing was settled."""
     p99_ms: float | None
 
     def as_json(self) -> bytes:
-        """As it is kept, and as the page gets it."""
+        """The form in Redis and for the page."""
         return orjson.dumps(self)
 
 
 def parse_sample(raw: bytes) -> Sample | None:
-    """Read a sample; None where it is none."""
+    """Read a sample; None for anything else."""
     try:
         document: dict[str, Any] = orjson.loads(raw)
         sample = Sample(**document)
@@ -83,7 +83,7 @@ def _is_sample(sample: Sample) -> bool:
 
 
 class Changes:
-    """Compares successive overviews: what each process has counted in between."""
+    """Makes samples from the differences between successive overviews."""
 
     def __init__(self) -> None:
         self._before: dict[str, Process] = {}
@@ -91,9 +91,9 @@ class Changes:
         self._is_first = True
 
     def sample(self, overview: Overview) -> Sample:
-        """The sample that an overview is, following the ones before."""
+        """The sample of this overview; earlier ones are taken into account."""
         changes = [(each, self._before.get(each.name)) for each in overview.processes]
-        if self._is_first:  # what had been counted before the first look is no second's
+        if self._is_first:  # earlier counts belong to no second
             changes = [(each, each) for each in overview.processes]
         self._is_first = False
         self._before = {each.name: each for each in overview.processes}
@@ -123,27 +123,27 @@ class Changes:
 
 
 class HistoryWriter(Periodic):
-    """Adds a sample a second: one process of the whole cluster does."""
+    """Adds a sample a second, in one process of the cluster at a time."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__("sample", EVERY_S)
         self._take = scripts.load(redis, "take")
         self._append = scripts.load(redis, "history")
-        self._reader = OverviewReader(redis)
+        self._redis = redis
         self._changes = Changes()
         self._orders = OrderLog()
         self._read: Overview | None = None
         self._read_at = float("-inf")
         self.failures = 0
-        """How often Redis did not answer, or refused."""
+        """Turns that Redis refused or did not answer."""
 
     @property
     def latest(self) -> Overview | None:
-        """What was read last; None where that is too old to say how things are."""
+        """The last overview; None if it is older than `FRESH_S`."""
         return self._read if time.monotonic() - self._read_at <= FRESH_S else None
 
     async def turn(self) -> None:
-        """Write, and count the failures. Raises `RedisError` or `OSError`."""
+        """Write, and count failures. Raises `RedisError` or `OSError`."""
         try:
             await self.write()
         except (RedisError, OSError):
@@ -151,12 +151,10 @@ class HistoryWriter(Periodic):
             raise
 
     async def write(self) -> bool:
-        """Add a sample unless another process has just done so. Raises `RedisError` or `OSError`.
-
-        The system is looked at all the same: the next turn may be this one's.
-        """
+        """Add a sample unless another process has just done so. The overview is read in any case,
+        as the next turn may be this process'. Raises `RedisError` or `OSError`."""
         is_mine = await self._take(keys=[keys.BEAT], args=["1", _BEAT_MS])
-        self._read = await self._reader.read()
+        self._read = await read_overview(self._redis)
         self._read_at = time.monotonic()
         self._orders.see(self._read)
         sample = self._changes.sample(self._read)
@@ -166,7 +164,7 @@ class HistoryWriter(Periodic):
 
 
 async def read_history(redis: Redis, newest: int = KEPT) -> list[bytes]:
-    """The newest samples as they are kept, in order; none where something else is kept there.
+    """The newest samples in their raw form, the oldest first; none if the key is of another type.
     Raises `RedisError` or `OSError`."""
     try:
         kept: list[bytes] = await redis.lrange(keys.HISTORY, -newest, -1)  # type: ignore[misc]

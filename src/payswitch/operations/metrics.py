@@ -1,7 +1,7 @@
-"""What the health worker shows at a scrape: the whole, out of the overview that it reads each
-second for the history, so that it costs Redis nothing more.
+"""The health worker's metrics: the whole system, from the overview that it reads each second for
+the history. So a scrape costs Redis nothing.
 
-Every health worker shows the same, so take `max` of it, never `sum`.
+Every health worker shows the same values, so take `max`, never `sum`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PARTS = ("ingress", "worker", "health")
 
 
 def health_registry(history: HistoryWriter) -> CollectorRegistry:
-    """Everything that a health worker shows."""
+    """All metrics of a health worker."""
 
     def collect() -> Iterable[Metric]:
         yield metrics.build_info("health")

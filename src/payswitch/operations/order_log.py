@@ -1,27 +1,26 @@
-"""Log lines for what operators order: when an override or a pause begins, and when it ends."""
+"""Logs the beginning and end of operators' orders."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from payswitch.operations.controls import Order
 from payswitch.operations.overview import Overview
 
 logger = logging.getLogger(__name__)
 
-_Said = tuple[str, str | None, str | None, str | None]
-
 
 class OrderLog:
-    """Says each order once, however often it is seen; one that ended by itself, too."""
+    """Logs each order once, and its end, even an end by itself."""
 
     def __init__(self) -> None:
-        self._paused: _Said | None = None
-        self._override: _Said | None = None
+        self._paused: Order | None = None
+        self._override: Order | None = None
 
     def see(self, overview: Overview) -> None:
-        """Take note of what stands now."""
-        paused, override = _said(overview.paused), _said(overview.override)
+        """Log the difference to the overview before."""
+        paused, override = _identity(overview.paused), _identity(overview.override)
         if paused != self._paused:
             self._say_pause(overview.paused)
         if override != self._override:
@@ -51,6 +50,6 @@ class OrderLog:
             )
 
 
-def _said(order: Order | None) -> _Said | None:
-    """What makes an order this one. Its end is left out: it is reckoned anew at each look."""
-    return None if order is None else (order.by, order.at, order.reason, order.processor)
+def _identity(order: Order | None) -> Order | None:
+    """The order without its end, which each overview computes again."""
+    return order and replace(order, until_ms=None)

@@ -1,7 +1,6 @@
-"""The overview: what an operator wants to know at one look, read from Redis in one call.
+"""The overview of the whole system, read from Redis in one call.
 
-What can be counted exactly is counted from the ledger and the queues themselves; the rest comes
-from the processes' heartbeats.
+Exact counts come from the ledger and the queues; the rest comes from the processes' heartbeats.
 """
 
 from __future__ import annotations
@@ -23,27 +22,27 @@ from payswitch.telemetry.heartbeat import Process, parse_heartbeat
 from payswitch.telemetry.histogram import LARGEST
 
 _FEE_PLACES = 9
-"""What is kept of a fee: 1e-999999 is a share, too, but it is written out in full."""
+"""Decimals of a fee: 1e-999999 is a valid fee but would be written out in full."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The cached selection. Instants are ms since the epoch by the clock of who wrote them."""
+    """The cached selection. Instants are ms since the epoch by the writer's clock."""
 
     processor: str
     healthy: bool
     reason: str
     at: int
-    """When the health check decided so."""
+    """The instant of the health check's decision."""
     expires_in_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A processor's health as last seen."""
+    """A processor's last health report."""
 
     known: bool
-    """False where it did not say."""
+    """False if it did not answer."""
     failing: bool
     min_response_ms: int
     at: int
@@ -51,7 +50,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What the last reconciliation found."""
+    """The result of the last reconciliation."""
 
     at: int
     differences: int
@@ -59,14 +58,14 @@ class Reconciled:
 
 @dataclass(frozen=True, slots=True)
 class Fees:
-    """What was paid for settling, in cents, against the same payments all through `default`."""
+    """The fees paid, in cents, and the fees for the same payments all through `default`."""
 
     paid: Decimal
     all_default: Decimal
 
     @property
     def extra(self) -> Decimal:
-        """What failing over has cost."""
+        """The cost of failing over."""
         return self.paid - self.all_default
 
 
@@ -85,7 +84,7 @@ class Overview:
     choice: Choice | None
     health: Mapping[str, Seen]
     fee_rates: Mapping[str, Decimal]
-    """The share of the amount that a processor takes; without those that aren't known."""
+    """The share of the amount that a processor takes; unknown ones are left out."""
     reconciled: Reconciled | None
     override: Order | None
     paused: Order | None
@@ -93,19 +92,19 @@ class Overview:
 
     @property
     def accepted(self) -> int:
-        """Every payment ever accepted since the last purge: it is settled, waits or is dead."""
+        """All payments accepted since the last purge: settled, waiting or dead."""
         return sum(total.count for total in self.settled.values()) + self.backlog + self.dead
 
     @property
     def oldest_age_ms(self) -> int | None:
-        """How long the oldest unpaid payment has waited."""
+        """The age of the oldest unpaid payment; None without one."""
         if self.oldest_accepted_at is None:
             return None
         return max(0, self.at - self.oldest_accepted_at)
 
     @property
     def fees(self) -> Fees | None:
-        """What settling has cost; None unless every fee in question is known."""
+        """The fees; None unless every fee involved is known."""
         default = self.fee_rates.get(PROCESSORS[0])
         used = {name: total.cents for name, total in self.settled.items() if total.cents}
         if default is None or not used.keys() <= self.fee_rates.keys():
@@ -121,19 +120,14 @@ class Overview:
         return sorted(found, key=lambda each: (each.host, each.pid))
 
 
-class OverviewReader:
-    """Reads overviews of one Redis."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._script = scripts.load(redis, "overview")
-
-    async def read(self) -> Overview:
-        """The overview of this instant. Raises `RedisError` or `OSError`."""
-        return _parse(scripts.named(await self._script(args=list(PROCESSORS))))
+async def read_overview(redis: Redis) -> Overview:
+    """Read the overview of this instant. Raises `RedisError` or `OSError`."""
+    script = scripts.load(redis, "overview")
+    return _parse(scripts.named(await script(args=list(PROCESSORS))))
 
 
 def _parse(answer: Mapping[str, Any]) -> Overview:
-    """Read the answer of `overview.lua`. What others left under its keys reads as nothing."""
+    """Read the answer of `overview.lua`. Foreign data under its keys counts as nothing."""
     now, totals = answer["now"], answer["totals"]
     return Overview(
         at=now,
@@ -208,7 +202,7 @@ def _processes(heartbeats: Sequence[Any]) -> Iterator[Process]:
 
 
 def _whole(raw: bytes | int | None) -> int:
-    """A number as Redis or a script wrote it; 0 for anything else, and what no count of ours is."""
+    """Read a number; 0 for anything else and for numbers too large to be counts."""
     try:
         number = int(raw or 0)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The status: an overview judged, as the live page and `payswitch status` show it."""
+"""The status that the live page and `payswitch status` show: an overview with findings."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from payswitch.telemetry.heartbeat import REFUSES, Process
 _RATE_OVER_MS = 5000
 _FRESH_MS = 5000
 _LONG_MS = 30_000
-"""A payment that waits for longer is worth a word."""
+"""A payment that has waited longer becomes a finding."""
 
 
 class Level(enum.Enum):
-    """How much something matters, the worst last."""
+    """The severity of a finding, the worst last."""
 
     OK = "ok"
     NOTE = "note"
@@ -39,7 +39,7 @@ _LEVELS = list(Level)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that an operator should know, in one line."""
+    """One line for an operator."""
 
     level: Level
     text: str
@@ -47,7 +47,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the last seconds of the history show."""
+    """Rates over the last seconds of the history."""
 
     accepted_per_s: float
     settled_per_s: Mapping[str, float]
@@ -55,19 +55,19 @@ class Rates:
     unavailable: int
     """Payments that were answered 503."""
     failed: Mapping[str, int]
-    """Tries that a processor did not take."""
+    """Tries that a processor did not pay, by processor."""
     p50_ms: float | None
     """To settle, over the history's window."""
     p99_ms: float | None
 
     @property
     def all_settled_per_s(self) -> float:
-        """Over all processors."""
+        """Settled payments a second over all processors."""
         return sum(self.settled_per_s.values())
 
 
 def rates(samples: Sequence[Sample], now: int) -> Rates | None:
-    """The rates at `now` (ms); None where the history is too short or not written any more."""
+    """The rates at `now` (ms); None if the history is too short or out of date."""
     recent = [each for each in samples if now - each.at <= _RATE_OVER_MS + _FRESH_MS]
     if len(recent) < 2 or now - recent[-1].at > _FRESH_MS:
         return None
@@ -92,14 +92,14 @@ def rates(samples: Sequence[Sample], now: int) -> Rates | None:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """An overview, its rates where they are known, and what is to be said about both."""
+    """An overview, its rates if they are known, and the findings about both."""
 
     overview: Overview
     rates: Rates | None
 
     @property
     def findings(self) -> list[Finding]:
-        """What is wrong or unusual, the worst first."""
+        """Everything wrong or unusual, the worst first."""
         found = [
             *_of_processes(self.overview),
             *_of_processors(self.overview),
@@ -111,21 +111,21 @@ class Status:
 
     @property
     def level(self) -> Level:
-        """That of the worst finding."""
+        """The level of the worst finding."""
         return max((each.level for each in self.findings), key=_LEVELS.index, default=Level.OK)
 
     @property
     def headline(self) -> str:
-        """Whether money flows, and through whom."""
+        """Whether money flows, and through which processors."""
         overview, now = self.overview, self.rates
-        waiting = _payments(overview.backlog)
+        waiting = _waiting(overview.backlog)
         if overview.paused is not None:
-            return f"Paused, {waiting} waiting"
+            return f"Paused, {waiting}"
         if now is not None and now.all_settled_per_s > 0:
             through = [name for name, rate in now.settled_per_s.items() if rate > 0]
             return f"{now.all_settled_per_s:,.0f} payments/s through {' and '.join(through)}"
         if overview.backlog:
-            return f"No money flows, {waiting} waiting" if now else f"{waiting} waiting"
+            return f"No money flows, {waiting}" if now else waiting
         return "Nothing to pay"
 
 
@@ -158,9 +158,9 @@ def _of_processors(overview: Overview) -> Iterator[Finding]:
 
 
 def _of_breakers(overview: Overview, now: Rates | None) -> Iterator[Finding]:
-    """Only a payment closes a breaker, so one of a processor that is well again may stay open: no
-    more than a note, while no try fails. One that refuses payments for a fault of its own needs a
-    person."""
+    """Only a payment closes a breaker, so it may stay open after its processor has recovered: that
+    is a note while no try fails. A processor that refuses payments for a fault of its own is an
+    error: it needs a person."""
     workers = overview.of_kind("worker")
     for name in overview.settled:
         not_closed = len(workers) - breakers(overview, name)["closed"]
@@ -185,7 +185,7 @@ def _of_payments(overview: Overview, now: Rates | None) -> Iterator[Finding]:
     if now is not None and now.unavailable:
         yield Finding(Level.ERROR, f"{_payments(now.unavailable)} refused with 503 just now")
     if overview.backlog and now is not None and not now.all_settled_per_s and not overview.paused:
-        yield Finding(Level.ERROR, f"Nothing is being settled, {_payments(overview.backlog)} wait")
+        yield Finding(Level.ERROR, f"Nothing is being settled, {_waiting(overview.backlog)}")
     age = overview.oldest_age_ms
     if age is not None and age > _LONG_MS:
         yield Finding(Level.WARNING, f"The oldest unpaid payment has waited {duration(age)}")
@@ -209,7 +209,7 @@ def _of_orders(overview: Overview) -> Iterator[Finding]:
 
 
 def breakers(overview: Overview, processor: str) -> Counter[str]:
-    """How many workers' circuit breakers for a processor are in which state."""
+    """The number of workers' circuit breakers for a processor, by state."""
     workers = overview.of_kind("worker")
     return Counter(each.breakers.get(processor, "closed") for each in workers)
 
@@ -367,3 +367,7 @@ def _rounded(ms: float | None) -> float | None:
 
 def _payments(count: int) -> str:
     return f"{count:,} payment{'' if count == 1 else 's'}"
+
+
+def _waiting(count: int) -> str:
+    return f"{_payments(count)} {'is' if count == 1 else 'are'} waiting"

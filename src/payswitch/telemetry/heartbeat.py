@@ -1,7 +1,6 @@
-"""The heartbeat: once a second each process writes its name and what it has counted since it began.
+"""The heartbeat: once a second each process writes its name and its counts since its start.
 
-Counting costs the hot path a plain addition; writing happens beside it, in one call, and a Redis
-that is away is no reason to stop: the next second is another chance.
+A count costs the hot path one addition. While Redis is away, the heartbeat retries each second.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from payswitch.telemetry.histogram import LARGEST, Histogram
 EVERY_S = 1.0
 LIFE_MS = 5000
 _AT_LEAST_EVERY_S = 3.0
-"""What has not changed is said less often: it costs Redis an `fsync`."""
+"""The interval while nothing changes: each write costs Redis an `fsync`."""
 
 Fields = Mapping[str, str | int]
 
 
 class Heartbeat(Periodic):
-    """Writes what `collect` returns, with the process' name and start."""
+    """Writes the fields from `collect`, with the process' name and start."""
 
     def __init__(self, redis: Redis, kind: str, collect: Callable[[], Fields]) -> None:
         super().__init__("heartbeat", EVERY_S)
         host, pid = socket.gethostname(), os.getpid()
-        # Host and pid are for people: containers that share their host's name may all be pid 1.
+        # Host and pid are for people: containers with the same host name may all be pid 1.
         name = f"{host}:{pid}:{secrets.token_hex(4)}"
         self.key = keys.heartbeat(kind, name)
         self.redis_ahead_ms: float | None = None
-        """How far Redis' clock is ahead of this process' boot time; None until it is known."""
+        """The lead of Redis' clock over this process' boot time; None until it is known."""
         self._script = scripts.load(redis, "vitals")
         self._collect = collect
         self._who: Fields = {
@@ -52,7 +51,7 @@ class Heartbeat(Periodic):
         self._due = 0.0
 
     async def turn(self) -> None:
-        """Write if something has changed, or it is time to. Raises `RedisError` or `OSError`."""
+        """Write if something has changed or a write is due. Raises `RedisError` or `OSError`."""
         if time.monotonic() >= self._due or self._collect() != self._said:
             self._due = 0.0
             await self.write()
@@ -69,26 +68,26 @@ class Heartbeat(Periodic):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One living process, as its heartbeat tells of it."""
+    """A living process, read from its heartbeat."""
 
     kind: str
     """`ingress`, `worker` or `health`."""
     name: str
-    """What no other process has, nor this one after a restart."""
+    """Unique to this process; it changes with a restart."""
     host: str
     pid: int
     since: int
     """ms since the epoch, by its host's clock."""
     counts: Mapping[str, int]
-    """By name, such as `accepted:new` or `tries:default:Paid`; since its start."""
+    """Counts since the start, by name such as `accepted:new` or `tries:default:Paid`."""
     breakers: Mapping[str, str]
     """By processor: `closed`, `open` or `half-open`."""
     settle_times: Histogram
     breaker_reasons: Mapping[str, str] = field(default_factory=dict)
-    """By processor: why its breaker isn't closed."""
+    """By processor: the reason why its breaker isn't closed."""
 
     def of(self, prefix: str) -> dict[str, int]:
-        """The counts whose names begin so, by the rest of their names."""
+        """The counts whose names begin with `prefix`, by the rest of their names."""
         return {
             name.removeprefix(prefix): count
             for name, count in self.counts.items()
@@ -97,7 +96,7 @@ class Process:
 
 
 def parse_heartbeat(fields: Mapping[str, str]) -> Process | None:
-    """Read what `Heartbeat` writes; None where it is something else."""
+    """Read the fields that `Heartbeat` writes; None if they are anything else."""
     breakers: dict[str, str] = {}
     breaker_reasons: dict[str, str] = {}
     counts: dict[str, int] = {}
@@ -124,7 +123,7 @@ def parse_heartbeat(fields: Mapping[str, str]) -> Process | None:
 
 
 def _whole(text: str) -> int:
-    """A number that JSON can hold, and the sum of many such. Raises `ValueError`."""
+    """A number that JSON can hold. Raises `ValueError`."""
     number = int(text)
     if abs(number) > LARGEST:
         raise ValueError(f"too large: {text[:32]}")
@@ -132,4 +131,4 @@ def _whole(text: str) -> int:
 
 
 REFUSES = "refuses payments"
-"""How `Breaker.why` begins where the processor refuses them for a fault of its own."""
+"""The start of `Breaker.why` if the processor refuses payments for a fault of its own."""

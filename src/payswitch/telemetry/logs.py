@@ -1,7 +1,7 @@
-"""Log lines: one per event that matters, on standard error, as text for people or as JSON.
+"""Log lines on standard error, as text for people or as JSON.
 
-A logger is called with a constant wording and a dict of the values that are named in it, so that
-JSON has both; `docs/logs.md` lists the wordings. No line has more of a payment than its id.
+A logger is called with a constant wording and a dict of the values named in it, so that JSON has
+both; `docs/logs.md` lists the wordings. Of a payment a line holds only the id.
 """
 
 from __future__ import annotations
@@ -23,29 +23,26 @@ _TRACEBACK = "\nTraceback (most recent call last):"
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people, in which nothing moves a cursor or begins a line; a traceback follows."""
+    """A line for people, safe for a terminal; a traceback follows."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The line itself."""
         return printable(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        """The lines of a traceback."""
         return _printable_lines(super().formatException(ei))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object in one line: what every line has, then the values that its wording names."""
+    """One JSON object a line: the common fields, then the values that the wording names."""
 
     def __init__(self, part: str) -> None:
         super().__init__()
         self._part = part
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
         fields = record.args if isinstance(record.args, Mapping) else {}
         document: dict[str, Any] = {
             "time": format_instant(int(record.created * 1000)),
@@ -63,10 +60,9 @@ class JsonFormatter(logging.Formatter):
 
 
 class _GranianTracebacks(logging.Filter):
-    """Granian writes a traceback into the message; it gets its place."""
+    """Moves the traceback that Granian writes into the message to its own field."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change the record, and write it."""
         if record.name.startswith("_granian"):
             record.msg, mark, rest = record.getMessage().partition(_TRACEBACK)
             record.args = ()
@@ -86,8 +82,8 @@ def json_line(document: Mapping[str, Any]) -> str:
 def configure(level: str, form: str, part: str) -> None:
     """Write lines from this level on, in this form (`text` or `json`).
 
-    arq's and httpx' lines per job and per call are written only from warnings on: they are a cost
-    on the hot path and put payments into logs.
+    arq and httpx log from warnings on: their lines per job and call would slow the hot path and
+    put payments into logs.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_GranianTracebacks())
@@ -104,7 +100,7 @@ def configure(level: str, form: str, part: str) -> None:
 def _log_uncaught(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    if not issubclass(kind, Exception):  # as Ctrl-C
+    if not issubclass(kind, Exception):  # such as Ctrl-C
         sys.__excepthook__(kind, error, traceback)
         return
     logger.critical("an error ends this process", exc_info=(kind, error, traceback))

@@ -1,9 +1,8 @@
-"""Every metric by its name, in one place, and what makes the text of a scrape of it.
+"""The definitions of all metrics, and collectors for a scrape.
 
-Names and units follow Prometheus' own rules: the prefix of the application, base units (seconds,
-the currency's unit), `_total` on what only grows. No label holds a payment's id. Where the
-library's own objects would cost the hot path too much, what is counted there anyway is read at the
-scrape.
+Names and units follow Prometheus' rules: the prefix of the application, base units (seconds, the
+currency's unit), `_total` for counters. No label holds a payment's id. Where
+the library's own objects would cost the hot path too much, a scrape reads counts that exist anyway.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from prometheus_client import (
     Metric,
     ProcessCollector,
     disable_created_metrics,
-    generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
@@ -26,11 +24,12 @@ from prometheus_client.registry import Collector
 from payswitch.telemetry.histogram import Histogram
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+"""The type of `generate_latest`'s text."""
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 Labelled = Mapping[tuple[str, ...], float]
-"""Values by the values of the labels, in the labels' order."""
+"""Values by label values, in the labels' order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +43,18 @@ class Definition:
     labels: tuple[str, ...] = ()
 
     def one(self, value: float) -> Metric:
-        """It without labels."""
+        """The metric with one value, without labels."""
         return self.by({(): value})
 
     def by(self, values: Labelled) -> Metric:
-        """It with a value for each combination of its labels."""
+        """The metric with a value for each combination of label values."""
         family = self._family()
         for labels, value in values.items():
             family.add_sample(self.name, self._named(labels), value)
         return family
 
     def histograms(self, histograms: Mapping[tuple[str, ...], Histogram]) -> Metric:
-        """A histogram for each combination of its labels."""
+        """The metric with a histogram for each combination of label values."""
         family = self._family()
         for values, histogram in histograms.items():
             labels, total = self._named(values), 0
@@ -67,7 +66,7 @@ class Definition:
         return family
 
     def _family(self) -> Metric:
-        # The library takes a counter's name without the ending, and adds it.
+        # The library adds a counter's ending itself.
         return Metric(self.name.removesuffix("_total"), self.meaning, self.kind)
 
     def _named(self, values: tuple[str, ...]) -> dict[str, str]:
@@ -75,12 +74,15 @@ class Definition:
 
 
 BUILD_INFO = Definition(
-    "payswitch_build_info", "gauge", "Always 1; its labels say what runs.", ("part", "version")
+    "payswitch_build_info",
+    "gauge",
+    "Always 1; its labels name the part and the version.",
+    ("part", "version"),
 )
 REDIS_FAILURES = Definition(
     "payswitch_redis_failures_total",
     "counter",
-    "Turns of the process' main loop that Redis did not answer or refused.",
+    "Turns of the process' main loop that Redis refused or did not answer.",
 )
 
 # The ingress.
@@ -94,9 +96,9 @@ ACCEPT_SECONDS = Definition(
 ACCEPTANCES = Definition(
     "payswitch_acceptances_total",
     "counter",
-    "What Redis said to payments: new, same (accepted before), other (with another amount), full "
-    "(the backlog), sum (the ledger has reached its largest), broken (something else under the "
-    "key), late (past its time limit).",
+    "Redis' verdicts on payments: new, same (accepted before), other (accepted with another "
+    "amount), full (the backlog), sum (the ledger's largest sum is reached), broken (the key holds "
+    "something else), late (past the time limit).",
     ("verdict",),
 )
 REFUSALS = Definition(
@@ -108,8 +110,8 @@ REFUSALS = Definition(
 UNAVAILABLE = Definition(
     "payswitch_unavailable_total",
     "counter",
-    "Why payments were answered 503: redis (it can't be used), memory (Redis is short of it), "
-    "backlog (it is full), ledger (its sums are too large), refused (by Redis), silent (Redis "
+    "Payments answered 503, by reason: redis (it can't be used), memory (Redis is short of it), "
+    "backlog (it is full), ledger (its largest sum is reached), refused (by Redis), silent (Redis "
     "gave no answer).",
     ("reason",),
 )
@@ -121,30 +123,30 @@ SHORT_OF_MEMORY = Definition(
 REDIS_MEMORY = Definition(
     "payswitch_redis_memory_bytes",
     "gauge",
-    "What Redis uses of its maxmemory; 0 where it doesn't say.",
+    "Redis' used part of its maxmemory; 0 if unknown.",
 )
 REDIS_MEMORY_LIMIT = Definition(
     "payswitch_redis_memory_limit_bytes",
     "gauge",
-    "Redis' maxmemory; 0 where it has none, or doesn't say.",
+    "Redis' maxmemory; 0 if unlimited or unknown.",
 )
 
 # A payments worker.
 QUEUE_WAIT_SECONDS = Definition(
     "payswitch_queue_wait_seconds",
     "histogram",
-    "From acceptance until a worker claimed the payment for the first time.",
+    "From a payment's acceptance to its first claim by a worker.",
 )
 CALL_SECONDS = Definition(
     "payswitch_processor_call_seconds",
     "histogram",
-    "Calls that pay: how long each took, and how it ended.",
+    "Durations of calls that pay, by processor and outcome.",
     ("processor", "outcome"),
 )
 SETTLE_SECONDS = Definition(
     "payswitch_settle_seconds",
     "histogram",
-    "From acceptance until the ledger had the payment.",
+    "From a payment's acceptance to its entry in the ledger.",
     ("processor",),
 )
 SETTLED = Definition(
@@ -159,7 +161,7 @@ JOBS = Definition(
 BREAKER = Definition(
     "payswitch_breaker_state",
     "gauge",
-    "1 for the state in which this worker's circuit breaker is: closed, open or half-open.",
+    "1 for the state of this worker's circuit breaker: closed, open or half-open.",
     ("processor", "state"),
 )
 REFUSING = Definition(
@@ -174,15 +176,15 @@ CALLS_IN_FLIGHT = Definition(
     "Payments on their way to a processor in this worker.",
     ("processor",),
 )
-SLOTS_USED = Definition("payswitch_slots_used", "gauge", "Payments that this worker has in hand.")
-SLOTS = Definition("payswitch_slots", "gauge", "Payments that this worker may have in hand.")
+SLOTS_USED = Definition("payswitch_slots_used", "gauge", "Payments that this worker holds.")
+SLOTS = Definition("payswitch_slots", "gauge", "The most payments that this worker may hold.")
 
 # The whole, by the health worker.
 OVERVIEW_AT = Definition(
     "payswitch_overview_timestamp_seconds",
     "gauge",
-    "When Redis was last read for what follows, by Redis' clock. Without an answer for 5 s the "
-    "metrics of the whole are left out.",
+    "When Redis was last read for the metrics of the whole, by its clock. They are left out if "
+    "that is more than 5 s ago.",
 )
 BACKLOG = Definition(
     "payswitch_backlog", "gauge", "Payments that are neither settled nor dead letters."
@@ -190,45 +192,47 @@ BACKLOG = Definition(
 OLDEST_AGE = Definition(
     "payswitch_oldest_age_seconds",
     "gauge",
-    "How long the oldest unpaid payment has waited; 0 without one.",
+    "Age of the oldest unpaid payment; 0 without one.",
 )
-IN_FLIGHT = Definition("payswitch_in_flight", "gauge", "Payments in the hands of all workers.")
-DEAD_LETTERS = Definition("payswitch_dead_letters", "gauge", "Payments that can't be paid.")
+IN_FLIGHT = Definition("payswitch_in_flight", "gauge", "Payments that all workers hold.")
+DEAD_LETTERS = Definition(
+    "payswitch_dead_letters", "gauge", "Dead letters: payments that were given up."
+)
 INCIDENTS = Definition(
     "payswitch_incidents", "gauge", "Proofs of payment that match no pin, kept for a person."
 )
 LEDGER_PAYMENTS = Definition(
     "payswitch_ledger_payments_total",
     "counter",
-    "Payments in the ledger; a purge begins anew.",
+    "Payments in the ledger; a purge resets it.",
     ("processor",),
 )
 LEDGER_AMOUNT = Definition(
     "payswitch_ledger_amount_total",
     "counter",
-    "What the ledger's payments add up to, in the currency's unit; a purge begins anew.",
+    "Sum of the ledger's payments, in the currency's unit; a purge resets it.",
     ("processor",),
 )
 FEES = Definition(
     "payswitch_fees",
     "gauge",
-    "What the processors take of what is in the ledger, in the currency's unit: paid, and default "
-    "if all had gone through that one. Left out while the fees aren't known.",
+    "The processors' fees on the ledger's payments, in the currency's unit: paid, and default as "
+    "if all had gone through that one. Left out while the fees are unknown.",
     ("through",),
 )
 SELECTED = Definition(
     "payswitch_selected",
     "gauge",
-    "1 for the processor that the health check has chosen; none where its choice has expired.",
+    "1 for the processor that the health check has chosen; none after its choice has expired.",
     ("processor",),
 )
 SELECTION_HEALTHY = Definition(
     "payswitch_selection_healthy",
     "gauge",
-    "1 while the health check's choice is healthy, 0 where nothing is or nothing is chosen.",
+    "1 while the health check's choice is healthy; 0 if nothing is healthy or chosen.",
 )
 SELECTION_AT = Definition(
-    "payswitch_selection_timestamp_seconds", "gauge", "When the health check chose so."
+    "payswitch_selection_timestamp_seconds", "gauge", "When the health check made its choice."
 )
 OVERRIDE = Definition(
     "payswitch_override",
@@ -240,13 +244,13 @@ PAUSED = Definition("payswitch_paused", "gauge", "1 while an operator has paused
 PROCESSOR_HEALTHY = Definition(
     "payswitch_processor_healthy",
     "gauge",
-    "1 where the processor said last that it is not failing; 0 where it said so, or nothing.",
+    "1 if the processor last said that it is not failing; 0 if it is failing or did not say.",
     ("processor",),
 )
 PROCESSOR_LEAST_SECONDS = Definition(
     "payswitch_processor_min_response_seconds",
     "gauge",
-    "The least answer time that the processor said last.",
+    "The least response time that the processor last reported.",
     ("processor",),
 )
 HEALTH_CHECK_AT = Definition(
@@ -261,33 +265,28 @@ DIFFERENCES = Definition(
     "Differences that the last reconciliation found; left out before the first.",
 )
 RECONCILED_AT = Definition(
-    "payswitch_reconcile_timestamp_seconds", "gauge", "When that reconciliation was."
+    "payswitch_reconcile_timestamp_seconds", "gauge", "When the last reconciliation ran."
 )
 PROCESSES = Definition(
     "payswitch_processes",
     "gauge",
-    "Processes that have said within 5 s that they live.",
+    "Processes with a heartbeat in the last 5 s.",
     ("part",),
 )
 
 
 def build_info(part: str) -> Metric:
-    """What runs here."""
+    """The part and version of this process."""
     return BUILD_INFO.by({(part, version("payswitch")): 1})
 
 
 def registry_of(*collectors: Collector) -> CollectorRegistry:
-    """A registry with these and what the process itself takes: CPU, memory, files."""
+    """A registry with these collectors and the process' own CPU, memory and files."""
     registry = CollectorRegistry()
     for collector in collectors:
         registry.register(collector)
     ProcessCollector(registry=registry)
     return registry
-
-
-def exposition(registry: CollectorRegistry) -> bytes:
-    """The text of a scrape, in Prometheus' text format 0.0.4 (`CONTENT_TYPE`)."""
-    return generate_latest(registry)
 
 
 class Facts(Collector):
@@ -297,5 +296,4 @@ class Facts(Collector):
         self._collect = collect
 
     def collect(self) -> Iterable[Metric]:
-        """What the function says now."""
         return self._collect()

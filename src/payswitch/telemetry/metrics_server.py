@@ -1,7 +1,7 @@
-"""`GET /metrics` of a worker or the health worker, at a port of its own, in the process' own loop:
-a thread would take the interpreter's lock from the payments at any time.
+"""`GET /metrics` of a worker or the health worker, at a port of its own.
 
-Our small HTTP server serves it: Granian would take 1 MB of a worker's 40.
+It runs in the process' loop: a thread could take the interpreter's lock from payments at any time.
+It uses our own HTTP server: Granian would add 1 MB to a worker's 40.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from http import HTTPStatus
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
 from payswitch.http.listening import ListenError, numeric
 from payswitch.http.server import Exchange, Listener, Reply, message, reply
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_address(host: str, port: int) -> None:
-    """Raise `ListenError` unless the metrics' address can be had now; port 0 stands for none."""
+    """Raise `ListenError` unless the metrics' address is free; port 0 means no metrics."""
     if port:
         numeric(host, port, _name(host, port))
 
@@ -33,7 +33,7 @@ class MetricsServer:
         self._listener = Listener(self._answer)
 
     async def start(self, host: str, port: int) -> None:
-        """Listen there; port 0 means not at all. Raises `ListenError`."""
+        """Listen at an address; port 0 means not at all. Raises `ListenError`."""
         if not port:
             return
         try:
@@ -43,16 +43,14 @@ class MetricsServer:
         logger.info("metrics at %(address)s", {"address": f"{host}:{port}"})
 
     async def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         await self._listener.close()
 
     def _answer(self, exchange: Exchange) -> None:
-        # A scrape takes the loop for 2 ms, and a packet holds thousands of requests.
+        # A scrape takes the loop for 2 ms, and one packet could hold thousands of them.
         exchange.close_after()
-        outcome = self._reply(exchange)
-        if exchange.method == b"HEAD":
-            outcome = outcome.without_body()
-        exchange.answer(outcome)
+        answer = self._reply(exchange)
+        exchange.answer(answer.without_body() if exchange.method == b"HEAD" else answer)
 
     def _reply(self, exchange: Exchange) -> Reply:
         if exchange.path != b"/metrics":
@@ -61,7 +59,7 @@ class MetricsServer:
             return message(
                 HTTPStatus.METHOD_NOT_ALLOWED, "only GET is allowed here", b"Allow: GET, HEAD"
             )
-        text = metrics.exposition(self._registry)
+        text = generate_latest(self._registry)
         return reply(HTTPStatus.OK, text, content_type=metrics.CONTENT_TYPE.encode())
 
 

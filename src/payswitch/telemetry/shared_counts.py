@@ -1,7 +1,7 @@
 """The folder in which the processes of one ingress share their counts.
 
-prometheus_client decides when it is imported whether it counts in memory or in such a folder, so
-nothing here imports it, and `shared_by_processes` begins before anything else does.
+prometheus_client decides at its import whether it counts in memory or in such a folder. So nothing
+here imports it, and `shared_by_processes` begins before any import of it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _MEMORY = Path("/dev/shm")
 
 
 def shared() -> Path | None:
-    """The folder; None where this is the only process."""
+    """The shared folder; None for the only process of an ingress."""
     path = os.environ.get(_VARIABLE)
     return Path(path) if path else None
 
 
 def leave_that_of_others() -> None:
-    """Count in no folder that the environment names: it is another program's, and may be gone."""
+    """Ignore a folder that the environment names: it belongs to another program and may be gone."""
     for name in (_VARIABLE, _OLD_VARIABLE):
         os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
 def shared_by_processes() -> Iterator[None]:
-    """While the context lasts, processes that are started from here share a folder, in memory where
-    the system has such files. Raises `OSError` where none can be made."""
+    """Let processes that start within the context share a folder, in memory if the system can.
+    Raises `OSError`."""
     parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
     _remove_abandoned(parent)
     with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent) as folder:
@@ -47,8 +47,8 @@ def shared_by_processes() -> Iterator[None]:
 
 
 def remove_oldest_of_ended(folder: Path, *, kept: int = 200) -> None:
-    """Bound what processes leave that end again and again: beyond so many files of ended ones, the
-    oldest go, and with them their counts."""
+    """Bound the files of processes that keep crashing: keep the newest of ended processes, and drop
+    the counts of older ones."""
     ended: list[tuple[float, Path]] = []
     for file in folder.glob("*.db"):
         owner = re.search(r"_(\d+)$", file.stem)

@@ -1,7 +1,7 @@
 """Traces of payments as spans, from the POST across the queue to the settlement.
 
 The only module that knows OpenTelemetry. `docs/how-to/traces.md` lists the spans. Of a payment they
-have nothing but its id.
+hold only the id.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
@@ -34,7 +34,6 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from payswitch.errors import StartError
 from payswitch.store import keys
 from payswitch.telemetry.tracing import PaymentTrace, Step, Traces
 
@@ -43,10 +42,10 @@ logger = logging.getLogger(__name__)
 Attributes = Mapping[str, str | int]
 
 _FLUSH_LIMIT_S = 2.0
-"""How long a stop waits for a collector: with it, a worker's stop takes 14 s at most."""
+"""A stop's wait for a collector, so that a worker stops within 14 s."""
 _BATCH = 64
-"""Spans sent at once. Their thread holds the interpreter while it encodes them: the SDK's 512 took
-the p99 of a POST at 500 a second from 11 to 28 ms, 64 take it to 13 ms."""
+"""Spans sent at once. The sending thread holds the interpreter while it encodes them: the SDK's 512
+raise the p99 of a POST at 500 a second from 11 to 28 ms, 64 to 13 ms."""
 _LONGEST_HEADER = 512
 _TRACEPARENT = re.compile("([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _ATTEMPTS = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
@@ -68,18 +67,9 @@ _WAIT: Attributes = {
 }
 
 
-def _provider(service: str) -> TracerProvider:
-    resource = Resource.create({SERVICE_NAME: service})
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    size = None if os.environ.get(OTEL_BSP_MAX_EXPORT_BATCH_SIZE) else _BATCH
-    exporter = _Collector(OTLPSpanExporter())
-    provider.add_span_processor(BatchSpanProcessor(exporter, max_export_batch_size=size))
-    return provider
-
-
 class SpanTraces(Traces):
-    """The spans of one process. They end in a buffer, which a thread of the SDK's empties: nothing
-    here waits for a collector but `close`."""
+    """The spans of one process. A thread of the SDK sends them from a buffer, so only `close` waits
+    for a collector."""
 
     def __init__(
         self, provider: TracerProvider, processor_urls: Mapping[str, str] | None = None
@@ -90,12 +80,13 @@ class SpanTraces(Traces):
 
     @classmethod
     def open(cls, service: str, processor_urls: Mapping[str, str] | None = None) -> SpanTraces:
-        """Spans for the collector, through the sampler and within the limits that the SDK's own
-        variables (`OTEL_…`) name. Raises `StartError` where the SDK refuses one of them."""
-        try:
-            provider = _provider(service)
-        except ValueError as error:
-            raise StartError(f"OTEL_… for the traces: {error}") from None
+        """Spans for the collector, sampler and limits that the SDK's own variables (`OTEL_…`) name.
+        Raises `ValueError` if the SDK refuses one of them."""
+        resource = Resource.create({SERVICE_NAME: service})
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        size = None if os.environ.get(OTEL_BSP_MAX_EXPORT_BATCH_SIZE) else _BATCH
+        exporter = _Collector(OTLPSpanExporter())
+        provider.add_span_processor(BatchSpanProcessor(exporter, max_export_batch_size=size))
         return cls(provider, processor_urls)
 
     def request(self, traceparent: bytes | None) -> Step:
@@ -117,10 +108,10 @@ class SpanTraces(Traces):
 
         def shut_down() -> None:
             self._provider.shutdown()
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop has already ended
                 loop.call_soon_threadsafe(is_done.set)
 
-        # A thread of its own, as those of the loop's executor are waited for at the end.
+        # A thread of its own, as Python waits for the executor's threads at the end.
         threading.Thread(target=shut_down, name="traces", daemon=True).start()
         try:
             async with asyncio.timeout(_FLUSH_LIMIT_S):
@@ -174,9 +165,8 @@ class SpanStep(Step):
         self._span.set_status(StatusCode.ERROR)
 
 
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    """A payment's wait in the queue, which its claim has ended; ms by Redis' clock."""
+class _Wait(NamedTuple):
+    """A payment's wait in the queue, until its claim; ms by Redis' clock."""
 
     correlation_id: str
     claim: int
@@ -185,10 +175,10 @@ class _Wait:
 
 
 class SpanPaymentTrace(PaymentTrace):
-    """What one claim of a payment adds to its trace.
+    """The spans of one claim of a payment.
 
-    The wait in the queue is a span once anything follows it: a claim that is given back because
-    nobody can take it at the moment adds none, however often that happens.
+    The wait in the queue becomes a span at the first step after it. So claims that are given back
+    for want of a processor add no spans.
     """
 
     __slots__ = ("_context", "_parent", "_places", "_tracer", "_wait")
@@ -254,8 +244,8 @@ class SpanPaymentTrace(PaymentTrace):
 
 
 class _Collector(SpanExporter):
-    """An exporter that says once that its spans are not taken, and once that they are again; what
-    the SDK says of each export is left out."""
+    """An exporter that logs once when spans get lost and once when they no longer do, in place of
+    the SDK's line for each export."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
@@ -265,7 +255,7 @@ class _Collector(SpanExporter):
             logging.getLogger(name).addFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """As a filter of the SDK's loggers: whether to write a line."""
+        """As a filter of the SDK's loggers: whether to write the line."""
         if record.name == _ATTEMPTS:
             self._last_words = record.getMessage()
             return False
@@ -283,12 +273,12 @@ class _Collector(SpanExporter):
         return result
 
     def shutdown(self) -> None:
-        """Give up what is under way."""
+        """Stop the exporter; an export under way is given up."""
         self._exporter.shutdown()
 
 
 def parse(traceparent: object) -> SpanContext | None:
-    """A `traceparent` (W3C trace context), of a later version, too; None for anything else."""
+    """Read a `traceparent` (W3C trace context) of any version; None for anything else."""
     if not isinstance(traceparent, str) or len(traceparent) > _LONGEST_HEADER:
         return None
     found = _TRACEPARENT.fullmatch(traceparent)

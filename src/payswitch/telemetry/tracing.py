@@ -1,7 +1,7 @@
-"""Traces as everybody but `traces` sees them.
+"""The interface of traces, and their null objects.
 
-These classes write nothing and cost next to nothing. Those of `traces` write spans; they need the
-extra `traces`, so they are loaded only where `PAYSWITCH_TRACES` asks for them.
+These classes write nothing. Their subclasses in `traces` write spans. They need the extra `traces`
+and are loaded only if `PAYSWITCH_TRACES` asks for them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from types import TracebackType
 
 
 class Step:
-    """One step of a payment, under way while its `with` block runs; an exception that leaves it
-    fails it."""
+    """A step of a payment, for as long as its `with` block runs. An exception from the block marks
+    it as failed."""
 
     __slots__ = ()
     traceparent: str | None = None
-    """The trace context (W3C) that goes on from here; None without one."""
+    """The trace context (W3C) for later steps; None without traces."""
 
     def __enter__(self) -> Step:
         return self
@@ -32,16 +32,16 @@ class Step:
         """Name the payment."""
 
     def served(self, status: int) -> None:
-        """Our answer to the client."""
+        """Note our answer to the client."""
 
     def answered(self, status: int) -> None:
-        """A processor has answered."""
+        """Note a processor's answer."""
 
     def unanswered(self, error: Exception) -> None:
-        """A processor has not answered, and why."""
+        """Note the reason why a processor did not answer."""
 
     def set_outcome(self, outcome: str, *, failed: bool) -> None:
-        """How it ended."""
+        """Note how the step ended."""
 
 
 NO_STEP = Step()
@@ -65,7 +65,7 @@ class PaymentTrace:
         return NO_STEP
 
     def bury(self, reason: str) -> Step:
-        """Making it a dead letter."""
+        """The burial as a dead letter."""
         return NO_STEP
 
 
@@ -76,16 +76,15 @@ class Traces:
     """The traces of one process."""
 
     def request(self, traceparent: bytes | None) -> Step:
-        """A `POST /payments` with this header (W3C trace context); an invalid one counts as
-        none."""
+        """A `POST /payments` with this header (W3C trace context); an invalid one is ignored."""
         return NO_STEP
 
     def payment(
         self, correlation_id: str, traceparent: object, *, claim: int, began_ms: int, ended_ms: int
     ) -> PaymentTrace:
-        """The trace of a claimed payment: the one that its job carries, or a new one. The claim of
-        this number has ended a wait in the queue between two instants by Redis' clock."""
+        """The trace of a claimed payment: continued from its job, or new. The claim number `claim`
+        ended the wait in the queue, between two instants by Redis' clock."""
         return NO_TRACE
 
     async def close(self) -> None:
-        """Send what is left, for 2 s at most."""
+        """Send the remaining spans, for 2 s at most."""

@@ -108,9 +108,12 @@ async def test_every_command_names_all_that_is_wrong_and_ends(arguments: tuple[s
     lines = ended.err.splitlines()
     assert all(line.startswith("payswitch: ") for line in lines)
     assert len(lines) == (3 if arguments == ("settings",) else 1)
-    assert "REDIS_URL=(not shown): a URL with redis:// or rediss:// or unix://" in ended.err
-    assert "PAYSWITCH_LEASE_MS='soon': a whole number from 200 to 86400000" in ended.err
-    assert "PAYSWITCH_PURGE='maybe': one of open, token, off" in ended.err
+    assert (
+        "REDIS_URL=(not shown): must be a URL starting with redis://, rediss:// or unix://"
+        in ended.err
+    )
+    assert "PAYSWITCH_LEASE_MS='soon': must be a whole number from 200 to 86400000" in ended.err
+    assert "PAYSWITCH_PURGE='maybe': must be one of open, token, off" in ended.err
 
 
 async def test_what_is_wrong_is_json_where_json_is_wanted() -> None:

@@ -157,24 +157,27 @@ async def test_something_else_in_the_historys_place_is_no_history(redis: ArqRedi
     assert (event["samples"], event["status"]["headline"]) == ([], "Nothing to pay")
 
 
+def samplers() -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == "live"]
+
+
 async def test_all_viewers_share_one_sampler_that_ends_after_the_last(
     redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_module, "EVERY_S", 0.02)
     async with live_of(redis) as live:
-        assert not live.is_sampling
+        assert not samplers()
         viewers = [Viewer(live) for _ in range(5)]
         for viewer in viewers:
             await viewer.next()
-        tasks = [task for task in asyncio.all_tasks() if task.get_name() == "live"]
-        assert (live.viewers, len(tasks)) == (5, 1)
+        assert (live.viewers, len(samplers())) == (5, 1)
         for viewer in viewers:
             viewer.hang_up()
             await viewer.ended()
         assert live.viewers == 0
 
         async def sampler_is_gone() -> bool:
-            return not live.is_sampling
+            return not samplers()
 
         await eventually(sampler_is_gone, what="the sampler ends")
 

@@ -24,7 +24,7 @@ from payswitch.operations.history import (
     parse_sample,
     read_history,
 )
-from payswitch.operations.overview import Overview, OverviewReader
+from payswitch.operations.overview import Overview, read_overview
 from payswitch.payments.ledger import Ledger
 from payswitch.processors.books import make_books
 from payswitch.selection.health_check import make_health_check
@@ -43,7 +43,7 @@ async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
 
 
 async def look(redis: ArqRedis) -> Overview:
-    return await OverviewReader(redis).read()
+    return await read_overview(redis)
 
 
 async def test_an_empty_redis_is_an_empty_overview(redis: ArqRedis) -> None:
@@ -195,9 +195,9 @@ async def test_processes_with_one_host_name_and_one_pid_are_two(
     for _ in range(3):
         for worker in workers:
             await worker.write()
-        sample = changes.sample(await OverviewReader(redis).read())
+        sample = changes.sample(await read_overview(redis))
         assert sample.failed == {"default": 0, "fallback": 0}
-    found = (await OverviewReader(redis).read()).processes
+    found = (await read_overview(redis)).processes
     assert sorted(
         (each.host, each.pid, each.of("tries:default:")["Unknown"]) for each in found
     ) == [

@@ -200,10 +200,10 @@ def test_the_worst_comes_first() -> None:
 def test_refused_payments_and_a_backlog_that_stands_still_are_errors() -> None:
     still = [sample(NOW - 1000, accepted=5), sample(NOW, accepted=9, unavailable=7)]
     status = Status(replace(WELL, backlog=4, oldest_accepted_at=NOW), rates(still, NOW))
-    assert status.headline == "No money flows, 4 payments waiting"
+    assert status.headline == "No money flows, 4 payments are waiting"
     assert {each.text for each in status.findings} == {
         "7 payments refused with 503 just now",
-        "Nothing is being settled, 4 payments wait",
+        "Nothing is being settled, 4 payments are waiting",
     }
 
 

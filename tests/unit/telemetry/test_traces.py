@@ -23,7 +23,9 @@ from opentelemetry.trace import StatusCode
 from payswitch.dispatch.assembly import payment_trace
 from payswitch.errors import StartError
 from payswitch.payments.claims import Claim
+from payswitch.settings import Settings
 from payswitch.telemetry import traces as traces_module
+from payswitch.telemetry.open_traces import open_traces
 from payswitch.telemetry.traces import SpanTraces, parse
 from payswitch.telemetry.tracing import PaymentTrace, Step
 
@@ -352,4 +354,4 @@ def test_a_variable_that_the_sdk_refuses_ends_the_start_in_one_line(
 ) -> None:
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")
     with pytest.raises(StartError, match=r"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT.*many"):
-        SpanTraces.open("payswitch-worker")
+        open_traces(Settings(traces="otlp"), "payswitch-worker")

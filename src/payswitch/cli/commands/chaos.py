@@ -92,7 +92,7 @@ def chaos(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--faults") from None
     try:
-        Settings.from_environment()  # before there is a progress bar
+        Settings.from_environment()  # before the progress bar starts
     except SettingsError as error:
         fail(str(error))
     make_files_private()

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 import click
+from arq.connections import ArqRedis
 from redis.exceptions import RedisError
 
 from payswitch.cli.arguments import parse_id, parse_ids
-from payswitch.cli.main import fail, read_settings
-from payswitch.cli.output import (
-    Lines,
-    print_json,
-    print_pairs,
-    progress,
-    redis_of,
-    run,
-)
+from payswitch.cli.main import fail
+from payswitch.cli.output import Lines, print_json, print_pairs, progress, run
 from payswitch.cli.records import in_words
 from payswitch.instants import format_instant
 from payswitch.money import format_cents
 from payswitch.payments.dead_letters import DeadLetters, Replay
 from payswitch.payments.records import Record, Unreadable
-from payswitch.settings import Settings
 from payswitch.text import printable
 
 _WHY_NOT = {
@@ -55,8 +47,7 @@ def list_command(limit: int, as_json: bool) -> None:
 
     Example: payswitch dead list --limit 20
     """
-    settings = read_settings()
-    sys.exit(run(_list(settings, limit, as_json=as_json), settings))
+    run(lambda _, redis: _list(redis, limit, as_json=as_json))
 
 
 @dead.command()
@@ -67,8 +58,7 @@ def show(correlation_id: str, as_json: bool) -> None:
 
     Example: payswitch dead show 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3
     """
-    settings = read_settings()
-    sys.exit(run(_show(settings, correlation_id, as_json=as_json), settings))
+    run(lambda _, redis: _show(redis, correlation_id, as_json=as_json))
 
 
 @dead.command()
@@ -84,20 +74,18 @@ def replay(correlation_ids: tuple[str, ...], everything: bool) -> None:
     """
     if everything == bool(correlation_ids):
         raise click.UsageError("name payments by their IDs, or say --all")
-    settings = read_settings()
-    sys.exit(run(_replay(settings, correlation_ids), settings))
+    run(lambda _, redis: _replay(redis, correlation_ids))
 
 
-async def _list(settings: Settings, limit: int, *, as_json: bool) -> int:
-    async with redis_of(settings) as redis:
-        letters = DeadLetters(redis)
-        total = await letters.count()
-        if as_json:
-            print_json(_document(total, await letters.newest(limit)))
-        elif total:
-            await _print_pages(total, limit, letters.pages(limit))
-        else:
-            click.echo("There are no dead letters.")
+async def _list(redis: ArqRedis, limit: int, *, as_json: bool) -> int:
+    letters = DeadLetters(redis)
+    total = await letters.count()
+    if as_json:
+        print_json(_document(total, await letters.newest(limit)))
+    elif total:
+        await _print_pages(total, limit, letters.pages(limit))
+    else:
+        click.echo("There are no dead letters.")
     return 0
 
 
@@ -116,7 +104,7 @@ def _document(total: int, found: Sequence[Record | Unreadable]) -> dict[str, obj
 async def _print_pages(
     total: int, limit: int, pages: AsyncIterator[list[Record | Unreadable]]
 ) -> None:
-    """Print each page when it is read: a list of a million is never held as a whole."""
+    """Print each page as it is read: a million of them don't fit in memory."""
     lines = Lines(
         f"{min(total, limit)} of {total} dead letters, the newest first",
         ("payment", "amount", "died at", "processor", "tries", "reason"),
@@ -143,32 +131,30 @@ def _row(letter: Record | Unreadable) -> tuple[str, ...]:
     )
 
 
-async def _show(settings: Settings, correlation_id: str, *, as_json: bool) -> int:
-    async with redis_of(settings) as redis:
-        record = await DeadLetters(redis).find(correlation_id)
+async def _show(redis: ArqRedis, correlation_id: str, *, as_json: bool) -> int:
+    record = await DeadLetters(redis).find(correlation_id)
     if record is None:
         fail(f"{correlation_id}: no such payment")
     if isinstance(record, Unreadable):
         fail(f"{correlation_id}: unreadable: {printable(record.problem)}")
     if as_json:
         print_json(record.as_json())
-        return 0
-    print_pairs(in_words(record))
+    else:
+        print_pairs(in_words(record))
     return 0
 
 
-async def _replay(settings: Settings, ids: Sequence[str]) -> int:
-    """Replay these payments, or all dead letters where there are none."""
+async def _replay(redis: ArqRedis, ids: Sequence[str]) -> int:
+    """Replay these payments; all dead letters if there are none."""
     counts: Counter[Replay] = Counter()
+    letters = DeadLetters(redis)
+    pages = letters.replay(ids) if ids else letters.replay_all()
     try:
-        async with redis_of(settings) as redis:
-            letters = DeadLetters(redis)
-            pages = letters.replay(ids) if ids else letters.replay_all()
-            with progress("replaying", len(ids) or await letters.count()) as advance:
-                async for verdicts in pages:
-                    _explain(verdicts, _WHY_NOT if ids else _WHY_NOT_OF_ALL)
-                    counts.update(verdicts.values())
-                    advance(len(verdicts))
+        with progress("replaying", len(ids) or await letters.count()) as advance:
+            async for verdicts in pages:
+                _explain(verdicts, _WHY_NOT if ids else _WHY_NOT_OF_ALL)
+                counts.update(verdicts.values())
+                advance(len(verdicts))
     except (RedisError, OSError):
         if counts:
             click.echo(f"{counts[Replay.REPLAYED]} replayed before it failed")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
+from arq.connections import ArqRedis
 
 from payswitch.cli.arguments import parse_duration, signed
 from payswitch.cli.durations import format_duration
-from payswitch.cli.main import read_settings
-from payswitch.cli.output import in_order, print_pairs, redis_of, run
+from payswitch.cli.output import in_order, print_pairs, run
 from payswitch.instants import format_instant
 from payswitch.operations.controls import Controls
 from payswitch.settings import Settings
@@ -32,16 +30,16 @@ def pause(life_ms: int | None, by: str, reason: str | None) -> None:
 
     Example: payswitch pause --for 15m --reason 'upgrade of default'
     """
-    settings = read_settings()
-    sys.exit(run(_pause(settings, life_ms, by, reason), settings))
+    run(lambda settings, redis: _pause(settings, redis, life_ms, by, reason))
 
 
-async def _pause(settings: Settings, life_ms: int | None, by: str, reason: str | None) -> int:
-    async with redis_of(settings) as redis:
-        controls = Controls(redis)
-        was_paused = await controls.paused() is not None
-        order = await controls.pause(life_ms=life_ms, by=by, reason=reason)
-        waiting = await controls.waiting(settings.payment_deadline_ms)
+async def _pause(
+    settings: Settings, redis: ArqRedis, life_ms: int | None, by: str, reason: str | None
+) -> int:
+    controls = Controls(redis)
+    was_paused = await controls.paused() is not None
+    order = await controls.pause(life_ms=life_ms, by=by, reason=reason)
+    waiting = await controls.waiting(settings.payment_deadline_ms)
     how_long = "until `payswitch resume`" if life_ms is None else f"for {format_duration(life_ms)}"
     click.echo(f"{'Paused already; now' if was_paused else 'Paused'} {how_long}.")
     deadline = waiting.first_deadline_ms

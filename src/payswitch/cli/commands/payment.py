@@ -1,8 +1,7 @@
-"""`payswitch payment`: what has happened to one payment, and what it waits for."""
+"""`payswitch payment`: the record, the history and the next step of one payment."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -10,20 +9,19 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from payswitch.cli.arguments import parse_id
-from payswitch.cli.main import fail, read_settings
-from payswitch.cli.output import print_json, print_pairs, redis_of, run
+from payswitch.cli.main import fail
+from payswitch.cli.output import print_json, print_pairs, run
 from payswitch.cli.records import in_words
 from payswitch.instants import LATEST_MS, format_instant
 from payswitch.operations.controls import Controls, Order
 from payswitch.operations.reconcile import Incident, read_incidents
 from payswitch.payments.dead_letters import DeadLetters
 from payswitch.payments.records import Record, Unreadable
-from payswitch.settings import Settings
 from payswitch.store import keys
 from payswitch.text import printable
 
 _Event = tuple[int, str]
-"""When (ms since the epoch by Redis' clock) and what."""
+"""Its instant (ms since the epoch by Redis' clock) and its words."""
 
 
 @click.command()
@@ -36,19 +34,17 @@ def payment(correlation_id: str, as_json: bool) -> None:
 
     Example: payswitch payment 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3
     """
-    settings = read_settings()
-    sys.exit(run(_payment(settings, correlation_id, as_json=as_json), settings))
+    run(lambda _, redis: _payment(redis, correlation_id, as_json=as_json))
 
 
-async def _payment(settings: Settings, correlation_id: str, *, as_json: bool) -> int:
-    async with redis_of(settings) as redis:
-        record = await DeadLetters(redis).find(correlation_id)
-        due = await redis.zscore(keys.QUEUE, correlation_id)
-        paused = await Controls(redis).paused()
-        ahead = await _ahead(redis, record)
-        incidents = [
-            each for each in await read_incidents(redis) if each.correlation_id == correlation_id
-        ]
+async def _payment(redis: Redis, correlation_id: str, *, as_json: bool) -> int:
+    record = await DeadLetters(redis).find(correlation_id)
+    due = await redis.zscore(keys.QUEUE, correlation_id)
+    paused = await Controls(redis).paused()
+    ahead = await _ahead(redis, record)
+    incidents = [
+        each for each in await read_incidents(redis) if each.correlation_id == correlation_id
+    ]
     if record is None:
         fail(f"{correlation_id}: no such payment")
     if isinstance(record, Unreadable):
@@ -68,12 +64,12 @@ async def _payment(settings: Settings, correlation_id: str, *, as_json: bool) ->
 
 
 async def _ahead(redis: Redis, record: Record | Unreadable | None) -> int | None:
-    """How many wait for the same processor before it; None where it doesn't wait for one."""
+    """The number of payments before it in its processor's line; None if it isn't in one."""
     if not isinstance(record, Record) or record.processor is None or record.state != "queued":
         return None
     try:
         rank = await redis.zrank(keys.waiting(record.processor), record.correlation_id)
-    except ResponseError:  # something else is there
+    except ResponseError:  # the key is of another type
         return None
     return None if rank is None else int(rank)
 
@@ -93,7 +89,7 @@ def _next(
 
 
 def _history(record: Record, incidents: list[Incident]) -> list[_Event]:
-    """What the record tells of the past, the oldest first."""
+    """The events of a payment, the oldest first."""
     is_settled = record.state == "settled"
     pinned = (
         f"requested from {record.processor}"

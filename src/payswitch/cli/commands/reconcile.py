@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 import orjson
+from arq.connections import ArqRedis
 from redis.asyncio import Redis
 
-from payswitch.cli.main import read_settings
-from payswitch.cli.output import print_json, print_table, progress, redis_of, run
+from payswitch.cli.output import print_json, print_table, progress, run
 from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant, parse_instant_ms
 from payswitch.money import Total, format_cents
 from payswitch.operations.comparison import Differing
@@ -28,9 +27,9 @@ from payswitch.store.notes import write_note
 from payswitch.text import printable
 
 _UNKNOWN = 2
-"""The exit code where something can't be asked, so that nothing is known."""
+"""The exit code if Redis or a processor can't be asked."""
 _MOST_ROWS = 100
-"""Payments that are shown in a table at most; JSON has all."""
+"""The most payments in a table; JSON has all."""
 _FOLDED = "that far back the ledger keeps sums of whole entries (docs/reconciliation.md)"
 
 
@@ -52,36 +51,43 @@ def reconcile(first: int | None, last: int | None, thorough: bool, as_json: bool
     """Compare our ledger with the processors' books, payment by payment where they differ.
 
     An INSTANT is ISO-8601, in UTC if it says nothing else; without one there is no bound. Exit code
-    0: all is equal; 1: something differs; 2: somebody can't be asked, so it isn't known.
+    0: all is equal; 1: something differs; 2: unknown, as Redis or a processor can't be asked.
 
     Example: payswitch reconcile --from 2026-11-22T16:00:00Z
     """
     if first is not None and last is not None and first > last:
         raise click.UsageError("--from is later than --to")
-    settings = read_settings()
-    task = _reconcile(settings, first, last, thorough=thorough, as_json=as_json)
-    sys.exit(run(task, settings, failed=_UNKNOWN))
+    run(
+        lambda settings, redis: _reconcile(
+            settings, redis, first, last, thorough=thorough, as_json=as_json
+        ),
+        failed=_UNKNOWN,
+    )
 
 
 async def _reconcile(
-    settings: Settings, first: int | None, last: int | None, *, thorough: bool, as_json: bool
+    settings: Settings,
+    redis: ArqRedis,
+    first: int | None,
+    last: int | None,
+    *,
+    thorough: bool,
+    as_json: bool,
 ) -> int:
     transport = make_transport(settings)
+    ledger = Ledger(
+        redis, processors=list(settings.processor_urls), retention_ms=settings.retention_ms
+    )
     try:
-        async with redis_of(settings) as redis:
-            with progress("payments looked at", None) as advance:
-                report = await Reconciliation(
-                    redis,
-                    Ledger(
-                        redis,
-                        processors=list(settings.processor_urls),
-                        retention_ms=settings.retention_ms,
-                    ),
-                    make_books(settings, transport),
-                    make_processors(settings, transport),
-                    on_looked_up=advance,
-                ).run(first, last, thorough=thorough)
-            await _note(redis, report)
+        with progress("payments looked at", None) as advance:
+            report = await Reconciliation(
+                redis,
+                ledger,
+                make_books(settings, transport),
+                make_processors(settings, transport),
+                on_looked_up=advance,
+            ).run(first, last, thorough=thorough)
+        await _note(redis, report)
     except CannotAskError as error:
         click.echo(f"payswitch: {printable(str(error))}", err=True)
         return _UNKNOWN
@@ -99,7 +105,7 @@ async def _reconcile(
 
 
 async def _note(redis: Redis, report: ReconcileReport) -> None:
-    """Leave the verdict for the overview."""
+    """Store the result for the overview."""
     differences = sum(
         map(len, (report.payments, report.unexplained, report.incidents, report.unreadable))
     )

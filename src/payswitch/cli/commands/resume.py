@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
+from arq.connections import ArqRedis
 
-from payswitch.cli.main import read_settings
-from payswitch.cli.output import redis_of, run
+from payswitch.cli.output import run
 from payswitch.operations.controls import Controls
 from payswitch.settings import Settings
 
@@ -18,16 +16,13 @@ def resume() -> None:
 
     Example: payswitch resume
     """
-    settings = read_settings()
-    sys.exit(run(_resume(settings), settings))
+    run(_resume)
 
 
-async def _resume(settings: Settings) -> int:
-    async with redis_of(settings) as redis:
-        controls = Controls(redis)
-        waiting = await controls.waiting(settings.payment_deadline_ms)
-        was_paused = await controls.resume()
-    if not was_paused:
+async def _resume(settings: Settings, redis: ArqRedis) -> int:
+    controls = Controls(redis)
+    waiting = await controls.waiting(settings.payment_deadline_ms)
+    if not await controls.resume():
         click.echo("Nothing was paused.")
         return 0
     click.echo(f"Resumed: {waiting.payments} unpaid payments.")

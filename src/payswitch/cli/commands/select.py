@@ -1,21 +1,19 @@
-"""`payswitch select`: an operator's choice of the processor that new tries go to."""
+"""`payswitch select`: an operator's choice of the processor for new tries."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 import orjson
+from arq.connections import ArqRedis
 
 from payswitch.cli.arguments import parse_duration, signed
 from payswitch.cli.durations import format_duration
-from payswitch.cli.main import read_settings
-from payswitch.cli.output import in_order, print_json, print_pairs, redis_of, run
-from payswitch.instants import format_instant
+from payswitch.cli.output import in_order, print_json, print_pairs, run
 from payswitch.operations.controls import Controls, Order
 from payswitch.selection.selector import UNSELECTED, parse_selection
-from payswitch.settings import PROCESSORS, Settings
+from payswitch.settings import PROCESSORS
 
 AUTO = "auto"
 DEFAULT_LIFE_MS = 600_000
@@ -46,13 +44,12 @@ def select(
     """
     if choice in (None, AUTO) and (life_ms is not None or reason is not None):
         raise click.UsageError("--for and --reason go with a processor")
-    settings = read_settings()
-    task = _select(settings, choice, life_ms or DEFAULT_LIFE_MS, by, reason, as_json=as_json)
-    sys.exit(run(task, settings))
+    life_ms = life_ms or DEFAULT_LIFE_MS
+    run(lambda _, redis: _select(redis, choice, life_ms, by, reason, as_json=as_json))
 
 
 async def _select(
-    settings: Settings,
+    redis: ArqRedis,
     choice: str | None,
     life_ms: int,
     by: str,
@@ -60,21 +57,16 @@ async def _select(
     *,
     as_json: bool,
 ) -> int:
-    async with redis_of(settings) as redis:
-        controls = Controls(redis)
-        said = None
-        if choice == AUTO:
-            was_overridden = await controls.select_automatically()
-            said = (
-                "The health check chooses again."
-                if was_overridden
-                else "The health check chooses already."
-            )
-        elif choice is not None:
-            await controls.select(choice, life_ms=life_ms, by=by, reason=reason)
-            said = f"New tries go to {choice} for {format_duration(life_ms)}."
-        override = await controls.override()
-        cached = await controls.health_checks_choice()
+    controls = Controls(redis)
+    said = None
+    if choice == AUTO:
+        was_overridden = await controls.select_automatically()
+        said = f"The health check chooses {'again' if was_overridden else 'already'}."
+    elif choice is not None:
+        await controls.select(choice, life_ms=life_ms, by=by, reason=reason)
+        said = f"New tries go to {choice} for {format_duration(life_ms)}."
+    override = await controls.override()
+    cached = await controls.health_checks_choice()
     if as_json:
         print_json(_as_json(override, cached))
         return 0
@@ -105,15 +97,7 @@ def _as_json(override: Order | None, cached: bytes | None) -> dict[str, Any]:
         at = orjson.loads(cached).get("at")
     return {
         "processor": override.processor if override else checked.processor,
-        "override": None
-        if override is None
-        else {
-            "processor": override.processor,
-            "by": override.by,
-            "at": override.at,
-            "reason": override.reason,
-            "until": None if override.until_ms is None else format_instant(override.until_ms),
-        },
+        "override": override and {"processor": override.processor, **in_order(override)},
         "healthCheck": None
         if checked is UNSELECTED
         else {

@@ -1,4 +1,4 @@
-"""`payswitch settings`: what is set, and where each value comes from."""
+"""`payswitch settings`: each setting's value and origin."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _origin(variable: Variable) -> str:
 
 
 def _refuse(error: SettingsError, *, as_json: bool) -> int:
-    """Print all that is wrong; return the exit code."""
+    """Print all problems; return the exit code."""
     if as_json:
         problems = [
             {"variables": problem.variables, "problem": problem.message}
@@ -79,7 +79,7 @@ def _refuse(error: SettingsError, *, as_json: bool) -> int:
 
 
 def _unknown_variables() -> dict[str, str]:
-    """Variables that look like settings and are none, each with what may have been meant."""
+    """Variables that look like settings but are none, each with a hint."""
     known = [
         name
         for variable in variables().values()

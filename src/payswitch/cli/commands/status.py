@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 
 import click
 import orjson
@@ -16,10 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from payswitch.cli.main import read_settings
-from payswitch.cli.output import print_json, redis_of, run
+from payswitch.cli.output import print_json, run
 from payswitch.operations.history import parse_sample, read_history
-from payswitch.operations.overview import Overview, OverviewReader
+from payswitch.operations.overview import Overview, read_overview
 from payswitch.operations.status import Level, Status, breakers, document, duration, money, rates
 from payswitch.settings import Settings
 from payswitch.store.errors import in_words
@@ -30,11 +28,11 @@ _SAMPLES = 15
 _EVERY_S = 1.0
 _COLORS = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.ERROR: "red"}
 _UNKNOWN = 2
-"""The exit code where Redis can't be asked."""
+"""The exit code if Redis can't be asked."""
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Show it anew every second, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh every second until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch, a line a second.")
 def status(watch: bool, as_json: bool) -> None:
     """Whether money flows, through whom, at what cost, what waits and what is wrong.
@@ -43,15 +41,13 @@ def status(watch: bool, as_json: bool) -> None:
 
     Example: payswitch status
     """
-    settings = read_settings()
     show = _watch if watch else _show
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(run(show(settings, as_json=as_json), settings, failed=_UNKNOWN))
+        run(lambda settings, redis: show(settings, redis, as_json=as_json), failed=_UNKNOWN)
 
 
-async def _show(settings: Settings, *, as_json: bool) -> int:
-    async with redis_of(settings) as redis:
-        now = await _read(redis)
+async def _show(settings: Settings, redis: ArqRedis, *, as_json: bool) -> int:
+    now = await _read(redis)
     if as_json:
         print_json(document(now))
     else:
@@ -59,21 +55,19 @@ async def _show(settings: Settings, *, as_json: bool) -> int:
     return 1 if now.level is Level.ERROR else 0
 
 
-async def _watch(settings: Settings, *, as_json: bool) -> int:
-
-    async with redis_of(settings) as redis:
-        if as_json:
-            while True:
-                click.echo(orjson.dumps(document(await _read(redis))))
-                await asyncio.sleep(_EVERY_S)
-        console = Console(highlight=False)
-        while not console.is_terminal:  # a pipe or a file gets them one after the other
-            console.print(await _picture(redis, settings))
+async def _watch(settings: Settings, redis: ArqRedis, *, as_json: bool) -> int:
+    if as_json:
+        while True:
+            click.echo(orjson.dumps(document(await _read(redis))))
             await asyncio.sleep(_EVERY_S)
-        with Live(console=console, screen=True, auto_refresh=False) as live:
-            while True:
-                live.update(await _picture(redis, settings), refresh=True)
-                await asyncio.sleep(_EVERY_S)
+    console = Console(highlight=False)
+    while not console.is_terminal:  # a pipe or a file gets one after another
+        console.print(await _picture(redis, settings))
+        await asyncio.sleep(_EVERY_S)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(await _picture(redis, settings), refresh=True)
+            await asyncio.sleep(_EVERY_S)
 
 
 async def _picture(redis: ArqRedis, settings: Settings) -> RenderableType:
@@ -86,7 +80,7 @@ async def _picture(redis: ArqRedis, settings: Settings) -> RenderableType:
 
 async def _read(redis: ArqRedis) -> Status:
     kept = await read_history(redis, _SAMPLES)
-    overview = await OverviewReader(redis).read()
+    overview = await read_overview(redis)
     samples = [sample for raw in kept if (sample := parse_sample(raw)) is not None]
     return Status(overview, rates(samples, overview.at))
 
@@ -183,7 +177,7 @@ def _per_second(rate: float | None) -> str:
 
 
 def _table(*columns: str) -> Table:
-    """Where a terminal is too narrow, names and breakers are folded, and no number is."""
+    """A narrow terminal folds names and breakers, but no number."""
     table = Table(*columns, box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     for column in table.columns:
         folds = column.header in ("processor", "breakers")
