@@ -18,6 +18,10 @@ from payswitch.processor_url import parse_processor_url
 from payswitch.redis_url import REDIS_URL, RedisUrlError, parse_redis_url
 from payswitch.secret_files import SUFFIX, Given, SecretFileError, read_secret
 
+DEFAULT = "default"
+FALLBACK = "fallback"
+PROCESSORS = (DEFAULT, FALLBACK)
+"""The processors' names. `selection.selector.decide` is the only rule that knows that there are two."""
 MASK = "***"
 """Shown in place of a secret."""
 
@@ -471,7 +475,7 @@ class Settings:
     @property
     def processor_urls(self) -> dict[str, str]:
         """Base URL by processor name, the cheaper one first."""
-        return {"default": self.processor_url_default, "fallback": self.processor_url_fallback}
+        return {DEFAULT: self.processor_url_default, FALLBACK: self.processor_url_fallback}
 
 
 def variables() -> dict[str, Variable]:
@@ -495,8 +499,3 @@ def _without_password(url: str) -> str:
     hidden = f"{user if colon else ''}{colon}{MASK}" if at else ""
     query = re.sub(r"(?i)([^&=]*password[^&=]*=)[^&]*", rf"\g<1>{MASK}", parts.query)
     return parts._replace(netloc=f"{hidden}{at}{host}", query=query).geturl()
-
-
-DEFAULT = "default"
-FALLBACK = "fallback"
-PROCESSORS = (DEFAULT, FALLBACK)

@@ -19,7 +19,7 @@ from payswitch.money import Total
 from payswitch.settings import Settings
 from payswitch.store import keys
 from payswitch.store.client import connect
-from payswitch.store.clock import redis_now_ms
+from payswitch.store.redis_clock import redis_now_ms
 
 _PAGE = 1000
 _EARLIEST_MS, _LATEST_MS = 0, 4_000_000_000_000

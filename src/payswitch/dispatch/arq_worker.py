@@ -185,8 +185,11 @@ class ResilientWorker(arq.worker.Worker):
 
 
 def run_worker(worker_class: type[ResilientWorker], settings: type[Any], redis: ArqRedis) -> None:
-    """Run a worker with the attributes of an arq `WorkerSettings` class until a signal stops it.
-    Raises the errors of `on_startup`."""
+    """Run a worker with the attributes of an arq `WorkerSettings` class until SIGTERM or SIGINT.
+
+    arq's own handler of both takes no more jobs, waits `job_completion_wait` for those that run,
+    cancels the others and calls `close`. Raises the errors of `on_startup`.
+    """
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     known = {

@@ -281,7 +281,7 @@ class Dispatcher:
             case NotSentInTime():
                 work.findings.closed.add(number)
                 await self._give_back(work, delay_ms=0, error="lease ran out unsent")
-            case Unknown():
+            case Unknown():  # the try stays open, so the payment stays with its processor
                 last_try = work.claim.life_of_try(number)
                 self._watch.saw(work.claim.correlation_id, last_try, self._clock())
                 error = f"{processor}: {outcome.reason}"

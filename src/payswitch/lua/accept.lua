@@ -1,5 +1,5 @@
 -- Accept: a payment's record, backlog entry, job and queue entry are written together or not at all,
--- and never after the caller has given up.
+-- and never after the caller has given up. Payments are deduplicated here, by id.
 --
 -- ARGV: the largest backlog; then for each payment: id, cents, latest (ms by Redis' clock), job
 -- Returns: now (ms), then for each payment 'new', 'same', 'other' (another amount), 'late', 'full',

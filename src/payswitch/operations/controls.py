@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 from payswitch.instants import LATEST_MS, format_instant
 from payswitch.selection.selector import parse_override
 from payswitch.store import keys, scripts
-from payswitch.store.clock import redis_now_ms
 from payswitch.store.notes import read_note
+from payswitch.store.redis_clock import redis_now_ms
 
 UNKNOWN = "unknown"
 

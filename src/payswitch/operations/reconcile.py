@@ -33,7 +33,7 @@ from payswitch.processors.books import CannotAskError, ProcessorBooks
 from payswitch.processors.outcomes import Found, Unclear
 from payswitch.processors.processor import Processor
 from payswitch.store import keys
-from payswitch.store.clock import redis_now_ms
+from payswitch.store.redis_clock import redis_now_ms
 
 T = TypeVar("T")
 

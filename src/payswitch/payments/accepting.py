@@ -23,9 +23,9 @@ from payswitch.clock import boottime_ms
 from payswitch.payments.payment import Payment
 from payswitch.store import scripts
 from payswitch.store.channels import ChannelScript
-from payswitch.store.clock import redis_now_ms
 from payswitch.store.errors import WrongServerError, in_words, says_out_of_memory
 from payswitch.store.group_commit import GroupCommit
+from payswitch.store.redis_clock import redis_now_ms
 
 JOB_FUNCTION = "pay"
 """The name of the job function that `workers/payments.py` registers."""

@@ -11,7 +11,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch.settings import PROCESSORS
 from payswitch.store import keys, scripts
-from payswitch.store.clock import redis_now_ms
+from payswitch.store.redis_clock import redis_now_ms
 
 logger = logging.getLogger(__name__)
 
