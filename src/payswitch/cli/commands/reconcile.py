@@ -260,7 +260,7 @@ def _payment(each: Differing) -> dict[str, Any]:
 
 def _missing_here(report: ReconcileReport, name: str) -> Total:
     ours, theirs = report.ours[name], report.theirs[name]
-    return Total(theirs.count - ours.count, theirs.cents - ours.cents)
+    return theirs - ours
 
 
 def _as_json(report: ReconcileReport) -> dict[str, Any]:
