@@ -21,7 +21,8 @@ from payswitch.secret_files import SUFFIX, Given, SecretFileError, read_secret
 DEFAULT = "default"
 FALLBACK = "fallback"
 PROCESSORS = (DEFAULT, FALLBACK)
-"""The processors' names. `selection.selector.decide` is the only rule that knows that there are two."""
+"""The processors' names. Only `selection.selector.decide` relies on there being two."""
+
 MASK = "***"
 """Shown in place of a secret."""
 

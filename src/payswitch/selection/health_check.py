@@ -96,11 +96,16 @@ class HealthCheck:
 
 
 def _log_selection(selection: Selection) -> None:
-    fields = {"processor": selection.processor, "reason": selection.reason}
     if selection.healthy:
-        logger.info("selected %(processor)s: %(reason)s", fields)
+        logger.info(
+            "selected %(processor)s: %(reason)s",
+            {"processor": selection.processor, "reason": selection.reason},
+        )
     else:
-        logger.warning("selected %(processor)s (nothing is healthy): %(reason)s", fields)
+        logger.warning(
+            "selected %(processor)s (nothing is healthy): %(reason)s",
+            {"processor": selection.processor, "reason": selection.reason},
+        )
 
 
 def make_health_check(
