@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -110,13 +111,16 @@ def test_a_dispatcher_that_unpins_on_a_lost_answer_is_found_out(tmp_path: Path) 
     for part in ("src", "workers", "haproxy.cfg"):
         copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy
         copy(REPOSITORY / part, tmp_path / part)
-    dispatcher = tmp_path / "src" / "payswitch" / "dispatcher.py"
-    right = "            case Unknown():\n"
+    dispatcher = tmp_path / "src" / "payswitch" / "dispatch" / "dispatcher.py"
     source = dispatcher.read_text()
-    assert right in source
-    dispatcher.write_text(
-        source.replace(right, f"{right}                findings.closed.add(number)\n")
+    broken = re.sub(
+        r"^( +)case Unknown\(\):.*\n",
+        r"\g<0>\1    work.findings.closed.add(number)\n",
+        source,
+        flags=re.MULTILINE,
     )
+    assert broken != source
+    dispatcher.write_text(broken)
     out = tmp_path / "out"
     variables = {
         # Between a lost answer and the next try the choice of a processor has time to change.
