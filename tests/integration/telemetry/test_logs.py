@@ -77,9 +77,9 @@ async def ingress(
             await eventually(ready, what="the ingress is ready")
         yield running
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        if process.returncode is None:  # by an orderly stop, which leaves no folder behind
+            process.terminate()
+            await asyncio.wait_for(process.communicate(), 30)
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

@@ -19,7 +19,7 @@ from payswitch.operations import history as history_module
 from payswitch.operations.history import HistoryWriter
 from payswitch.payments.claims import Claims
 from payswitch.store.client import connect
-from payswitch.telemetry.shared_counts import shared_by_processes
+from payswitch.telemetry.shared_counts import shared, shared_by_processes
 from tests.end_to_end.harness import processes
 from tests.integration.harness import Bench, bench
 from tests.metrics import value
@@ -148,6 +148,11 @@ async def test_a_killed_ingress_takes_its_processes_along(redis_server: RedisSer
             return not children & processes().keys()
 
         await eventually(have_ended, what="no process is left")
+    with shared_by_processes():  # the next ingress removes the killed one's folder
+        folder = shared()
+        assert folder is not None
+        prefix = f"payswitch-metrics-{ingress.process.pid}-"
+        assert [each for each in folder.parent.iterdir() if each.name.startswith(prefix)] == []
 
 
 async def test_refusals_are_counted_by_status_and_reason(redis_server: RedisServer) -> None:
