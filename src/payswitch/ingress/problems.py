@@ -57,13 +57,18 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's own name for it
             "content-length": str(len(body)),
             "content-type": MEDIA_TYPE,
         }
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        raw = [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in headers.items()
+        ]
         return Answer(self.status.value, raw, body)
 
     def response(self) -> Response:
-        """The answer as a response of Starlette."""
-        body = problem_json(self.status, self.detail)
-        return Response(body, self.status, headers=self.headers, media_type=MEDIA_TYPE)
+        """The same, for Starlette."""
+        answer = self.answer()
+        response = Response(answer.body, answer.status)
+        response.raw_headers = list(answer.headers)
+        return response
 
 
 def try_later(detail: str) -> Problem:
