@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -58,6 +59,7 @@ class Live:
     def __init__(
         self,
         redis: Redis,
+        processors: Sequence[str],
         stopping: asyncio.Event,
         *,
         most_viewers: int = MOST_VIEWERS,
@@ -66,6 +68,7 @@ class Live:
         self._viewers: dict[Viewer, None] = {}
         self.stream_s = stream_s
         self._redis = redis
+        self._processors = processors
         self._stopping = stopping
         self._most_viewers = most_viewers
         self._samples: deque[tuple[Sample, bytes]] = deque(maxlen=KEPT)
@@ -154,7 +157,7 @@ class Live:
     async def _sample(self) -> None:
         try:
             kept = await read_history(self._redis, _REFRESHED if self._samples else KEPT)
-            overview = await read_overview(self._redis)
+            overview = await read_overview(self._redis, self._processors)
         except (RedisError, OSError):
             self._status = orjson.dumps(_away())
             return

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from redis.asyncio import Redis
 
-from payswitch.processors.books import CannotAskError, ProcessorBooks
+from payswitch.processors.processor import CannotAskError, Processor
 from payswitch.store import keys
 from payswitch.store.notes import write_note
 from payswitch.store.periodic import Periodic
@@ -20,13 +20,13 @@ _AGAIN_S = 15.0
 
 
 class FeeWatch(Periodic):
-    """Reads the fee from every processor's admin summary: every 15 s until all have answered, then
+    """Asks every processor for its fee: every 15 s until all have answered, then
     every ten minutes."""
 
-    def __init__(self, redis: Redis, books: Mapping[str, ProcessorBooks]) -> None:
+    def __init__(self, redis: Redis, processors: Mapping[str, Processor]) -> None:
         super().__init__("fees", _AGAIN_S)
         self._redis = redis
-        self._books = books
+        self._processors = processors
         self._known: dict[str, str] = {}
 
     async def turn(self) -> None:
@@ -39,13 +39,13 @@ class FeeWatch(Periodic):
         """Ask once and store the known fees; whether all answered. Raises `RedisError` or
         `OSError`."""
         said = 0
-        for name, books in self._books.items():
+        for name, processor in self._processors.items():
             try:
-                self._known[name] = str(await books.fee())
+                self._known[name] = str(await processor.fee())
                 said += 1
             except CannotAskError as error:
                 logger.debug("a fee is unknown: %(error)s", {"error": str(error)})
         if said:
             at = time.time_ns() // 1_000_000
             await write_note(self._redis, keys.FEES, {"at": at, **self._known})
-        return said == len(self._books)
+        return said == len(self._processors)

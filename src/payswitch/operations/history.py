@@ -125,8 +125,9 @@ class Changes:
 class HistoryWriter(Periodic):
     """Adds a sample a second, in one process of the cluster at a time."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, processors: Sequence[str]) -> None:
         super().__init__("sample", EVERY_S)
+        self._processors = processors
         self._take = scripts.load(redis, "take")
         self._append = scripts.load(redis, "history")
         self._redis = redis
@@ -154,7 +155,7 @@ class HistoryWriter(Periodic):
         """Add a sample unless another process has just done so. The overview is read in any case,
         as the next turn may be this process'. Raises `RedisError` or `OSError`."""
         is_mine = await self._take(keys=[keys.BEAT], args=["1", _BEAT_MS])
-        self._read = await read_overview(self._redis)
+        self._read = await read_overview(self._redis, self._processors)
         self._read_at = time.monotonic()
         self._orders.see(self._read)
         sample = self._changes.sample(self._read)

@@ -18,9 +18,8 @@ from payswitch.operations.comparison import Differing
 from payswitch.operations.reconcile import Incident, ReconcileReport, Reconciliation
 from payswitch.payments.ledger import Ledger
 from payswitch.payments.records import Unreadable
-from payswitch.processors.books import CannotAskError, make_books
 from payswitch.processors.outcomes import Found
-from payswitch.processors.processor import make_processors, make_transport
+from payswitch.processors.processor import CannotAskError, make_processors, make_transport
 from payswitch.settings import Settings
 from payswitch.store import keys
 from payswitch.store.notes import write_note
@@ -83,7 +82,6 @@ async def _reconcile(
             report = await Reconciliation(
                 redis,
                 ledger,
-                make_books(settings, transport),
                 make_processors(settings, transport),
                 on_looked_up=advance,
             ).run(first, last, thorough=thorough)
@@ -119,6 +117,9 @@ async def _note(redis: Redis, report: ReconcileReport) -> None:
 
 def _print(report: ReconcileReport) -> None:
     _print_totals(report)
+    if report.without_totals:
+        names = ", ".join(report.without_totals)
+        click.echo(f"Without totals, as their connectors can't ask for them: {names}")
     _print_payments(report)
     _print_unreadable(report.unreadable)
     if report.unexplained:
