@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import logging
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ import click
 import uvloop
 from click.core import ParameterSource
 
-from payswitch.cli import terminal
+from payswitch.cli import commands, terminal
 from payswitch.errors import StartError
 from payswitch.process import allow_many_open_files, yield_to_others
 from payswitch.reasons import reason
@@ -94,18 +95,7 @@ class _Commands(click.Group):
     """The commands of this module, and others that are loaded only when called: their imports would
     cost every container memory."""
 
-    _elsewhere = (
-        "chaos",
-        "completion",
-        "dead",
-        "pause",
-        "payment",
-        "reconcile",
-        "resume",
-        "select",
-        "settings",
-        "status",
-    )
+    _elsewhere = frozenset(module.name for module in pkgutil.iter_modules(commands.__path__))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self._elsewhere])

@@ -13,7 +13,6 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -130,12 +129,7 @@ class SpanStep(Step):
         self._error = ""
         self.traceparent = _traceparent(span.get_span_context())
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._fail(kind.__name__)
         self._span.end()

@@ -69,16 +69,7 @@ _TABLE_WIDTH = 110
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the verdicts as JSON instead of a table."
 )
-def chaos(
-    seed: int,
-    runs: int,
-    minutes: float,
-    faults: str,
-    rate: float,
-    workers: int,
-    out: Path,
-    as_json: bool,
-) -> None:
+def chaos(seed: int, runs: int, faults: str, out: Path, as_json: bool, **of_each_run: Any) -> None:
     """Run the real system on ports of its own, under load, and break it by a schedule that follows
     from the seed; then compare every payment with the processors' journals.
 
@@ -97,7 +88,7 @@ def chaos(
         fail(str(error))
     make_files_private()
     orders = [
-        RunOrder(number, minutes, kinds, rate, workers, out / f"seed-{number}")
+        RunOrder(seed=number, kinds=kinds, folder=out / f"seed-{number}", **of_each_run)
         for number in range(seed, seed + runs)
     ]
     outcomes, documents = zip(*_run_all(orders), strict=True)
