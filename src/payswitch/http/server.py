@@ -44,10 +44,6 @@ class Reply(NamedTuple):
         """The status code, as in the head."""
         return int(self.head[9:12])
 
-    def without_body(self) -> Reply:
-        """The answer to HEAD."""
-        return Reply(self.head, b"")
-
 
 def reply(
     status: HTTPStatus,
@@ -131,8 +127,9 @@ class Exchange:
         return self.transport.is_closing()
 
     def answer(self, outcome: Reply) -> None:
-        """Send the reply as soon as those to the connection's earlier requests are sent."""
-        self.outcome = outcome
+        """Send the reply as soon as those to the connection's earlier requests are sent; to HEAD,
+        without its body."""
+        self.outcome = outcome if self.method != b"HEAD" else Reply(outcome.head, b"")
         self._connection.flush()
 
     def await_turn(self, act: Callable[[], None]) -> None:
@@ -246,7 +243,7 @@ class ServerConnection(asyncio.Protocol):
             exchange = Exchange(self)
             self._pipeline.append(exchange)
         exchange.close_after()
-        exchange.answer(outcome.without_body() if exchange.method == b"HEAD" else outcome)
+        exchange.answer(outcome)
 
     # What asyncio calls.
 

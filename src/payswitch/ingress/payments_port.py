@@ -89,8 +89,7 @@ class PaymentsPort(Periodic):
         serve = self._served.get((exchange.method, exchange.path))
         if serve is None:
             exchange.close_after()
-            is_head = exchange.method == b"HEAD"
-            exchange.answer(_NOTHING_ELSE.without_body() if is_head else _NOTHING_ELSE)
+            exchange.answer(_NOTHING_ELSE)
             return
         task = asyncio.get_running_loop().create_task(self._serve(exchange, serve))
         self._under_way.add(task)

@@ -49,8 +49,7 @@ class MetricsServer:
     def _answer(self, exchange: Exchange) -> None:
         # A scrape takes the loop for 2 ms, and one packet could hold thousands of them.
         exchange.close_after()
-        answer = self._reply(exchange)
-        exchange.answer(answer.without_body() if exchange.method == b"HEAD" else answer)
+        exchange.answer(self._reply(exchange))
 
     def _reply(self, exchange: Exchange) -> Reply:
         if exchange.path != b"/metrics":
