@@ -102,7 +102,7 @@ def audit(
         for name in books.booked
     }
     dead = [record for record in books.records.values() if _is(record, "dead")]
-    reasons = [record.get("reason", "") for record in dead]
+    reasons = Counter(record.get("reason", "") for record in dead)
     return RunVerdict(
         sent=len(sent),
         accepted=sum(each.acknowledged for each in sent.values()),
@@ -119,7 +119,7 @@ def audit(
         ),
         settle_gap=None if clocks_were_set else Spread.of(_gaps_ms(books)),
         violations=violations,
-        dead_by_reason={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        dead_by_reason=dict(sorted(reasons.items())),
         faults_met=_faults_met(books),
     )
 
