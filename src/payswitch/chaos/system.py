@@ -49,12 +49,8 @@ _BLOCK = 150
 
 def find_libfaketime() -> str | None:
     """The library that gives a process another wall clock, if it is installed."""
-    machine = os.uname().machine
-    for pattern in _LIBFAKETIME:
-        path = pattern.format(machine=machine)
-        if Path(path).is_file():
-            return path
-    return None
+    paths = (pattern.format(machine=os.uname().machine) for pattern in _LIBFAKETIME)
+    return next((path for path in paths if Path(path).is_file()), None)
 
 
 class Clocks:

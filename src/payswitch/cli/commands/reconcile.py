@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -151,7 +151,7 @@ def _print_totals(report: ReconcileReport) -> None:
     rows: list[tuple[str, ...]] = []
     for name in report.ours:
         ours, theirs = report.ours[name], report.theirs[name]
-        missing = _missing_here(report, name)
+        missing = theirs - ours
         rows += [
             (name, "ours", str(ours.count), format_cents(ours.cents)),
             ("", "theirs", str(theirs.count), format_cents(theirs.cents)),
@@ -258,27 +258,21 @@ def _payment(each: Differing) -> dict[str, Any]:
     }
 
 
-def _missing_here(report: ReconcileReport, name: str) -> Total:
-    ours, theirs = report.ours[name], report.theirs[name]
-    return theirs - ours
-
-
 def _as_json(report: ReconcileReport) -> dict[str, Any]:
-    totals: Mapping[str, Any] = {
-        name: {
-            "ours": _total(report.ours[name]),
-            "theirs": _total(report.theirs[name]),
-            "difference": _total(_missing_here(report, name)),
-        }
-        for name in report.ours
-    }
     return {
         "equal": report.equal,
         "windows": [
             {"from": _instant(window.first), "to": _instant(window.last)}
             for window in report.windows
         ],
-        "totals": totals,
+        "totals": {
+            name: {
+                "ours": _total(ours),
+                "theirs": _total(report.theirs[name]),
+                "difference": _total(report.theirs[name] - ours),
+            }
+            for name, ours in report.ours.items()
+        },
         "payments": [_payment(each) for each in report.payments],
         "unreadable": [
             {"correlationId": each.correlation_id, "problem": each.problem}
