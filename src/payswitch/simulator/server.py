@@ -240,9 +240,7 @@ class Simulator:
         if lot is not None and lot.mode in self._faults.payments:
             self._misbehave(exchange, entry, lot)
             return
-        outcome = self._commit(entry)
-        self._note_answer(exchange, entry, outcome.status)
-        exchange.answer(outcome)
+        self._answer(exchange, entry, self._commit(entry))
 
     def _commit(self, entry: BookEntry, fault: PaymentFault | None = None) -> Reply:
         """Enter a payment in the book, if possible, and return the true answer."""
@@ -283,25 +281,20 @@ class Simulator:
                 self._answer(exchange, entry, broken, fault)
 
     def _answer(
-        self, exchange: Exchange, entry: BookEntry, outcome: Reply | Stream, fault: PaymentFault
-    ) -> None:
-        self._note_answer(exchange, entry, outcome.status, fault)
-        if isinstance(outcome, Stream):
-            send_stream(outcome, exchange, self._later)
-        else:
-            exchange.answer(outcome)
-
-    def _note_answer(
         self,
         exchange: Exchange,
         entry: BookEntry,
-        status: int | None,
+        outcome: Reply | Stream,
         fault: PaymentFault | None = None,
     ) -> None:
         if exchange.abandoned:
             self.journal.note("hung-up", entry, fault)
         else:
-            self.journal.note("answered", entry, fault, status)
+            self.journal.note("answered", entry, fault, outcome.status)
+        if isinstance(outcome, Stream):
+            send_stream(outcome, exchange, self._later)
+        else:
+            exchange.answer(outcome)
 
     def _hang_up(self, exchange: Exchange, entry: BookEntry, fault: PaymentFault) -> None:
         self.journal.note("hung-up", entry, fault)
