@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -17,7 +17,6 @@ from payswitch.money import Total, format_cents
 from payswitch.operations.comparison import Differing
 from payswitch.operations.reconcile import Incident, ReconcileReport, Reconciliation
 from payswitch.payments.ledger import Ledger
-from payswitch.payments.records import Unreadable
 from payswitch.processors.books import CannotAskError, make_books
 from payswitch.processors.outcomes import Found
 from payswitch.processors.processor import make_processors, make_transport
@@ -119,8 +118,22 @@ async def _note(redis: Redis, report: ReconcileReport) -> None:
 
 def _print(report: ReconcileReport) -> None:
     _print_totals(report)
-    _print_payments(report)
-    _print_unreadable(report.unreadable)
+    if report.payments:
+        shown = report.payments[:_MOST_ROWS]
+        print_table(
+            f"{len(shown)} of {len(report.payments)} payments that differ",
+            ("payment", "difference", "ours", *report.ours),
+            (_payment_row(each, report.ours) for each in shown),
+            numbers=(),
+        )
+    if report.unreadable:
+        gone = report.unreadable[:_MOST_ROWS]
+        print_table(
+            f"{len(gone)} of {len(report.unreadable)} payments whose record is gone or spoilt",
+            ("payment", "what is wrong"),
+            ((each.correlation_id, each.problem) for each in gone),
+            numbers=(),
+        )
     if report.unexplained:
         print_table(
             "Payments that we have no record of: expired, purged, or never ours",
@@ -161,42 +174,12 @@ def _print_totals(report: ReconcileReport) -> None:
     print_table("Totals", columns, rows, numbers=columns[2:])
 
 
-def _print_payments(report: ReconcileReport) -> None:
-    if not report.payments:
-        return
-    shown = report.payments[:_MOST_ROWS]
-    print_table(
-        f"{len(shown)} of {len(report.payments)} payments that differ",
-        ("payment", "difference", "ours", *report.ours),
-        (
-            (
-                each.record.correlation_id,
-                each.kind.value,
-                _our_side(each),
-                *(_their_side(each.theirs.get(name)) for name in report.ours),
-            )
-            for each in shown
-        ),
-        numbers=(),
-    )
-
-
-def _print_unreadable(unreadable: Sequence[Unreadable]) -> None:
-    if not unreadable:
-        return
-    shown = unreadable[:_MOST_ROWS]
-    print_table(
-        f"{len(shown)} of {len(unreadable)} payments whose record is gone or spoilt",
-        ("payment", "what is wrong"),
-        ((each.correlation_id, each.problem) for each in shown),
-        numbers=(),
-    )
-
-
-def _our_side(payment: Differing) -> str:
+def _payment_row(payment: Differing, processors: Iterable[str]) -> tuple[str, ...]:
     record = payment.record
     instant = "" if record.requested_at is None else f", {_instant(record.requested_at)}"
-    return f"{record.state}, {record.processor}, {format_cents(record.cents)}{instant}"
+    ours = f"{record.state}, {record.processor}, {format_cents(record.cents)}{instant}"
+    theirs = (_their_side(payment.theirs.get(name)) for name in processors)
+    return record.correlation_id, payment.kind.value, ours, *theirs
 
 
 def _their_side(found: Found | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import orjson
 from arq.connections import ArqRedis
 
 from payswitch.cli.arguments import parse_duration, signed
@@ -14,6 +13,7 @@ from payswitch.cli.output import in_order, print_json, print_pairs, run
 from payswitch.operations.controls import Controls, Order
 from payswitch.selection.selector import UNSELECTED, parse_selection
 from payswitch.settings import PROCESSORS
+from payswitch.store.notes import read_note
 
 AUTO = "auto"
 DEFAULT_LIFE_MS = 600_000
@@ -92,9 +92,6 @@ def _in_words(override: Order | None, cached: bytes | None) -> dict[str, str | N
 
 def _as_json(override: Order | None, cached: bytes | None) -> dict[str, Any]:
     checked = parse_selection(cached)
-    at = None
-    if checked is not UNSELECTED and cached is not None:
-        at = orjson.loads(cached).get("at")
     return {
         "processor": override.processor if override else checked.processor,
         "override": override and {"processor": override.processor, **in_order(override)},
@@ -104,6 +101,6 @@ def _as_json(override: Order | None, cached: bytes | None) -> dict[str, Any]:
             "processor": checked.processor,
             "healthy": checked.healthy,
             "reason": checked.reason,
-            "at": at,
+            "at": read_note(cached).get("at"),
         },
     }
