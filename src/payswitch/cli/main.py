@@ -18,7 +18,7 @@ import click
 import uvloop
 from click.core import ParameterSource
 
-from payswitch.cli import commands, terminal
+from payswitch.cli import terminal
 from payswitch.errors import StartError
 from payswitch.process import allow_many_open_files, yield_to_others
 from payswitch.reasons import reason
@@ -95,7 +95,8 @@ class _Commands(click.Group):
     """The commands of this module, and others that are loaded only when called: their imports would
     cost every container memory."""
 
-    _elsewhere = frozenset(module.name for module in pkgutil.iter_modules(commands.__path__))
+    _folder = str(Path(__file__).with_name("commands"))
+    _elsewhere = frozenset(module.name for module in pkgutil.iter_modules([_folder]))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self._elsewhere])
