@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
@@ -85,36 +86,23 @@ class Bounds(NamedTuple):
 _BOUNDS = Bounds()
 
 
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One request, and the way to answer it: now or later, in any order, once.
 
     Header names are in lower case. `path` and `query` are raw: not percent-decoded.
     """
 
-    __slots__ = (
-        "_connection",
-        "at_turn",
-        "body",
-        "headers",
-        "keeps_alive",
-        "method",
-        "outcome",
-        "path",
-        "query",
-        "separator",
-    )
-
-    def __init__(self, connection: ServerConnection) -> None:
-        self._connection = connection
-        self.method = b""
-        self.path = b""
-        self.query = b""
-        self.headers: dict[bytes, bytes] = {}
-        self.body = bytearray()
-        self.outcome: Reply | None = None
-        self.at_turn: Callable[[], None] | None = None
-        self.keeps_alive = True
-        self.separator = _STAY
+    _connection: ServerConnection
+    method: bytes = b""
+    path: bytes = b""
+    query: bytes = b""
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    body: bytearray = field(default_factory=bytearray)
+    outcome: Reply | None = None
+    at_turn: Callable[[], None] | None = None
+    keeps_alive: bool = True
+    separator: bytes = _STAY
 
     @property
     def transport(self) -> asyncio.Transport:
