@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -34,6 +35,7 @@ from payswitch.processors.outcomes import Found, Unclear
 from payswitch.processors.processor import CannotAskError, Processor
 from payswitch.store import keys
 from payswitch.store.redis_clock import redis_now_ms
+from payswitch.store.scanning import pages
 
 T = TypeVar("T")
 
@@ -284,32 +286,14 @@ class Reconciliation:
 
     async def _pages(self, *, everything: bool) -> AsyncIterator[tuple[list[bytes], bool]]:
         """Pages of ids, each with whether its payments are unpaid; those come first."""
-        async for ids in self._unpaid_ids():
-            yield ids, True
-        if everything:
-            async for ids in self._all_ids():
-                yield ids, False
-
-    async def _all_ids(self) -> AsyncIterator[list[bytes]]:
-        """The ids of all records in Redis, in pages."""
-        cursor = 0
-        while True:
-            cursor, found = await self._redis.scan(
-                cursor, match=f"{keys.RECORD_PREFIX}*", count=_PAGE, _type="hash"
-            )
-            yield [key.removeprefix(keys.RECORD_PREFIX.encode()) for key in found]
-            if cursor == 0:
-                return
-
-    async def _unpaid_ids(self) -> AsyncIterator[list[bytes]]:
-        """The ids of the backlog and of the dead letters, in pages."""
         for key in _UNPAID:
-            cursor = 0
-            while True:
-                cursor, entries = await self._redis.zscan(key, cursor, count=_PAGE)
-                yield [member for member, _ in entries]
-                if cursor == 0:
-                    break
+            async for entries in pages(partial(self._redis.zscan, key, count=_PAGE)):
+                yield [member for member, _ in entries], True
+        if everything:
+            prefix = keys.RECORD_PREFIX
+            scan = partial(self._redis.scan, match=f"{prefix}*", count=_PAGE, _type="hash")
+            async for found in pages(scan):
+                yield [key.removeprefix(prefix.encode()) for key in found], False
 
 
 async def read_incidents(redis: Redis) -> list[Incident]:

@@ -290,13 +290,19 @@ async def test_fees_are_those_that_the_processors_say(b: Bench, redis: ArqRedis)
     watch = FeeWatch(redis, make_processors(b.settings, b.transport))
     b.default.finds = [Reply(200, b'{"totalRequests":0,"totalAmount":0,"feePerTransaction":0.05}')]
     b.fallback.finds = [Reply(200, b'{"feePerTransaction":"free"}')]
-    assert not await watch.ask()
+    await watch.turn()
+    assert watch.every_s == 15
     assert (await look(redis)).fee_rates == {"default": Decimal("0.05")}
     b.default.finds = [Reply(401)]
     b.fallback.finds = [Reply(200, b'{"feePerTransaction":0.15}')]
-    assert not await watch.ask()
+    await watch.turn()
+    assert watch.every_s == 15
     known = {"default": Decimal("0.05"), "fallback": Decimal("0.15")}
     assert (await look(redis)).fee_rates == known
+    b.default.finds = [Reply(200, b'{"feePerTransaction":0.05}')]
+    b.fallback.finds = [Reply(200, b'{"feePerTransaction":0.15}')]
+    await watch.turn()
+    assert watch.every_s == 600
 
 
 async def test_one_sample_a_second_is_kept_from_any_writer(redis: ArqRedis) -> None:

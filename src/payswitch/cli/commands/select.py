@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import orjson
 from arq.connections import ArqRedis
 
 from payswitch.cli.arguments import parse_duration, signed
@@ -14,6 +13,7 @@ from payswitch.cli.output import in_order, print_json, print_pairs, run
 from payswitch.operations.controls import Controls, Order
 from payswitch.selection.selector import Selection, parse_selection, unselected
 from payswitch.settings import Settings, SettingsError
+from payswitch.store.notes import read_note
 
 AUTO = "auto"
 DEFAULT_LIFE_MS = 600_000
@@ -91,7 +91,7 @@ async def _select(
     cached = await controls.health_checks_choice()
     checked = parse_selection(cached, processors)
     if as_json:
-        at = orjson.loads(cached).get("at") if checked and cached else None
+        at = read_note(cached).get("at")
         print_json(_as_json(override, checked, processors[0], at))
         return 0
     if said is not None:
