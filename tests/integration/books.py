@@ -155,6 +155,7 @@ class Books:
                 name,
                 url,
                 self.transport,
+                currency=self.settings.currency,
                 token=self.settings.processor_admin_token,
                 connect_limit_ms=1000,
                 limit_ms=10_000,

@@ -309,7 +309,8 @@ def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: S
 )
 def simulator(name: str, host: str, port: int, fee: str) -> None:
     """Run a payment processor for development and tests. It reads the variables that the
-    challenge's own processor reads: TRANSACTION_FEE, INITIAL_TOKEN, RATE_LIMIT_SECONDS.
+    challenge's own processor reads, TRANSACTION_FEE, INITIAL_TOKEN and RATE_LIMIT_SECONDS, and
+    PAYSWITCH_CURRENCY.
 
     Example: payswitch simulator --name default --port 8001 --fee 0.05
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from payswitch.instants import format_instant
-from payswitch.money import format_cents
+from payswitch.money import Currency
 from payswitch.payments.records import Record
 
 
@@ -11,7 +11,7 @@ def _instant(ms: int | None) -> str:
     return "never" if ms is None else format_instant(ms)
 
 
-def in_words(record: Record) -> dict[str, str | None]:
+def in_words(record: Record, currency: Currency) -> dict[str, str | None]:
     """The record's values by their names; None for a value that doesn't apply."""
     tries = ", ".join(
         f"{each.number} ({'ended, maybe recorded' if each.ended else 'may still be recorded'})"
@@ -22,7 +22,8 @@ def in_words(record: Record) -> dict[str, str | None]:
         "state": record.state,
         "reason": record.reason,
         "last error": record.last_error,
-        "amount": format_cents(record.cents),
+        "amount": f"{currency.format_cents(record.cents)} {currency.code}",
+        "metadata": None if record.metadata is None else record.metadata.decode(),
         "processor": record.processor or "none: it was never sent",
         "requestedAt": _instant(record.requested_at),
         "tries": str(record.tries),

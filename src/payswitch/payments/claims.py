@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis.asyncio import Redis
@@ -57,6 +57,8 @@ class Claim:
     """ms by Redis' clock."""
     claimed_at: int = 0
     """ms by Redis' clock."""
+    metadata: bytes | None = field(default=None, repr=False)
+    """The client's JSON object, in canonical form; logs never show it."""
 
     def life_of_try(self, number: int) -> LifeOfTry:
         """An identity that no other try shares. An id may return after a purge, or after its record
@@ -163,6 +165,7 @@ class Claims:
             overdue=now - int(entry["replayed_at"] or accepted_at) > self._deadline_ms,
             accepted_at=accepted_at,
             claimed_at=now,
+            metadata=entry["metadata"] or None,
         )
         if claim.job_try == 1 and not claim.tries:  # a replayed dead letter has tries
             self.waits.add(now - accepted_at)

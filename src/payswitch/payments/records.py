@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from redis.asyncio import Redis
 
 from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant
-from payswitch.money import format_cents
+from payswitch.money import Currency
 from payswitch.payments.claims import OpenTry, parse_open_tries
 from payswitch.payments.payment import InvalidPaymentError, parse_correlation_id
 from payswitch.store import keys
@@ -19,7 +19,7 @@ _STATES = frozenset({"queued", "processing", "settled", "dead"})
 _MOST = 2**53
 """Redis' scripts and JSON represent amounts and counts up to here exactly."""
 _PUBLIC = (
-    *("correlationId", "state", "amount", "acceptedAt"),
+    *("correlationId", "state", "amount", "currency", "metadata", "acceptedAt"),
     *("processor", "requestedAt", "settledAt", "tries"),
 )
 _LONGEST_VALUE = 64
@@ -51,20 +51,25 @@ class Record:
     dead_at: int | None
     replayed_at: int | None
     settled_at: int | None
+    metadata: bytes | None = field(default=None, repr=False)
+    """The client's JSON object, in canonical form; logs never show it."""
 
     @property
     def why(self) -> str | None:
         """Why it is a dead letter, or why its last try failed."""
         return self.reason or self.last_error
 
-    def as_json(self) -> dict[str, Any]:
-        """Every field, as the operators' commands print it; the amount has exactly two decimals."""
+    def as_json(self, currency: Currency) -> dict[str, Any]:
+        """Every field, as the operators' commands print it; the amount has all decimals of the
+        currency."""
         return {
             "correlationId": self.correlation_id,
             "state": self.state,
             "reason": self.reason,
             "lastError": self.last_error,
-            "amount": orjson.Fragment(format_cents(self.cents)),
+            "amount": orjson.Fragment(currency.format_cents(self.cents)),
+            "currency": currency.code,
+            "metadata": None if self.metadata is None else orjson.Fragment(self.metadata),
             "processor": self.processor,
             "requestedAt": _instant(self.requested_at),
             "tries": self.tries,
@@ -78,9 +83,9 @@ class Record:
             "settledAt": _instant(self.settled_at),
         }
 
-    def public_json(self) -> bytes:
+    def public_json(self, currency: Currency) -> bytes:
         """The body of `GET /payments/{id}`."""
-        every = self.as_json()
+        every = self.as_json(currency)
         told = {name: every[name] for name in _PUBLIC}
         return orjson.dumps({**told, "lastError": self.why})
 
@@ -190,7 +195,18 @@ def _parse(correlation_id: str, raw: Mapping[bytes, bytes]) -> Record:
         dead_at=instant("dead_at"),
         replayed_at=instant("replayed_at"),
         settled_at=instant("settled_at"),
+        metadata=_metadata(raw.get(b"metadata")),
     )
+
+
+def _metadata(text: bytes | None) -> bytes | None:
+    try:
+        is_object = text is None or type(orjson.loads(text)) is dict
+    except orjson.JSONDecodeError:
+        is_object = False
+    if not is_object:
+        raise ValueError("metadata is no JSON object")
+    return text
 
 
 def _open_tries(text: str) -> tuple[OpenTry, ...]:

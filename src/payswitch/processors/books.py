@@ -8,7 +8,7 @@ from decimal import Decimal
 import httpx
 
 from payswitch.instants import format_instant
-from payswitch.money import Total, nearest_cents
+from payswitch.money import Currency, Total
 from payswitch.processor_url import parse_processor_url
 from payswitch.processors.processor import CONNECT_LIMIT_MS
 from payswitch.reasons import reason
@@ -30,11 +30,13 @@ class ProcessorBooks:
         url: str,
         transport: httpx.AsyncBaseTransport,
         *,
+        currency: Currency,
         token: str,
         limit_ms: int,
         connect_limit_ms: int = CONNECT_LIMIT_MS,
     ) -> None:
         self._name = name
+        self._currency = currency
         self._url, _ = place = parse_processor_url(url)
         self._transport = transport
         self._headers = {**place.headers, "X-Rinha-Token": token}
@@ -44,7 +46,7 @@ class ProcessorBooks:
     async def total(self, first_ms: int, last_ms: int) -> Total:
         """The total of the payments requested in a window, all of both milliseconds included.
         Raises `CannotAskError`."""
-        total = parse_total(await self._summary(first_ms, last_ms))
+        total = parse_total(await self._summary(first_ms, last_ms), self._currency)
         if total is None:
             raise CannotAskError(f"{self._name}: the answer is not a summary")
         return total
@@ -82,11 +84,11 @@ class ProcessorBooks:
         return content
 
 
-def parse_total(content: bytes) -> Total | None:
+def parse_total(content: bytes, currency: Currency) -> Total | None:
     """Read a processor's summary with its exact amount; None if it is none."""
     try:
         document = json.loads(content, parse_float=Decimal)
-        count, cents = document["totalRequests"], nearest_cents(document["totalAmount"])
+        count, cents = document["totalRequests"], currency.nearest_cents(document["totalAmount"])
     except (ValueError, KeyError, TypeError, RecursionError, ArithmeticError):
         return None
     if type(count) is not int or not 0 <= count <= _MOST_PAYMENTS or cents is None:
@@ -112,6 +114,7 @@ def make_books(
             name,
             url,
             transport,
+            currency=settings.currency,
             token=settings.processor_admin_token,
             limit_ms=settings.processor_find_limit_ms,
         )

@@ -13,7 +13,7 @@ import orjson
 
 from payswitch.http.transport import NotSent, bytes_left
 from payswitch.instants import parse_instant_ms
-from payswitch.money import nearest_cents
+from payswitch.money import Currency
 from payswitch.reasons import reason
 
 
@@ -127,7 +127,11 @@ def classify_error(error: httpx.RequestError) -> Outcome:
 
 
 def classify_finding(
-    status: int, content: bytes, correlation_id: str, retry_after_ms: int | None = None
+    status: int,
+    content: bytes,
+    correlation_id: str,
+    currency: Currency,
+    retry_after_ms: int | None = None,
 ) -> FindOutcome:
     """The meaning of a complete answer to `GET /payments/{id}`; `retry_after_ms` as in
     `classify`."""
@@ -141,7 +145,7 @@ def classify_finding(
         requested_at = parse_instant_ms(document["requestedAt"])
     except (ValueError, KeyError, TypeError):
         return Unclear("a body that is no payment")
-    cents = nearest_cents(amount)
+    cents = currency.nearest_cents(amount)
     if cents is None or type(found_id) is not str or found_id.lower() != correlation_id:
         return Unclear("a body that is another payment")
     if not 0 <= requested_at < _LEDGER_ENDS_MS:

@@ -10,7 +10,7 @@ import httpx
 
 from payswitch.http.transport import Transport
 from payswitch.instants import format_instant
-from payswitch.money import format_cents
+from payswitch.money import Currency
 from payswitch.processor_url import parse_processor_url
 from payswitch.processors.outcomes import (
     FindOutcome,
@@ -44,11 +44,13 @@ class Processor:
         url: str,
         transport: httpx.AsyncBaseTransport,
         *,
+        currency: Currency,
         pay_limit_ms: int,
         find_limit_ms: int,
         connect_limit_ms: int = CONNECT_LIMIT_MS,
     ) -> None:
         self.name = name
+        self._currency = currency
         self._transport = transport
         self._url, _ = place = parse_processor_url(url)
         self._payments = httpx.URL(f"{self._url}/payments")
@@ -72,8 +74,9 @@ class Processor:
     ) -> Outcome:
         """Send a payment. The call of `may_send` comes directly before the write, with no await in
         between. Every outcome is a value; only cancellation is raised. `step` traces the call."""
+        amount = self._currency.format_cents(cents)
         body = (
-            f'{{"correlationId":"{correlation_id}","amount":{format_cents(cents)},'
+            f'{{"correlationId":"{correlation_id}","amount":{amount},'
             f'"requestedAt":"{format_instant(requested_at)}"}}'
         ).encode()
         # A stream and its length: httpx takes 7 µs to find both out from the content.
@@ -98,8 +101,13 @@ class Processor:
             response, content = await self._exchange(request, step)
         except httpx.RequestError as error:
             return Unclear(reason(error))
-        pause_ms = asked_pause_ms(response)
-        return classify_finding(response.status_code, content, correlation_id, pause_ms)
+        return classify_finding(
+            response.status_code,
+            content,
+            correlation_id,
+            self._currency,
+            asked_pause_ms(response),
+        )
 
     async def health(self, limit_ms: int) -> HealthReport | None:
         """Ask for the processor's health report; None if it doesn't give one in time."""
@@ -157,6 +165,7 @@ def make_processors(
             name,
             url,
             transport,
+            currency=settings.currency,
             pay_limit_ms=settings.processor_max_delay_ms + _BEYOND_THE_DELAY_MS,
             find_limit_ms=settings.processor_find_limit_ms,
         )

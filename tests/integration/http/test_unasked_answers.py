@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from payswitch.http.transport import Transport
+from payswitch.money import BRL
 from payswitch.processors.outcomes import Ended, Unclear
 from payswitch.processors.processor import Processor
 from tests.integration.http.test_transport import Server, on_both_loops, serving, warm
@@ -25,7 +26,7 @@ def told(status: int, body: bytes = b"") -> bytes:
 def processor_of(server: Server, transport: Transport) -> Processor:
     url = str(server.url.copy_with(path="/"))
     limits = {"pay_limit_ms": 5000, "find_limit_ms": 5000, "connect_limit_ms": 5000}
-    return Processor("default", url, transport, **limits)
+    return Processor("default", url, transport, currency=BRL, **limits)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from payswitch.http.transport import Transport
 from payswitch.instants import EARLIEST_MS, LATEST_MS
-from payswitch.money import Total, format_cents
+from payswitch.money import BRL, Total
 from payswitch.processors.books import (
     CannotAskError,
     ProcessorBooks,
@@ -21,14 +21,14 @@ from tests.support import Reply, ScriptedProcessor
 
 @given(st.integers(0, 10**12), st.integers(0, 10**24))
 def test_an_amount_is_read_to_the_cent(count: int, cents: int) -> None:
-    body = f'{{"totalRequests":{count},"totalAmount":{format_cents(cents)},"totalFee":0.1}}'
-    assert parse_total(body.encode()) == Total(count, cents)
+    body = f'{{"totalRequests":{count},"totalAmount":{BRL.format_cents(cents)},"totalFee":0.1}}'
+    assert parse_total(body.encode(), BRL) == Total(count, cents)
 
 
 @pytest.mark.parametrize("amount", ["19.9", "19.900", "1.99e1", "19.90000"])
 def test_any_spelling_of_a_number_is_read(amount: str) -> None:
     body = f'{{"totalRequests":1,"totalAmount":{amount}}}'
-    assert parse_total(body.encode()) == Total(1, 1990)
+    assert parse_total(body.encode(), BRL) == Total(1, 1990)
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_any_spelling_of_a_number_is_read(amount: str) -> None:
     ],
 )
 def test_any_other_answer_is_no_summary(body: str) -> None:
-    assert parse_total(body.encode()) is None
+    assert parse_total(body.encode(), BRL) is None
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_judged(body: bytes) -> None:
-    parse_total(body)
+    parse_total(body, BRL)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,7 @@ async def test_a_processor_without_a_summary_can_not_be_asked(reply: Reply, mess
             "default",
             processor.url,
             transport,
+            currency=BRL,
             token=Settings().processor_admin_token,
             connect_limit_ms=1000,
             limit_ms=200 if reply.silent else 10_000,
@@ -99,7 +100,7 @@ async def test_a_processor_without_a_summary_can_not_be_asked(reply: Reply, mess
 
 def books_at(url: str, transport: httpx.AsyncBaseTransport) -> ProcessorBooks:
     return ProcessorBooks(
-        "default", url, transport, token="123", connect_limit_ms=1000, limit_ms=1000
+        "default", url, transport, currency=BRL, token="123", connect_limit_ms=1000, limit_ms=1000
     )
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from payswitch.http.transport import NotSent
+from payswitch.money import BRL
 from payswitch.processors.outcomes import (
     Ended,
     FindOutcome,
@@ -104,7 +105,7 @@ def test_any_other_complete_answer_means_ended_and_speaks_against_the_processor(
 
 
 def test_a_question_that_is_answered_503_is_to_be_asked_again_after_its_pause() -> None:
-    assert classify_finding(503, b"", ID, 5000) == Unclear("status 503", 5000)
+    assert classify_finding(503, b"", ID, BRL, 5000) == Unclear("status 503", 5000)
 
 
 @settings(max_examples=300)
@@ -191,7 +192,7 @@ def payment_json(**changes: object) -> bytes:
     ],
 )
 def test_a_payment_that_the_processor_has_is_found(content: bytes) -> None:
-    assert classify_finding(200, content, ID) == Found(1990, AT_MS)
+    assert classify_finding(200, content, ID, BRL) == Found(1990, AT_MS)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_a_payment_that_the_processor_has_is_found(content: bytes) -> None:
 def test_an_amount_as_text_or_with_traces_of_a_binary_fraction_is_understood(
     amount: float | str,
 ) -> None:
-    assert classify_finding(200, payment_json(amount=amount), ID) == Found(1990, AT_MS)
+    assert classify_finding(200, payment_json(amount=amount), ID, BRL) == Found(1990, AT_MS)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,7 @@ def test_an_amount_as_text_or_with_traces_of_a_binary_fraction_is_understood(
     [(19.9, 1990), (7, 700), (0.29, 29), (1e10, 10**12), (9999999999.99, 10**12 - 1), (-1, -100)],
 )
 def test_the_amount_that_the_processor_has_is_taken_exactly(amount: float, cents: int) -> None:
-    assert classify_finding(200, payment_json(amount=amount), ID) == Found(cents, AT_MS)
+    assert classify_finding(200, payment_json(amount=amount), ID, BRL) == Found(cents, AT_MS)
 
 
 @pytest.mark.parametrize(
@@ -232,17 +233,17 @@ def test_the_amount_that_the_processor_has_is_taken_exactly(amount: float, cents
 def test_the_instant_that_the_processor_has_is_utc_in_whole_milliseconds(
     text: str, ms: int
 ) -> None:
-    assert classify_finding(200, payment_json(requestedAt=text), ID) == Found(1990, ms)
+    assert classify_finding(200, payment_json(requestedAt=text), ID, BRL) == Found(1990, ms)
 
 
 @pytest.mark.parametrize("content", [b"", b"not found", b"{}", payment_json()])
 def test_404_means_missing(content: bytes) -> None:
-    assert classify_finding(404, content, ID) == Missing()
+    assert classify_finding(404, content, ID, BRL) == Missing()
 
 
 @given(STATUSES.filter(lambda status: status not in (200, 404)))
 def test_an_answer_that_is_neither_200_nor_404_tells_nothing(status: int) -> None:
-    assert classify_finding(status, payment_json(), ID) == Unclear(f"status {status}")
+    assert classify_finding(status, payment_json(), ID, BRL) == Unclear(f"status {status}")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_an_answer_that_is_neither_200_nor_404_tells_nothing(status: int) -> Non
     ],
 )
 def test_a_200_that_is_no_payment_tells_nothing(content: bytes) -> None:
-    assert classify_finding(200, content, ID) == Unclear("a body that is no payment")
+    assert classify_finding(200, content, ID, BRL) == Unclear("a body that is no payment")
 
 
 @pytest.mark.parametrize(
@@ -297,14 +298,14 @@ def test_a_200_that_is_no_payment_tells_nothing(content: bytes) -> None:
     ],
 )
 def test_a_200_that_is_another_payment_tells_nothing(changes: dict[str, object]) -> None:
-    assert classify_finding(200, payment_json(**changes), ID) == Unclear(
+    assert classify_finding(200, payment_json(**changes), ID, BRL) == Unclear(
         "a body that is another payment"
     )
 
 
 @given(STATUSES, BODIES)
 def test_no_answer_makes_classify_finding_raise(status: int, content: bytes) -> None:
-    assert isinstance(classify_finding(status, content, ID), FindOutcome)
+    assert isinstance(classify_finding(status, content, ID, BRL), FindOutcome)
 
 
 @settings(max_examples=200)
@@ -313,7 +314,7 @@ def test_no_fields_make_classify_finding_raise(
     correlation_id: object, amount: object, requested_at: object
 ) -> None:
     content = payment_json(correlationId=correlation_id, amount=amount, requestedAt=requested_at)
-    assert isinstance(classify_finding(200, content, ID), FindOutcome)
+    assert isinstance(classify_finding(200, content, ID, BRL), FindOutcome)
 
 
 # What an answer about health means.
@@ -393,6 +394,7 @@ def processor_at(answer: Answer | AsyncAnswer, url: str = URL) -> Processor:
         "default",
         url,
         httpx.MockTransport(answer),
+        currency=BRL,
         pay_limit_ms=10_500,
         find_limit_ms=5000,
         connect_limit_ms=250,
@@ -633,4 +635,4 @@ async def test_paying_can_be_cancelled() -> None:
 @pytest.mark.parametrize("instant", ["1969-12-31T23:59:59", "2286-11-20T17:46:40"])
 def test_an_instant_beyond_the_ledgers_windows_tells_nothing(instant: str) -> None:
     body = orjson.dumps({"correlationId": ID, "amount": 19.9, "requestedAt": instant})
-    assert classify_finding(200, body, ID) == Unclear("an absurd instant")
+    assert classify_finding(200, body, ID, BRL) == Unclear("an absurd instant")

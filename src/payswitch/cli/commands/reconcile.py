@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from payswitch.cli.output import print_json, print_table, progress, run
 from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant, parse_instant_ms
-from payswitch.money import Total, format_cents
+from payswitch.money import Currency, Total
 from payswitch.operations.comparison import Differing
 from payswitch.operations.reconcile import Incident, ReconcileReport, Reconciliation
 from payswitch.payments.ledger import Ledger
@@ -94,13 +94,13 @@ async def _reconcile(
     finally:
         await transport.aclose()
     if as_json:
-        print_json(_as_json(report))
+        print_json(_as_json(report, settings.currency))
     else:
         if first is not None and report.windows[0].first < first:
             click.echo(f"Compared from {_instant(report.windows[0].first)}: {_FOLDED}")
         if last is not None and report.windows[-1].last > last:
             click.echo(f"Compared to {_instant(report.windows[-1].last)}: {_FOLDED}")
-        _print(report)
+        _print(report, settings.currency)
     return 0 if report.equal else 1
 
 
@@ -117,9 +117,9 @@ async def _note(redis: Redis, report: ReconcileReport) -> None:
     await write_note(redis, keys.RECONCILED, document)
 
 
-def _print(report: ReconcileReport) -> None:
-    _print_totals(report)
-    _print_payments(report)
+def _print(report: ReconcileReport, currency: Currency) -> None:
+    _print_totals(report, currency)
+    _print_payments(report, currency)
     _print_unreadable(report.unreadable)
     if report.unexplained:
         print_table(
@@ -131,7 +131,7 @@ def _print(report: ReconcileReport) -> None:
                     _instant(each.window.first),
                     _instant(each.window.last),
                     f"{each.missing_here.count:+}",
-                    _signed(each.missing_here.cents),
+                    _signed(each.missing_here.cents, currency),
                 )
                 for each in report.unexplained
             ),
@@ -147,21 +147,21 @@ def _print(report: ReconcileReport) -> None:
     click.echo("All is equal." if report.equal else "There are differences.")
 
 
-def _print_totals(report: ReconcileReport) -> None:
+def _print_totals(report: ReconcileReport, currency: Currency) -> None:
     rows: list[tuple[str, ...]] = []
     for name in report.ours:
         ours, theirs = report.ours[name], report.theirs[name]
         missing = _missing_here(report, name)
         rows += [
-            (name, "ours", str(ours.count), format_cents(ours.cents)),
-            ("", "theirs", str(theirs.count), format_cents(theirs.cents)),
-            ("", "difference", f"{missing.count:+}", _signed(missing.cents)),
+            (name, "ours", str(ours.count), currency.format_cents(ours.cents)),
+            ("", "theirs", str(theirs.count), currency.format_cents(theirs.cents)),
+            ("", "difference", f"{missing.count:+}", _signed(missing.cents, currency)),
         ]
     columns = ("processor", "", "payments", "amount")
     print_table("Totals", columns, rows, numbers=columns[2:])
 
 
-def _print_payments(report: ReconcileReport) -> None:
+def _print_payments(report: ReconcileReport, currency: Currency) -> None:
     if not report.payments:
         return
     shown = report.payments[:_MOST_ROWS]
@@ -172,8 +172,8 @@ def _print_payments(report: ReconcileReport) -> None:
             (
                 each.record.correlation_id,
                 each.kind.value,
-                _our_side(each),
-                *(_their_side(each.theirs.get(name)) for name in report.ours),
+                _our_side(each, currency),
+                *(_their_side(each.theirs.get(name), currency) for name in report.ours),
             )
             for each in shown
         ),
@@ -193,16 +193,16 @@ def _print_unreadable(unreadable: Sequence[Unreadable]) -> None:
     )
 
 
-def _our_side(payment: Differing) -> str:
+def _our_side(payment: Differing, currency: Currency) -> str:
     record = payment.record
     instant = "" if record.requested_at is None else f", {_instant(record.requested_at)}"
-    return f"{record.state}, {record.processor}, {format_cents(record.cents)}{instant}"
+    return f"{record.state}, {record.processor}, {currency.format_cents(record.cents)}{instant}"
 
 
-def _their_side(found: Found | None) -> str:
+def _their_side(found: Found | None, currency: Currency) -> str:
     if found is None:
         return "nothing"
-    return f"{format_cents(found.cents)}, {_instant(found.requested_at)}"
+    return f"{currency.format_cents(found.cents)}, {_instant(found.requested_at)}"
 
 
 def _incident_row(incident: Incident) -> tuple[str, ...]:
@@ -215,8 +215,9 @@ def _incident_row(incident: Incident) -> tuple[str, ...]:
     )
 
 
-def _signed(cents: int) -> str:
-    return f"+{format_cents(cents)}" if cents >= 0 else format_cents(cents)
+def _signed(cents: int, currency: Currency) -> str:
+    amount = currency.format_cents(cents)
+    return f"+{amount}" if cents >= 0 else amount
 
 
 def _instant(ms: int) -> str:
@@ -227,23 +228,23 @@ def _instant_if_any(ms: int | None) -> str | None:
     return None if ms is None else _instant(ms)
 
 
-def _total(total: Total) -> dict[str, Any]:
+def _total(total: Total, currency: Currency) -> dict[str, Any]:
     return {
         "totalRequests": total.count,
-        "totalAmount": orjson.Fragment(format_cents(total.cents)),
+        "totalAmount": orjson.Fragment(currency.format_cents(total.cents)),
     }
 
 
-def _found(found: Found | None) -> dict[str, Any] | None:
+def _found(found: Found | None, currency: Currency) -> dict[str, Any] | None:
     if found is None:
         return None
     return {
-        "amount": orjson.Fragment(format_cents(found.cents)),
+        "amount": orjson.Fragment(currency.format_cents(found.cents)),
         "requestedAt": _instant(found.requested_at),
     }
 
 
-def _payment(each: Differing) -> dict[str, Any]:
+def _payment(each: Differing, currency: Currency) -> dict[str, Any]:
     record = each.record
     return {
         "correlationId": record.correlation_id,
@@ -251,10 +252,10 @@ def _payment(each: Differing) -> dict[str, Any]:
         "ours": {
             "state": record.state,
             "processor": record.processor,
-            "amount": orjson.Fragment(format_cents(record.cents)),
+            "amount": orjson.Fragment(currency.format_cents(record.cents)),
             "requestedAt": _instant_if_any(record.requested_at),
         },
-        "theirs": {name: _found(found) for name, found in each.theirs.items()},
+        "theirs": {name: _found(found, currency) for name, found in each.theirs.items()},
     }
 
 
@@ -263,12 +264,12 @@ def _missing_here(report: ReconcileReport, name: str) -> Total:
     return theirs - ours
 
 
-def _as_json(report: ReconcileReport) -> dict[str, Any]:
+def _as_json(report: ReconcileReport, currency: Currency) -> dict[str, Any]:
     totals: Mapping[str, Any] = {
         name: {
-            "ours": _total(report.ours[name]),
-            "theirs": _total(report.theirs[name]),
-            "difference": _total(_missing_here(report, name)),
+            "ours": _total(report.ours[name], currency),
+            "theirs": _total(report.theirs[name], currency),
+            "difference": _total(_missing_here(report, name), currency),
         }
         for name in report.ours
     }
@@ -279,7 +280,7 @@ def _as_json(report: ReconcileReport) -> dict[str, Any]:
             for window in report.windows
         ],
         "totals": totals,
-        "payments": [_payment(each) for each in report.payments],
+        "payments": [_payment(each, currency) for each in report.payments],
         "unreadable": [
             {"correlationId": each.correlation_id, "problem": each.problem}
             for each in report.unreadable
@@ -289,7 +290,7 @@ def _as_json(report: ReconcileReport) -> dict[str, Any]:
                 "processor": each.processor,
                 "from": _instant(each.window.first),
                 "to": _instant(each.window.last),
-                **_total(each.missing_here),
+                **_total(each.missing_here, currency),
             }
             for each in report.unexplained
         ],
