@@ -47,6 +47,7 @@ class Ingress:
         self._traces = traces
         self._stopping = stopping
         self._metrics = IngressMetrics(lambda: self._watch)
+        self.rules = PaymentRules(settings.currency, settings.unknown_members == "ignore")
 
     async def open(self) -> None:
         """Start everything that the endpoints use; Redis may be away."""
@@ -78,11 +79,11 @@ class Ingress:
             self._metrics,
             self._traces,
             settings.allowed_host_names,
-            PaymentRules(settings.currency, settings.unknown_members == "ignore"),
+            self.rules,
         )
         self._heartbeat = Heartbeat(self._redis, "ingress", self._counts)
         self._heartbeat.start()
-        self.live = Live(self._redis, self._stopping, currency=settings.currency)
+        self.live = Live(self._redis, self._stopping, currency=self.rules.currency)
 
     async def close(self) -> None:
         """Stop everything that `open` started."""
@@ -137,7 +138,7 @@ class Ingress:
             )
         if record is None:
             raise Problem(HTTPStatus.NOT_FOUND, f"payment {correlation_id} is unknown")
-        return Response(record.public_json(self._settings.currency), media_type=JSON)
+        return Response(record.public_json(self.rules.currency), media_type=JSON)
 
     async def summary(self, request: Request) -> Response:
         """`GET /payments-summary`: totals by processor; both bounds are inclusive and optional. If
@@ -152,7 +153,7 @@ class Ingress:
         if (found.first, found.last) != (first_ms, last_ms):
             headers["payswitch-window"] = f"{_bound(found.first)}/{_bound(found.last)}"
         return Response(
-            summary_json(found.totals, self._settings.currency), headers=headers, media_type=JSON
+            summary_json(found.totals, self.rules.currency), headers=headers, media_type=JSON
         )
 
     async def purge(self, request: Request) -> Response:

@@ -78,7 +78,7 @@ class Viewer:
 
 @contextlib.asynccontextmanager
 async def live_of(redis: ArqRedis, **options: Any) -> AsyncIterator[Live]:
-    live = Live(redis, asyncio.Event(), **options)
+    live = Live(redis, asyncio.Event(), currency=BRL, **options)
     yield live
     await live.close()
 
