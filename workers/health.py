@@ -44,7 +44,7 @@ async def startup(ctx: dict[Any, Any]) -> None:
         ctx["watches"].append(FeeWatch(redis, processors))
     for watch in ctx["watches"]:
         watch.start()
-    ctx["metrics"] = MetricsServer(health_registry(history))
+    ctx["metrics"] = MetricsServer(health_registry(history, settings.currency))
     await ctx["metrics"].start(settings.metrics_host, settings.metrics_port)
 
 

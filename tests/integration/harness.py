@@ -54,11 +54,17 @@ class Bench:
     transport: httpx.AsyncBaseTransport
     limits: BreakerLimits
 
-    async def accept(self, *, cents: int = 1990, correlation_id: str | None = None) -> str:
+    async def accept(
+        self,
+        *,
+        cents: int = 1990,
+        correlation_id: str | None = None,
+        metadata: bytes | None = None,
+    ) -> str:
         """Accept a new payment; returns its id."""
         correlation_id = correlation_id or str(uuid4())
         queue = AcceptQueue(self.redis, limit_ms=5000, max_backlog=10**6)
-        assert await queue.accept(Payment(correlation_id, cents)) is Acceptance.NEW
+        assert await queue.accept(Payment(correlation_id, cents, metadata)) is Acceptance.NEW
         return correlation_id
 
     async def claim(self, *, limit: int = 10) -> list[Claim]:

@@ -41,6 +41,7 @@ _OWN_VARIABLES = {
     *_OWN_SERVERS,
     *(name + SUFFIX for name in _OWN_SERVERS),
     "PAYSWITCH_LOG_FORMAT",
+    "PAYSWITCH_CURRENCY",
 }
 _STOP_SLACK_S = 3.0
 _BLOCK = 150

@@ -289,7 +289,8 @@ def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: S
 @click.option("--fee", default="0.05", envvar="TRANSACTION_FEE", help="Its share.")
 def simulator(name: str, host: str, port: int, fee: str) -> None:
     """Run a payment processor for development and tests. It reads the variables that the
-    challenge's own processor reads: TRANSACTION_FEE, INITIAL_TOKEN, RATE_LIMIT_SECONDS.
+    challenge's own processor reads, TRANSACTION_FEE, INITIAL_TOKEN and RATE_LIMIT_SECONDS, and
+    PAYSWITCH_CURRENCY.
 
     Example: payswitch simulator --name default --port 8001 --fee 0.05
     """

@@ -102,9 +102,8 @@ class Work:
     def instruction(self, requested_at: int | None = None) -> Instruction:
         """The payment for its connector, with the instant of its pin or of this try."""
         claim = self.claim
-        return Instruction(
-            claim.correlation_id, claim.cents, requested_at or claim.requested_at or 0
-        )
+        at = requested_at or claim.requested_at or 0
+        return Instruction(claim.correlation_id, claim.cents, at, claim.metadata)
 
     def close_ended(self, routed: Routed) -> None:
         """The processor answered and doesn't have the payment: neither this try nor an earlier one

@@ -102,7 +102,7 @@ def create_app(
         routes=[
             Route("/payments", ingress.pay, methods=["POST"]),  # only for the 405 of other methods
             *(Route(path, endpoint, methods=[method]) for method, path, endpoint in routes),
-            *openapi.routes(),
+            *openapi.routes(ingress.rules),
             *pages,
         ],
         lifespan=lifespan,

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from payswitch.money import Currency
 from payswitch.operations.history import KEPT, Sample, parse_sample, read_history
 from payswitch.operations.overview import read_overview
 from payswitch.operations.status import Status, document, rates
@@ -63,6 +64,7 @@ class Live:
         processors: Sequence[str],
         stopping: asyncio.Event,
         *,
+        currency: Currency,
         most_viewers: int = MOST_VIEWERS,
         stream_s: float = STREAM_S,
     ) -> None:
@@ -73,6 +75,7 @@ class Live:
         self._viewers: dict[Viewer, None] = {}
         self._redis = redis
         self._processors = processors
+        self._currency = currency
         self._most_viewers = most_viewers
         self._samples: deque[tuple[Sample, bytes]] = deque(maxlen=KEPT)
         self._status = b""
@@ -158,7 +161,8 @@ class Live:
             if sample is not None and sample.at > newest:
                 self._samples.append((sample, raw))
         known = [sample for sample, _ in self._samples]
-        self._status = orjson.dumps(document(Status(overview, rates(known, overview.at))))
+        now = Status(overview, rates(known, overview.at))
+        self._status = orjson.dumps(document(now, self._currency))
 
 
 class EventStream(Response):

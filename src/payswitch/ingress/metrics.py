@@ -19,7 +19,7 @@ from payswitch.telemetry import metrics, shared_counts
 from payswitch.telemetry.histogram import BOUNDS_S
 from payswitch.telemetry.metrics import Facts
 
-_VERDICTS = ("new", "same", "other", "full", "sum", "broken", "late")
+_VERDICTS = ("new", "same", "other", "metadata", "full", "sum", "broken", "late")
 _REASONS = ("redis", "memory", "backlog", "ledger", "refused", "silent")
 _STATUSES = (400, 403, 408, 409, 413, 415, 421, 422, 500, 503)
 

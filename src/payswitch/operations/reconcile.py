@@ -274,7 +274,9 @@ class Reconciliation:
     async def _find(self, name: str, record: Record) -> Found | None:
         """A processor's record of a payment; asks again if the answer is unclear."""
         requested_at = record.requested_at or record.accepted_at
-        instruction = Instruction(record.correlation_id, record.cents, requested_at)
+        instruction = Instruction(
+            record.correlation_id, record.cents, requested_at, record.metadata
+        )
         async with self._finds:
             for tried in range(_FIND_TRIES):
                 await asyncio.sleep(tried * _FIND_PAUSE_S)

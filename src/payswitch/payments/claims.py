@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis.asyncio import Redis
@@ -65,6 +65,8 @@ class Claim:
     """ms by Redis' clock."""
     declined: str = ""
     """The code with which a try was declined while another was open."""
+    metadata: bytes | None = field(default=None, repr=False)
+    """The client's JSON object, in canonical form; logs never show it."""
 
     def life_of_try(self, number: int) -> LifeOfTry:
         """An identity that no other try shares. An id may return after a purge, or after its record
@@ -174,6 +176,7 @@ class Claims:
             accepted_at=accepted_at,
             claimed_at=now,
             declined=(entry["declined"] or b"").decode(errors="replace"),
+            metadata=entry["metadata"] or None,
         )
         if claim.job_try == 1 and not claim.tries:  # a replayed dead letter has tries
             self.waits.add(now - accepted_at)

@@ -11,7 +11,7 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from payswitch.money import Total, format_cents
+from payswitch.money import Currency, Total
 from payswitch.payments.claims import Claim
 from payswitch.store import scripts
 from payswitch.store.errors import in_words
@@ -123,13 +123,13 @@ class Ledger:
         return settlements
 
 
-def summary_json(totals: dict[str, Total]) -> bytes:
+def summary_json(totals: dict[str, Total], currency: Currency) -> bytes:
     """The contract's JSON summary, with exact amounts: 19.90, never 19.900000000000002."""
     return orjson.dumps(
         {
             name: {
                 "totalRequests": total.count,
-                "totalAmount": orjson.Fragment(format_cents(total.cents)),
+                "totalAmount": orjson.Fragment(currency.format_cents(total.cents)),
             }
             for name, total in totals.items()
         }

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from payswitch.money import Total
+from payswitch.money import BRL, Currency, Total
 
 _MAX_AMOUNT = 10**13
-_CENT = Decimal("0.01")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)  # the processor shows instants without a zone
 _EARLIEST_US = (datetime.min - _NAIVE_EPOCH) // timedelta(microseconds=1)
@@ -59,7 +58,7 @@ def format_instant(microseconds: int) -> str:
     return text.rstrip("0") if "." in text else text
 
 
-def parse_entry(body: bytes | bytearray) -> BookEntry:
+def parse_entry(body: bytes | bytearray, currency: Currency = BRL) -> BookEntry:
     """Read the body of a POST /payments. The amount is rounded half up, away from zero.
 
     The real processor's NUMERIC column rounds so, without binary fractions.
@@ -79,10 +78,11 @@ def parse_entry(body: bytes | bytearray) -> BookEntry:
     requested_at = fields.get("requestedAt")
     if not isinstance(requested_at, str):
         raise ValueError("requestedAt is not an ISO-8601 instant")
-    cents = round(amount * 100)
-    if cents / 100 != amount:  # more than two decimals, or more than a float can tell
+    cents = round(amount * currency.scale)
+    if cents / currency.scale != amount:  # more decimals, or more than a float can tell
         exact = Decimal(json.loads(body, parse_float=Decimal)["amount"])
-        cents = int(exact.quantize(_CENT, ROUND_HALF_UP).scaleb(2))
+        cent = Decimal(1).scaleb(-currency.decimals)
+        cents = int(exact.quantize(cent, ROUND_HALF_UP).scaleb(currency.decimals))
     return BookEntry(correlation_id.lower(), cents, parse_instant(requested_at))
 
 

@@ -23,6 +23,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from payswitch.http.server import Exchange, Listener, Reply, message, reply
+from payswitch.money import BRL, Currency
 from payswitch.reasons import reason
 from payswitch.simulator.book import (
     Book,
@@ -86,20 +87,28 @@ class SimulatorConfig:
     rate_limit_s: float = 5.0
     delay_ms: int = 0
     failing: bool = False
+    currency: Currency = BRL
 
     @classmethod
     def from_environment(cls, name: str, environment: Mapping[str, str]) -> Self:
-        """Read the real processor's variables: TRANSACTION_FEE, INITIAL_TOKEN and
-        RATE_LIMIT_SECONDS. Each has its default.
+        """Read the real processor's variables, TRANSACTION_FEE, INITIAL_TOKEN and
+        RATE_LIMIT_SECONDS, and PAYSWITCH_CURRENCY. Each has its default.
 
         Raises:
-            ValueError: a variable is not a number, negative, or out of all proportion.
+            ValueError: a variable is not a number, negative, or out of all proportion; or the
+                currency is unknown.
         """
+        code = environment.get("PAYSWITCH_CURRENCY") or BRL.code
+        try:
+            currency = Currency(code)
+        except ValueError:
+            raise ValueError(f"PAYSWITCH_CURRENCY is no currency of ISO 4217: {code!r}") from None
         return cls(
             name,
             fee=Decimal(_number(environment, "TRANSACTION_FEE", "0.05")),
             token=environment.get("INITIAL_TOKEN", cls.token),
             rate_limit_s=float(_number(environment, "RATE_LIMIT_SECONDS", "5")),
+            currency=currency,
         )
 
 
@@ -214,7 +223,7 @@ class Simulator:
             exchange.answer(self._find(exchange))
             return
         try:
-            entry = parse_entry(exchange.body)
+            entry = parse_entry(exchange.body, self.config.currency)
         except ValueError as error:
             exchange.answer(message(HTTPStatus.BAD_REQUEST, str(error)))
             return
@@ -313,7 +322,7 @@ class Simulator:
         if entry is None:
             return _NOT_FOUND
         body = (
-            f'{{"correlationId":"{entry.correlation_id}","amount":{_decimal(entry.cents)},'
+            f'{{"correlationId":"{entry.correlation_id}","amount":{self._decimal(entry.cents)},'
             f'"requestedAt":"{format_instant(entry.requested_at_us)}"}}'
         )
         return reply(HTTPStatus.OK, body.encode())
@@ -390,7 +399,7 @@ class Simulator:
             parse_instant(query[bound][0]) if bound in query else None for bound in ("from", "to")
         )
         total = self.book.totals(first_us, last_us)
-        amount = _decimal(total.cents)
+        amount = self._decimal(total.cents)
         body = (
             f'{{"totalRequests":{total.count},"totalAmount":{amount},'
             f'"totalFee":{self.config.fee * amount:f},'
@@ -463,9 +472,8 @@ class Simulator:
         self.journal.clear()
         return _PURGED
 
-
-def _decimal(cents: int) -> Decimal:
-    return Decimal(cents).scaleb(-2)
+    def _decimal(self, cents: int) -> Decimal:
+        return Decimal(cents).scaleb(-self.config.currency.decimals)
 
 
 def _known(entry: BookEntry) -> Reply:

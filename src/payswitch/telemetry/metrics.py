@@ -91,8 +91,8 @@ ACCEPT_SECONDS = _histogram(
 ACCEPTANCES = _counter(
     "payswitch_acceptances_total",
     "Redis' verdicts on payments: new, same (accepted before), other (accepted with another "
-    "amount), full (the backlog), sum (the ledger's largest sum is reached), broken (the key holds "
-    "something else), late (past the time limit).",
+    "amount), metadata (accepted with other metadata), full (the backlog), sum (the ledger's "
+    "largest sum is reached), broken (the key holds something else), late (past the time limit).",
     ("verdict",),
 )
 REFUSALS = _counter(

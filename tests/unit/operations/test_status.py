@@ -8,7 +8,7 @@ from decimal import Decimal
 import orjson
 import pytest
 
-from payswitch.money import Total
+from payswitch.money import BRL, Total
 from payswitch.operations.controls import Order
 from payswitch.operations.history import Changes, Sample, parse_sample
 from payswitch.operations.overview import Choice, Overview, Reconciled, Seen
@@ -233,7 +233,7 @@ def test_a_purge_makes_no_negative_rate() -> None:
 )
 def test_without_a_fresh_history_rates_are_unknown(samples: list[Sample]) -> None:
     assert rates(samples, NOW) is None
-    assert document(Status(WELL, None))["settled"]["perSecond"] is None
+    assert document(Status(WELL, None), BRL)["settled"]["perSecond"] is None
 
 
 def test_fees_are_exact_and_compared_with_all_by_default() -> None:
@@ -242,7 +242,7 @@ def test_fees_are_exact_and_compared_with_all_by_default() -> None:
     assert fees is not None
     assert fees.paid == Decimal("249.65")
     assert fees.extra == Decimal("100.1")
-    shown = orjson.loads(orjson.dumps(document(Status(replace(WELL, settled=settled), None))))
+    shown = orjson.loads(orjson.dumps(document(Status(replace(WELL, settled=settled), None), BRL)))
     assert shown["fees"] == {"paid": 2.5, "allDefault": 1.5, "extra": 1.0, "share": 0.08347}
 
 

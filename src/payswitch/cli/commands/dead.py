@@ -14,7 +14,7 @@ from payswitch.cli.main import fail
 from payswitch.cli.output import Lines, print_json, print_pairs, progress, run
 from payswitch.cli.records import in_words
 from payswitch.instants import format_instant
-from payswitch.money import format_cents
+from payswitch.money import Currency
 from payswitch.payments.dead_letters import DeadLetters, Replay
 from payswitch.payments.records import Record, Unreadable
 from payswitch.text import printable
@@ -45,7 +45,7 @@ def list_command(limit: int, as_json: bool) -> None:
 
     Example: payswitch dead list --limit 20
     """
-    run(lambda _, redis: _list(redis, limit, as_json=as_json))
+    run(lambda settings, redis: _list(redis, limit, settings.currency, as_json=as_json))
 
 
 @dead.command()
@@ -56,7 +56,7 @@ def show(correlation_id: str, as_json: bool) -> None:
 
     Example: payswitch dead show 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3
     """
-    run(lambda _, redis: _show(redis, correlation_id, as_json=as_json))
+    run(lambda settings, redis: _show(redis, correlation_id, settings.currency, as_json=as_json))
 
 
 @dead.command()
@@ -75,22 +75,24 @@ def replay(correlation_ids: tuple[str, ...], everything: bool) -> None:
     run(lambda _, redis: _replay(redis, correlation_ids))
 
 
-async def _list(redis: ArqRedis, limit: int, *, as_json: bool) -> int:
+async def _list(redis: ArqRedis, limit: int, currency: Currency, *, as_json: bool) -> int:
     letters = DeadLetters(redis)
     total = await letters.count()
     if as_json:
-        print_json(_document(total, await letters.newest(limit)))
+        print_json(_document(total, await letters.newest(limit), currency))
     elif total:
-        await _print_pages(total, limit, letters.pages(limit))
+        await _print_pages(total, limit, letters.pages(limit), currency)
     else:
         click.echo("There are no dead letters.")
     return 0
 
 
-def _document(total: int, found: Sequence[Record | Unreadable]) -> dict[str, object]:
+def _document(
+    total: int, found: Sequence[Record | Unreadable], currency: Currency
+) -> dict[str, object]:
     return {
         "total": total,
-        "deadLetters": [each.as_json() for each in found if isinstance(each, Record)],
+        "deadLetters": [each.as_json(currency) for each in found if isinstance(each, Record)],
         "unreadable": [
             {"correlationId": each.correlation_id, "problem": each.problem}
             for each in found
@@ -100,7 +102,10 @@ def _document(total: int, found: Sequence[Record | Unreadable]) -> dict[str, obj
 
 
 async def _print_pages(
-    total: int, limit: int, pages: AsyncIterator[list[Record | Unreadable]]
+    total: int,
+    limit: int,
+    pages: AsyncIterator[list[Record | Unreadable]],
+    currency: Currency,
 ) -> None:
     """Print each page as it is read: a million of them don't fit in memory."""
     lines = Lines(
@@ -110,18 +115,18 @@ async def _print_pages(
     )
     unreadable = 0
     async for page in pages:
-        lines.print(map(_row, page))
+        lines.print(_row(letter, currency) for letter in page)
         unreadable += sum(isinstance(letter, Unreadable) for letter in page)
     if unreadable:
         click.echo(f"{unreadable} of them unreadable: see docs/dead-letters.md")
 
 
-def _row(letter: Record | Unreadable) -> tuple[str, ...]:
+def _row(letter: Record | Unreadable, currency: Currency) -> tuple[str, ...]:
     if isinstance(letter, Unreadable):
         return letter.correlation_id, "", "", "", "", f"unreadable: {letter.problem}"
     return (
         letter.correlation_id,
-        format_cents(letter.cents),
+        currency.format_cents(letter.cents),
         "never" if letter.dead_at is None else format_instant(letter.dead_at),
         letter.processor or "none",
         str(letter.tries),
@@ -129,16 +134,16 @@ def _row(letter: Record | Unreadable) -> tuple[str, ...]:
     )
 
 
-async def _show(redis: ArqRedis, correlation_id: str, *, as_json: bool) -> int:
+async def _show(redis: ArqRedis, correlation_id: str, currency: Currency, *, as_json: bool) -> int:
     record = await DeadLetters(redis).find(correlation_id)
     if record is None:
         fail(f"{correlation_id}: no such payment")
     if isinstance(record, Unreadable):
         fail(f"{correlation_id}: unreadable: {printable(record.problem)}")
     if as_json:
-        print_json(record.as_json())
+        print_json(record.as_json(currency))
     else:
-        print_pairs(in_words(record))
+        print_pairs(in_words(record, currency))
     return 0
 
 

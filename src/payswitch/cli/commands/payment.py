@@ -13,6 +13,7 @@ from payswitch.cli.main import fail
 from payswitch.cli.output import print_json, print_pairs, run
 from payswitch.cli.records import in_words
 from payswitch.instants import LATEST_MS, format_instant
+from payswitch.money import Currency
 from payswitch.operations.controls import Controls, Order
 from payswitch.operations.reconcile import Incident, read_incidents
 from payswitch.payments.dead_letters import DeadLetters
@@ -34,10 +35,10 @@ def payment(correlation_id: str, as_json: bool) -> None:
 
     Example: payswitch payment 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3
     """
-    run(lambda _, redis: _payment(redis, correlation_id, as_json=as_json))
+    run(lambda settings, redis: _payment(redis, correlation_id, settings.currency, as_json=as_json))
 
 
-async def _payment(redis: Redis, correlation_id: str, *, as_json: bool) -> int:
+async def _payment(redis: Redis, correlation_id: str, currency: Currency, *, as_json: bool) -> int:
     record = await DeadLetters(redis).find(correlation_id)
     due = await redis.zscore(keys.QUEUE, correlation_id)
     paused = await Controls(redis).paused()
@@ -54,9 +55,10 @@ async def _payment(redis: Redis, correlation_id: str, *, as_json: bool) -> int:
         due_at = int(min(max(due, 0), LATEST_MS))
     events = _history(record, incidents)
     if as_json:
-        print_json(_as_json(record, due_at, ahead, paused, events))
+        document = record.as_json(currency)
+        print_json(document | _beyond(record, due_at, ahead, paused, events))
         return 0
-    print_pairs({**in_words(record), "next": _next(record, due_at, ahead, paused)})
+    print_pairs({**in_words(record, currency), "next": _next(record, due_at, ahead, paused)})
     click.echo("\nhistory")
     for at, what in events:
         click.echo(f"{format_instant(at)}  {printable(what)}")
@@ -113,15 +115,15 @@ def _history(record: Record, incidents: list[Incident]) -> list[_Event]:
     return sorted(((at, what) for at, what in known if at is not None), key=lambda event: event[0])
 
 
-def _as_json(
+def _beyond(
     record: Record,
     due_at: int | None,
     ahead: int | None,
     paused: Order | None,
     events: list[_Event],
 ) -> dict[str, Any]:
+    """What JSON has beyond the record."""
     return {
-        **record.as_json(),
         "dueAt": None if due_at is None else format_instant(due_at),
         "waitsFor": None if ahead is None else record.processor,
         "paused": paused is not None,
