@@ -22,7 +22,7 @@ from payswitch.dispatch.quiet_watch import QuietWatch
 from payswitch.dispatch.routing import Breaker, BreakerState, Router, Verdict
 from payswitch.payments.claims import Claim
 from payswitch.payments.ledger import Ledger, Settlement
-from payswitch.payments.tries import Burial, Findings, Routed, Tries
+from payswitch.payments.tries import Burial, Findings, Routed, Tried, Tries
 from payswitch.processors.outcomes import (
     Ended,
     FindOutcome,
@@ -46,6 +46,7 @@ _MOST_QUESTIONS = 64
 """Questions about open tries to one processor at once: a silent processor must not hold every
 slot."""
 _UNPAID = "unpaid at its deadline"
+_UNSENT = "lease ran out unsent"
 _REFUSED = "refused with status"
 _HELD_MS = 200
 """The pause of a payment that no processor can take at the moment."""
@@ -81,6 +82,13 @@ class Work:
     def open_numbers(self) -> set[int]:
         """The tries of the claim that are still open."""
         return {open_try.number for open_try in self.claim.open_tries} - self.findings.closed
+
+    def saw(self, routed: Routed, outcome: Outcome) -> None:
+        """Keep the outcome of a try that did not pay for the payment's history."""
+        if not isinstance(outcome, Paid):
+            is_unsent = isinstance(outcome, NotPaid | NotSentInTime)
+            words = _reason(outcome) or _UNSENT
+            self.findings.tried = Tried(routed.number, routed.processor, words, is_unsent)
 
     def close_ended(self, routed: Routed) -> None:
         """The processor answered and doesn't have the payment: neither this try nor an earlier one
@@ -231,6 +239,7 @@ class Dispatcher:
                 return
             began = self._clock()
             outcome = await self._send(work, routed)
+            work.saw(routed, outcome)
             self.calls[processor, type(outcome)].add(self._clock() - began)
             if isinstance(outcome, Refused):
                 outcome = replace(outcome, finding=await self._find(work, processor))
@@ -280,7 +289,7 @@ class Dispatcher:
                 await self._retry(work, f"{processor}: {outcome.reason}")
             case NotSentInTime():
                 work.findings.closed.add(number)
-                await self._give_back(work, delay_ms=0, error="lease ran out unsent")
+                await self._give_back(work, delay_ms=0, error=_UNSENT)
             case Unknown():  # the try stays open, so the payment stays with its processor
                 last_try = work.claim.life_of_try(number)
                 self._watch.saw(work.claim.correlation_id, last_try, self._clock())
@@ -335,7 +344,7 @@ class Dispatcher:
     async def _settle(self, work: Work, processor: str, requested_at: int) -> None:
         self._watch.forget(work.claim.correlation_id)
         with work.trace.settle(processor) as step:
-            settlement = await self._bring(work.claim, processor, requested_at)
+            settlement = await self._bring(work, processor, requested_at)
             failed = settlement in (Settlement.INCIDENT, Settlement.UNADDABLE)
             step.set_outcome(settlement.value, failed=failed)
         if settlement is Settlement.INCIDENT:
@@ -354,12 +363,13 @@ class Dispatcher:
         if work.open_numbers():
             await self._wake_next(work.claim)
 
-    async def _bring(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
+    async def _bring(self, work: Work, processor: str, requested_at: int) -> Settlement:
         """Settle, and repeat until Redis answers: proof of payment is never dropped."""
         tries = 0
+        last_try = work.findings.last_try()
         while True:
             try:
-                return await self.ledger.settle(claim, processor, requested_at)
+                return await self.ledger.settle(work.claim, processor, requested_at, last_try)
             except (RedisError, OSError):
                 tries += 1
                 await asyncio.sleep(self._pauses.after(tries) / 1000)

@@ -3,7 +3,8 @@
 -- passed by both Redis' clock and the holder's. Pin and tries stay.
 --
 -- ARGV: the longest delay of a processor (ms); then for each payment: id, token, generation, reason,
---   closed tries, ended tries, '1' if the horizon has passed by the holder's clock
+--   closed tries, ended tries, '1' if the horizon has passed by the holder's clock, the outcome of
+--   the last try (see remember_tries)
 -- Returns for each payment: 'buried', 'open' (a try may still be recorded), 'lost', 'gone'
 
 demand_queues()
@@ -19,11 +20,11 @@ local function may_be_recorded_later(open)
   return false
 end
 
-for i = 2, #ARGV, 7 do
+for i = 2, #ARGV, 8 do
   local id, token, of, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local record = 'payment:' .. id
   local known = redis.pcall('HMGET', record, 'generation', 'token', 'open', 'horizon', 'tries',
-    'delay')
+    'delay', 'processor')
   local verdict
   if known.err or known[1] ~= current or of ~= current then
     verdict = 'gone'
@@ -31,6 +32,7 @@ for i = 2, #ARGV, 7 do
     verdict = 'lost'
   else
     local open = changed_tries(known[3] or '', ARGV[i + 4], ARGV[i + 5])
+    remember_tries(record, now, known[7] or '', known[3] or '', ARGV[i + 4], ARGV[i + 7])
     redis.call('HSET', record, 'open', open)
     local later = math.max(0, ARGV[1] - counted_delay(known[6], known[5]))
     local horizon = tonumber(known[4] or '0') or math.huge
