@@ -21,9 +21,13 @@ import redis
 
 from payswitch.local import machine
 from payswitch.local.append_only import cut_open_transaction
+from payswitch.payments.audit import Signature
 
 SLACK_S = 30
 """The deadline of what takes milliseconds; only a broken thing reaches it."""
+
+ANA = Signature("ana")
+"""An operator."""
 
 
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])

@@ -95,9 +95,11 @@ class _Commands(click.Group):
     cost every container memory."""
 
     _elsewhere = (
+        "audit",
         "chaos",
         "completion",
         "dead",
+        "incidents",
         "pause",
         "payment",
         "reconcile",

@@ -17,10 +17,12 @@ def in_words(record: Record) -> dict[str, str | None]:
         f"{each.number} ({'ended, maybe recorded' if each.ended else 'may still be recorded'})"
         for each in record.open_tries
     )
+    how = record.resolution
     return {
         "payment": record.correlation_id,
         "state": record.state,
         "reason": record.reason,
+        "resolved": None if how is None else f"{_instant(how.at)} {how}",
         "last error": record.last_error,
         "amount": format_cents(record.cents),
         "processor": record.processor or "none: it was never sent",

@@ -11,7 +11,9 @@ from redis.asyncio import Redis
 
 from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant
 from payswitch.money import format_cents
+from payswitch.payments.audit import Resolution
 from payswitch.payments.claims import OpenTry, parse_open_tries
+from payswitch.payments.history import Event, parse_history
 from payswitch.payments.payment import InvalidPaymentError, parse_correlation_id
 from payswitch.store import keys
 
@@ -51,6 +53,10 @@ class Record:
     dead_at: int | None
     replayed_at: int | None
     settled_at: int | None
+    resolution: Resolution | None = None
+    """How an operator settled the matter of a dead letter."""
+    history: tuple[Event, ...] = ()
+    """The outcomes of tries that did not pay, and operators' acts; the oldest first."""
 
     @property
     def why(self) -> str | None:
@@ -76,6 +82,7 @@ class Record:
             "deadAt": _instant(self.dead_at),
             "replayedAt": _instant(self.replayed_at),
             "settledAt": _instant(self.settled_at),
+            "resolution": self.resolution and self.resolution.as_json(),
         }
 
     def public_json(self) -> bytes:
@@ -190,7 +197,15 @@ def _parse(correlation_id: str, raw: Mapping[bytes, bytes]) -> Record:
         dead_at=instant("dead_at"),
         replayed_at=instant("replayed_at"),
         settled_at=instant("settled_at"),
+        resolution=_resolution(instant("resolved_at"), fields),
+        history=parse_history(fields),
     )
+
+
+def _resolution(at: int | None, fields: Mapping[str, str]) -> Resolution | None:
+    if at is None:
+        return None
+    return Resolution(at, fields.get("resolved_by", ""), fields.get("resolution", ""))
 
 
 def _open_tries(text: str) -> tuple[OpenTry, ...]:

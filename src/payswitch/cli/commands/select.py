@@ -12,6 +12,7 @@ from payswitch.cli.arguments import parse_duration, signed
 from payswitch.cli.durations import format_duration
 from payswitch.cli.output import in_order, print_json, print_pairs, run
 from payswitch.operations.controls import Controls, Order
+from payswitch.payments.audit import Signature
 from payswitch.selection.selector import UNSELECTED, parse_selection
 from payswitch.settings import PROCESSORS
 
@@ -42,28 +43,30 @@ def select(
 
     Example: payswitch select fallback --for 30m --reason 'upgrade of default'
     """
-    if choice in (None, AUTO) and (life_ms is not None or reason is not None):
-        raise click.UsageError("--for and --reason go with a processor")
+    if choice in (None, AUTO) and life_ms is not None:
+        raise click.UsageError("--for goes with a processor")
+    if choice is None and reason is not None:
+        raise click.UsageError("--reason goes with a choice")
+    signature = Signature(by, reason)
     life_ms = life_ms or DEFAULT_LIFE_MS
-    run(lambda _, redis: _select(redis, choice, life_ms, by, reason, as_json=as_json))
+    run(lambda _, redis: _select(redis, choice, life_ms, signature, as_json=as_json))
 
 
 async def _select(
     redis: ArqRedis,
     choice: str | None,
     life_ms: int,
-    by: str,
-    reason: str | None,
+    signature: Signature,
     *,
     as_json: bool,
 ) -> int:
     controls = Controls(redis)
     said = None
     if choice == AUTO:
-        was_overridden = await controls.select_automatically()
+        was_overridden = await controls.select_automatically(signature)
         said = f"The health check chooses {'again' if was_overridden else 'already'}."
     elif choice is not None:
-        await controls.select(choice, life_ms=life_ms, by=by, reason=reason)
+        await controls.select(choice, life_ms=life_ms, signature=signature)
         said = f"New tries go to {choice} for {format_duration(life_ms)}."
     override = await controls.override()
     cached = await controls.health_checks_choice()
