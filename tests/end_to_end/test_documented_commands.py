@@ -27,7 +27,7 @@ from payswitch.store import keys
 from payswitch.store.client import connect
 from tests.documented import PAID, REPOSITORY, SCENES, Command, commands
 from tests.end_to_end.harness import HOST, Ports, System, clean_environment
-from tests.support import SLACK_S, eventually, free_port
+from tests.support import ANA, SLACK_S, eventually, free_port
 
 READY = {
     "payswitch worker": "taking jobs from",
@@ -158,8 +158,8 @@ async def set_the_scene(system: System, scene: str) -> None:
     """Forget what other pages left, and make what this page needs."""
     redis = connect(system.redis_url, limit_s=SLACK_S)
     controls = Controls(redis)
-    await controls.resume()
-    await controls.select_automatically()
+    await controls.resume(ANA)
+    await controls.select_automatically(ANA)
     await configure(system, failure=False, delay=0, faults=None)
 
     async def none_is_in_flight() -> bool:

@@ -26,7 +26,7 @@ from payswitch.payments.purge import Purge
 from payswitch.payments.records import Record, read_record
 from payswitch.processors.processor import make_transport
 from payswitch.settings import Settings
-from tests.support import PROCESSORS, ScriptedProcessor
+from tests.support import ANA, PROCESSORS, ScriptedProcessor
 
 FAST = Settings(
     lease_ms=1500,
@@ -123,7 +123,7 @@ class Bench:
     async def purge(self) -> None:
         """Purge, as the endpoint does."""
         purge = Purge(self.redis, PROCESSORS)
-        await purge.run()
+        await purge.run(ANA)
         await purge.remove_leftovers()
 
     async def purge_leftovers(self) -> None:

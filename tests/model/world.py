@@ -20,6 +20,7 @@ from payswitch.dispatch.routing import Breaker, BreakerLimits, Router
 from payswitch.operations.controls import Controls
 from payswitch.payments import accepting
 from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
+from payswitch.payments.audit import Signature
 from payswitch.payments.claims import Claim, parse_open_tries
 from payswitch.payments.dead_letters import DeadLetters
 from payswitch.payments.ledger import Ledger
@@ -40,6 +41,8 @@ from tests.model.stepped import (
 )
 from tests.model.variants import Protocol
 from tests.support import PROCESSORS
+
+_MODEL = Signature("the model")
 
 LEASE_MS = 15_000
 MARGIN_MS = 500
@@ -341,22 +344,20 @@ class Ingress(Process):
         """An operator chooses a processor, for longer than the model lives: its keys end by
         Redis' own clock."""
         self._start(
-            self._operate(
-                self._controls.select(processor, life_ms=10**9, by="the model", reason=None)
-            )
+            self._operate(self._controls.select(processor, life_ms=10**9, signature=_MODEL))
         )
 
     def call_auto(self) -> None:
         """An operator's choice ends."""
-        self._start(self._operate(self._controls.select_automatically()))
+        self._start(self._operate(self._controls.select_automatically(_MODEL)))
 
     def call_pause(self) -> None:
         """An operator pauses."""
-        self._start(self._operate(self._controls.pause(life_ms=None, by="the model", reason=None)))
+        self._start(self._operate(self._controls.pause(life_ms=None, signature=_MODEL)))
 
     def call_resume(self) -> None:
         """A pause ends."""
-        self._start(self._operate(self._controls.resume()))
+        self._start(self._operate(self._controls.resume(_MODEL)))
 
     async def _operate(self, order: Awaitable[object]) -> None:
         with contextlib.suppress(RedisError):
@@ -376,7 +377,7 @@ class Ingress(Process):
     async def _run_purge(self) -> None:
         self.is_purging = True
         try:
-            await self._purge.run()
+            await self._purge.run(_MODEL)
         except (RedisError, TimeoutError):
             self._world.counts["purge: failed"] += 1
         finally:
@@ -392,7 +393,7 @@ class Ingress(Process):
 
     async def _replay(self, correlation_id: str) -> None:
         try:
-            async for _ in self._dead_letters.replay([correlation_id]):
+            async for _ in self._dead_letters.replay([correlation_id], _MODEL):
                 pass
         except RedisError:
             pass

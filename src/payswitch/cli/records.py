@@ -21,12 +21,14 @@ def _state(open_try: OpenTry) -> str:
 def in_words(record: Record, currency: Currency) -> dict[str, str | None]:
     """The record's values by their names; None for a value that doesn't apply."""
     tries = ", ".join(f"{each.number} ({_state(each)})" for each in record.open_tries)
+    how = record.resolution
     return {
         "payment": record.correlation_id,
         "state": record.state,
         "reason": record.reason,
         "declined": record.declined,
         "reference": record.reference,
+        "resolved": None if how is None else f"{_instant(how.at)} {how}",
         "last error": record.last_error,
         "amount": f"{currency.format_cents(record.cents)} {currency.code}",
         "metadata": None if record.metadata is None else record.metadata.decode(),

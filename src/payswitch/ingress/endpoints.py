@@ -22,6 +22,7 @@ from payswitch.ingress.metrics import IngressMetrics
 from payswitch.ingress.problems import JSON, Answer, Problem, try_later
 from payswitch.instants import format_instant, parse_instant_us
 from payswitch.payments.accepting import AcceptQueue
+from payswitch.payments.audit import Signature
 from payswitch.payments.ledger import Ledger, summary_json
 from payswitch.payments.payment import InvalidPaymentError, PaymentRules, parse_correlation_id
 from payswitch.payments.purge import Purge
@@ -177,7 +178,8 @@ class Ingress:
                     "purging needs the bearer token of PAYSWITCH_PURGE_TOKEN",
                     {"www-authenticate": "Bearer"},
                 )
-        generation = await self._purge.run()
+        client = request.client.host if request.client else "a unix socket"
+        generation = await self._purge.run(Signature(f"{client} (HTTP)"))
         return Response(orjson.dumps({"generation": generation}), media_type=JSON)
 
     async def alive(self, request: Request) -> Response:

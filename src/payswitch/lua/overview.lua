@@ -31,6 +31,7 @@ return {
   'oldest', oldest and oldest[2] or false,
   'in_flight', read('ZCARD', IN_FLIGHT),
   'dead', read('ZCARD', DEAD),
+  'resolved', read('GET', RESOLUTIONS),
   'incidents', read('LLEN', INCIDENTS),
   'selection', read('GET', SELECTION),
   'selection_life', read('PTTL', SELECTION),

@@ -5,7 +5,7 @@
 -- forward as soon as one of them makes progress.
 --
 -- ARGV, for each payment: id, token, generation, delay (ms), closed tries, marked tries, error, the
---   processor that it waits for ('' for none)
+--   processor that it waits for ('' for none), the outcome of its last try (see remember_tries)
 -- Returns for each payment: 'released', 'noted' (the lease is another's), 'gone'
 
 demand_queues()
@@ -25,15 +25,17 @@ local function place(processor, at)
   return math.min(math.max(at, tonumber(last[2]) + PACE), latest)
 end
 
-for i = 1, #ARGV, 8 do
+for i = 1, #ARGV, 9 do
   local id, token, of, delay = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
   local closed, marked, problem = ARGV[i + 4], ARGV[i + 5], ARGV[i + 6]
   local record = 'payment:' .. id
-  local known = redis.pcall('HMGET', record, 'generation', 'token', 'open', 'state')
+  local known = redis.pcall('HMGET', record, 'generation', 'token', 'open', 'state',
+    'processor')
   local verdict
   if known.err or known[1] ~= current or of ~= current or known[4] == 'settled' then
     verdict = 'gone'
   else
+    remember_tries(record, now, known[5] or '', known[3] or '', closed, ARGV[i + 8])
     if known[3] then
       redis.call('HSET', record, 'open', changed_tries(known[3], closed, marked))
     end

@@ -1,9 +1,11 @@
 -- Settle: a payment enters the ledger once, with the instant that its processor recorded, and leaves
 -- queue and backlog in the same step. Proof from the pinned processor settles the payment, with or
--- without a lease. Proof that matches no pin is kept as an incident.
+-- without a lease. Proof that matches no pin is kept as an incident, and so is proof of a payment that
+-- an operator had resolved as a dead letter: it may have been paid twice.
 --
--- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms), the
---   provider's reference ('' for none)
+-- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms),
+--   the outcome of its last try, if that did not pay (see remember_tries), the processor's reference
+--   ('' for none)
 -- Returns for each payment: 'settled', 'known' (it was settled before), 'gone' (purged), 'incident'
 --   (it matches no pin, or there is no record), 'unaddable' (a sum of the ledger has another type or
 --   would exceed 64 bits; nothing of the payment is changed)
@@ -99,10 +101,10 @@ end
 -- Only the newest incidents are kept: a processor that answers for payments that were never pinned
 -- to it must not fill the memory.
 local incidents = {}
-local function incident(id, state, pin, processor, requested_at)
+local function incident(id, state, pin, processor, requested_at, what)
   incidents[#incidents + 1] = cjson.encode({
     correlationId = id, at = now, state = state or '', pinned = pin or '', paidBy = processor,
-    requestedAt = requested_at, what = 'proof of payment that matches no pin or no record' })
+    requestedAt = requested_at, what = what })
 end
 
 -- The payments to settle, each id once.
@@ -116,12 +118,14 @@ local function judge(i)
   if not known.err and known[1] and known[1] ~= current then return 'gone' end
   local is_known = not known.err and tonumber(known[4])
   if not is_known or known[3] ~= processor then
-    incident(id, known[2], known[3], processor, requested_at)
+    incident(id, known[2], known[3], processor, requested_at,
+      'proof of payment that matches no pin or no record')
     return 'incident'
   end
   if known[2] == 'settled' then return 'known' end
   local sum = collect(processor, requested_at, tonumber(known[4]))
-  to_settle[id] = { requested_at = requested_at, was = known[2], sum = sum, reference = ARGV[i + 4] }
+  to_settle[id] = { processor = processor, requested_at = requested_at, was = known[2], sum = sum,
+    tried = ARGV[i + 4], reference = ARGV[i + 5] }
   return 'settled'
 end
 
@@ -167,14 +171,20 @@ if refused then
 end
 if is_full then redis.call('SET', LEDGER_FULL, '1') end
 
-for _, entry in ipairs(incidents) do redis.call('RPUSH', INCIDENTS, entry) end
-if #incidents > 0 then redis.call('LTRIM', INCIDENTS, -10000, -1) end
 local ids = {}
 for id in pairs(to_settle) do ids[#ids + 1] = id end
 leave_queue(ids)
 for id, settled in pairs(to_settle) do
+  if settled.was == 'dead' and leave_the_dead(id, 'payment:' .. id) then
+    incident(id, 'resolved', settled.processor, settled.processor, settled.requested_at,
+      'proof of payment for a dead letter that an operator had resolved')
+  end
+end
+for _, entry in ipairs(incidents) do redis.call('RPUSH', INCIDENTS, entry) end
+if #incidents > 0 then redis.call('LTRIM', INCIDENTS, -10000, -1) end
+for id, settled in pairs(to_settle) do
   local record = 'payment:' .. id
-  if settled.was == 'dead' then redis.call('ZREM', DEAD, id) end
+  if settled.tried ~= '' then remember_tries(record, now, '', '', '', settled.tried) end
   redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'delay',
     'reason', 'dead_at', 'declined', 'declined_at')
   if settled.reference ~= '' then redis.call('HSET', record, 'reference', settled.reference) end

@@ -80,7 +80,11 @@ class Overview:
     oldest_accepted_at: int | None
     in_flight: int
     dead: int
+    """Dead letters that nobody has resolved."""
+    resolved: int
+    """Dead letters that an operator has resolved since the last purge."""
     incidents: int
+    """Incidents that nobody has resolved."""
     choice: Choice | None
     health: Mapping[str, Seen]
     fee_rates: Mapping[str, Decimal]
@@ -97,8 +101,9 @@ class Overview:
 
     @property
     def accepted(self) -> int:
-        """All payments accepted since the last purge: settled, waiting or dead."""
-        return sum(total.count for total in self.settled.values()) + self.backlog + self.dead
+        """All payments accepted since the last purge: settled, waiting, dead or resolved."""
+        settled = sum(total.count for total in self.settled.values())
+        return settled + self.backlog + self.dead + self.resolved
 
     @property
     def oldest_age_ms(self) -> int | None:
@@ -144,6 +149,7 @@ def _parse(answer: Mapping[str, Any], processors: Sequence[str]) -> Overview:
         oldest_accepted_at=_whole(answer["oldest"]) or None,
         in_flight=answer["in_flight"] or 0,
         dead=answer["dead"] or 0,
+        resolved=_whole(answer["resolved"]),
         incidents=answer["incidents"] or 0,
         choice=_choice(processors, answer["selection"], answer["selection_life"] or 0),
         health=dict(_health(processors, read_note(answer["reports"]))),

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import orjson
 from redis.asyncio import Redis
 
 from payswitch.instants import EARLIEST_MS, LATEST_MS
@@ -28,6 +27,7 @@ from payswitch.operations.comparison import (
     may_differ,
     unexplained,
 )
+from payswitch.payments.incidents import Incident, read_incidents
 from payswitch.payments.ledger import Ledger
 from payswitch.payments.records import Record, Unreadable, read_records
 from payswitch.processors.connector import Instruction
@@ -51,18 +51,6 @@ _LOOKS = 5
 """The number of comparisons of totals that change meanwhile."""
 _LATER_MS = 60_000
 """So long after now none of our payments can have been requested, even in a long comparison."""
-
-
-@dataclass(frozen=True, slots=True)
-class Incident:
-    """A proof of payment that matched no pin. Instants are ms since the epoch."""
-
-    correlation_id: str
-    """Or the text of an unreadable entry; then the other fields are None."""
-    paid_by: str | None = None
-    pinned: str | None = None
-    requested_at: int | None = None
-    at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,31 +284,6 @@ class Reconciliation:
             scan = partial(self._redis.scan, match=f"{prefix}*", count=_PAGE, _type="hash")
             async for found in pages(scan):
                 yield [key.removeprefix(prefix.encode()) for key in found], False
-
-
-async def read_incidents(redis: Redis) -> list[Incident]:
-    """All incidents, the oldest first. Raises `RedisError`."""
-    found: list[Incident] = []
-    first = 0
-    while page := await redis.lrange(keys.INCIDENTS, first, first + _PAGE - 1):  # type: ignore[misc]
-        found += map(parse_incident, page)
-        first += len(page)
-    return found
-
-
-def parse_incident(raw: bytes) -> Incident:
-    """Read an incident as `settle.lua` writes it."""
-    try:
-        document = orjson.loads(raw)
-        return Incident(
-            correlation_id=str(document["correlationId"]),
-            paid_by=str(document["paidBy"]),
-            pinned=str(document["pinned"]),
-            requested_at=int(document["requestedAt"]),
-            at=int(document["at"]),
-        )
-    except (ValueError, KeyError, TypeError):
-        return Incident(raw.decode(errors="replace"))
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -11,7 +11,9 @@ from redis.asyncio import Redis
 
 from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant
 from payswitch.money import Currency
+from payswitch.payments.audit import Resolution
 from payswitch.payments.claims import OpenTry, parse_open_tries
+from payswitch.payments.history import Event, parse_history
 from payswitch.payments.payment import InvalidPaymentError, parse_correlation_id
 from payswitch.store import keys
 
@@ -59,6 +61,10 @@ class Record:
     declined_at: int | None = None
     metadata: bytes | None = field(default=None, repr=False)
     """The client's JSON object, in canonical form; logs never show it."""
+    resolution: Resolution | None = None
+    """How an operator settled the matter of a dead letter."""
+    history: tuple[Event, ...] = ()
+    """The outcomes of tries that did not pay, and operators' acts; the oldest first."""
 
     @property
     def why(self) -> str | None:
@@ -93,6 +99,7 @@ class Record:
             "reference": self.reference,
             "declined": self.declined,
             "declinedAt": _instant(self.declined_at),
+            "resolution": self.resolution and self.resolution.as_json(),
         }
 
     def public_json(self, currency: Currency) -> bytes:
@@ -212,7 +219,15 @@ def _parse(correlation_id: str, raw: Mapping[bytes, bytes]) -> Record:
         declined=fields.get("declined"),
         declined_at=instant("declined_at"),
         metadata=_metadata(raw.get(b"metadata")),
+        resolution=_resolution(instant("resolved_at"), fields),
+        history=parse_history(fields),
     )
+
+
+def _resolution(at: int | None, fields: Mapping[str, str]) -> Resolution | None:
+    if at is None:
+        return None
+    return Resolution(at, fields.get("resolved_by", ""), fields.get("resolution", ""))
 
 
 def _metadata(text: bytes | None) -> bytes | None:

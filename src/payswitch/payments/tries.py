@@ -15,31 +15,61 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+import orjson
 from redis.asyncio import Redis
 
 from payswitch.payments.claims import Claim
+from payswitch.payments.history import Fate
 from payswitch.store import keys, scripts
 from payswitch.store.group_commit import GroupCommit
 
 _WOKEN_BY_ONE = 4
 """Each payment that makes progress wakes so many: if most can be paid, soon all are awake; if few
 can, few are claimed in vain."""
+_LONGEST_OUTCOME = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A try that did not pay, for the payment's history."""
+
+    number: int
+    processor: str
+    outcome: str
+    """In words."""
+    fate: Fate | None = None
+    """What became of it, if that is more than the findings say."""
 
 
 @dataclass(slots=True)
 class Findings:
     """A claim's tries by number: those to close, those that ended, and those that the processor has
-    and will decide."""
+    and will decide. `tried` is the one just made, unless it paid."""
 
     closed: set[int] = field(default_factory=set)
     ended: set[int] = field(default_factory=set)
     pending: set[int] = field(default_factory=set)
+    tried: Tried | None = None
 
     def arguments(self) -> tuple[str, str]:
         """The closed tries and the marks of others as arguments of a script."""
         marks = {**dict.fromkeys(self.ended, "e"), **dict.fromkeys(self.pending, "p")}
         marked = ",".join(f"{number}{marks[number]}" for number in sorted(marks))
         return ",".join(map(str, sorted(self.closed))), marked
+
+    def last_try(self) -> str:
+        """The try just made as an argument of a script; empty if there is none, or it paid."""
+        if self.tried is None:
+            return ""
+        number, fate = self.tried.number, Fate.OPEN
+        if self.tried.fate is not None:
+            fate = self.tried.fate
+        elif number in self.closed:
+            fate = Fate.MISSING
+        elif number in self.ended:
+            fate = Fate.ENDED
+        outcome = self.tried.outcome[:_LONGEST_OUTCOME]
+        return orjson.dumps([number, self.tried.processor, outcome, fate.value]).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +155,7 @@ class Tries:
                 reason,
                 *findings.arguments(),
                 int(horizon_passed),
+                findings.last_try(),
             ]
         )
         return Burial(verdict.decode())
@@ -153,7 +184,7 @@ class Tries:
         args: list[str | int] = []
         for claim, delay_ms, findings, error, waits_for in items:
             args += (claim.correlation_id, claim.token, claim.generation, delay_ms)
-            args += (*findings.arguments(), error, waits_for)
+            args += (*findings.arguments(), error, waits_for, findings.last_try())
         return [verdict == b"released" for verdict in await self._release(args=args)]
 
     async def _flush_wakes(self, processors: list[str]) -> list[None]:

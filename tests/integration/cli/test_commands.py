@@ -15,7 +15,7 @@ from tests.support import free_port
 
 PARTS = {("up",), ("ingress",), ("worker",), ("health",), ("simulator",), ("chaos",)}
 """They start a Redis, or wait for it."""
-GROUPS = {(), ("dead",)}
+GROUPS = {(), ("dead",), ("incidents",)}
 ALONE = {("completion",), ("settings",)}
 """They need nothing; `test_settings_command` has the settings."""
 
@@ -67,7 +67,7 @@ echo "${{COMPREPLY[*]}}"
         ("pa", "pause payment"),
         ("select f", "fallback"),
         ("pause --f", "--for"),
-        ("dead r", "replay"),
+        ("dead rep", "replay"),
     ],
 )
 async def test_bash_completes(words: str, completed: str) -> None:

@@ -17,7 +17,7 @@ from payswitch.money import Total
 from payswitch.payments.dead_letters import DeadLetters
 from payswitch.payments.tries import Findings, Tries
 from tests.integration.harness import FAST, PATIENT, Bench, bench
-from tests.support import LOST_REPLY, NEVER, PAID, Reply, eventually, free_port
+from tests.support import ANA, LOST_REPLY, NEVER, PAID, Reply, eventually, free_port
 
 pytestmark = pytest.mark.usefixtures("redis")
 
@@ -682,7 +682,7 @@ async def test_a_replayed_payment_is_asked_about_though_the_same_processor_is_ch
     b.default.script = [Reply(400)]
     assert (await b.dispatch_until_done(payment)).state == "dead"
     b.default.books[payment] = b.default.posts[0]
-    assert [page async for page in DeadLetters(b.redis).replay([payment])]
+    assert [page async for page in DeadLetters(b.redis).replay([payment], ANA)]
     assert (await b.dispatch_until_done(payment, times=1)).state == "settled"
     assert len(b.default.posts) == 1
 

@@ -32,7 +32,7 @@ async def paid(b: Books, redis: ArqRedis) -> str:
     """A payment that the processor has recorded, then answered 500: so it was asked about it."""
     async with httpx.AsyncClient(verify=False) as client:
         answer = await client.put(
-            f"{b.settings.processor_urls['default']}/admin/configurations/faults",
+            b.settings.processor_urls["default"] + "/admin/configurations/faults",
             headers={"X-Rinha-Token": "123"},
             json={"payments": {"commit-500": 1}},
         )

@@ -25,6 +25,7 @@ from payswitch.operations.history import (
     read_history,
 )
 from payswitch.operations.overview import Overview, read_overview
+from payswitch.payments.audit import Signature
 from payswitch.payments.ledger import Ledger
 from payswitch.processors.processor import make_processors
 from payswitch.selection.health_check import make_health_check
@@ -33,7 +34,7 @@ from payswitch.store.client import connect
 from payswitch.store.notes import write_note
 from payswitch.telemetry.heartbeat import Heartbeat
 from tests.integration.harness import PATIENT, Bench, bench
-from tests.support import PROCESSORS, RedisServer, Reply, eventually
+from tests.support import ANA, PROCESSORS, RedisServer, Reply, eventually
 
 
 @pytest.fixture
@@ -109,14 +110,14 @@ async def test_an_order_without_a_foreseeable_end_ends_with_the_calendar(redis: 
 
 async def test_what_controls_order_is_seen(redis: ArqRedis) -> None:
     controls = Controls(redis)
-    chosen = await controls.select("fallback", life_ms=60_000, by="ann", reason="a test")
-    paused = await controls.pause(life_ms=None, by="bea", reason=None)
+    chosen = await controls.select("fallback", life_ms=60_000, signature=Signature("ann", "a test"))
+    paused = await controls.pause(life_ms=None, signature=Signature("bea"))
     overview = await look(redis)
     assert overview.override is not None
     assert replace(overview.override, until_ms=chosen.until_ms) == chosen
     assert overview.paused == paused
-    await controls.resume()
-    await controls.select_automatically()
+    await controls.resume(ANA)
+    await controls.select_automatically(ANA)
     overview = await look(redis)
     assert (overview.override, overview.paused) == (None, None)
 

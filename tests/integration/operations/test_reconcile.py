@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from payswitch.dispatch.assembly import make_dispatcher
 from payswitch.money import Total
 from payswitch.operations.comparison import DifferenceKind, Unexplained, Window
-from payswitch.operations.reconcile import Incident, ReconcileReport
+from payswitch.operations.reconcile import ReconcileReport
 from payswitch.payments.accepting import AcceptQueue
 from payswitch.payments.claims import Claims
+from payswitch.payments.incidents import Incident
 from payswitch.payments.payment import Payment
 from payswitch.payments.records import Unreadable
 from payswitch.processors.processor import CannotAskError
@@ -238,7 +239,7 @@ async def test_incidents_are_differences(b: Books, redis: ArqRedis) -> None:
     await redis.rpush("payments:incidents", entry, "nonsense")  # type: ignore[misc]
     report = await b.reconcile()
     assert report.incidents == [
-        Incident(payment, "default", "fallback", AT, AT + 5),
+        Incident(payment, "default", "fallback", AT, AT + 5, "proof"),
         Incident("nonsense"),
     ]
     assert not report.equal

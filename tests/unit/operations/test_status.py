@@ -39,6 +39,7 @@ WELL = Overview(
     oldest_accepted_at=None,
     in_flight=0,
     dead=0,
+    resolved=0,
     incidents=0,
     choice=Choice("default", True, "default 0 ms", NOW - 1000, 9000),
     health={

@@ -15,7 +15,8 @@ from payswitch.cli.output import print_json, print_table, progress, run
 from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant, parse_instant_ms
 from payswitch.money import Currency, Total
 from payswitch.operations.comparison import Differing
-from payswitch.operations.reconcile import Incident, ReconcileReport, Reconciliation
+from payswitch.operations.reconcile import ReconcileReport, Reconciliation
+from payswitch.payments.incidents import Incident
 from payswitch.payments.ledger import Ledger
 from payswitch.processors.outcomes import Found
 from payswitch.processors.processor import CannotAskError, make_processors, make_transport
