@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic, sleep
 
 import httptools
 import orjson
@@ -56,6 +57,14 @@ async def eventually(
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"not within {within_s} s: {what}") from None
+
+
+def wait_until(condition: Callable[[], bool], *, what: str) -> None:
+    """The same for a test without a loop."""
+    deadline = monotonic() + SLACK_S
+    while not condition():
+        assert monotonic() < deadline, f"not within {SLACK_S} s: {what}"
+        sleep(0.02)
 
 
 def find_redis() -> str:

@@ -73,9 +73,9 @@ class Edge:
         """Where a client would call."""
         return f"http://{HOST}:{self.ports[door]}"
 
-    def pids(self) -> set[int]:
-        """Every process that serves, the worker of HAProxy among them."""
-        started = {process.pid for process in self.processes.values()}
+    def pids(self, *names: str) -> set[int]:
+        """Every process that serves, or those of these names; the worker of HAProxy among them."""
+        started = {self.processes[name].pid for name in names or self.processes}
         return started | {pid for pid, (parent, _) in processes().items() if parent in started}
 
     def rss_mb(self) -> dict[int, float]:
