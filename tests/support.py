@@ -23,7 +23,7 @@ import redis
 from payswitch.local import machine
 from payswitch.local.append_only import cut_open_transaction
 
-SLACK_S = 30
+SLACK_S = 60
 """The deadline of what takes milliseconds; only a broken thing reaches it."""
 
 

@@ -29,7 +29,9 @@ HUNDRED = [f"127.0.0.{n}" for n in range(101, 201)]
 
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
-    with running_edge(tmp_path_factory.mktemp("edge")) as edge:
+    """Its Redis has all the time that a slow machine takes for hundreds of payments at once."""
+    folder = tmp_path_factory.mktemp("edge")
+    with running_edge(folder, PAYSWITCH_ACCEPT_LIMIT_MS="15000") as edge:
         yield edge
 
 

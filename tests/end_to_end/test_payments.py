@@ -29,7 +29,7 @@ from tests.end_to_end.load import (
     ours,
     theirs,
 )
-from tests.support import eventually
+from tests.support import SLACK_S, eventually
 
 
 async def assert_paid_once(system: System, load: Load) -> None:
@@ -88,12 +88,12 @@ async def test_a_load_is_paid_once_and_the_books_are_equal(system: System) -> No
 
 async def test_payments_move_to_the_fallback_and_back(system: System) -> None:
     await configure(system.default_url, "failure", True)
-    async with asyncio.timeout(11):
+    async with asyncio.timeout(SLACK_S):
         while (await ours(system))["fallback"][0] == 0:
             await drive(system, rate=100, count=20)
     await configure(system.default_url, "failure", False)
     paid_by_default = (await ours(system))["default"][0]
-    async with asyncio.timeout(11):
+    async with asyncio.timeout(SLACK_S):
         while (await ours(system))["default"][0] == paid_by_default:
             await drive(system, rate=100, count=20)
 
@@ -159,7 +159,7 @@ async def test_a_worker_frozen_beyond_its_leases_sends_nothing_when_it_goes_on(
         await configure(url, "delay", 700)
     await keep_a_journal(system)
     driving = asyncio.create_task(drive(system, rate=400, count=600, again=True))
-    await wait_for_in_flight(system, 100)
+    await wait_for_in_flight(system, 20)
     # Frozen while Redis is, so that it finds leases and opened tries when it wakes.
     system.kill("redis", signal.SIGSTOP)
     frozen = system.kill("worker-1", signal.SIGSTOP)

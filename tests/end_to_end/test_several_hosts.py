@@ -329,6 +329,7 @@ def network(tmp_path: Path) -> Iterator[Network]:
         yield network
 
 
+@pytest.mark.timeout(240)
 async def test_hosts_that_come_and_go_lose_nothing_and_double_nothing(network: Network) -> None:
     cluster = Cluster.start(network, QUICK)
     verdict = await try_out(cluster, cut_off=cluster.workers[1], cut_s=2)

@@ -366,12 +366,14 @@ async def test_after_the_horizon_a_payment_that_is_not_there_goes_elsewhere(b: B
     b.dispatcher.router.breakers["default"]._limits = limits
     payment = await b.accept()
     b.default.script = [Reply(hang_up=True)]
-    async with asyncio.timeout(30):
-        record = await b.record(payment)
-        while record.state != "settled":
-            await b.dispatcher.dispatch(await b.claim_when_due(payment))
-            record = await b.record(payment)
-            assert not b.fallback.posts or await b.horizon_is_over(payment)
+
+    async def is_settled() -> bool:
+        await b.dispatcher.dispatch(await b.claim_when_due(payment))
+        assert not b.fallback.posts or await b.horizon_is_over(payment)
+        return (await b.record(payment)).state == "settled"
+
+    await eventually(is_settled, what="the payment is settled")
+    record = await b.record(payment)
     assert record.processor == "fallback"
     assert len(b.default.posts) == 1
 
@@ -708,9 +710,12 @@ async def test_an_overdue_payment_with_an_open_try_is_waited_for_and_not_sent_ag
     payment = await b.accept()
     b.default.script = [Reply(hang_up=True)]
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
-    async with asyncio.timeout(30):
-        while (await b.record(payment)).state != "dead":
-            await b.dispatcher.dispatch(replace(await b.claim_when_due(payment), overdue=True))
+
+    async def is_dead() -> bool:
+        await b.dispatcher.dispatch(replace(await b.claim_when_due(payment), overdue=True))
+        return (await b.record(payment)).state == "dead"
+
+    await eventually(is_dead, what="the payment is a dead letter")
     assert len(b.default.posts) == 1
     assert await b.field(payment, "processor") == "default"
 
