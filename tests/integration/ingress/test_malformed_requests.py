@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 TOGETHER = 30
 """Requests that are sent at the same time."""
-COUNTS = [180, pytest.param(3400, marks=[pytest.mark.long, pytest.mark.timeout(900)])]
-"""How many of each of three kinds are sent: 540, and 10,200 in the long run."""
+COUNTS = [90, pytest.param(3400, marks=[pytest.mark.long, pytest.mark.timeout(900)])]
+"""How many of each of three kinds are sent: 270, and 10,200 in the long run."""
 
 
 @pytest.fixture(scope="module")
