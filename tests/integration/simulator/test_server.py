@@ -374,7 +374,7 @@ async def test_a_call_that_waits_tells_the_settings_of_the_moment_of_its_answer(
 
 
 async def test_a_client_that_hangs_up_gives_its_place_in_the_wait_for_health_back() -> None:
-    async with running(SimulatorConfig("default", rate_limit_s=1)) as processor:
+    async with running(SimulatorConfig("default", rate_limit_s=2)) as processor:
         gone = await processor.wire()
         started = time.monotonic()
         await gone.send(HEALTH * 3)
@@ -386,7 +386,7 @@ async def test_a_client_that_hangs_up_gives_its_place_in_the_wait_for_health_bac
             while response.status_code == 429:
                 response = await processor.http.get("/payments/service-health")
         assert response.status_code == 200
-        assert time.monotonic() - started < 2.9  # the second window; else it were the fourth
+        assert time.monotonic() - started < 5.9  # the second window; else it were the fourth
 
 
 # Administration.
