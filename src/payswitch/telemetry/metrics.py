@@ -196,10 +196,12 @@ OLDEST_AGE = Definition(
 )
 IN_FLIGHT = Definition("payswitch_in_flight", "gauge", "Payments that all workers hold.")
 DEAD_LETTERS = Definition(
-    "payswitch_dead_letters", "gauge", "Dead letters: payments that were given up."
+    "payswitch_dead_letters", "gauge", "Dead letters that nobody has replayed or resolved."
 )
 INCIDENTS = Definition(
-    "payswitch_incidents", "gauge", "Proofs of payment that match no pin, kept for a person."
+    "payswitch_incidents",
+    "gauge",
+    "Incidents that nobody has resolved: proofs of payment that match no pin.",
 )
 LEDGER_PAYMENTS = Definition(
     "payswitch_ledger_payments_total",
