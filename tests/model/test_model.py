@@ -43,6 +43,7 @@ DEPTHS = (
     *("outcome: Unknown", "outcome: NotSentInTime", "find: found", "find: missing"),
     *("settle: settled", "settle: known", "settle: gone", "release: noted", "release: gone"),
     *("bury: buried", "bury: lost", "replay: done", "route: fenced"),
+    *("resolve: done", "replay: resolved"),
     *("accept: same", "accept: other", "purge", "a worker dies", "a worker stops"),
     *("several tries open", "an ended try open", "pinned anew", "pinned to the other one"),
     *("taken over from one that lives", "done for the dead", "the processor knew it already"),

@@ -272,6 +272,12 @@ VARIANTS = [
         },
     ),
     Protocol(
+        "a resolved dead letter is replayed",
+        scripts={"replay": [("if known[8] and not even_resolved then return 'resolved' end", "")]},
+        temper=_ONE_PAYMENT,
+        steer={"refuses with 422": 4, "resolve": 4},
+    ),
+    Protocol(
         "release not fenced",
         scripts={"release": [("if known[2] == token then", "if true then")]},
     ),

@@ -106,6 +106,8 @@ class World:
         """The payments that Redis took since the last purge."""
         self.acknowledged: dict[str, int] = {}
         """Of those, what a client was told: cents by id."""
+        self.resolved: set[str] = set()
+        """Of those, the dead letters that an operator has resolved."""
         self.amounts: dict[str, int] = {}
         """What was first asked for under an id."""
         self._pins: dict[tuple[str, int], tuple[bytes, bytes]] = {}
@@ -253,6 +255,11 @@ class World:
         elif name in ("settle", "release", "bury", "replay"):
             for verdict in answer:
                 self.counts[f"{name}: {verdict.decode()}"] += 1
+        elif name == "resolve":
+            for correlation_id, verdict in zip(args[3:], answer, strict=True):
+                self.counts[f"resolve: {verdict.decode()}"] += 1
+                if verdict == b"done":
+                    self.resolved.add(correlation_id)
         elif name == "route":
             for correlation_id, closed, routed in zip(args[2::6], args[6::6], answer, strict=True):
                 self._note_route(correlation_id, routed)
@@ -299,6 +306,7 @@ class World:
         self.generation += 1
         self.present.clear()
         self.acknowledged.clear()
+        self.resolved.clear()
         for book in self.books.books.values():
             book.clear()
 
@@ -339,6 +347,11 @@ class Ingress(Process):
     def call_replay(self, correlation_id: str) -> None:
         """An operator replays a dead letter."""
         self._start(self._replay(correlation_id))
+
+    def call_resolve(self, correlation_id: str) -> None:
+        """An operator resolves a dead letter, for longer than the model lives."""
+        letters = self._dead_letters
+        self._start(self._operate(letters.resolve([correlation_id], _MODEL, retention_ms=10**9)))
 
     def call_select(self, processor: str) -> None:
         """An operator chooses a processor, for longer than the model lives: its keys end by

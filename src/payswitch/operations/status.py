@@ -189,7 +189,7 @@ def _of_payments(overview: Overview, now: Rates | None) -> Iterator[Finding]:
     if age is not None and age > _LONG_MS:
         yield Finding(Level.WARNING, f"The oldest unpaid payment has waited {duration(age)}")
     if overview.incidents:
-        text = f"{overview.incidents} proofs of payment match no pin: payswitch reconcile"
+        text = f"{overview.incidents} proofs of payment match no pin: payswitch incidents list"
         yield Finding(Level.ERROR, text)
     if overview.reconciled is not None and overview.reconciled.differences:
         text = f"Reconciliation found {overview.reconciled.differences} differences"

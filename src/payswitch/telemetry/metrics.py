@@ -167,8 +167,13 @@ OLDEST_AGE = _gauge(
     "payswitch_oldest_age_seconds", "Age of the oldest unpaid payment; 0 without one."
 )
 IN_FLIGHT = _gauge("payswitch_in_flight", "Payments that all workers hold.")
-DEAD_LETTERS = _gauge("payswitch_dead_letters", "Dead letters: payments that were given up.")
-INCIDENTS = _gauge("payswitch_incidents", "Proofs of payment that match no pin, kept for a person.")
+DEAD_LETTERS = _gauge(
+    "payswitch_dead_letters", "Dead letters that nobody has replayed or resolved."
+)
+INCIDENTS = _gauge(
+    "payswitch_incidents",
+    "Incidents that nobody has resolved: proofs of payment that match no pin.",
+)
 LEDGER_PAYMENTS = _counter(
     "payswitch_ledger_payments_total", "Payments in the ledger; a purge resets it.", ("processor",)
 )

@@ -230,7 +230,9 @@ async def work(b: Books, payswitch: Payswitch, client: httpx.AsyncClient) -> Non
     """Everything that the parts and an operator do."""
     payment = await pay(client)
     assert payment.status_code == 202
-    await b.leave_unpaid("dead", at=time.time_ns() // 1_000_000)
+    dead, resolved = [
+        await b.leave_unpaid("dead", at=time.time_ns() // 1_000_000) for _ in range(2)
+    ]
 
     async def all_settled() -> bool:
         return not await b.redis.zcard("payments:open")
@@ -240,12 +242,15 @@ async def work(b: Books, payswitch: Payswitch, client: httpx.AsyncClient) -> Non
 
     for commands in (
         [("select", "fallback"), ("pause", "--for", "5m"), ("dead", "list")],
+        [("dead", "resolve", dead, resolved, "--reason", "refunded")],
+        [("dead", "list", "--resolved"), ("incidents", "list", "--resolved")],
+        [("dead", "replay", dead, "--even-resolved")],
         [("select", "auto"), ("resume",), ("dead", "replay", "--all")],
-        [("reconcile",), ("status",)],
+        [("audit",), ("payment", dead), ("incidents", "list"), ("status",)],
     ):
         for ended in await asyncio.gather(*(payswitch(*command) for command in commands)):
             assert (ended.code, ended.err) == (0, "")
-        if commands[1] == ("resume",):
+        if ("resume",) in commands:
             await eventually(all_settled, what="all payments are settled")
     await eventually(health_runs, what="the health worker takes jobs")
     for path in ("/payments-summary", payment.headers["location"], "/readyz"):

@@ -599,7 +599,6 @@ def written(value: object, rng: Random) -> str:
     return str(value) if isinstance(value, Decimal) else json.dumps(value)
 
 
-@settings(max_examples=200)
 @given(METADATA, st.randoms(use_true_random=False))
 def test_metadata_survives_exactly_and_however_it_is_written(
     metadata: dict[str, object], rng: Random

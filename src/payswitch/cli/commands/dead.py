@@ -147,6 +147,7 @@ def resolve(correlation_ids: tuple[str, ...], by: str, reason: str) -> None:
 
     Exit code 1 where an ID is no dead letter; the others are resolved.
 
+    \b
     Example: payswitch dead resolve 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3 --reason refunded
     """
     signature = Signature(by, reason)

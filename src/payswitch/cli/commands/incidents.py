@@ -43,6 +43,7 @@ def resolve(correlation_ids: tuple[str, ...], by: str, reason: str) -> None:
 
     Exit code 1 where a payment has no incident; the others are resolved.
 
+    \b
     Example: payswitch incidents resolve 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3 --reason reclaimed
     """
     signature = Signature(by, reason)
