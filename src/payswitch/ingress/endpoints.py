@@ -68,6 +68,7 @@ class Ingress:
         self._purge = Purge(self._redis, limit_ms=settings.accept_limit_ms)
         self._watch = RedisWatch(
             self._redis,
+            currency=settings.currency_code,
             demand=settings.redis_trust == "require",
             max_percent=settings.max_memory_percent,
             max_backlog=settings.max_backlog,

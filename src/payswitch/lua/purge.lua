@@ -14,7 +14,7 @@ if not number or number >= 2 ^ 53 or string.format('%.0f', number) ~= generation
 end
 write_even_out_of_memory()
 redis.call('UNLINK', QUEUE, OPEN, IN_FLIGHT, DEAD, INCIDENTS, WAKE, PURGING,
-  FOLDED, LEDGER_FULL)
+  FOLDED, LEDGER_FULL, CURRENCY)
 for i = 2, #ARGV do redis.call('UNLINK', WAITING .. ARGV[i]) end
 local new = redis.call('INCR', GENERATION)
 redis.call('SET', LEFTOVERS, new)
