@@ -155,6 +155,7 @@ async def running_cron(
 ) -> AsyncIterator[ResilientWorker]:
     """A worker with this cron function, due every second."""
     worker = ResilientWorker(
+        currency_code="BRL",
         cron_jobs=[
             cron(
                 function,

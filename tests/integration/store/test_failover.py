@@ -173,7 +173,7 @@ async def test_where_trust_is_required_a_promoted_replica_gets_no_payment(
 @contextlib.asynccontextmanager
 async def watching(url: str, *, demand: bool) -> AsyncIterator[RedisWatch]:
     client = connect(url, limit_s=5)
-    yield RedisWatch(client, demand=demand)
+    yield RedisWatch(client, currency="BRL", demand=demand)
     await client.aclose(close_connection_pool=True)
 
 
@@ -239,7 +239,7 @@ async def test_once_another_server_is_seen_no_connection_to_the_old_one_is_used(
 ) -> None:
     async with Name(own_redis.port).running() as name:
         client = connect(name.url, limit_s=5)
-        watch = RedisWatch(client, demand=False)
+        watch = RedisWatch(client, currency="BRL", demand=False)
         await watch.look()
         old = (await client.info("server"))["run_id"]
         name.leads_to = redis_server.port

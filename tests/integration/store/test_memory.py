@@ -155,7 +155,7 @@ async def test_while_redis_is_frozen_a_look_ends_and_the_last_one_stands(
     own_redis: RedisServer,
 ) -> None:
     redis = connect(own_redis.url, limit_s=30)
-    watch = RedisWatch(redis, demand=False, max_percent=85)
+    watch = RedisWatch(redis, currency="BRL", demand=False, max_percent=85)
     await set_used_share(redis, 0.9)
     await watch.look()
     own_redis.signal(signal.SIGSTOP)

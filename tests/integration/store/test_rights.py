@@ -70,7 +70,7 @@ def url(admin: blocking.Redis, redis_server: RedisServer) -> str:
 @pytest.fixture
 async def watch(url: str) -> AsyncIterator[RedisWatch]:
     client = connect(url, limit_s=5)
-    yield RedisWatch(client, demand=True)
+    yield RedisWatch(client, currency="BRL", demand=True)
     await client.aclose(close_connection_pool=True)
 
 
@@ -310,5 +310,5 @@ def test_rights_are_asked_for_with_as_many_arguments_as_each_command_takes(
     """Redis 8 counts them, Redis 7 doesn't."""
     script = scripts.source("look").replace("= redis.acl_check_cmd", "= counting")
     assert "= counting" in script
-    [_, _, missing] = cast(Any, admin).eval(LIKE_REDIS_8 + script, 0, *arguments())
+    [*_, missing] = cast(Any, admin).eval(LIKE_REDIS_8 + script, 0, "BRL", *arguments())
     assert missing == []
