@@ -99,12 +99,12 @@ class Bench:
         )
 
     async def dispatch_until_done(self, correlation_id: str, *, times: int = 50) -> Record:
-        """Claim and dispatch until the payment is settled or dead, with a worker's shortest pauses,
-        as some need a time to pass."""
+        """Claim and dispatch until the payment is settled, declined or dead, with a worker's
+        shortest pauses, as some need a time to pass."""
         for _ in range(times):
             await self.dispatcher.dispatch(await self.claim_when_due(correlation_id))
             record = await self.record(correlation_id)
-            if record.state in ("settled", "dead"):
+            if record.state in ("settled", "declined", "dead"):
                 return record
             await asyncio.sleep(0.02)
         raise AssertionError(f"still {record}")

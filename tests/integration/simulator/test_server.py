@@ -21,7 +21,8 @@ import pytest
 from payswitch.http import server as http_server
 from payswitch.http.server import Bounds, ServerConnection
 from payswitch.money import Total
-from payswitch.simulator.server import Simulator, SimulatorConfig
+from payswitch.simulator.dialect import SimulatorConfig
+from payswitch.simulator.server import Simulator
 
 HOST = "127.0.0.1"
 TOKEN = {"X-Rinha-Token": "123"}
@@ -794,7 +795,8 @@ async def test_closing_stops_what_is_under_way_and_keeps_the_book() -> None:
 
 SERVE = """
 import sys, uvloop
-from payswitch.simulator.server import SimulatorConfig, serve
+from payswitch.simulator.dialect import SimulatorConfig
+from payswitch.simulator.server import serve
 uvloop.run(serve(SimulatorConfig("default"), "127.0.0.1", int(sys.argv[1])))
 """
 
