@@ -22,6 +22,9 @@ import redis
 from payswitch.local import machine
 from payswitch.local.append_only import cut_open_transaction
 
+PROCESSORS = ("default", "fallback")
+"""The processors of a deployment that sets none."""
+
 SLACK_S = 30
 """The deadline of what takes milliseconds; only a broken thing reaches it."""
 

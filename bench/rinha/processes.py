@@ -44,7 +44,9 @@ async def serving(folder: Path, *, workers: int = 2) -> AsyncIterator[Site]:
                 content = await redis.get(keys.SELECTION)
             except (RedisError, OSError):
                 return None
-            chosen = parse_selection(content)
+            chosen = parse_selection(content, list(system.settings.processor_urls))
+            if chosen is None:
+                return None
             return f"{chosen.processor}{'' if chosen.healthy else ' (none is healthy)'}"
 
         async def usages() -> Usages:

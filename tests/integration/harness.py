@@ -26,7 +26,7 @@ from payswitch.payments.purge import Purge
 from payswitch.payments.records import Record, read_record
 from payswitch.processors.processor import make_transport
 from payswitch.settings import Settings
-from tests.support import ScriptedProcessor
+from tests.support import PROCESSORS, ScriptedProcessor
 
 FAST = Settings(
     lease_ms=1500,
@@ -116,14 +116,14 @@ class Bench:
 
     async def purge(self) -> None:
         """Purge, as the endpoint does."""
-        purge = Purge(self.redis)
+        purge = Purge(self.redis, PROCESSORS)
         await purge.run()
         await purge.remove_leftovers()
 
     async def purge_leftovers(self) -> None:
         """The purge's second half: remove what earlier generations left."""
         await self.redis.set("payments:leftovers", 1)
-        await Purge(self.redis).remove_leftovers()
+        await Purge(self.redis, PROCESSORS).remove_leftovers()
 
     async def summary(self) -> dict[str, Total]:
         """All that the ledger holds."""
@@ -142,9 +142,7 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     """Two scripted processors and a dispatcher that pays through them."""
     async with ScriptedProcessor().running() as default, ScriptedProcessor().running() as fallback:
-        settings = replace(
-            settings, processor_url_default=default.url, processor_url_fallback=fallback.url
-        )
+        settings = settings.with_urls(default=default.url, fallback=fallback.url)
         transport = make_transport(settings)
         yield Bench(
             redis,

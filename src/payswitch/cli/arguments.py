@@ -57,7 +57,11 @@ def parse_line(_: click.Context, __: click.Parameter, text: str | None) -> str |
 def signed(command: _Command) -> _Command:
     """Add the options `--by` and `--reason` to an order."""
     by = click.option(
-        "--by", callback=parse_line, default=_who, help="Who orders it. [default: user@host]"
+        "--by",
+        callback=parse_line,
+        default=_who,
+        show_default=False,
+        help="Who orders it. [default: user@host]",
     )
     reason = click.option("--reason", callback=parse_line, help="Why, for others to read.")
     return by(reason(command))

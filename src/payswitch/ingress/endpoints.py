@@ -64,7 +64,9 @@ class Ingress:
             processors=list(settings.processor_urls),
             retention_ms=settings.retention_ms,
         )
-        self._purge = Purge(self._redis, limit_ms=settings.accept_limit_ms)
+        self._purge = Purge(
+            self._redis, list(settings.processor_urls), limit_ms=settings.accept_limit_ms
+        )
         self._watch = RedisWatch(
             self._redis,
             demand=settings.redis_trust == "require",
@@ -77,7 +79,7 @@ class Ingress:
         )
         self._heartbeat = Heartbeat(self._redis, "ingress", self._counts)
         self._heartbeat.start()
-        self.live = Live(self._redis, self._stopping)
+        self.live = Live(self._redis, list(settings.processor_urls), self._stopping)
 
     async def close(self) -> None:
         """Stop everything that `open` started."""

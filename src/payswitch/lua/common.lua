@@ -60,17 +60,18 @@ local function wake_a_worker()
   if redis.call('EXISTS', WAKE, PAUSED) == 0 then redis.call('LPUSH', WAKE, '1') end
 end
 
--- Open tries are numbers such as '3 4e'; an e marks a try that has ended at the processor but may
--- have been recorded. Both changes are lists of numbers such as '3,4'.
-local function changed_tries(open, closed, ended)
-  if closed == '' and ended == '' then return open end
-  local is_closed, is_ended = {}, {}
+-- Open tries are numbers such as '3 4e 5p'. An e marks a try that has ended at the processor but may
+-- have been recorded, a p one that the processor has and will decide. Changes are lists: the numbers
+-- of closed tries, such as '3,4', and new marks, such as '3e,5p'.
+local function changed_tries(open, closed, marked)
+  if closed == '' and marked == '' then return open end
+  local is_closed, marks = {}, {}
   for try in string.gmatch(closed, '%d+') do is_closed[try] = true end
-  for try in string.gmatch(ended, '%d+') do is_ended[try] = true end
+  for try, mark in string.gmatch(marked, '(%d+)(%a)') do marks[try] = mark end
   local left = {}
-  for try, mark in string.gmatch(open, '(%d+)(e?)') do
+  for try, mark in string.gmatch(open, '(%d+)(%a?)') do
     if not is_closed[try] then
-      left[#left + 1] = try .. (is_ended[try] and 'e' or mark)
+      left[#left + 1] = try .. (marks[try] or mark)
     end
   end
   return table.concat(left, ' ')

@@ -2,7 +2,8 @@
 -- queue and backlog in the same step. Proof from the pinned processor settles the payment, with or
 -- without a lease. Proof that matches no pin is kept as an incident.
 --
--- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms)
+-- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms), the
+--   provider's reference ('' for none)
 -- Returns for each payment: 'settled', 'known' (it was settled before), 'gone' (purged), 'incident'
 --   (it matches no pin, or there is no record), 'unaddable' (a sum of the ledger has another type or
 --   would exceed 64 bits; nothing of the payment is changed)
@@ -120,11 +121,11 @@ local function judge(i)
   end
   if known[2] == 'settled' then return 'known' end
   local sum = collect(processor, requested_at, tonumber(known[4]))
-  to_settle[id] = { requested_at = requested_at, was = known[2], sum = sum }
+  to_settle[id] = { requested_at = requested_at, was = known[2], sum = sum, reference = ARGV[i + 4] }
   return 'settled'
 end
 
-for i = 2, #ARGV, 4 do answer[#answer + 1] = judge(i) end
+for i = 2, #ARGV, 5 do answer[#answer + 1] = judge(i) end
 
 local function is_refused(sum, refused)
   local own = {}
@@ -145,7 +146,7 @@ local function write_without(refused)
     if not sum.refused then enter(sums, sum) end
   end
   for i, verdict in ipairs(answer) do
-    local settled = to_settle[ARGV[4 * i - 2]]
+    local settled = to_settle[ARGV[5 * i - 3]]
     if settled and settled.sum.refused and (verdict == 'settled' or verdict == 'known') then
       answer[i] = 'unaddable'
     end
@@ -175,7 +176,8 @@ for id, settled in pairs(to_settle) do
   local record = 'payment:' .. id
   if settled.was == 'dead' then redis.call('ZREM', DEAD, id) end
   redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'delay',
-    'reason', 'dead_at')
+    'reason', 'dead_at', 'declined', 'declined_at')
+  if settled.reference ~= '' then redis.call('HSET', record, 'reference', settled.reference) end
   redis.call('HSET', record, 'state', 'settled', 'requested_at', settled.requested_at,
     'settled_at', now)
   redis.call('PEXPIRE', record, retention)

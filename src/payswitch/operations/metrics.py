@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry, Metric
 
 from payswitch.operations.history import HistoryWriter
 from payswitch.operations.overview import Overview
-from payswitch.settings import PROCESSORS
 from payswitch.telemetry import metrics
 from payswitch.telemetry.metrics import Facts
 
@@ -62,11 +61,11 @@ def _of_choice(overview: Overview) -> Iterable[Metric]:
     choice, override = overview.choice, overview.override
     chosen = choice.processor if choice else None
     ordered = override.processor if override else None
-    yield metrics.SELECTED.by({(name,): name == chosen for name in PROCESSORS})
+    yield metrics.SELECTED.by({(name,): name == chosen for name in overview.settled})
     yield metrics.SELECTION_HEALTHY.one(choice is not None and choice.healthy)
     if choice is not None:
         yield metrics.SELECTION_AT.one(choice.at / 1000)
-    yield metrics.OVERRIDE.by({(name,): name == ordered for name in PROCESSORS})
+    yield metrics.OVERRIDE.by({(name,): name == ordered for name in overview.settled})
     yield metrics.PAUSED.one(overview.paused is not None)
 
 

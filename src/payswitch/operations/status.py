@@ -16,7 +16,6 @@ from payswitch.money import format_cents
 from payswitch.operations.controls import Order
 from payswitch.operations.history import WINDOW_S, Sample
 from payswitch.operations.overview import Overview
-from payswitch.settings import DEFAULT
 from payswitch.telemetry.heartbeat import REFUSES, Process
 
 _RATE_OVER_MS = 5000
@@ -145,10 +144,10 @@ def _of_processes(overview: Overview) -> Iterator[Finding]:
 def _of_processors(overview: Overview) -> Iterator[Finding]:
     choice = overview.choice
     if choice is None:
-        yield Finding(Level.WARNING, "No selection is cached: payments go to default")
+        yield Finding(Level.WARNING, f"No selection is cached: payments go to {overview.preferred}")
     elif not choice.healthy:
         yield Finding(Level.ERROR, f"No processor is healthy: {choice.reason}")
-    elif choice.processor != DEFAULT:
+    elif choice.processor != overview.preferred:
         yield Finding(Level.WARNING, f"The dearer {choice.processor} is selected")
     for name, seen in overview.health.items():
         if not seen.known:

@@ -23,6 +23,7 @@ class Replay(enum.Enum):
     QUEUED = "queued"
     PROCESSING = "processing"
     SETTLED = "settled"
+    DECLINED = "declined"
     UNKNOWN = "unknown"
     """There is no such payment, or it was purged."""
     BROKEN = "broken"

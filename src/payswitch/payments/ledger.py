@@ -46,8 +46,8 @@ class Summary:
 COARSE_AFTER_MS = 400 * 24 * 3600 * 1000
 """From this age on the ledger keeps entries of 1,000 s: the days of the last year stay exact."""
 
-Settling = tuple[Claim, str, int]
-"""A claim, the processor that has the payment, and its `requestedAt` (ms) there."""
+Settling = tuple[Claim, str, int, str]
+"""A claim; the processor that has the payment, its `requestedAt` (ms) and its reference there."""
 
 
 class Ledger:
@@ -71,10 +71,12 @@ class Ledger:
         self._fold = scripts.load(redis, "fold")
         self._settlements: GroupCommit[Settling, Settlement] = GroupCommit(self._flush)
 
-    async def settle(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
-        """Record that `processor` has the payment with this `requestedAt` (ms). Any worker with the
-        proof may call it, and repeat it. Raises `RedisError`."""
-        return await self._settlements.submit((claim, processor, requested_at))
+    async def settle(
+        self, claim: Claim, processor: str, requested_at: int, reference: str = ""
+    ) -> Settlement:
+        """Record that `processor` has the payment with this `requestedAt` (ms), under its own id
+        `reference`. Any worker with the proof may call it, and repeat it. Raises `RedisError`."""
+        return await self._settlements.submit((claim, processor, requested_at, reference))
 
     async def window(self, first_ms: int | None, last_ms: int | None) -> Summary:
         """Totals by processor of the payments whose `requestedAt` lies in the window, both bounds
@@ -102,8 +104,8 @@ class Ledger:
 
     async def _flush(self, items: list[Settling]) -> list[Settlement]:
         args: list[str | int] = [self._retention_ms]
-        for claim, processor, requested_at in items:
-            args += (claim.correlation_id, claim.generation, processor, requested_at)
+        for claim, processor, requested_at, reference in items:
+            args += (claim.correlation_id, claim.generation, processor, requested_at, reference)
         try:
             verdicts = await self._settle(args=args)
         except ResponseError as error:

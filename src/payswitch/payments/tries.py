@@ -28,14 +28,18 @@ can, few are claimed in vain."""
 
 @dataclass(slots=True)
 class Findings:
-    """A claim's tries by number: those to close, and those that ended."""
+    """A claim's tries by number: those to close, those that ended, and those that the processor has
+    and will decide."""
 
     closed: set[int] = field(default_factory=set)
     ended: set[int] = field(default_factory=set)
+    pending: set[int] = field(default_factory=set)
 
     def arguments(self) -> tuple[str, str]:
-        """Both sets as arguments of a script."""
-        return ",".join(map(str, sorted(self.closed))), ",".join(map(str, sorted(self.ended)))
+        """The closed tries and the marks of others as arguments of a script."""
+        marks = {**dict.fromkeys(self.ended, "e"), **dict.fromkeys(self.pending, "p")}
+        marked = ",".join(f"{number}{marks[number]}" for number in sorted(marks))
+        return ",".join(map(str, sorted(self.closed))), marked
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ _Release = tuple[Claim, int, Findings, str, str]
 
 
 class Burial(enum.Enum):
-    """The verdict on a payment that was to become a dead letter."""
+    """The verdict on a payment that was to become a dead letter or declined."""
 
     BURIED = "buried"
     STILL_OPEN = "open"
@@ -64,7 +68,9 @@ class Tries:
     """Changes the tries in payments' records. Each script fences its changes by lease and
     generation, as its head says."""
 
-    def __init__(self, redis: Redis, *, max_delay_ms: int, lease_ms: int) -> None:
+    def __init__(
+        self, redis: Redis, *, max_delay_ms: int, lease_ms: int, retention_ms: int
+    ) -> None:
         self._redis = redis
         self._route = scripts.load(redis, "route")
         self._release = scripts.load(redis, "release")
@@ -72,6 +78,7 @@ class Tries:
         self._wake = scripts.load(redis, "wake")
         self._max_delay_ms = max_delay_ms
         self._lease_ms = lease_ms
+        self._retention_ms = retention_ms
         self._routes: GroupCommit[tuple[Claim, str, Findings], Routed | None] = GroupCommit(
             self._flush_routes
         )
@@ -96,16 +103,25 @@ class Tries:
         await self._wakes.submit(processor)
 
     async def bury(
-        self, claim: Claim, reason: str, findings: Findings, *, horizon_passed: bool
+        self,
+        claim: Claim,
+        reason: str,
+        findings: Findings,
+        *,
+        horizon_passed: bool,
+        declined: bool = False,
     ) -> Burial:
-        """Make the payment a dead letter that keeps pin and tries. `horizon_passed` is by the
-        worker's own clock; the script checks Redis' clock. Raises `RedisError`."""
+        """Make the payment a dead letter that keeps pin and tries, or declined with its provider's
+        code as the reason. `horizon_passed` is by the worker's own clock; the script checks Redis'
+        clock. Raises `RedisError`."""
         [verdict] = await self._bury(
             args=[
                 self._max_delay_ms,
+                self._retention_ms,
                 claim.correlation_id,
                 claim.token,
                 claim.generation,
+                "declined" if declined else "dead",
                 reason,
                 *findings.arguments(),
                 int(horizon_passed),

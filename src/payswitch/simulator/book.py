@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from payswitch.money import Total
+
 _MAX_AMOUNT = 10**13
 _CENT = Decimal("0.01")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -32,13 +34,6 @@ class BookEntry(NamedTuple):
     correlation_id: str
     cents: int
     requested_at_us: int
-
-
-class BookTotals(NamedTuple):
-    """How many payments, and their sum in cents."""
-
-    requests: int
-    cents: int
 
 
 def parse_instant(text: str) -> int:
@@ -152,17 +147,17 @@ class Book:
         ):
             yield BookEntry(correlation_id, cents, requested_at_us), committed_ns // 1000
 
-    def totals(self, first_us: int | None = None, last_us: int | None = None) -> BookTotals:
+    def totals(self, first_us: int | None = None, last_us: int | None = None) -> Total:
         """Sum up the payments requested from `first_us` to `last_us`, both included.
 
         If either bound is missing, it sums up all of them: the real processor's rule.
         """
         if first_us is None or last_us is None:
-            return BookTotals(len(self._payments), self._cents)
+            return Total(len(self._payments), self._cents)
         self._merge()
         start = bisect_left(self._instants, first_us)
         stop = max(start, bisect_right(self._instants, last_us))
-        return BookTotals(stop - start, self._sums[stop] - self._sums[start])
+        return Total(stop - start, self._sums[stop] - self._sums[start])
 
     def _merge(self) -> None:
         if not self._unmerged:

@@ -34,7 +34,6 @@ from payswitch.simulator.book import (
     parse_instant,
 )
 from payswitch.simulator.faults import (
-    MAX_MS,
     Faults,
     HealthFault,
     HealthLots,
@@ -43,7 +42,9 @@ from payswitch.simulator.faults import (
     PaymentLots,
     broken_answer,
     gateway_answer,
+    milliseconds,
     parse_faults,
+    truth,
 )
 from payswitch.simulator.journal import Journal, JournalStep
 from payswitch.simulator.streams import Stream, send_stream
@@ -218,8 +219,7 @@ class Simulator:
             exchange.answer(message(HTTPStatus.BAD_REQUEST, str(error)))
             return
         lot = self._payment_lots.draw() if self._payment_lots is not None else None
-        if self.journal.on:
-            self.journal.note("arrived", entry, lot.mode if lot is not None else None)
+        self.journal.note("arrived", entry, lot.mode if lot is not None else None)
         if lot is not None and lot.mode is PaymentFault.CLOSE:
             self._hang_up(exchange, entry, lot.mode)
         elif self.config.delay_ms:
@@ -240,10 +240,7 @@ class Simulator:
         if lot is not None and lot.mode in self._faults.payments:
             self._misbehave(exchange, entry, lot)
             return
-        outcome = self._commit(entry)
-        if self.journal.on:
-            self._note_answer(exchange, entry, outcome.status)
-        exchange.answer(outcome)
+        self._answer(exchange, entry, self._commit(entry))
 
     def _commit(self, entry: BookEntry, fault: PaymentFault | None = None) -> Reply:
         """Enter a payment in the book, if possible, and return the true answer."""
@@ -254,8 +251,7 @@ class Simulator:
             event, outcome = "committed", _PROCESSED
         else:
             event, outcome = "known", _known(entry)
-        if self.journal.on:
-            self.journal.note(event, entry, fault)
+        self.journal.note(event, entry, fault)
         return outcome
 
     def _misbehave(self, exchange: Exchange, entry: BookEntry, lot: Misfortune) -> None:
@@ -285,25 +281,20 @@ class Simulator:
                 self._answer(exchange, entry, broken, fault)
 
     def _answer(
-        self, exchange: Exchange, entry: BookEntry, outcome: Reply | Stream, fault: PaymentFault
-    ) -> None:
-        self._note_answer(exchange, entry, outcome.status, fault)
-        if isinstance(outcome, Stream):
-            send_stream(outcome, exchange, self._later)
-        else:
-            exchange.answer(outcome)
-
-    def _note_answer(
         self,
         exchange: Exchange,
         entry: BookEntry,
-        status: int | None,
+        outcome: Reply | Stream,
         fault: PaymentFault | None = None,
     ) -> None:
         if exchange.abandoned:
             self.journal.note("hung-up", entry, fault)
         else:
-            self.journal.note("answered", entry, fault, status)
+            self.journal.note("answered", entry, fault, outcome.status)
+        if isinstance(outcome, Stream):
+            send_stream(outcome, exchange, self._later)
+        else:
+            exchange.answer(outcome)
 
     def _hang_up(self, exchange: Exchange, entry: BookEntry, fault: PaymentFault) -> None:
         self.journal.note("hung-up", entry, fault)
@@ -398,10 +389,11 @@ class Simulator:
         first_us, last_us = (
             parse_instant(query[bound][0]) if bound in query else None for bound in ("from", "to")
         )
-        requests, cents = self.book.totals(first_us, last_us)
+        total = self.book.totals(first_us, last_us)
+        amount = _decimal(total.cents)
         body = (
-            f'{{"totalRequests":{requests},"totalAmount":{_decimal(cents)},'
-            f'"totalFee":{self.config.fee * _decimal(cents):f},'
+            f'{{"totalRequests":{total.count},"totalAmount":{amount},'
+            f'"totalFee":{self.config.fee * amount:f},'
             f'"feePerTransaction":{self.config.fee:f}}}'
         )
         return reply(HTTPStatus.OK, body.encode())
@@ -414,16 +406,12 @@ class Simulator:
         return _NO_CONTENT
 
     def _set_delay(self, exchange: Exchange) -> Reply:
-        delay = json_object(exchange.body).get("delay")
-        if type(delay) is not int or not 0 <= delay <= MAX_MS:
-            raise ValueError("delay is not a whole number of milliseconds")
+        delay = milliseconds("delay", json_object(exchange.body).get("delay"))
         was, self.config.delay_ms = self.config.delay_ms, delay
         return _changed("delay", was, delay)
 
     def _set_failure(self, exchange: Exchange) -> Reply:
-        failure = json_object(exchange.body).get("failure")
-        if not isinstance(failure, bool):
-            raise ValueError("failure is neither true nor false")
+        failure = truth("failure", json_object(exchange.body).get("failure"))
         was, self.config.failing = self.config.failing, failure
         return _changed("failure", was, failure)
 

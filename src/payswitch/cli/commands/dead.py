@@ -38,9 +38,7 @@ def dead() -> None:
 
 
 @dead.command("list")
-@click.option(
-    "--limit", default=100, show_default=True, type=click.IntRange(1), help="Show at most so many."
-)
+@click.option("--limit", default=100, type=click.IntRange(1), help="Show at most so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(limit: int, as_json: bool) -> None:
     """List dead letters, the newest first, and how many there are.
