@@ -35,19 +35,19 @@ PHASES_MS = range(0, HEALTH_MS, HEALTH_MS // 3)
 """Each public scenario is played with the first health check at each of these instants."""
 
 _COMPOSE = Limits(1100, 1100)
-_UP_TO_TRAP = Limits(1500, 1500)
+_UP_TO_TRAP = Limits(1400, 1400)
 _PATIENT = Limits(PATIENCE_MS, PATIENCE_MS)
 
 POLICIES = (
     Policy("no patience, 50 and 200 ms (the defaults)", Limits()),
     Policy("no patience, 1.1 s (compose.yaml)", _COMPOSE),
-    Policy("no patience, 1.5 s", _UP_TO_TRAP),
+    Policy("no patience, 1.4 s", _UP_TO_TRAP),
     Policy("wait while it is down, 1.1 s", _COMPOSE, PATIENCE_MS),
-    Policy("wait while it is down, 1.5 s", _UP_TO_TRAP, PATIENCE_MS),
+    Policy("wait while it is down, 1.4 s", _UP_TO_TRAP, PATIENCE_MS),
     Policy("the same for 15 s at most", _UP_TO_TRAP, 15_000),
     Policy("the same for 30 s at most", _UP_TO_TRAP, 30_000),
     Policy("the same for 120 s at most", _UP_TO_TRAP, 120_000),
-    Policy("wait while it is down or slow, 1.5 s", _UP_TO_TRAP, PATIENCE_MS, slow_is_down=True),
+    Policy("wait while it is down or slow, 1.4 s", _UP_TO_TRAP, PATIENCE_MS, slow_is_down=True),
     Policy("never too slow: the patience is the limit", _PATIENT, PATIENCE_MS),
 )
 

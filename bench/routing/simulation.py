@@ -16,7 +16,8 @@ from itertools import count
 from bench.rinha.scenario import AUDIT_EVERY_S, AUDIT_WINDOW_MS, Scenario
 from bench.routing.scenarios import arrivals, courses, end_ms
 from payswitch.dispatch.dispatcher import Pauses
-from payswitch.dispatch.routing import Breaker, BreakerLimits, BreakerState, Router, Verdict
+from payswitch.dispatch.payment_worker import DRAIN_PER_MS
+from payswitch.dispatch.routing import Breaker, BreakerLimits, Router, Verdict
 from payswitch.processors.outcomes import HealthReport
 from payswitch.selection.selector import Limits, decide
 from payswitch.settings import Settings
@@ -30,9 +31,6 @@ CALL_MS = 3
 """A call's time beside the processor's delay; a question about a payment takes as long."""
 SETTLE_MS = 100
 """A payment enters our book at most so long after the processor's: a claim's pause of a worker."""
-DRAIN_PER_S = 500
-"""Once their processor is back, so many waiting payments a second come forward in each worker, or
-as many as come new if those are more."""
 
 _HELD_MS = 220
 _MOST_AT_ONCE = 500
@@ -60,7 +58,6 @@ class Cohort:
     count: int
     tries: int = 0
     waits: bool = False
-    has_waited: bool = False
 
     def split(self, count: int) -> Cohort:
         """Take so many payments out of it."""
@@ -89,14 +86,13 @@ class Tally:
 
 
 class _Worker:
-    def __init__(self, limits: BreakerLimits) -> None:
+    def __init__(self, patience_ms: int) -> None:
+        limits = BreakerLimits()
         self.breakers = {
             name: Breaker(slots=SLOTS, limits=limits) for name in ("default", "fallback")
         }
-        self.router = Router(self.breakers, probe_ms=limits.probe_ms)
+        self.router = Router(self.breakers, probe_ms=limits.probe_ms, patience_ms=patience_ms)
         self.in_flight = 0
-        self.fresh = 0
-        """How many payments of its last claim were new."""
 
 
 class Simulation:
@@ -109,14 +105,13 @@ class Simulation:
         self._courses = courses(scenario)
         self._preferred = next(iter(self._courses))
         self._end = end_ms(scenario)
-        self._workers = [_Worker(BreakerLimits()) for _ in range(WORKERS)]
+        self._workers = [_Worker(policy.patience_ms) for _ in range(WORKERS)]
         self._pauses = Pauses(Settings.retry_base_ms, Settings.retry_cap_ms)
         self._order = count()
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._due: list[tuple[float, int, Cohort]] = []
         self._line: deque[Cohort] = deque()
         self._waiting = 0
-        self._down: set[str] = set()
         self._probing = False
         self._booked: Counter[str] = Counter()
         self._seen: list[tuple[float, float, int]] = []
@@ -158,10 +153,8 @@ class Simulation:
             for name, each in settings.items()
         }
         selection = decide(reports, self._policy.limits)
-        down = {name for name, each in settings.items() if each.failing}
         if self._policy.slow_is_down and selection.processor != self._preferred:
-            down.add(self._preferred)
-        self._down = down
+            selection = replace(selection, down=(self._preferred,))
         for worker in self._workers:
             worker.router.see(now, selection, now)
         self._later(now + HEALTH_MS, self._check_health)
@@ -171,13 +164,11 @@ class Simulation:
     def _turn(self, worker: _Worker, now: float) -> None:
         self._later(now + CLAIM_MS, partial(self._turn, worker))
         self._drain(worker, now)
-        worker.fresh = 0
         free = min(Settings.worker_slots - worker.in_flight, _MOST_AT_ONCE)
         name = worker.router.choose(now)
         room = min(free, worker.breakers[name].free(now)) if name is not None else 0
         if room > 0:
             for cohort in self._take(room, now):
-                worker.fresh += cohort.count * (not cohort.tries and not cohort.has_waited)
                 self._dispatch(worker, cohort, now)
         elif name is None and not self._probing and free > 0:
             self._probe(worker, now)
@@ -205,34 +196,21 @@ class Simulation:
     def _dispatch(self, worker: _Worker, cohort: Cohort, now: float) -> None:
         while cohort.count:
             processor = worker.router.choose(now)
-            if processor is not None and self._waits(worker, processor, cohort, now):
-                self._wait(cohort)
-                return
+            if processor is not None:
+                awaited = worker.router.awaited(processor, now - cohort.accepted)
+                if awaited is not None:
+                    self._wait(cohort)
+                    return
             free = worker.breakers[processor].free(now) if processor is not None else 0
             if processor is None or not free:
                 self._push(now + _HELD_MS, cohort)
                 return
             self._send(worker, cohort.split(min(free, cohort.count)), processor, now)
 
-    def _waits(self, worker: _Worker, processor: str, cohort: Cohort, now: float) -> bool:
-        """Whether these payments wait although this processor would take them."""
-        patience_ms = self._policy.patience_ms
-        if processor == self._preferred or now - cohort.accepted >= patience_ms:
-            return False
-        return self._is_down(worker)
-
-    def _is_down(self, worker: _Worker) -> bool:
-        """Whether the cheaper processor is, by its health or by the worker's own results."""
-        is_selected = worker.router.selection.processor == self._preferred
-        breaker = worker.breakers[self._preferred]
-        return self._preferred in self._down or (
-            is_selected and breaker.state is not BreakerState.CLOSED
-        )
-
     # Waiting
 
     def _wait(self, cohort: Cohort) -> None:
-        cohort.waits = cohort.has_waited = True
+        cohort.waits = True
         self._line.append(cohort)
         self._waiting += cohort.count
         self._most_waiting = max(self._most_waiting, self._waiting)
@@ -247,9 +225,10 @@ class Simulation:
 
     def _drain(self, worker: _Worker, now: float) -> None:
         """Once the cheaper processor is back, bring waiting payments forward at each claim."""
-        if self._is_down(worker) or worker.router.choose(now) is None:
+        router = worker.router
+        if self._preferred not in router.back() or router.choose(now) is None:
             return
-        left = max(worker.fresh, DRAIN_PER_S * CLAIM_MS // 1000)
+        left = int(DRAIN_PER_MS * CLAIM_MS)
         while left > 0 and self._line:
             cohort = self._line.popleft()
             if cohort.waits:

@@ -14,8 +14,8 @@ if not number or number >= 2 ^ 53 or string.format('%.0f', number) ~= generation
 end
 write_even_out_of_memory()
 redis.call('UNLINK', QUEUE, OPEN, IN_FLIGHT, DEAD, INCIDENTS, WAKE, PURGING,
-  FOLDED, LEDGER_FULL)
-for i = 2, #ARGV do redis.call('UNLINK', WAITING .. ARGV[i]) end
+  FOLDED, LEDGER_FULL, SAVED)
+for i = 2, #ARGV do redis.call('UNLINK', WAITING .. ARGV[i], HELD .. ARGV[i]) end
 local new = redis.call('INCR', GENERATION)
 redis.call('SET', LEFTOVERS, new)
 return new

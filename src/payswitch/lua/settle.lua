@@ -2,6 +2,9 @@
 -- queue and backlog in the same step. Proof from the pinned processor settles the payment, with or
 -- without a lease. Proof that matches no pin is kept as an incident.
 --
+-- What was held for the processor that paid it also counts as saved: by that processor and the one that
+-- would have taken it.
+--
 -- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms), the
 --   provider's reference ('' for none)
 -- Returns for each payment: 'settled', 'known' (it was settled before), 'gone' (purged), 'incident'
@@ -112,7 +115,8 @@ local function judge(i)
   local id, of, processor, requested_at = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   if of ~= current then return 'gone' end
   if to_settle[id] then return 'known' end
-  local known = redis.pcall('HMGET', 'payment:' .. id, 'generation', 'state', 'processor', 'cents')
+  local known = redis.pcall('HMGET', 'payment:' .. id, 'generation', 'state', 'processor', 'cents',
+    'held')
   if not known.err and known[1] and known[1] ~= current then return 'gone' end
   local is_known = not known.err and tonumber(known[4])
   if not is_known or known[3] ~= processor then
@@ -121,7 +125,8 @@ local function judge(i)
   end
   if known[2] == 'settled' then return 'known' end
   local sum = collect(processor, requested_at, tonumber(known[4]))
-  to_settle[id] = { requested_at = requested_at, was = known[2], sum = sum, reference = ARGV[i + 4] }
+  to_settle[id] = { requested_at = requested_at, was = known[2], cents = tonumber(known[4]), sum = sum, reference = ARGV[i + 4],
+    held = known[5] }
   return 'settled'
 end
 
@@ -169,6 +174,15 @@ if is_full then redis.call('SET', LEDGER_FULL, '1') end
 
 for _, entry in ipairs(incidents) do redis.call('RPUSH', INCIDENTS, entry) end
 if #incidents > 0 then redis.call('LTRIM', INCIDENTS, -10000, -1) end
+local saved = {}
+for _, settled in pairs(to_settle) do
+  if settled.held and string.match(settled.held, '^%S*') == settled.sum.processor then
+    saved[settled.held] = (saved[settled.held] or 0) + settled.cents
+  end
+end
+for held, cents in pairs(saved) do
+  redis.pcall('HINCRBY', SAVED, held, string.format('%.0f', cents))
+end
 local ids = {}
 for id in pairs(to_settle) do ids[#ids + 1] = id end
 leave_queue(ids)
@@ -176,7 +190,7 @@ for id, settled in pairs(to_settle) do
   local record = 'payment:' .. id
   if settled.was == 'dead' then redis.call('ZREM', DEAD, id) end
   redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'delay',
-    'reason', 'dead_at', 'declined', 'declined_at')
+    'reason', 'dead_at', 'declined', 'declined_at', 'held')
   if settled.reference ~= '' then redis.call('HSET', record, 'reference', settled.reference) end
   redis.call('HSET', record, 'state', 'settled', 'requested_at', settled.requested_at,
     'settled_at', now)

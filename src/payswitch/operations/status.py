@@ -104,6 +104,7 @@ class Status:
             *_of_processors(self.overview),
             *_of_breakers(self.overview, self.rates),
             *_of_payments(self.overview, self.rates),
+            *_of_held(self.overview),
             *_of_orders(self.overview),
         ]
         return sorted(found, key=lambda each: -_LEVELS.index(each.level))
@@ -196,6 +197,12 @@ def _of_payments(overview: Overview, now: Rates | None) -> Iterator[Finding]:
         yield Finding(Level.ERROR, text)
     if overview.dead:
         yield Finding(Level.WARNING, f"{_payments(overview.dead)} dead: payswitch dead list")
+
+
+def _of_held(overview: Overview) -> Iterator[Finding]:
+    for name, count in overview.held.items():
+        if count:
+            yield Finding(Level.NOTE, f"{_waiting(count)} until {name} works again")
 
 
 def _of_orders(overview: Overview) -> Iterator[Finding]:
@@ -291,6 +298,7 @@ def _processor(status: Status, name: str) -> dict[str, Any]:
         "amount": _amount(total.cents),
         "perSecond": now and round(now.settled_per_s.get(name, 0), 1),
         "failedTries": now and now.failed.get(name, 0),
+        "held": overview.held[name],
         "fee": orjson.Fragment(f"{fee[name]:f}") if name in fee else None,
         "health": seen
         and {
@@ -335,6 +343,7 @@ def _fees(overview: Overview) -> dict[str, Any] | None:
         "paid": _amount(fees.paid),
         "allDefault": _amount(fees.all_default),
         "extra": _amount(fees.extra),
+        "saved": None if overview.saved is None else _amount(overview.saved),
         "share": round(float(fees.paid / settled), 5) if settled else None,
     }
 
