@@ -40,10 +40,10 @@ _PATIENT = Limits(PATIENCE_MS, PATIENCE_MS)
 
 POLICIES = (
     Policy("no patience, 50 and 200 ms (the defaults)", Limits()),
-    Policy("no patience, 1.1 s (compose.yaml)", _COMPOSE),
+    Policy("no patience, 1.1 s", _COMPOSE),
     Policy("no patience, 1.4 s", _UP_TO_TRAP),
     Policy("wait while it is down, 1.1 s", _COMPOSE, PATIENCE_MS),
-    Policy("wait while it is down, 1.4 s", _UP_TO_TRAP, PATIENCE_MS),
+    Policy("wait while it is down, 1.4 s (compose.yaml)", _UP_TO_TRAP, PATIENCE_MS),
     Policy("the same for 15 s at most", _UP_TO_TRAP, 15_000),
     Policy("the same for 30 s at most", _UP_TO_TRAP, 30_000),
     Policy("the same for 120 s at most", _UP_TO_TRAP, 120_000),

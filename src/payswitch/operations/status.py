@@ -185,7 +185,8 @@ def _of_payments(overview: Overview, now: Rates | None) -> Iterator[Finding]:
     if now is not None and now.unavailable:
         yield Finding(Level.ERROR, f"{_payments(now.unavailable)} refused with 503 just now")
     if overview.backlog and now is not None and not now.all_settled_per_s and not overview.paused:
-        yield Finding(Level.ERROR, f"Nothing is being settled, {_waiting(overview.backlog)}")
+        level = Level.WARNING if any(overview.held.values()) else Level.ERROR
+        yield Finding(level, f"Nothing is being settled, {_waiting(overview.backlog)}")
     age = overview.oldest_age_ms
     if age is not None and age > _LONG_MS:
         yield Finding(Level.WARNING, f"The oldest unpaid payment has waited {duration(age)}")

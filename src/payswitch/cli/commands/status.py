@@ -112,7 +112,9 @@ def _numbers(now: Status) -> Table:
     if fees is None:
         _add(table, "fees", "unknown", "the processors have not said what they take")
     else:
-        _add(table, "fees", money(fees.paid), f"{money(fees.extra)} more than all by default")
+        saved = f", {money(overview.saved)} saved by waiting" if overview.saved else ""
+        extra = f"{money(fees.extra)} more than all by default"
+        _add(table, "fees", money(fees.paid), extra + saved)
     _add(table, "dead letters", f"{overview.dead:,}", "")
     _add(table, "reconciliation", *_reconciled(overview))
     return table
