@@ -773,7 +773,7 @@ async def test_closing_stops_what_is_under_way_and_keeps_the_book() -> None:
     before = Wire(*await asyncio.open_connection(HOST, port))
     await before.send(post())
     assert (await before.answer()).status == 200
-    simulator.config.delay_ms = 100
+    simulator.config.delay_ms = 1000  # a busy machine must not miss that they are under way
     await before.send(posts(SLOTS + 1), HEALTH, HEALTH)
     await until(lambda: simulator.running == SLOTS)
     await simulator.close()
