@@ -211,7 +211,7 @@ async def _pin(redis: Redis, count: int) -> None:
     """Accept this many, and give them back with an open try at `default`."""
     queue = AcceptQueue(redis, limit_ms=_LIMIT_S * 1000, max_backlog=10**9)
     claims = Claims(redis, lease_ms=_LEASE_MS, deadline_ms=10**9, max_delay_ms=_MAX_DELAY_MS)
-    tries = Tries(redis, max_delay_ms=_MAX_DELAY_MS, lease_ms=_LEASE_MS)
+    tries = Tries(redis, max_delay_ms=_MAX_DELAY_MS, lease_ms=_LEASE_MS, retention_ms=10**9)
     for first in range(0, count, _BATCH):
         batch = range(first, min(first + _BATCH, count))
         taken = await asyncio.gather(*(queue.accept(Payment(str(uuid4()), 1000)) for _ in batch))

@@ -23,6 +23,9 @@ from payswitch.local import machine
 from payswitch.local.append_only import cut_open_transaction
 from payswitch.payments.audit import Signature
 
+PROCESSORS = ("default", "fallback")
+"""The processors of a deployment that sets none."""
+
 SLACK_S = 30
 """The deadline of what takes milliseconds; only a broken thing reaches it."""
 

@@ -88,6 +88,7 @@ class WorkerSettings:
     keep_result = 0
     health_check_interval = 1
     job_completion_wait = settings.stop_limit_ms // 1000
+    processors = tuple(settings.processor_urls)
     claim_pause_ms = settings.claim_pause_ms
     lease_ms = settings.lease_ms
     deadline_ms = settings.payment_deadline_ms

@@ -12,11 +12,11 @@ import httpx
 from arq.connections import ArqRedis
 
 from payswitch.dispatch.assembly import make_dispatcher
-from payswitch.money import Total
+from payswitch.money import BRL, Currency, Total
 from payswitch.operations.reconcile import ReconcileReport, Reconciliation
 from payswitch.payments.claims import Claim, Claims
 from payswitch.payments.ledger import Ledger, Settlement
-from payswitch.processors.books import ProcessorBooks
+from payswitch.processors.connector import Instruction
 from payswitch.processors.outcomes import FindOutcome
 from payswitch.processors.processor import Processor, make_processors, make_transport
 from payswitch.settings import Settings
@@ -36,8 +36,8 @@ class Calls:
     payments: int = 0
 
 
-class CountingBooks(ProcessorBooks):
-    """Counts the summaries that are asked for."""
+class CountingProcessor(Processor):
+    """Counts the summaries and the payments that are asked for."""
 
     calls: Calls
 
@@ -45,15 +45,9 @@ class CountingBooks(ProcessorBooks):
         self.calls.summaries += 1
         return await super().total(first_ms, last_ms)
 
-
-class CountingProcessor(Processor):
-    """Counts the payments that are asked for."""
-
-    calls: Calls
-
-    async def find(self, correlation_id: str, step: Step = NO_STEP) -> FindOutcome:
+    async def find(self, instruction: Instruction, step: Step = NO_STEP) -> FindOutcome:
         self.calls.payments += 1
-        return await super().find(correlation_id, step)
+        return await super().find(instruction, step)
 
 
 @dataclass
@@ -149,23 +143,13 @@ class Books:
         on_looked_up: Callable[[int], None] = lambda _: None,
     ) -> ReconcileReport:
         """Compare; nothing changes meanwhile, so the pauses are short."""
-        books, processors = {}, make_processors(self.settings, self.transport)
-        for name, url in self.settings.processor_urls.items():
-            books[name] = CountingBooks(
-                name,
-                url,
-                self.transport,
-                token=self.settings.processor_admin_token,
-                connect_limit_ms=1000,
-                limit_ms=10_000,
-            )
-            books[name].calls = self.calls
-            processors[name].__class__ = CountingProcessor
-            processors[name].calls = self.calls  # type: ignore[attr-defined]
+        processors = make_processors(self.settings, self.transport)
+        for processor in processors.values():
+            processor.__class__ = CountingProcessor
+            processor.calls = self.calls  # type: ignore[attr-defined]
         return await Reconciliation(
             self.redis,
             self.ledger,
-            books,
             processors,
             pause_s=pause_s,
             on_looked_up=on_looked_up,
@@ -189,15 +173,16 @@ def _record(
 
 
 @contextlib.asynccontextmanager
-async def books(redis: ArqRedis) -> AsyncIterator[Books]:
+async def books(redis: ArqRedis, currency: Currency = BRL) -> AsyncIterator[Books]:
     """An empty ledger and two simulators with empty books."""
-    simulators = {name: Simulator(SimulatorConfig(name)) for name in ("default", "fallback")}
+    simulators = {
+        name: Simulator(SimulatorConfig(name, currency=currency))
+        for name in ("default", "fallback")
+    }
     ports = {name: await each.start("127.0.0.1", 0) for name, each in simulators.items()}
+    urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     settings = replace(
-        Settings(),
-        processor_url_default=f"http://127.0.0.1:{ports['default']}",
-        processor_url_fallback=f"http://127.0.0.1:{ports['fallback']}",
-        retention_ms=600_000,
+        Settings().with_urls(**urls), retention_ms=600_000, currency_code=currency.code
     )
     transport = make_transport(settings)
     ledger = Ledger(redis, processors=["default", "fallback"], retention_ms=600_000)

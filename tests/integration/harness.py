@@ -26,7 +26,7 @@ from payswitch.payments.purge import Purge
 from payswitch.payments.records import Record, read_record
 from payswitch.processors.processor import make_transport
 from payswitch.settings import Settings
-from tests.support import ANA, ScriptedProcessor
+from tests.support import ANA, PROCESSORS, ScriptedProcessor
 
 FAST = Settings(
     lease_ms=1500,
@@ -54,11 +54,17 @@ class Bench:
     transport: httpx.AsyncBaseTransport
     limits: BreakerLimits
 
-    async def accept(self, *, cents: int = 1990, correlation_id: str | None = None) -> str:
+    async def accept(
+        self,
+        *,
+        cents: int = 1990,
+        correlation_id: str | None = None,
+        metadata: bytes | None = None,
+    ) -> str:
         """Accept a new payment; returns its id."""
         correlation_id = correlation_id or str(uuid4())
         queue = AcceptQueue(self.redis, limit_ms=5000, max_backlog=10**6)
-        assert await queue.accept(Payment(correlation_id, cents)) is Acceptance.NEW
+        assert await queue.accept(Payment(correlation_id, cents, metadata)) is Acceptance.NEW
         return correlation_id
 
     async def claim(self, *, limit: int = 10) -> list[Claim]:
@@ -116,14 +122,14 @@ class Bench:
 
     async def purge(self) -> None:
         """Purge, as the endpoint does."""
-        purge = Purge(self.redis)
+        purge = Purge(self.redis, PROCESSORS)
         await purge.run(ANA)
         await purge.remove_leftovers()
 
     async def purge_leftovers(self) -> None:
         """The purge's second half: remove what earlier generations left."""
         await self.redis.set("payments:leftovers", 1)
-        await Purge(self.redis).remove_leftovers()
+        await Purge(self.redis, PROCESSORS).remove_leftovers()
 
     async def summary(self) -> dict[str, Total]:
         """All that the ledger holds."""
@@ -142,9 +148,7 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     """Two scripted processors and a dispatcher that pays through them."""
     async with ScriptedProcessor().running() as default, ScriptedProcessor().running() as fallback:
-        settings = replace(
-            settings, processor_url_default=default.url, processor_url_fallback=fallback.url
-        )
+        settings = settings.with_urls(default=default.url, fallback=fallback.url)
         transport = make_transport(settings)
         yield Bench(
             redis,

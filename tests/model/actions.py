@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from payswitch.settings import PROCESSORS
 from payswitch.store import keys
 from tests.model.processors import REFUSED_CONNECTION, UNCLEAR
 from tests.model.promise import Snapshot
@@ -20,6 +19,7 @@ from tests.model.world import (
     Worker,
     World,
 )
+from tests.support import PROCESSORS
 
 _MOST_IN_HAND = 4
 _MOST_PAYMENTS = 8

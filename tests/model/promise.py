@@ -13,10 +13,10 @@ from payswitch.dispatch.routing import BreakerState
 from payswitch.money import Total
 from payswitch.payments.claims import parse_open_tries
 from payswitch.payments.ledger import Ledger
-from payswitch.settings import PROCESSORS
 from tests.model.processors import Entry
 from tests.model.stepped import Process, SteppedRedis
 from tests.model.world import LEASE_MS, World
+from tests.support import PROCESSORS
 
 
 class BrokenPromiseError(AssertionError):

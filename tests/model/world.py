@@ -29,7 +29,6 @@ from payswitch.payments.purge import Purge
 from payswitch.payments.sweeper import Sweeper
 from payswitch.processors.processor import Processor
 from payswitch.selection.selector import Selection, parse_override
-from payswitch.settings import PROCESSORS
 from payswitch.store import keys, scripts
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
 from tests.model.stepped import (
@@ -41,6 +40,7 @@ from tests.model.stepped import (
     model_scripts,
 )
 from tests.model.variants import Protocol
+from tests.support import PROCESSORS
 
 _MODEL = Signature("the model")
 
@@ -319,8 +319,8 @@ class Ingress(Process):
         self._world = world
         redis = cast(Redis, SteppedRedis(self, world))
         self._queue = AcceptQueue(redis, limit_ms=5000, max_backlog=1000)
-        self._purge = Purge(redis)
-        self._sweeper = Sweeper(redis, every_ms=30_000)
+        self._purge = Purge(redis, PROCESSORS)
+        self._sweeper = Sweeper(redis, PROCESSORS, every_ms=30_000)
         self._dead_letters = DeadLetters(redis)
         self._controls = Controls(redis)
         self.tasks: list[asyncio.Task[None]] = []
@@ -444,7 +444,9 @@ class Worker(Process):
             processors={
                 name: cast(Processor, ProcessorClient(name, self, world)) for name in PROCESSORS
             },
-            tries=protocol.tries(redis, max_delay_ms=max_delay_ms, lease_ms=LEASE_MS),
+            tries=protocol.tries(
+                redis, max_delay_ms=max_delay_ms, lease_ms=LEASE_MS, retention_ms=10**9
+            ),
             ledger=self.ledger,
             router=Router(breakers, probe_ms=1000),
             pauses=Pauses(2, 50),
@@ -470,7 +472,7 @@ class Worker(Process):
 
     def _see(self, override: bytes | None) -> None:
         """An operator's choice stands above what is preferred."""
-        selection = parse_override(override) or self._preferred
+        selection = parse_override(override, PROCESSORS) or self._preferred
         self.dispatcher.router.see(f"{selection}".encode(), selection, self.clock())
 
     def claim(self, limit: int) -> None:

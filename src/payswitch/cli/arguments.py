@@ -80,7 +80,11 @@ def signed_with_reason(command: _Command) -> _Command:
 
 def _signed(command: _Command, *, needs_reason: bool) -> _Command:
     by = click.option(
-        "--by", callback=parse_line, default=_who, help="Who orders it. [default: user@host]"
+        "--by",
+        callback=parse_line,
+        default=_who,
+        show_default=False,
+        help="Who orders it. [default: user@host]",
     )
     reason = click.option(
         "--reason", callback=parse_line, required=needs_reason, help="Why, for others to read."

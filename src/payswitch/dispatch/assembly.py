@@ -52,7 +52,10 @@ def make_dispatcher(
     return Dispatcher(
         processors=make_processors(settings, transport),
         tries=Tries(
-            redis, max_delay_ms=settings.processor_max_delay_ms, lease_ms=settings.lease_ms
+            redis,
+            max_delay_ms=settings.processor_max_delay_ms,
+            lease_ms=settings.lease_ms,
+            retention_ms=settings.retention_ms,
         ),
         ledger=Ledger(
             redis,

@@ -89,6 +89,7 @@ class PaymentWorker(ResilientWorker):
     def __init__(
         self,
         *args: Any,
+        processors: Sequence[str],
         claim_pause_ms: int,
         lease_ms: int,
         deadline_ms: int,
@@ -105,7 +106,7 @@ class PaymentWorker(ResilientWorker):
             self.pool, lease_ms=lease_ms, deadline_ms=deadline_ms, max_delay_ms=max_delay_ms
         )
         self._probe_lock = Lock(self.pool, keys.PROBE, life_ms=probe_limit_ms)
-        self._sweeper = Sweeper(self.pool, every_ms=sweep_ms, fold=self._fold)
+        self._sweeper = Sweeper(self.pool, processors, every_ms=sweep_ms, fold=self._fold)
         self._slot_freed = asyncio.Event()
         self._taking: asyncio.Task[Pause] | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -192,7 +193,9 @@ class PaymentWorker(ResilientWorker):
         return Permit(1, probe, token)
 
     def _see(self, selection: tuple[bytes | None, ...]) -> None:
-        self.dispatcher.router.see(selection, parse_standing(selection), boottime_ms())
+        router = self.dispatcher.router
+        standing = parse_standing(selection, list(router.breakers))
+        router.see(selection, standing, boottime_ms())
 
     async def _end_probe(self, permit: Permit) -> None:
         if permit.lock_token is not None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from payswitch.selection.selector import UNSELECTED, Selection
+from payswitch.selection.selector import Selection, unselected
 from payswitch.telemetry.heartbeat import REFUSES
 
 
@@ -158,7 +159,7 @@ class Router:
         self.breakers = breakers
         self._probe_ms = probe_ms
         self._probed: dict[str, float] = {}
-        self.selection: Selection = UNSELECTED
+        self.selection: Selection = unselected(list(breakers))
         self._raw: object = None
         self._seen_at = float("-inf")
 
@@ -167,17 +168,25 @@ class Router:
         if raw != self._raw:
             self._raw, self.selection, self._seen_at = raw, selection, now
 
-    def choose(self, now: float) -> str | None:
-        """The processor to use, or None if none is healthy.
+    def choose(self, now: float, eligible: Collection[str] | None = None) -> str | None:
+        """The processor to use, or None if none is healthy; only of the `eligible` ones, if given.
 
         The selected processor comes first, also when its probe is due. While its breaker is open,
-        the other one steps in, unless an operator has chosen. If the health check found neither
-        healthy, only a processor with a success since then is used.
+        the next one in order of preference steps in, unless an operator has chosen. If the health
+        check found none healthy, only a processor with a success since then is used.
         """
         first = self.selection.processor
-        if self.selection.healthy and self.breakers[first].state is BreakerState.CLOSED:
+        if (
+            self.selection.healthy
+            and self.breakers[first].state is BreakerState.CLOSED
+            and (eligible is None or first in eligible)
+        ):
             return first
-        usable = [name for name in self._order() if self._trusted(name)]
+        usable = [
+            name
+            for name in self._order()
+            if self._trusted(name) and (eligible is None or name in eligible)
+        ]
         if all(self.breakers[name].state is not BreakerState.CLOSED for name in usable):
             return None
         for name in usable:

@@ -64,17 +64,18 @@ local function wake_a_worker()
   if redis.call('EXISTS', WAKE, PAUSED) == 0 then redis.call('LPUSH', WAKE, '1') end
 end
 
--- Open tries are numbers such as '3 4e'; an e marks a try that has ended at the processor but may
--- have been recorded. Both changes are lists of numbers such as '3,4'.
-local function changed_tries(open, closed, ended)
-  if closed == '' and ended == '' then return open end
-  local is_closed, is_ended = {}, {}
+-- Open tries are numbers such as '3 4e 5p'. An e marks a try that has ended at the processor but may
+-- have been recorded, a p one that the processor has and will decide. Changes are lists: the numbers
+-- of closed tries, such as '3,4', and new marks, such as '3e,5p'.
+local function changed_tries(open, closed, marked)
+  if closed == '' and marked == '' then return open end
+  local is_closed, marks = {}, {}
   for try in string.gmatch(closed, '%d+') do is_closed[try] = true end
-  for try in string.gmatch(ended, '%d+') do is_ended[try] = true end
+  for try, mark in string.gmatch(marked, '(%d+)(%a)') do marks[try] = mark end
   local left = {}
-  for try, mark in string.gmatch(open, '(%d+)(e?)') do
+  for try, mark in string.gmatch(open, '(%d+)(%a?)') do
     if not is_closed[try] then
-      left[#left + 1] = try .. (is_ended[try] and 'e' or mark)
+      left[#left + 1] = try .. (marks[try] or mark)
     end
   end
   return table.concat(left, ' ')
@@ -89,27 +90,32 @@ local function remember(record, entry)
   redis.call('HDEL', record, 'history:' .. (last - KEPT_OF_HISTORY))
 end
 
--- Tries that were open and that the processor doesn't have: all closed ones but the one just made.
-local function remember_closed(record, now, processor, open, closed, own)
+-- Tries that were open and that the processor's word has closed: all closed ones but the one just
+-- made. `why` is 'missing' (it doesn't have the payment) or 'declined'.
+local function remember_closed(record, now, processor, open, closed, own, why)
   local is_closed, numbers = {}, {}
   for try in string.gmatch(closed, '%d+') do is_closed[try] = true end
   for try in string.gmatch(open, '%d+') do
     if is_closed[try] and tonumber(try) ~= own then numbers[#numbers + 1] = tonumber(try) end
   end
-  if #numbers > 0 then remember(record, { now, 'closed', processor, numbers }) end
+  if #numbers > 0 then remember(record, { now, 'closed', processor, numbers, why }) end
 end
 
 -- `tried` is the outcome of a try that did not pay (JSON: number, processor, outcome, what became of
--- it), or ''. If the try before ended in the same way, its entry takes this one in.
-local function remember_tries(record, now, processor, open, closed, tried)
+-- it), or ''. If the try before ended in the same way, its entry takes this one in. A try that is
+-- brought again is not entered again.
+local function remember_tries(record, now, processor, open, closed, tried, why)
   local number, at_processor, outcome, fate
   if tried ~= '' then number, at_processor, outcome, fate = unpack(cjson.decode(tried)) end
-  if closed ~= '' then remember_closed(record, now, processor, open, closed, number) end
+  if closed ~= '' then remember_closed(record, now, processor, open, closed, number, why or 'missing') end
   if not number then return end
   local last = redis.call('HMGET', record, 'history')[1]
   local read, entry = pcall(cjson.decode, last and redis.call('HMGET', record, 'history:' .. last)[1])
-  if read and type(entry) == 'table' and entry[2] == 'tried' and entry[3] == at_processor
-    and entry[4] == outcome and entry[5] == fate and (entry[7] or entry[6]) == number - 1 then
+  local is_of_try = read and type(entry) == 'table' and entry[2] == 'tried'
+  local latest = is_of_try and (entry[7] or entry[6])
+  if latest == number then return end
+  if latest == number - 1 and entry[3] == at_processor and entry[4] == outcome
+    and entry[5] == fate then
     entry[7], entry[8] = number, now
     redis.call('HSET', record, 'history:' .. last, cjson.encode(entry))
   else

@@ -4,7 +4,7 @@
 -- A payment that waits for a processor goes behind the others that do. wake.lua brings the next ones
 -- forward as soon as one of them makes progress.
 --
--- ARGV, for each payment: id, token, generation, delay (ms), closed tries, ended tries, error, the
+-- ARGV, for each payment: id, token, generation, delay (ms), closed tries, marked tries, error, the
 --   processor that it waits for ('' for none), the outcome of its last try (see remember_tries)
 -- Returns for each payment: 'released', 'noted' (the lease is another's), 'gone'
 
@@ -27,7 +27,7 @@ end
 
 for i = 1, #ARGV, 9 do
   local id, token, of, delay = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
-  local closed, ended, problem = ARGV[i + 4], ARGV[i + 5], ARGV[i + 6]
+  local closed, marked, problem = ARGV[i + 4], ARGV[i + 5], ARGV[i + 6]
   local record = 'payment:' .. id
   local known = redis.pcall('HMGET', record, 'generation', 'token', 'open', 'state',
     'processor')
@@ -37,7 +37,7 @@ for i = 1, #ARGV, 9 do
   else
     remember_tries(record, now, known[5] or '', known[3] or '', closed, ARGV[i + 8])
     if known[3] then
-      redis.call('HSET', record, 'open', changed_tries(known[3], closed, ended))
+      redis.call('HSET', record, 'open', changed_tries(known[3], closed, marked))
     end
     if known[2] == token then
       if problem ~= '' then redis.call('HSET', record, 'last_error', problem) end

@@ -26,7 +26,8 @@ local function judge(i)
     'processor', 'open', 'tries', 'cents', 'resolved_at')
   if known.err then return 'broken' end
   if known[1] ~= current then return 'unknown' end
-  if known[2] == 'queued' or known[2] == 'processing' or known[2] == 'settled' then
+  if known[2] == 'queued' or known[2] == 'processing' or known[2] == 'settled'
+    or known[2] == 'declined' then
     return known[2]
   end
   if known[2] ~= 'dead' or not tonumber(known[3]) or not tonumber(known[7]) then

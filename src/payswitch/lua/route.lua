@@ -3,7 +3,7 @@
 -- use the longest delay that this worker or an earlier one knew.
 --
 -- ARGV: the longest delay of a processor (ms), the lease (ms); then for each payment: id, token,
---   generation, processor, closed tries, ended tries
+--   generation, processor, closed tries, marked tries
 -- Returns for each payment: nil if the lease is lost, or { processor, requested_at (ms), try }
 
 write_even_out_of_memory()

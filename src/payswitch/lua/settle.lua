@@ -4,7 +4,8 @@
 -- an operator had resolved as a dead letter: it may have been paid twice.
 --
 -- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms),
---   the outcome of its last try, if that did not pay (see remember_tries)
+--   the outcome of its last try, if that did not pay (see remember_tries), the processor's reference
+--   ('' for none)
 -- Returns for each payment: 'settled', 'known' (it was settled before), 'gone' (purged), 'incident'
 --   (it matches no pin, or there is no record), 'unaddable' (a sum of the ledger has another type or
 --   would exceed 64 bits; nothing of the payment is changed)
@@ -124,7 +125,7 @@ local function judge(i)
   if known[2] == 'settled' then return 'known' end
   local sum = collect(processor, requested_at, tonumber(known[4]))
   to_settle[id] = { processor = processor, requested_at = requested_at, was = known[2], sum = sum,
-    tried = ARGV[i + 4] }
+    tried = ARGV[i + 4], reference = ARGV[i + 5] }
   return 'settled'
 end
 
@@ -185,7 +186,8 @@ for id, settled in pairs(to_settle) do
   local record = 'payment:' .. id
   if settled.tried ~= '' then remember_tries(record, now, '', '', '', settled.tried) end
   redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'delay',
-    'reason', 'dead_at')
+    'reason', 'dead_at', 'declined', 'declined_at')
+  if settled.reference ~= '' then redis.call('HSET', record, 'reference', settled.reference) end
   redis.call('HSET', record, 'state', 'settled', 'requested_at', settled.requested_at,
     'settled_at', now)
   redis.call('PEXPIRE', record, retention)

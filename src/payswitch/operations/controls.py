@@ -6,6 +6,7 @@ from its next claim on. It outlives restarts of workers and Redis.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -64,9 +65,9 @@ class Controls:
         """End the order of `select`; False if there is none."""
         return await self._end(keys.OVERRIDE, "select", "auto", signature)
 
-    async def override(self) -> Order | None:
-        """The order of `select` in force."""
-        return standing_override(*await self._read(keys.OVERRIDE))
+    async def override(self, processors: Sequence[str]) -> Order | None:
+        """The order of `select` in force, if it names one of these."""
+        return standing_override(processors, *await self._read(keys.OVERRIDE))
 
     async def pause(self, *, life_ms: int | None, signature: Signature) -> Order:
         """Stop all claims for `life_ms`, or until `resume`."""
@@ -147,6 +148,8 @@ def standing_pause(raw: bytes | None, now_ms: int, life_ms: int) -> Order | None
     return Order(text("by") or UNKNOWN, text("at"), text("reason"), until_ms, text("processor"))
 
 
-def standing_override(raw: bytes | None, now_ms: int, life_ms: int) -> Order | None:
+def standing_override(
+    processors: Sequence[str], raw: bytes | None, now_ms: int, life_ms: int
+) -> Order | None:
     """Read the order of `select` the same way; an unreadable one is None, as workers ignore it."""
-    return None if parse_override(raw) is None else standing_pause(raw, now_ms, life_ms)
+    return None if parse_override(raw, processors) is None else standing_pause(raw, now_ms, life_ms)

@@ -15,7 +15,6 @@ from redis.asyncio import Redis
 from payswitch.instants import parse_instant_ms
 from payswitch.money import Total
 from payswitch.operations.controls import Order, standing_override, standing_pause
-from payswitch.settings import PROCESSORS
 from payswitch.store import scripts
 from payswitch.store.notes import read_note
 from payswitch.telemetry.heartbeat import Process, parse_heartbeat
@@ -58,7 +57,8 @@ class Reconciled:
 
 @dataclass(frozen=True, slots=True)
 class Fees:
-    """The fees paid, in cents, and the fees for the same payments all through `default`."""
+    """The fees paid, in cents, and the fees for the same payments all through the first
+    processor."""
 
     paid: Decimal
     all_default: Decimal
@@ -75,7 +75,7 @@ class Overview:
 
     at: int
     settled: Mapping[str, Total]
-    """By processor, since the last purge."""
+    """By processor in order of preference, since the last purge."""
     backlog: int
     oldest_accepted_at: int | None
     in_flight: int
@@ -95,6 +95,11 @@ class Overview:
     processes: Sequence[Process]
 
     @property
+    def preferred(self) -> str:
+        """The first processor in order of preference."""
+        return next(iter(self.settled))
+
+    @property
     def accepted(self) -> int:
         """All payments accepted since the last purge: settled, waiting, dead or resolved."""
         settled = sum(total.count for total in self.settled.values())
@@ -110,7 +115,7 @@ class Overview:
     @property
     def fees(self) -> Fees | None:
         """The fees; None unless every fee involved is known."""
-        default = self.fee_rates.get(PROCESSORS[0])
+        default = self.fee_rates.get(self.preferred)
         used = {name: total.cents for name, total in self.settled.items() if total.cents}
         if default is None or not used.keys() <= self.fee_rates.keys():
             return None
@@ -125,20 +130,20 @@ class Overview:
         return sorted(found, key=lambda each: (each.host, each.pid))
 
 
-async def read_overview(redis: Redis) -> Overview:
+async def read_overview(redis: Redis, processors: Sequence[str]) -> Overview:
     """Read the overview of this instant. Raises `RedisError` or `OSError`."""
     script = scripts.load(redis, "overview")
-    return _parse(scripts.named(await script(args=list(PROCESSORS))))
+    return _parse(scripts.named(await script(args=list(processors))), processors)
 
 
-def _parse(answer: Mapping[str, Any]) -> Overview:
+def _parse(answer: Mapping[str, Any], processors: Sequence[str]) -> Overview:
     """Read the answer of `overview.lua`. Foreign data under its keys counts as nothing."""
     now, totals = answer["now"], answer["totals"]
     return Overview(
         at=now,
         settled={
             name: Total(_whole(count), _whole(cents))
-            for name, count, cents in zip(PROCESSORS, totals[::2], totals[1::2], strict=True)
+            for name, count, cents in zip(processors, totals[::2], totals[1::2], strict=True)
         },
         backlog=answer["backlog"] or 0,
         oldest_accepted_at=_whole(answer["oldest"]) or None,
@@ -146,20 +151,20 @@ def _parse(answer: Mapping[str, Any]) -> Overview:
         dead=answer["dead"] or 0,
         resolved=_whole(answer["resolved"]),
         incidents=answer["incidents"] or 0,
-        choice=_choice(answer["selection"], answer["selection_life"] or 0),
-        health=dict(_health(read_note(answer["reports"]))),
-        fee_rates=dict(_fee_rates(read_note(answer["fees"]))),
+        choice=_choice(processors, answer["selection"], answer["selection_life"] or 0),
+        health=dict(_health(processors, read_note(answer["reports"]))),
+        fee_rates=dict(_fee_rates(processors, read_note(answer["fees"]))),
         reconciled=_reconciled(read_note(answer["reconciled"])),
-        override=standing_override(answer["override"], now, answer["override_life"]),
+        override=standing_override(processors, answer["override"], now, answer["override_life"]),
         paused=standing_pause(answer["paused"], now, answer["paused_life"]),
         processes=list(_processes(answer["heartbeats"])),
     )
 
 
-def _choice(raw: bytes | None, expires_in_ms: int) -> Choice | None:
+def _choice(processors: Sequence[str], raw: bytes | None, expires_in_ms: int) -> Choice | None:
     note = read_note(raw)
     at = _instant(note.get("at"))
-    if note.get("processor") not in PROCESSORS or at is None:
+    if note.get("processor") not in processors or at is None:
         return None
     return Choice(
         processor=note["processor"],
@@ -170,11 +175,11 @@ def _choice(raw: bytes | None, expires_in_ms: int) -> Choice | None:
     )
 
 
-def _health(note: Mapping[str, Any]) -> Iterator[tuple[str, Seen]]:
+def _health(processors: Sequence[str], note: Mapping[str, Any]) -> Iterator[tuple[str, Seen]]:
     at, reports = note.get("at"), note.get("reports")
     if type(at) is not int or not isinstance(reports, dict):
         return
-    for name in PROCESSORS:
+    for name in processors:
         match reports.get(name):
             case {"failing": bool(failing), "minResponseTime": int(slowness)}:
                 yield name, Seen(True, failing, slowness, at)
@@ -182,8 +187,8 @@ def _health(note: Mapping[str, Any]) -> Iterator[tuple[str, Seen]]:
                 yield name, Seen(False, False, 0, at)
 
 
-def _fee_rates(note: Mapping[str, Any]) -> Iterator[tuple[str, Decimal]]:
-    for name in PROCESSORS:
+def _fee_rates(processors: Sequence[str], note: Mapping[str, Any]) -> Iterator[tuple[str, Decimal]]:
+    for name in processors:
         try:
             rate = Decimal(note[name])
         except (KeyError, InvalidOperation, TypeError, ValueError):

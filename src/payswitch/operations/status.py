@@ -12,11 +12,10 @@ from typing import Any
 import orjson
 
 from payswitch.instants import format_instant
-from payswitch.money import format_cents
+from payswitch.money import Currency
 from payswitch.operations.controls import Order
 from payswitch.operations.history import WINDOW_S, Sample
 from payswitch.operations.overview import Overview
-from payswitch.settings import DEFAULT
 from payswitch.telemetry.heartbeat import REFUSES, Process
 
 _RATE_OVER_MS = 5000
@@ -145,10 +144,10 @@ def _of_processes(overview: Overview) -> Iterator[Finding]:
 def _of_processors(overview: Overview) -> Iterator[Finding]:
     choice = overview.choice
     if choice is None:
-        yield Finding(Level.WARNING, "No selection is cached: payments go to default")
+        yield Finding(Level.WARNING, f"No selection is cached: payments go to {overview.preferred}")
     elif not choice.healthy:
         yield Finding(Level.ERROR, f"No processor is healthy: {choice.reason}")
-    elif choice.processor != DEFAULT:
+    elif choice.processor != overview.preferred:
         yield Finding(Level.WARNING, f"The dearer {choice.processor} is selected")
     for name, seen in overview.health.items():
         if not seen.known:
@@ -228,18 +227,19 @@ def duration(ms: float) -> str:
     return " ".join(shown[:2])
 
 
-def money(cents: Decimal | int) -> str:
-    """Cents as a number with exactly two decimals, a fraction of a cent rounded."""
-    return format_cents(int(Decimal(cents).to_integral_value()))
+def money(cents: Decimal | int, currency: Currency) -> str:
+    """Cents as a number with all decimals, a fraction of a cent rounded."""
+    return currency.format_cents(int(Decimal(cents).to_integral_value()))
 
 
-def document(status: Status) -> dict[str, Any]:
+def document(status: Status, currency: Currency) -> dict[str, Any]:
     """The status as JSON: what `payswitch status --json` prints and the page gets."""
     overview, now = status.overview, status.rates
     at = overview.at
     choice, reconciled = overview.choice, overview.reconciled
     return {
         "at": format_instant(at),
+        "currency": {"code": currency.code, "decimals": currency.decimals},
         "level": status.level.value,
         "headline": status.headline,
         "findings": [{"level": each.level.value, "text": each.text} for each in status.findings],
@@ -250,7 +250,7 @@ def document(status: Status) -> dict[str, Any]:
         },
         "settled": {
             "total": sum(total.count for total in overview.settled.values()),
-            "amount": _amount(sum(total.cents for total in overview.settled.values())),
+            "amount": _amount(sum(total.cents for total in overview.settled.values()), currency),
             "perSecond": now and round(now.all_settled_per_s, 1),
         },
         "backlog": {
@@ -273,8 +273,8 @@ def document(status: Status) -> dict[str, Any]:
         },
         "override": _order_document(overview.override, at),
         "paused": _order_document(overview.paused, at),
-        "processors": {name: _processor(status, name) for name in overview.settled},
-        "fees": _fees(overview),
+        "processors": {name: _processor(status, name, currency) for name in overview.settled},
+        "fees": _fees(overview, currency),
         "deadLetters": overview.dead,
         "incidents": overview.incidents,
         "reconciliation": reconciled
@@ -283,13 +283,13 @@ def document(status: Status) -> dict[str, Any]:
     }
 
 
-def _processor(status: Status, name: str) -> dict[str, Any]:
+def _processor(status: Status, name: str, currency: Currency) -> dict[str, Any]:
     overview, now = status.overview, status.rates
     seen, total, fee = overview.health.get(name), overview.settled[name], overview.fee_rates
     workers = overview.of_kind("worker")
     return {
         "settled": total.count,
-        "amount": _amount(total.cents),
+        "amount": _amount(total.cents, currency),
         "perSecond": now and round(now.settled_per_s.get(name, 0), 1),
         "failedTries": now and now.failed.get(name, 0),
         "fee": orjson.Fragment(f"{fee[name]:f}") if name in fee else None,
@@ -327,15 +327,15 @@ def _in_order(overview: Overview) -> list[Process]:
     return [each for kind in ("ingress", "worker", "health") for each in overview.of_kind(kind)]
 
 
-def _fees(overview: Overview) -> dict[str, Any] | None:
+def _fees(overview: Overview, currency: Currency) -> dict[str, Any] | None:
     fees = overview.fees
     if fees is None:
         return None
     settled = sum(total.cents for total in overview.settled.values())
     return {
-        "paid": _amount(fees.paid),
-        "allDefault": _amount(fees.all_default),
-        "extra": _amount(fees.extra),
+        "paid": _amount(fees.paid, currency),
+        "allDefault": _amount(fees.all_default, currency),
+        "extra": _amount(fees.extra, currency),
         "share": round(float(fees.paid / settled), 5) if settled else None,
     }
 
@@ -357,8 +357,8 @@ def _order(order: Order, at: int) -> str:
     return f"{order.by}{reason}{ends}"
 
 
-def _amount(cents: Decimal | int) -> orjson.Fragment:
-    return orjson.Fragment(money(cents))
+def _amount(cents: Decimal | int, currency: Currency) -> orjson.Fragment:
+    return orjson.Fragment(money(cents, currency))
 
 
 def _rounded(ms: float | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis.asyncio import Redis
@@ -16,7 +16,7 @@ from payswitch.telemetry.histogram import Histogram
 
 logger = logging.getLogger(__name__)
 
-_TRY = re.compile(r"(\d+)(e?)")
+_TRY = re.compile(r"(\d+)([ep]?)")
 
 LifeOfTry = tuple[str, int, int]
 """Generation, instant of acceptance and number of a try."""
@@ -25,10 +25,16 @@ LifeOfTry = tuple[str, int, int]
 @dataclass(frozen=True, slots=True)
 class OpenTry:
     """A try whose outcome is unknown. If `ended`, the processor has answered it, so it can't be
-    recorded after that answer."""
+    recorded after that answer. If `pending`, the processor has it and will decide."""
 
     number: int
     ended: bool
+    pending: bool = False
+
+    @property
+    def text(self) -> str:
+        """As it stands in the record's `open` field."""
+        return f"{self.number}{'e' if self.ended else 'p' if self.pending else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,10 @@ class Claim:
     """ms by Redis' clock."""
     claimed_at: int = 0
     """ms by Redis' clock."""
+    declined: str = ""
+    """The code with which a try was declined while another was open."""
+    metadata: bytes | None = field(default=None, repr=False)
+    """The client's JSON object, in canonical form; logs never show it."""
 
     def life_of_try(self, number: int) -> LifeOfTry:
         """An identity that no other try shares. An id may return after a purge, or after its record
@@ -66,7 +76,9 @@ class Claim:
 
 def parse_open_tries(text: str) -> tuple[OpenTry, ...]:
     """Read the record's `open` field, such as `3 4e`."""
-    return tuple(OpenTry(int(number), mark == "e") for number, mark in _TRY.findall(text))
+    return tuple(
+        OpenTry(int(number), mark == "e", mark == "p") for number, mark in _TRY.findall(text)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +175,8 @@ class Claims:
             overdue=now - int(entry["replayed_at"] or accepted_at) > self._deadline_ms,
             accepted_at=accepted_at,
             claimed_at=now,
+            declined=(entry["declined"] or b"").decode(errors="replace"),
+            metadata=entry["metadata"] or None,
         )
         if claim.job_try == 1 and not claim.tries:  # a replayed dead letter has tries
             self.waits.add(now - accepted_at)

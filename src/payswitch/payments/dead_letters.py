@@ -33,6 +33,7 @@ class Handling(enum.Enum):
     QUEUED = "queued"
     PROCESSING = "processing"
     SETTLED = "settled"
+    DECLINED = "declined"
     RESOLVED = "resolved"
     """An operator resolved it before."""
     UNKNOWN = "unknown"

@@ -26,6 +26,10 @@ class Fate(enum.Enum):
     """Closed: nothing of it was sent."""
     MISSING = "missing"
     """Closed: the processor doesn't have the payment."""
+    DECLINED = "declined"
+    """Closed: the provider has decided against the payment."""
+    PENDING = "pending"
+    """The provider has the payment and will decide."""
     ENDED = "ended"
     """The processor has answered; it may have recorded the payment before."""
     OPEN = "open"
@@ -35,6 +39,8 @@ class Fate(enum.Enum):
 _FATES = {
     Fate.UNSENT: "closed, as nothing was sent",
     Fate.MISSING: "closed, as {processor} doesn't have the payment",
+    Fate.DECLINED: "closed, as {processor} will not take the payment",
+    Fate.PENDING: "open: {processor} will decide",
     Fate.ENDED: "open: it may have been recorded",
     Fate.OPEN: "open: it may still be recorded",
 }
@@ -80,8 +86,9 @@ def _in_words(entry: list[Any]) -> str | None:
                 last, at = others
                 tries, until = f"tries {first} to {last}", f", the last at {format_instant(at)}"
             return f"{tries} at {processor}: {outcome}; {became}{until}"
-        case ["closed", str(processor), list(numbers)]:
-            return f"{_tries(numbers)} closed: {processor} doesn't have the payment"
+        case ["closed", str(processor), list(numbers), str(why)]:
+            became = _FATES[Fate(why)].format(processor=processor)
+            return f"{_tries(numbers)}: {became}"
         case ["dead", str(reason)]:
             return f"dead letter: {reason}"
         case ["resolved", str(by), str(reason)]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch.payments.audit import Signature
-from payswitch.settings import PROCESSORS
 from payswitch.store import keys, scripts
 from payswitch.store.redis_clock import redis_now_ms
 
@@ -27,8 +27,9 @@ class Purge:
     """Begins a new generation and removes the keys of the old ones. `limit_ms` bounds each step
     that waits for Redis."""
 
-    def __init__(self, redis: Redis, *, limit_ms: int = 1200) -> None:
+    def __init__(self, redis: Redis, processors: Sequence[str], *, limit_ms: int = 1200) -> None:
         self._redis = redis
+        self._processors = processors
         # Below the time limit of a call: Redis never executes an abandoned call.
         self._latest_ms = limit_ms * 2 // 3
         self._limit_s = limit_ms / 1000
@@ -56,7 +57,7 @@ class Purge:
             logger.warning("purge: calls under way did not end in time and will not be recorded")
         async with asyncio.timeout(self._limit_s):
             latest = await redis_now_ms(self._redis) + self._latest_ms
-            args: list[str | int] = [latest, *signature.arguments(), *PROCESSORS]
+            args: list[str | int] = [latest, *signature.arguments(), *self._processors]
             generation = int(await self._purge(args=args))
         if generation == 0:
             raise RedisTimeoutError("Redis took the purge too late, so nothing was purged")

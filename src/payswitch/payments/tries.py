@@ -37,32 +37,36 @@ class Tried:
     processor: str
     outcome: str
     """In words."""
-    is_unsent: bool
-    """Whether nothing of it was sent."""
+    fate: Fate | None = None
+    """What became of it, if that is more than the findings say."""
 
 
 @dataclass(slots=True)
 class Findings:
-    """A claim's tries by number: those to close, and those that ended. `tried` is the one just
-    made, unless it paid."""
+    """A claim's tries by number: those to close, those that ended, and those that the processor has
+    and will decide. `tried` is the one just made, unless it paid."""
 
     closed: set[int] = field(default_factory=set)
     ended: set[int] = field(default_factory=set)
+    pending: set[int] = field(default_factory=set)
     tried: Tried | None = None
 
     def arguments(self) -> tuple[str, str]:
-        """Both sets as arguments of a script."""
-        return ",".join(map(str, sorted(self.closed))), ",".join(map(str, sorted(self.ended)))
+        """The closed tries and the marks of others as arguments of a script."""
+        marks = {**dict.fromkeys(self.ended, "e"), **dict.fromkeys(self.pending, "p")}
+        marked = ",".join(f"{number}{marks[number]}" for number in sorted(marks))
+        return ",".join(map(str, sorted(self.closed))), marked
 
-    def last_try(self) -> str:
-        """The try just made as an argument of a script; empty if there is none, or it paid."""
+    def last_try(self, *, declined: bool = False) -> str:
+        """The try just made as an argument of a script; empty if there is none, or it paid. If
+        `declined`, the provider's decision has closed it."""
         if self.tried is None:
             return ""
         number, fate = self.tried.number, Fate.OPEN
-        if self.tried.is_unsent:
-            fate = Fate.UNSENT
+        if self.tried.fate is not None:
+            fate = self.tried.fate
         elif number in self.closed:
-            fate = Fate.MISSING
+            fate = Fate.DECLINED if declined else Fate.MISSING
         elif number in self.ended:
             fate = Fate.ENDED
         outcome = self.tried.outcome[:_LONGEST_OUTCOME]
@@ -83,7 +87,7 @@ _Release = tuple[Claim, int, Findings, str, str]
 
 
 class Burial(enum.Enum):
-    """The verdict on a payment that was to become a dead letter."""
+    """The verdict on a payment that was to become a dead letter or declined."""
 
     BURIED = "buried"
     STILL_OPEN = "open"
@@ -95,7 +99,9 @@ class Tries:
     """Changes the tries in payments' records. Each script fences its changes by lease and
     generation, as its head says."""
 
-    def __init__(self, redis: Redis, *, max_delay_ms: int, lease_ms: int) -> None:
+    def __init__(
+        self, redis: Redis, *, max_delay_ms: int, lease_ms: int, retention_ms: int
+    ) -> None:
         self._redis = redis
         self._route = scripts.load(redis, "route")
         self._release = scripts.load(redis, "release")
@@ -103,6 +109,7 @@ class Tries:
         self._wake = scripts.load(redis, "wake")
         self._max_delay_ms = max_delay_ms
         self._lease_ms = lease_ms
+        self._retention_ms = retention_ms
         self._routes: GroupCommit[tuple[Claim, str, Findings], Routed | None] = GroupCommit(
             self._flush_routes
         )
@@ -127,20 +134,29 @@ class Tries:
         await self._wakes.submit(processor)
 
     async def bury(
-        self, claim: Claim, reason: str, findings: Findings, *, horizon_passed: bool
+        self,
+        claim: Claim,
+        reason: str,
+        findings: Findings,
+        *,
+        horizon_passed: bool,
+        declined: bool = False,
     ) -> Burial:
-        """Make the payment a dead letter that keeps pin and tries. `horizon_passed` is by the
-        worker's own clock; the script checks Redis' clock. Raises `RedisError`."""
+        """Make the payment a dead letter that keeps pin and tries, or declined with its provider's
+        code as the reason. `horizon_passed` is by the worker's own clock; the script checks Redis'
+        clock. Raises `RedisError`."""
         [verdict] = await self._bury(
             args=[
                 self._max_delay_ms,
+                self._retention_ms,
                 claim.correlation_id,
                 claim.token,
                 claim.generation,
+                "declined" if declined else "dead",
                 reason,
                 *findings.arguments(),
                 int(horizon_passed),
-                findings.last_try(),
+                findings.last_try(declined=declined),
             ]
         )
         return Burial(verdict.decode())

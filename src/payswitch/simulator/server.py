@@ -23,6 +23,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from payswitch.http.server import Exchange, Listener, Reply, message, reply
+from payswitch.money import BRL, Currency
 from payswitch.reasons import reason
 from payswitch.simulator.book import (
     Book,
@@ -34,7 +35,6 @@ from payswitch.simulator.book import (
     parse_instant,
 )
 from payswitch.simulator.faults import (
-    MAX_MS,
     Faults,
     HealthFault,
     HealthLots,
@@ -43,7 +43,9 @@ from payswitch.simulator.faults import (
     PaymentLots,
     broken_answer,
     gateway_answer,
+    milliseconds,
     parse_faults,
+    truth,
 )
 from payswitch.simulator.journal import Journal, JournalStep
 from payswitch.simulator.streams import Stream, send_stream
@@ -85,20 +87,28 @@ class SimulatorConfig:
     rate_limit_s: float = 5.0
     delay_ms: int = 0
     failing: bool = False
+    currency: Currency = BRL
 
     @classmethod
     def from_environment(cls, name: str, environment: Mapping[str, str]) -> Self:
-        """Read the real processor's variables: TRANSACTION_FEE, INITIAL_TOKEN and
-        RATE_LIMIT_SECONDS. Each has its default.
+        """Read the real processor's variables, TRANSACTION_FEE, INITIAL_TOKEN and
+        RATE_LIMIT_SECONDS, and PAYSWITCH_CURRENCY. Each has its default.
 
         Raises:
-            ValueError: a variable is not a number, negative, or out of all proportion.
+            ValueError: a variable is not a number, negative, or out of all proportion; or the
+                currency is unknown.
         """
+        code = environment.get("PAYSWITCH_CURRENCY") or BRL.code
+        try:
+            currency = Currency(code)
+        except ValueError:
+            raise ValueError(f"PAYSWITCH_CURRENCY is no currency of ISO 4217: {code!r}") from None
         return cls(
             name,
             fee=Decimal(_number(environment, "TRANSACTION_FEE", "0.05")),
             token=environment.get("INITIAL_TOKEN", cls.token),
             rate_limit_s=float(_number(environment, "RATE_LIMIT_SECONDS", "5")),
+            currency=currency,
         )
 
 
@@ -213,13 +223,12 @@ class Simulator:
             exchange.answer(self._find(exchange))
             return
         try:
-            entry = parse_entry(exchange.body)
+            entry = parse_entry(exchange.body, self.config.currency)
         except ValueError as error:
             exchange.answer(message(HTTPStatus.BAD_REQUEST, str(error)))
             return
         lot = self._payment_lots.draw() if self._payment_lots is not None else None
-        if self.journal.on:
-            self.journal.note("arrived", entry, lot.mode if lot is not None else None)
+        self.journal.note("arrived", entry, lot.mode if lot is not None else None)
         if lot is not None and lot.mode is PaymentFault.CLOSE:
             self._hang_up(exchange, entry, lot.mode)
         elif self.config.delay_ms:
@@ -240,10 +249,7 @@ class Simulator:
         if lot is not None and lot.mode in self._faults.payments:
             self._misbehave(exchange, entry, lot)
             return
-        outcome = self._commit(entry)
-        if self.journal.on:
-            self._note_answer(exchange, entry, outcome.status)
-        exchange.answer(outcome)
+        self._answer(exchange, entry, self._commit(entry))
 
     def _commit(self, entry: BookEntry, fault: PaymentFault | None = None) -> Reply:
         """Enter a payment in the book, if possible, and return the true answer."""
@@ -254,8 +260,7 @@ class Simulator:
             event, outcome = "committed", _PROCESSED
         else:
             event, outcome = "known", _known(entry)
-        if self.journal.on:
-            self.journal.note(event, entry, fault)
+        self.journal.note(event, entry, fault)
         return outcome
 
     def _misbehave(self, exchange: Exchange, entry: BookEntry, lot: Misfortune) -> None:
@@ -285,25 +290,20 @@ class Simulator:
                 self._answer(exchange, entry, broken, fault)
 
     def _answer(
-        self, exchange: Exchange, entry: BookEntry, outcome: Reply | Stream, fault: PaymentFault
-    ) -> None:
-        self._note_answer(exchange, entry, outcome.status, fault)
-        if isinstance(outcome, Stream):
-            send_stream(outcome, exchange, self._later)
-        else:
-            exchange.answer(outcome)
-
-    def _note_answer(
         self,
         exchange: Exchange,
         entry: BookEntry,
-        status: int | None,
+        outcome: Reply | Stream,
         fault: PaymentFault | None = None,
     ) -> None:
         if exchange.abandoned:
             self.journal.note("hung-up", entry, fault)
         else:
-            self.journal.note("answered", entry, fault, status)
+            self.journal.note("answered", entry, fault, outcome.status)
+        if isinstance(outcome, Stream):
+            send_stream(outcome, exchange, self._later)
+        else:
+            exchange.answer(outcome)
 
     def _hang_up(self, exchange: Exchange, entry: BookEntry, fault: PaymentFault) -> None:
         self.journal.note("hung-up", entry, fault)
@@ -322,7 +322,7 @@ class Simulator:
         if entry is None:
             return _NOT_FOUND
         body = (
-            f'{{"correlationId":"{entry.correlation_id}","amount":{_decimal(entry.cents)},'
+            f'{{"correlationId":"{entry.correlation_id}","amount":{self._decimal(entry.cents)},'
             f'"requestedAt":"{format_instant(entry.requested_at_us)}"}}'
         )
         return reply(HTTPStatus.OK, body.encode())
@@ -398,10 +398,11 @@ class Simulator:
         first_us, last_us = (
             parse_instant(query[bound][0]) if bound in query else None for bound in ("from", "to")
         )
-        requests, cents = self.book.totals(first_us, last_us)
+        total = self.book.totals(first_us, last_us)
+        amount = self._decimal(total.cents)
         body = (
-            f'{{"totalRequests":{requests},"totalAmount":{_decimal(cents)},'
-            f'"totalFee":{self.config.fee * _decimal(cents):f},'
+            f'{{"totalRequests":{total.count},"totalAmount":{amount},'
+            f'"totalFee":{self.config.fee * amount:f},'
             f'"feePerTransaction":{self.config.fee:f}}}'
         )
         return reply(HTTPStatus.OK, body.encode())
@@ -414,16 +415,12 @@ class Simulator:
         return _NO_CONTENT
 
     def _set_delay(self, exchange: Exchange) -> Reply:
-        delay = json_object(exchange.body).get("delay")
-        if type(delay) is not int or not 0 <= delay <= MAX_MS:
-            raise ValueError("delay is not a whole number of milliseconds")
+        delay = milliseconds("delay", json_object(exchange.body).get("delay"))
         was, self.config.delay_ms = self.config.delay_ms, delay
         return _changed("delay", was, delay)
 
     def _set_failure(self, exchange: Exchange) -> Reply:
-        failure = json_object(exchange.body).get("failure")
-        if not isinstance(failure, bool):
-            raise ValueError("failure is neither true nor false")
+        failure = truth("failure", json_object(exchange.body).get("failure"))
         was, self.config.failing = self.config.failing, failure
         return _changed("failure", was, failure)
 
@@ -475,9 +472,8 @@ class Simulator:
         self.journal.clear()
         return _PURGED
 
-
-def _decimal(cents: int) -> Decimal:
-    return Decimal(cents).scaleb(-2)
+    def _decimal(self, cents: int) -> Decimal:
+        return Decimal(cents).scaleb(-self.config.currency.decimals)
 
 
 def _known(entry: BookEntry) -> Reply:

@@ -393,11 +393,7 @@ async def test_questions_to_a_silent_processor_do_not_hold_every_slot(b: Bench) 
 
 async def test_a_refused_connection_closes_the_try(redis: ArqRedis) -> None:
     async with bench(redis) as b:
-        gone = replace(
-            FAST,
-            processor_url_default=f"http://127.0.0.1:{free_port()}",
-            processor_url_fallback=b.fallback.url,
-        )
+        gone = FAST.with_urls(default=f"http://127.0.0.1:{free_port()}", fallback=b.fallback.url)
         b.use(gone)
         payment = await b.accept()
         await b.dispatcher.dispatch(await b.claim_when_due(payment))
@@ -586,7 +582,7 @@ async def test_a_breaker_that_opens_says_why(
 ) -> None:
     async with bench(redis) as b:
         gone = f"http://127.0.0.1:{free_port()}"
-        b.use(replace(FAST, processor_url_default=gone), limits=replace(PATIENT, failures=1))
+        b.use(FAST.with_urls(default=gone), limits=replace(PATIENT, failures=1))
         await b.dispatcher.dispatch(await b.claim_when_due(await b.accept()))
     assert [record.getMessage() for record in caplog.records] == [
         "default keeps failing, so its circuit breaker opens: connection refused"
@@ -755,7 +751,7 @@ async def test_after_a_purge_both_clocks_watch_the_same_id_from_the_start(b: Ben
 
     await eventually(quiet_time_is_over, what="the first life's quiet time is over")
     await b.accept(correlation_id=payment)
-    other = Tries(b.redis, max_delay_ms=300, lease_ms=b.settings.lease_ms)
+    other = Tries(b.redis, max_delay_ms=300, lease_ms=b.settings.lease_ms, retention_ms=600_000)
     await other.open(await b.claim_when_due(payment), "default", Findings())
     await b.redis.hset(f"payment:{payment}", "horizon", "1")  # type: ignore[misc]
     b.choose("fallback")

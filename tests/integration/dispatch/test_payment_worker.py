@@ -27,7 +27,7 @@ from payswitch.settings import Settings
 from payswitch.store import keys
 from payswitch.store.client import connect
 from tests.integration.harness import FAST, PATIENT, Bench, bench, worker_process
-from tests.support import LOST_REPLY, NEVER, RedisServer, Reply, eventually
+from tests.support import LOST_REPLY, NEVER, PROCESSORS, RedisServer, Reply, eventually
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ async def running_worker(
         max_jobs=settings.worker_slots,
         job_deserializer=orjson.loads,
         health_check_interval=1,
+        processors=PROCESSORS,
         claim_pause_ms=settings.claim_pause_ms,
         lease_ms=settings.lease_ms,
         deadline_ms=settings.payment_deadline_ms,

@@ -18,7 +18,7 @@ from payswitch.store import keys
 from payswitch.store.client import connect
 from tests.integration.command import Payswitch
 from tests.integration.harness import FAST, Bench, bench, worker_process
-from tests.support import ANA, RedisServer, Reply, eventually
+from tests.support import ANA, PROCESSORS, RedisServer, Reply, eventually
 
 WAKE = "payments:wake"
 QUICK = {
@@ -145,18 +145,18 @@ async def test_while_the_chosen_one_fails_payments_wait_and_it_is_probed(
 async def test_an_override_reaches_the_dispatcher_with_the_claim(b: Bench) -> None:
     await Controls(b.redis).select("fallback", life_ms=60_000, signature=ANA)
     batch = await take(b)
-    assert parse_standing(batch.selection) == Selection(
+    assert parse_standing(batch.selection, PROCESSORS) == Selection(
         "fallback", True, "chosen by ana", overridden=True
     )
 
 
 async def test_a_spoilt_override_is_ignored(b: Bench, redis: ArqRedis) -> None:
     await redis.hset(keys.OVERRIDE, "processor", "fallback")  # type: ignore[misc]
-    assert not parse_standing((await take(b)).selection).overridden
-    assert await Controls(redis).override() is None
+    assert not parse_standing((await take(b)).selection, PROCESSORS).overridden
+    assert await Controls(redis).override(PROCESSORS) is None
     await redis.set(keys.OVERRIDE, "{")
-    assert not parse_standing((await take(b)).selection).overridden
-    assert await Controls(redis).override() is None
+    assert not parse_standing((await take(b)).selection, PROCESSORS).overridden
+    assert await Controls(redis).override(PROCESSORS) is None
     assert await Controls(redis).select_automatically(ANA)
 
 
@@ -281,7 +281,7 @@ async def test_orders_survive_a_purge(b: Bench) -> None:
     await controls.select("fallback", life_ms=60_000, signature=ANA)
     await b.purge()
     assert await controls.paused() is not None
-    assert await controls.override() is not None
+    assert await controls.override(PROCESSORS) is not None
 
 
 async def test_orders_are_taken_when_redis_has_no_memory_left(

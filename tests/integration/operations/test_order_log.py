@@ -10,14 +10,14 @@ from arq.connections import ArqRedis
 from payswitch.operations.controls import Controls
 from payswitch.operations.history import HistoryWriter
 from payswitch.payments.audit import Signature
-from tests.support import ANA
+from tests.support import ANA, PROCESSORS
 
 
 async def test_each_order_is_said_once_when_it_begins_and_when_it_ends(
     redis: ArqRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "payswitch.operations.order_log")
-    controls, writer = Controls(redis), HistoryWriter(redis)
+    controls, writer = Controls(redis), HistoryWriter(redis, PROCESSORS)
 
     async def said() -> list[str]:
         caplog.clear()

@@ -22,7 +22,7 @@ from payswitch.payments.claims import Claims
 from payswitch.payments.incidents import Incident
 from payswitch.payments.payment import Payment
 from payswitch.payments.records import Unreadable
-from payswitch.processors.books import CannotAskError
+from payswitch.processors.processor import CannotAskError
 from payswitch.simulator.book import BookEntry
 from tests.integration.books import AT, Books, books
 from tests.support import free_port
@@ -418,7 +418,7 @@ async def test_one_of_ten_thousand_is_found_with_few_questions(redis: ArqRedis) 
 
 
 async def test_a_processor_that_is_away_is_never_equal(b: Books) -> None:
-    b.settings = replace(b.settings, processor_url_fallback=f"http://127.0.0.1:{free_port()}")
+    b.settings = b.settings.with_urls(fallback=f"http://127.0.0.1:{free_port()}")
     with pytest.raises(CannotAskError, match=r"fallback at http.*: connection refused"):
         await b.reconcile()
 

@@ -71,6 +71,24 @@ async def test_the_same_id_with_another_amount_is_refused(redis: ArqRedis) -> No
     assert await redis.hget(f"payment:{payment.correlation_id}", "cents") == b"100"  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("metadata", [None, b'{"order":1}'])
+async def test_the_same_id_with_other_metadata_is_refused(
+    redis: ArqRedis, metadata: bytes | None
+) -> None:
+    queue = accept_queue(redis)
+    payment = new_payment()._replace(metadata=metadata)
+    other = payment._replace(metadata=b'{"order":2}')
+    verdicts = await asyncio.gather(*map(queue.accept, (payment, other, payment)))  # in one call
+    assert verdicts == [Acceptance.NEW, Acceptance.OTHER_METADATA, Acceptance.SAME]
+    assert [await queue.accept(each) for each in (other, payment)] == verdicts[1:]
+    without = payment._replace(metadata=None)
+    known = Acceptance.SAME if metadata is None else Acceptance.OTHER_METADATA
+    assert await queue.accept(without) is known
+    both = other._replace(cents=other.cents + 1)
+    assert await queue.accept(both) is Acceptance.OTHER_AMOUNT
+    assert await redis.hget(f"payment:{payment.correlation_id}", "metadata") == metadata  # type: ignore[misc]
+
+
 async def test_fifty_at_the_same_time_on_two_instances_queue_it_once(
     redis: ArqRedis, redis_server: RedisServer
 ) -> None:

@@ -502,6 +502,9 @@ async def test_everything_known_of_a_dead_letter_is_found(b: Bench, die: Die) ->
         ("tries", "9" * 20, f"tries is '{'9' * 20}'"),
         ("open", f"{'9' * 20}e", f"open is '{'9' * 20}e'"),
         ("open", "nonsense", "open is 'nonsense'"),
+        ("metadata", "nonsense", "metadata is no JSON object"),
+        ("metadata", "[1]", "metadata is no JSON object"),
+        ("metadata", "", "metadata is no JSON object"),
     ],
 )
 async def test_a_spoilt_record_is_listed_as_such(

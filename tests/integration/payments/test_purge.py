@@ -14,7 +14,7 @@ from payswitch.payments.purge import Purge
 from payswitch.payments.records import read_record
 from payswitch.store import scripts
 from tests.integration.harness import Bench, bench
-from tests.support import ANA, NEVER, Reply
+from tests.support import ANA, NEVER, PROCESSORS, Reply
 
 NOTHING = {"default": Total(), "fallback": Total()}
 
@@ -99,7 +99,7 @@ async def test_a_purge_of_much_answers_before_it_has_removed_all(b: Bench, redis
             for number in range(first, first + 1000):
                 pipe.hset(f"payment:{number}", mapping={"generation": 0, "state": "settled"})
             await pipe.execute()
-    purge = Purge(redis)
+    purge = Purge(redis, PROCESSORS)
     await purge.run(ANA)
     assert await b.summary() == NOTHING
     new = await b.accept()

@@ -20,6 +20,7 @@ from arq.typing import WorkerCoroutine
 from arq.worker import JobExecutionFailed
 
 from payswitch.dispatch.arq_worker import ResilientWorker
+from payswitch.processors.processor import make_processors
 from payswitch.selection.health_check import HealthCheck, Times, make_health_check
 from payswitch.store import keys
 from payswitch.store.client import connect
@@ -38,7 +39,8 @@ async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
 
 
 def checker(b: Bench, times: Times = SLOW_THROTTLE) -> HealthCheck:
-    return make_health_check(b.settings, b.redis, b.transport, times)
+    processors = list(make_processors(b.settings, b.transport).values())
+    return make_health_check(b.settings, b.redis, processors, times)
 
 
 def healthy(ms: int) -> Reply:

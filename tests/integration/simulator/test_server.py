@@ -20,7 +20,7 @@ import pytest
 
 from payswitch.http import server as http_server
 from payswitch.http.server import Bounds, ServerConnection
-from payswitch.simulator.book import BookTotals
+from payswitch.money import Total
 from payswitch.simulator.server import Simulator, SimulatorConfig
 
 HOST = "127.0.0.1"
@@ -188,7 +188,7 @@ async def test_a_known_id_is_refused_in_any_case_and_changes_nothing(processor: 
     response = await processor.http.post("/payments", json=again)
     assert response.status_code == 422
     assert "already exists" in response.json()["message"]
-    assert processor.simulator.book.totals() == BookTotals(1, 1990)
+    assert processor.simulator.book.totals() == Total(1, 1990)
 
 
 async def test_a_failing_processor_records_nothing(processor: Processor) -> None:

@@ -261,8 +261,8 @@ async def test_the_documented_user_may_do_all_that_the_parts_and_commands_do(
     monitor = Monitor(admin)
     async with books(redis) as b, monitor.running(), serving(url, trust="require") as client:
         urls = {
-            "PAYMENT_PROCESSOR_URL_DEFAULT": b.settings.processor_url_default,
-            "PAYMENT_PROCESSOR_URL_FALLBACK": b.settings.processor_url_fallback,
+            "PAYMENT_PROCESSOR_URL_DEFAULT": b.settings.processor_urls["default"],
+            "PAYMENT_PROCESSOR_URL_FALLBACK": b.settings.processor_urls["fallback"],
         }
         async with part(url, "worker", urls), part(url, "health", urls):
             await work(b, Payswitch(url, urls), client)

@@ -18,8 +18,9 @@ from hypothesis.stateful import (
 )
 
 from payswitch.dispatch.routing import Breaker, BreakerLimits, BreakerState, Router, Verdict
-from payswitch.selection.selector import UNSELECTED, Selection
+from payswitch.selection.selector import Selection, unselected
 from payswitch.telemetry.heartbeat import REFUSES
+from tests.support import PROCESSORS
 
 SLOTS = 4
 FAILURES = 3
@@ -510,7 +511,7 @@ def test_the_selected_processor_comes_first(processor: str) -> None:
 
 def test_without_any_selection_default_is_chosen() -> None:
     router = router_of()
-    assert (router.selection, router.choose(0)) == (UNSELECTED, "default")
+    assert (router.selection, router.choose(0)) == (unselected(PROCESSORS), "default")
 
 
 @pytest.mark.parametrize(("selected", "other"), [("default", "fallback"), ("fallback", "default")])
@@ -594,7 +595,7 @@ def test_seeing_a_newer_selection_asks_for_a_newer_success() -> None:
 
 def test_a_selection_that_has_expired_is_forgotten() -> None:
     router = selecting(router_of(), "fallback", healthy=False)
-    router.see(None, UNSELECTED, 1)
+    router.see(None, unselected(PROCESSORS), 1)
     assert router.choose(2) == "default"
 
 

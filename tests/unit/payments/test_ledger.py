@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from payswitch.money import MAX_CENTS, Total
+from payswitch.money import BRL, MAX_CENTS, Total
 from payswitch.payments.accepting import AcceptQueue
 from payswitch.payments.claims import Claim
 from payswitch.payments.ledger import Ledger, Settlement, summary_json
@@ -408,13 +408,13 @@ async def test_a_sum_beyond_what_a_double_tells_is_exact(
     ],
 )
 def test_a_sum_is_written_with_exactly_two_decimals(cents: int, amount: bytes) -> None:
-    assert summary_json({"default": Total(3, cents)}) == (
+    assert summary_json({"default": Total(3, cents)}, BRL) == (
         b'{"default":{"totalRequests":3,"totalAmount":' + amount + b"}}"
     )
 
 
 def test_the_summary_names_every_processor() -> None:
-    assert summary_json({"default": Total(1, 1990), "fallback": Total()}) == (
+    assert summary_json({"default": Total(1, 1990), "fallback": Total()}, BRL) == (
         b'{"default":{"totalRequests":1,"totalAmount":19.90},'
         b'"fallback":{"totalRequests":0,"totalAmount":0.00}}'
     )

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from payswitch.http.transport import NotSent
+from payswitch.processors.connector import ConnectorSettings, Instruction, Response
 from payswitch.processors.outcomes import (
     Ended,
     FindOutcome,
@@ -23,15 +24,14 @@ from payswitch.processors.outcomes import (
     NotSentInTime,
     Outcome,
     Paid,
+    PayOutcome,
     Refused,
     Unclear,
     Unknown,
-    classify,
     classify_error,
-    classify_finding,
-    classify_health,
 )
 from payswitch.processors.processor import Processor
+from payswitch.processors.rinha import RinhaConnector
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 AT_MS = 1_795_363_500_123
@@ -46,6 +46,23 @@ JSON = st.recursive(
 )
 BODIES = st.binary(max_size=100) | JSON.map(orjson.dumps)
 STATUSES = st.integers(100, 599)
+RINHA = RinhaConnector(ConnectorSettings("default"))
+PAYMENT = Instruction(ID, 1990, AT_MS)
+
+
+def classify(status: int, retry_after_ms: int | None, content: bytes) -> PayOutcome:
+    return RINHA.read_payment(PAYMENT, Response(status, content, None, retry_after_ms))
+
+
+def classify_finding(
+    status: int, content: bytes, correlation_id: str = ID, retry_after_ms: int | None = None
+) -> FindOutcome:
+    asked = Instruction(correlation_id, 1990, AT_MS)
+    return RINHA.read_finding(asked, Response(status, content, None, retry_after_ms))
+
+
+def classify_health(status: int, content: bytes) -> HealthReport | None:
+    return RINHA.read_health(Response(status, content))
 
 
 # What a complete answer to a payment means.
@@ -65,9 +82,15 @@ def test_success_with_nonsense_means_unknown(status: int, content: bytes) -> Non
     )
 
 
-@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize(
+    "status",
+    [
+        *(400, 402, 406, 407, 409, 410, 411, 413, 415, 418, 421, 422, 423, 424, 426, 428, 431),
+        451,
+    ],
+)
 @pytest.mark.parametrize("content", [b"", b'{"message":"exists"}', b"<html>"])
-def test_400_and_422_mean_refused(status: int, content: bytes) -> None:
+def test_a_4xx_that_is_not_about_us_means_refused(status: int, content: bytes) -> None:
     assert classify(status, None, content) == Refused(status)
 
 
@@ -93,8 +116,7 @@ def test_an_answer_that_may_be_a_gateways_means_unknown_and_how_long_to_wait(
     [
         *(100, 101, 103),
         *(300, 301, 302, 303, 304, 307, 308, 399),
-        *(401, 402, 403, 404, 405, 406, 407, 409, 410, 411, 413, 415, 418, 421, 423, 424, 425),
-        *(426, 428, 431, 451, 500),
+        *(401, 403, 404, 405, 425, 500),
     ],
 )
 def test_any_other_complete_answer_means_ended_and_speaks_against_the_processor(
@@ -392,6 +414,7 @@ def processor_at(answer: Answer | AsyncAnswer, url: str = URL) -> Processor:
     return Processor(
         "default",
         url,
+        RINHA,
         httpx.MockTransport(answer),
         pay_limit_ms=10_500,
         find_limit_ms=5000,
@@ -400,7 +423,7 @@ def processor_at(answer: Answer | AsyncAnswer, url: str = URL) -> Processor:
 
 
 async def pay(answer: Answer | AsyncAnswer, *, cents: int = 1990, url: str = URL) -> Outcome:
-    return await processor_at(answer, url).pay(ID, cents, AT_MS, lambda: True)
+    return await processor_at(answer, url).pay(Instruction(ID, cents, AT_MS), lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -442,8 +465,8 @@ async def test_a_payment_is_sent_with_its_headers(header: str, value: str) -> No
 @pytest.mark.parametrize(
     "call",
     [
-        lambda processor: processor.pay(ID, 1990, AT_MS, lambda: True),
-        lambda processor: processor.find(ID),
+        lambda processor: processor.pay(PAYMENT, lambda: True),
+        lambda processor: processor.find(PAYMENT),
         lambda processor: processor.health(1000),
     ],
     ids=["pay", "find", "health"],
@@ -471,7 +494,7 @@ async def test_the_transport_asks_directly_before_the_payment_is_written() -> No
     def may_send() -> bool:
         return True
 
-    await processor_at(recorder).pay(ID, 1990, AT_MS, may_send)
+    await processor_at(recorder).pay(PAYMENT, may_send)
     assert recorder.request.extensions["before_write"] is may_send
 
 
@@ -538,7 +561,7 @@ async def test_no_redirect_makes_paying_raise(location: str) -> None:
 @pytest.mark.parametrize("location", BAD_LOCATIONS)
 async def test_no_redirect_makes_finding_raise(location: str) -> None:
     recorder = Recorder(httpx.Response(302, headers={"Location": location}))
-    assert isinstance(await processor_at(recorder).find(ID), Unclear)
+    assert isinstance(await processor_at(recorder).find(PAYMENT), Unclear)
 
 
 @pytest.mark.parametrize("location", BAD_LOCATIONS)
@@ -552,14 +575,14 @@ async def test_no_redirect_makes_asking_for_health_raise(location: str) -> None:
 
 async def test_a_payment_is_asked_for_by_its_id() -> None:
     recorder = Recorder(httpx.Response(404))
-    await processor_at(recorder).find(ID)
+    await processor_at(recorder).find(PAYMENT)
     request = recorder.request
     assert (request.method, str(request.url)) == ("GET", f"{URL}/payments/{ID}")
 
 
 async def test_a_question_has_the_limits_of_questions() -> None:
     recorder = Recorder(httpx.Response(404))
-    await processor_at(recorder).find(ID)
+    await processor_at(recorder).find(PAYMENT)
     limits = {"connect": 0.25, "pool": 0.25, "read": 5.0, "write": 5.0}
     assert recorder.request.extensions["timeout"] == limits
 
@@ -579,7 +602,7 @@ async def test_a_question_has_the_limits_of_questions() -> None:
 async def test_asking_finds_what_its_answer_says(
     response: httpx.Response | httpx.RequestError, finding: FindOutcome
 ) -> None:
-    assert await processor_at(Recorder(response)).find(ID) == finding
+    assert await processor_at(Recorder(response)).find(PAYMENT) == finding
 
 
 async def test_health_is_asked_for_at_service_health() -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from payswitch.processors.outcomes import classify_health
+from payswitch.processors.connector import ConnectorSettings, Response
+from payswitch.processors.rinha import RinhaConnector
 from payswitch.simulator.faults import (
     WRONG_REPORTS,
     Faults,
@@ -48,6 +49,8 @@ CALLS = st.fixed_dictionaries(
         "silent": st.booleans(),
     },
 )
+
+RINHA = RinhaConnector(ConnectorSettings("default"))
 
 
 def faults_of(**call: object) -> Faults:
@@ -252,4 +255,4 @@ def test_no_wrong_report_can_be_taken_for_one() -> None:
     assert {lots.wrong_report() for _ in range(DRAWS)} == set(WRONG_REPORTS)
     for body in WRONG_REPORTS:
         orjson.loads(body)
-        assert classify_health(200, body) is None
+        assert RINHA.read_health(Response(200, body)) is None

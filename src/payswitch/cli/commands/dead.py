@@ -15,7 +15,7 @@ from payswitch.cli.main import fail
 from payswitch.cli.output import Lines, print_json, print_pairs, print_table, progress, run
 from payswitch.cli.records import in_words
 from payswitch.instants import format_instant
-from payswitch.money import format_cents
+from payswitch.money import Currency
 from payswitch.payments.audit import Signature
 from payswitch.payments.dead_letters import ALL, DeadLetters, Filter, Handling, Letter
 from payswitch.payments.records import Record, Unreadable
@@ -89,7 +89,7 @@ def list_command(limit: int, resolved: bool, as_json: bool, **options: Any) -> N
         raise click.UsageError("--resolved goes with no filter")
     if resolved:
         run(lambda settings, redis: _list_resolved(settings, redis, limit, as_json=as_json))
-    run(lambda _, redis: _list(redis, limit, wanted, as_json=as_json))
+    run(lambda settings, redis: _list(redis, limit, wanted, settings.currency, as_json=as_json))
 
 
 @dead.command()
@@ -100,7 +100,7 @@ def show(correlation_id: str, as_json: bool) -> None:
 
     Example: payswitch dead show 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3
     """
-    run(lambda _, redis: _show(redis, correlation_id, as_json=as_json))
+    run(lambda settings, redis: _show(redis, correlation_id, settings.currency, as_json=as_json))
 
 
 @dead.command()
@@ -154,19 +154,21 @@ def resolve(correlation_ids: tuple[str, ...], by: str, reason: str) -> None:
     run(lambda settings, redis: _resolve(settings, redis, correlation_ids, signature))
 
 
-async def _list(redis: ArqRedis, limit: int, wanted: Filter, *, as_json: bool) -> int:
+async def _list(
+    redis: ArqRedis, limit: int, wanted: Filter, currency: Currency, *, as_json: bool
+) -> int:
     letters = DeadLetters(redis)
     total = await letters.count()
     if as_json:
-        print_json(_document(total, await letters.newest(limit, wanted)))
+        print_json(_document(total, await letters.newest(limit, wanted), currency))
     elif not total:
         click.echo("There are no dead letters.")
     elif wanted == ALL:
         title = f"{min(total, limit)} of {total} dead letters, the newest first"
-        await _print_pages(title, letters.pages(limit))
+        await _print_pages(title, letters.pages(limit), currency)
     else:
         title = "the dead letters that fit, the newest first"
-        shown = await _print_pages(title, letters.pages(limit, wanted))
+        shown = await _print_pages(title, letters.pages(limit, wanted), currency)
         click.echo(f"{shown} of {total} dead letters shown")
     return 0
 
@@ -174,20 +176,21 @@ async def _list(redis: ArqRedis, limit: int, wanted: Filter, *, as_json: bool) -
 async def _list_resolved(settings: Settings, redis: ArqRedis, limit: int, *, as_json: bool) -> int:
     letters = await DeadLetters(redis).resolved(limit, settings.retention_ms)
     if as_json:
-        print_json(_document(len(letters), letters))
+        print_json(_document(len(letters), letters, settings.currency))
     elif not letters:
         click.echo("There are no resolved dead letters.")
     else:
         columns = ("payment", "amount", "reason", "resolved at", "by", "how")
+        rows = [_resolved_row(letter, settings.currency) for letter in letters]
         title = f"{len(letters)} resolved dead letters, the last first"
-        print_table(title, columns, map(_resolved_row, letters), numbers=("amount",))
+        print_table(title, columns, rows, numbers=("amount",))
     return 0
 
 
-def _document(total: int, found: Sequence[Letter]) -> dict[str, object]:
+def _document(total: int, found: Sequence[Letter], currency: Currency) -> dict[str, object]:
     return {
         "total": total,
-        "deadLetters": [each.as_json() for each in found if isinstance(each, Record)],
+        "deadLetters": [each.as_json(currency) for each in found if isinstance(each, Record)],
         "unreadable": [
             {"correlationId": each.correlation_id, "problem": each.problem}
             for each in found
@@ -196,7 +199,7 @@ def _document(total: int, found: Sequence[Letter]) -> dict[str, object]:
     }
 
 
-async def _print_pages(title: str, pages: AsyncIterator[list[Letter]]) -> int:
+async def _print_pages(title: str, pages: AsyncIterator[list[Letter]], currency: Currency) -> int:
     """Print each page as it is read: a million of them don't fit in memory. Returns how many."""
     lines = Lines(
         title,
@@ -205,7 +208,7 @@ async def _print_pages(title: str, pages: AsyncIterator[list[Letter]]) -> int:
     )
     shown = unreadable = 0
     async for page in pages:
-        lines.print(map(_row, page))
+        lines.print(_row(letter, currency) for letter in page)
         shown += len(page)
         unreadable += sum(isinstance(letter, Unreadable) for letter in page)
     if unreadable:
@@ -213,12 +216,12 @@ async def _print_pages(title: str, pages: AsyncIterator[list[Letter]]) -> int:
     return shown
 
 
-def _row(letter: Letter) -> tuple[str, ...]:
+def _row(letter: Letter, currency: Currency) -> tuple[str, ...]:
     if isinstance(letter, Unreadable):
         return letter.correlation_id, "", "", "", "", f"unreadable: {letter.problem}"
     return (
         letter.correlation_id,
-        format_cents(letter.cents),
+        currency.format_cents(letter.cents),
         "never" if letter.dead_at is None else format_instant(letter.dead_at),
         letter.processor or "none",
         str(letter.tries),
@@ -226,13 +229,13 @@ def _row(letter: Letter) -> tuple[str, ...]:
     )
 
 
-def _resolved_row(letter: Letter) -> tuple[str, ...]:
+def _resolved_row(letter: Letter, currency: Currency) -> tuple[str, ...]:
     if isinstance(letter, Unreadable):
         return letter.correlation_id, "", f"unreadable: {letter.problem}", "", "", ""
     how = letter.resolution
     return (
         letter.correlation_id,
-        format_cents(letter.cents),
+        currency.format_cents(letter.cents),
         letter.reason or "",
         "" if how is None else format_instant(how.at),
         "" if how is None else how.by,
@@ -240,16 +243,16 @@ def _resolved_row(letter: Letter) -> tuple[str, ...]:
     )
 
 
-async def _show(redis: ArqRedis, correlation_id: str, *, as_json: bool) -> int:
+async def _show(redis: ArqRedis, correlation_id: str, currency: Currency, *, as_json: bool) -> int:
     record = await DeadLetters(redis).find(correlation_id)
     if record is None:
         fail(f"{correlation_id}: no such payment")
     if isinstance(record, Unreadable):
         fail(f"{correlation_id}: unreadable: {printable(record.problem)}")
     if as_json:
-        print_json(record.as_json())
+        print_json(record.as_json(currency))
     else:
-        print_pairs(in_words(record))
+        print_pairs(in_words(record, currency))
     return 0
 
 

@@ -57,9 +57,12 @@ async def _payment(settings: Settings, redis: Redis, correlation_id: str, *, as_
         due_at = int(min(max(due, 0), LATEST_MS))
     events = _history(record, incidents)
     if as_json:
-        print_json(_as_json(record, due_at, ahead, paused, events))
+        document = record.as_json(settings.currency)
+        print_json(document | _beyond(record, due_at, ahead, paused, events))
         return 0
-    print_pairs({**in_words(record), "next": _next(record, due_at, ahead, paused)})
+    print_pairs(
+        {**in_words(record, settings.currency), "next": _next(record, due_at, ahead, paused)}
+    )
     click.echo("\nhistory")
     for event in events:
         click.echo(f"{format_instant(event.at)}  {printable(event.what)}")
@@ -117,15 +120,15 @@ def _history(record: Record, incidents: Sequence[Incident]) -> list[Event]:
     return sorted(events, key=lambda event: event.at)
 
 
-def _as_json(
+def _beyond(
     record: Record,
     due_at: int | None,
     ahead: int | None,
     paused: Order | None,
     events: list[Event],
 ) -> dict[str, Any]:
+    """What JSON has beyond the record."""
     return {
-        **record.as_json(),
         "dueAt": None if due_at is None else format_instant(due_at),
         "waitsFor": None if ahead is None else record.processor,
         "paused": paused is not None,

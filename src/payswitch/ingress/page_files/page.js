@@ -11,7 +11,9 @@ const AGAIN_MS = 3000;
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const tenths = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
-const cents = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+const exactly = (decimals) =>
+  new Intl.NumberFormat("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+let cents = exactly(2); // as many decimals as the currency has
 const percent = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 2 });
 
 const byId = (id) => document.getElementById(id);
@@ -237,6 +239,7 @@ function processRow(process) {
 function showStatus(status) {
   showVerdict(status);
   if (!status.processors) return;
+  cents = exactly(status.currency.decimals);
   showFigures(status);
   byId("processors").replaceChildren(
     ...Object.entries(status.processors).map(([name, processor]) =>
@@ -356,7 +359,7 @@ async function find(id) {
       showFound(heading, make("p", "quiet", record.detail));
       return;
     }
-    const amount = cents.format(record.amount);
+    const amount = `${cents.format(record.amount)} ${record.currency}`;
     const state = tag(record.state, TONES[record.state] ?? "note");
     const title = make("h2", "", record.correlationId, state, tag(amount, "none"));
     showFound(title, history(record));

@@ -9,19 +9,26 @@ from hypothesis import strategies as st
 
 from payswitch.http.transport import Transport
 from payswitch.instants import EARLIEST_MS, LATEST_MS
-from payswitch.money import Total, format_cents
-from payswitch.processors.books import (
-    CannotAskError,
-    ProcessorBooks,
-    parse_total,
-)
-from payswitch.settings import Settings
+from payswitch.money import BRL, Total
+from payswitch.processors.connector import ConnectorSettings, NotUnderstoodError, Response
+from payswitch.processors.processor import CannotAskError, Processor
+from payswitch.processors.rinha import RinhaConnector
 from tests.support import Reply, ScriptedProcessor
+
+RINHA = RinhaConnector(ConnectorSettings("default", token="123"))
+
+
+def parse_total(body: bytes) -> Total | None:
+    """The total in a summary; None if it is none."""
+    try:
+        return RINHA.read_total(Response(200, body))
+    except NotUnderstoodError:
+        return None
 
 
 @given(st.integers(0, 10**12), st.integers(0, 10**24))
 def test_an_amount_is_read_to_the_cent(count: int, cents: int) -> None:
-    body = f'{{"totalRequests":{count},"totalAmount":{format_cents(cents)},"totalFee":0.1}}'
+    body = f'{{"totalRequests":{count},"totalAmount":{BRL.format_cents(cents)},"totalFee":0.1}}'
     assert parse_total(body.encode()) == Total(count, cents)
 
 
@@ -71,7 +78,7 @@ def test_any_bytes_are_judged(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        (Reply(401), "refuses PAYSWITCH_PROCESSOR_ADMIN_TOKEN"),
+        (Reply(401), "refuses its token"),
         (Reply(500), "status 500 for its summary"),
         (Reply(302, headers=(("location", "http://elsewhere/"),)), "status 302 for its summary"),
         (Reply(200, b"{}"), "the answer is not a summary"),
@@ -84,22 +91,15 @@ def test_any_bytes_are_judged(body: bytes) -> None:
 async def test_a_processor_without_a_summary_can_not_be_asked(reply: Reply, message: str) -> None:
     transport = Transport(max_connections_per_host=1)
     async with ScriptedProcessor(finds=[reply]).running() as processor:
-        books = ProcessorBooks(
-            "default",
-            processor.url,
-            transport,
-            token=Settings().processor_admin_token,
-            connect_limit_ms=1000,
-            limit_ms=200 if reply.silent else 10_000,
-        )
+        books = books_at(processor.url, transport, 200 if reply.silent else 10_000)
         with pytest.raises(CannotAskError, match=message):
             await books.total(EARLIEST_MS, LATEST_MS)
     await transport.aclose()
 
 
-def books_at(url: str, transport: httpx.AsyncBaseTransport) -> ProcessorBooks:
-    return ProcessorBooks(
-        "default", url, transport, token="123", connect_limit_ms=1000, limit_ms=1000
+def books_at(url: str, transport: httpx.AsyncBaseTransport, limit_ms: int = 1000) -> Processor:
+    return Processor(
+        "default", url, RINHA, transport, pay_limit_ms=limit_ms, find_limit_ms=limit_ms
     )
 
 
