@@ -21,7 +21,8 @@ from payswitch.processors.outcomes import FindOutcome
 from payswitch.processors.processor import Processor, make_processors, make_transport
 from payswitch.settings import Settings
 from payswitch.simulator.book import BookEntry
-from payswitch.simulator.server import Simulator, SimulatorConfig
+from payswitch.simulator.dialect import SimulatorConfig
+from payswitch.simulator.server import Simulator
 from payswitch.telemetry.tracing import NO_STEP, Step
 
 AT = 1_767_225_600_000

@@ -287,14 +287,21 @@ def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: S
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", required=True, type=PORT)
 @click.option("--fee", default="0.05", envvar="TRANSACTION_FEE", help="Its share.")
-def simulator(name: str, host: str, port: int, fee: str) -> None:
+@click.option(
+    "--protocol",
+    default="rinha",
+    type=click.Choice(["rinha", "charges"]),
+    help="The protocol that it speaks.",
+)
+def simulator(name: str, host: str, port: int, fee: str, protocol: str) -> None:
     """Run a payment processor for development and tests. It reads the variables that the
     challenge's own processor reads, TRANSACTION_FEE, INITIAL_TOKEN and RATE_LIMIT_SECONDS, and
     PAYSWITCH_CURRENCY.
 
     Example: payswitch simulator --name default --port 8001 --fee 0.05
     """
-    from payswitch.simulator.server import SimulatorConfig, serve
+    from payswitch.simulator.dialect import SimulatorConfig
+    from payswitch.simulator.server import DIALECTS, serve
 
     # A processor uses only the settings of logs.
     log = read_settings(name, {each: os.environ.get(each, "") for each in _OF_LOGS})
@@ -303,6 +310,6 @@ def simulator(name: str, host: str, port: int, fee: str) -> None:
     except ValueError as error:
         fail(str(error))
     try:
-        uvloop.run(serve(config, host, port))
+        uvloop.run(serve(config, host, port, DIALECTS[protocol]))
     except OSError as error:
         _end(log, f"port {port}: {reason(error, host)}")

@@ -71,6 +71,7 @@ class Ingress:
         )
         self._watch = RedisWatch(
             self._redis,
+            currency=settings.currency_code,
             demand=settings.redis_trust == "require",
             max_percent=settings.max_memory_percent,
             max_backlog=settings.max_backlog,

@@ -144,7 +144,9 @@ class LocalSystem:
         """The commands to try, for the banner."""
         default = self.simulated.get("default")
         default_url = default.url if default else None
-        return commands_to_try(self._port.url, default_url, self._elsewhere())
+        return commands_to_try(
+            self._port.url, default_url, self._elsewhere(), self.settings.currency
+        )
 
     @property
     def endpoint(self) -> str:
@@ -152,13 +154,15 @@ class LocalSystem:
         return self._port.url
 
     def _elsewhere(self) -> dict[str, str]:
-        """The URLs of its own Redis and simulators, by variable, unless they are the defaults. The
-        environment's URLs are not repeated: they may hold a password."""
+        """The URLs of its own Redis and simulators and the currency, by variable, unless they are
+        the defaults. The environment's URLs are not repeated: they may hold a password."""
         urls = {"REDIS_URL": self.settings.redis_url} if self.own_redis else {}
         urls |= {_url_variable(name): port.url for name, port in self.simulated.items()}
         defaults = Settings()
         usual = {_url_variable(name): url for name, url in defaults.processor_urls.items()}
         usual["REDIS_URL"] = defaults.redis_url
+        urls["PAYSWITCH_CURRENCY"] = self.settings.currency_code
+        usual["PAYSWITCH_CURRENCY"] = defaults.currency_code
         return {name: url for name, url in urls.items() if url != usual[name]}
 
     def _endpoint(self) -> list[list[Service]]:

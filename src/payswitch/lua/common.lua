@@ -8,6 +8,7 @@ local DEAD = 'payments:dead'                  -- zset: dead letter's id by time 
 local INCIDENTS = 'payments:incidents'        -- list: proofs of payment that match no pin (JSON)
 local GENERATION = 'payments:generation'      -- string: the number of purges so far
 local TOKEN = 'payments:token'                -- string: the last lease token; never reset
+local CURRENCY = 'payments:currency'          -- string: the code of the payments' currency
 local PURGING = 'payments:purging'            -- string: there while a purge waits for calls to end
 local LEFTOVERS = 'payments:leftovers'        -- string: there while old records wait for removal
 local WAKE = 'payments:wake'                  -- list: at most one element, wakes one idle worker

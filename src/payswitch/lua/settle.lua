@@ -129,7 +129,7 @@ local function judge(i)
   return 'settled'
 end
 
-for i = 2, #ARGV, 5 do answer[#answer + 1] = judge(i) end
+for i = 2, #ARGV, 6 do answer[#answer + 1] = judge(i) end
 
 local function is_refused(sum, refused)
   local own = {}
@@ -150,7 +150,7 @@ local function write_without(refused)
     if not sum.refused then enter(sums, sum) end
   end
   for i, verdict in ipairs(answer) do
-    local settled = to_settle[ARGV[5 * i - 3]]
+    local settled = to_settle[ARGV[6 * i - 4]]
     if settled and settled.sum.refused and (verdict == 'settled' or verdict == 'known') then
       answer[i] = 'unaddable'
     end

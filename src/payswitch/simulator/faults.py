@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, NamedTuple, TypeVar
 
 from payswitch.http.server import Reply, message, reply
-from payswitch.simulator.book import json_object
+from payswitch.simulator.book import Standing, json_object
 from payswitch.simulator.streams import Ending, Stream
 
 _MAX_MS = 2**31 - 1
@@ -24,7 +24,10 @@ _PIECE = b"x" * 65_536
 _SLOWEST_LIE_MS = 3000
 _ROUNDING = 1e-9
 _FIELDS = frozenset(
-    {"seed", "payments", "health", "lateMs", "laterMs", "goneMs", "journal", "silent"}
+    {
+        *("seed", "payments", "decisions", "health"),
+        *("lateMs", "laterMs", "decideMs", "goneMs", "journal", "silent"),
+    }
 )
 
 
@@ -50,6 +53,13 @@ class PaymentFault(StrEnum):
     GATEWAY_COMMIT = "gateway-commit"
     COMMIT_429 = "commit-429"
     BAD_REQUEST = "400"
+
+
+class Decision(StrEnum):
+    """What may come of a payment where the protocol knows more than paid and refused."""
+
+    DECLINE = "decline"
+    PENDING = "pending"
 
 
 class HealthFault(StrEnum):
@@ -121,14 +131,17 @@ class Faults:
 
     `commit-late` answers `late_ms` after its commit. `close-commit` and `gateway-early` take the
     time until their commit from the range `later_ms`, `gateway-late` the time until its answer. A
-    `silent` processor answers neither payments nor questions, and records no payment.
+    pending payment is decided after a time from the range `decide_ms`. A `silent` processor answers
+    neither payments nor questions, and records no payment.
     """
 
     seed: int = 0
     payments: Mapping[PaymentFault, float] = field(default_factory=dict)
+    decisions: Mapping[Decision, float] = field(default_factory=dict)
     health: Mapping[HealthFault, float] = field(default_factory=dict)
     late_ms: int = 11_000
     later_ms: tuple[int, int] = (200, 8000)
+    decide_ms: tuple[int, int] = (200, 2000)
     journal: bool = False
     silent: bool = False
 
@@ -137,9 +150,11 @@ class Faults:
         return {
             "seed": self.seed,
             "payments": {mode.value: part for mode, part in self.payments.items()},
+            "decisions": {mode.value: part for mode, part in self.decisions.items()},
             "health": {mode.value: part for mode, part in self.health.items()},
             "lateMs": self.late_ms,
             "laterMs": self.later_ms,
+            "decideMs": self.decide_ms,
             "journal": self.journal,
             "silent": self.silent,
         }
@@ -161,9 +176,11 @@ def parse_faults(body: bytes | bytearray) -> tuple[Faults, int | None]:
     faults = Faults(
         seed,
         _probabilities("payments", fields, PaymentFault),
+        _probabilities("decisions", fields, Decision),
         _probabilities("health", fields, HealthFault),
         milliseconds("lateMs", fields.get("lateMs", Faults.late_ms)),
         _range("laterMs", fields.get("laterMs", list(Faults.later_ms))),
+        _range("decideMs", fields.get("decideMs", list(Faults.decide_ms))),
         truth("journal", fields.get("journal", Faults.journal)),
         truth("silent", fields.get("silent", Faults.silent)),
     )
@@ -244,6 +261,33 @@ class PaymentLots:
         if mode is PaymentFault.GATEWAY_EARLY:
             commits_later = status in _PASSED_ON and self._random.random() < 0.5
         return Misfortune(mode, commits, commits_later, later_ms, status)
+
+
+class Deliberation(NamedTuple):
+    """What the processor says of a payment at first, and `after_ms` later, if that is something
+    else."""
+
+    first: Standing
+    last: Standing
+    after_ms: float = 0.0
+
+
+_AT_ONCE = Deliberation(Standing.SUCCEEDED, Standing.SUCCEEDED)
+
+
+def deliberate(faults: Faults, correlation_id: str) -> Deliberation:
+    """Decide about a payment. Only seed and id count, so that each time brings the same."""
+    if not faults.decisions:
+        return _AT_ONCE
+    chance = Random(f"{faults.seed} {correlation_id}")
+    declines = faults.decisions.get(Decision.DECLINE, 0.0)
+    place = chance.random()
+    if place < declines:
+        return Deliberation(Standing.FAILED, Standing.FAILED)
+    if place >= declines + faults.decisions.get(Decision.PENDING, 0.0):
+        return _AT_ONCE
+    last = chance.choice((Standing.SUCCEEDED, Standing.FAILED))
+    return Deliberation(Standing.PENDING, last, chance.uniform(*faults.decide_ms))
 
 
 class HealthLots:

@@ -10,7 +10,9 @@ import orjson
 
 from payswitch.simulator.book import BookEntry
 
-JournalStep = Literal["arrived", "committed", "known", "failed", "hung-up", "answered"]
+JournalStep = Literal[
+    "arrived", "committed", "pending", "declined", "known", "failed", "hung-up", "answered"
+]
 
 
 class Journal:

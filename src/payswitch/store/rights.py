@@ -71,6 +71,7 @@ NEEDS: Mapping[str, str] = {
     keys.WAKE: "LPUSH BLPOP EXISTS DEL TYPE UNLINK",
     keys.PAUSED: "SET GET MGET PTTL EXISTS DEL",
     keys.PURGING: "SET EXISTS UNLINK",
+    keys.CURRENCY: "GET SET TYPE UNLINK",
     keys.LEFTOVERS: _LOCK,
     keys.PROBE: _LOCK,
     keys.SWEEP: "SET",

@@ -146,6 +146,23 @@ async def test_amounts_have_the_decimals_of_the_currency(
         assert schemas["Amount"]["multipleOf"] == {"JPY": 1, "BRL": 0.01, "BHD": 0.001}[code]
 
 
+async def test_a_redis_with_payments_in_another_currency_is_not_used_until_a_purge(
+    redis_server: RedisServer, way_in: str
+) -> None:
+    async with serving(Settings(redis_url=redis_server.url), way_in) as ingress:
+        assert (await ingress.post("")).status_code == 202
+    settings = Settings(redis_url=redis_server.url, currency_code="JPY", purge="open")
+    why = "Redis can't be used: it holds payments in BRL, and PAYSWITCH_CURRENCY is JPY"
+    async with serving(settings, way_in) as other:
+        refused = await other.post("", "1990")
+        assert refused.status_code == 503
+        assert refused.json()["detail"] == f"the payment was not accepted: {why}"
+        assert (await other.ask.get("/readyz")).json()["detail"] == why
+        assert (await other.ask.post("/purge-payments")).status_code == 200
+        assert (await other.ask.get("/readyz")).status_code == 200
+        assert (await other.post("", "1990")).status_code == 202
+
+
 async def test_no_log_line_shows_metadata(
     ingress: Ingress, redis: ArqRedis, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -25,7 +25,7 @@ from payswitch.payments.records import Unreadable
 from payswitch.processors.processor import CannotAskError
 from payswitch.simulator.book import BookEntry
 from tests.integration.books import AT, Books, books
-from tests.support import free_port
+from tests.support import SLACK_S, free_port
 
 SECOND = 1000
 
@@ -71,7 +71,7 @@ async def test_a_running_system_is_equal(redis: ArqRedis) -> None:
     async with books(redis) as b:
         b.simulators["default"].config.delay_ms = 100
         dispatcher = make_dispatcher(b.settings, redis, b.transport)
-        queue = AcceptQueue(redis, limit_ms=5000, max_backlog=10**6)
+        queue = AcceptQueue(redis, limit_ms=SLACK_S * 1000, max_backlog=10**6)
         claims = Claims(redis, lease_ms=15_000, deadline_ms=10**8, max_delay_ms=10_000)
 
         async def pay_for_ever() -> None:

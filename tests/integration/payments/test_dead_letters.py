@@ -243,7 +243,7 @@ ANSWERS = st.sampled_from(
 )
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(STEPS, max_size=12),
     default=st.lists(ANSWERS, max_size=4),

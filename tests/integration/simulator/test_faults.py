@@ -18,7 +18,7 @@ import pytest
 from payswitch.processors.connector import ConnectorSettings, Response
 from payswitch.processors.rinha import RinhaConnector
 from payswitch.simulator import faults as simulator_faults
-from payswitch.simulator.server import SimulatorConfig
+from payswitch.simulator.dialect import SimulatorConfig
 from tests.integration.simulator.test_server import (
     HOST,
     SLACK_S,
@@ -427,18 +427,22 @@ async def test_a_setting_replaces_the_whole_of_the_one_before(processor: Process
     setting = {
         "seed": 3,
         "payments": {"close": 0.5},
+        "decisions": {},
         "health": {"hang": 1},
         "lateMs": 5,
         "laterMs": [1, 2],
+        "decideMs": [3, 4],
         "journal": True,
         "silent": False,
     }
     nothing = {
         "seed": 0,
         "payments": {},
+        "decisions": {},
         "health": {},
         "lateMs": 11_000,
         "laterMs": [200, 8000],
+        "decideMs": [200, 2000],
         "journal": False,
         "silent": False,
     }

@@ -265,7 +265,7 @@ async def test_a_redis_that_ends_during_a_call_is_said(own_redis: RedisServer) -
 async def test_a_frozen_redis_times_out_and_its_late_answer_reaches_no_call(
     own_redis: RedisServer,
 ) -> None:
-    client = connect(own_redis.url, limit_s=0.3)
+    client = connect(own_redis.url, limit_s=1.0)
     script = cast(Any, client.register_script(ECHO))
     try:
         assert await script(args=["before"]) == [[], [b"before"]]

@@ -481,9 +481,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 def test_any_sequence_of_calls_leaves_the_breaker_as_its_model_says() -> None:
-    run_state_machine_as_test(
-        BreakerMachine, settings=settings(max_examples=150, stateful_step_count=40)
-    )
+    run_state_machine_as_test(BreakerMachine, settings=settings(stateful_step_count=40))
 
 
 # The router.

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
@@ -97,7 +97,6 @@ STEPS = st.lists(
 """Settlements and folds in any order, at instants that lie together."""
 
 
-@settings(max_examples=60)
 @given(STEPS, st.data())
 async def test_a_summary_after_any_folds_equals_a_walk_over_every_payment(
     sequence: list[Paid | Fold], data: st.DataObject

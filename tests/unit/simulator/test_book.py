@@ -21,7 +21,7 @@ from payswitch.simulator.book import (
     parse_entry,
     parse_instant,
 )
-from payswitch.simulator.server import SimulatorConfig
+from payswitch.simulator.dialect import SimulatorConfig
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
