@@ -47,7 +47,8 @@ for i = 3, #ARGV, 9 do
     verdict = 'lost'
   else
     local open = changed_tries(known[3] or '', ARGV[i + 5], ARGV[i + 6])
-    remember_tries(record, now, known[7] or '', known[3] or '', ARGV[i + 5], ARGV[i + 8])
+    remember_tries(record, now, known[7] or '', known[3] or '', ARGV[i + 5], ARGV[i + 8],
+      state == 'declined' and 'declined')
     redis.call('HSET', record, 'open', open)
     local later = math.max(0, ARGV[1] - counted_delay(known[6], known[5]))
     local horizon = tonumber(known[4] or '0') or math.huge

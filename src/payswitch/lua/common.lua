@@ -93,27 +93,32 @@ local function remember(record, entry)
   redis.call('HDEL', record, 'history:' .. (last - KEPT_OF_HISTORY))
 end
 
--- Tries that were open and that the processor doesn't have: all closed ones but the one just made.
-local function remember_closed(record, now, processor, open, closed, own)
+-- Tries that were open and that the processor's word has closed: all closed ones but the one just
+-- made. `why` is 'missing' (it doesn't have the payment) or 'declined'.
+local function remember_closed(record, now, processor, open, closed, own, why)
   local is_closed, numbers = {}, {}
   for try in string.gmatch(closed, '%d+') do is_closed[try] = true end
   for try in string.gmatch(open, '%d+') do
     if is_closed[try] and tonumber(try) ~= own then numbers[#numbers + 1] = tonumber(try) end
   end
-  if #numbers > 0 then remember(record, { now, 'closed', processor, numbers }) end
+  if #numbers > 0 then remember(record, { now, 'closed', processor, numbers, why }) end
 end
 
 -- `tried` is the outcome of a try that did not pay (JSON: number, processor, outcome, what became of
--- it), or ''. If the try before ended in the same way, its entry takes this one in.
-local function remember_tries(record, now, processor, open, closed, tried)
+-- it), or ''. If the try before ended in the same way, its entry takes this one in. A try that is
+-- brought again is not entered again.
+local function remember_tries(record, now, processor, open, closed, tried, why)
   local number, at_processor, outcome, fate
   if tried ~= '' then number, at_processor, outcome, fate = unpack(cjson.decode(tried)) end
-  if closed ~= '' then remember_closed(record, now, processor, open, closed, number) end
+  if closed ~= '' then remember_closed(record, now, processor, open, closed, number, why or 'missing') end
   if not number then return end
   local last = redis.call('HMGET', record, 'history')[1]
   local read, entry = pcall(cjson.decode, last and redis.call('HMGET', record, 'history:' .. last)[1])
-  if read and type(entry) == 'table' and entry[2] == 'tried' and entry[3] == at_processor
-    and entry[4] == outcome and entry[5] == fate and (entry[7] or entry[6]) == number - 1 then
+  local is_of_try = read and type(entry) == 'table' and entry[2] == 'tried'
+  local latest = is_of_try and (entry[7] or entry[6])
+  if latest == number then return end
+  if latest == number - 1 and entry[3] == at_processor and entry[4] == outcome
+    and entry[5] == fate then
     entry[7], entry[8] = number, now
     redis.call('HSET', record, 'history:' .. last, cjson.encode(entry))
   else

@@ -27,7 +27,8 @@ local function resolve(id)
   local known = redis.pcall('HMGET', record, 'generation', 'state', 'resolved_at')
   if known.err then return leave_the_list(id, 'broken') end
   if known[1] ~= current then return leave_the_list(id, 'unknown') end
-  if known[2] == 'queued' or known[2] == 'processing' or known[2] == 'settled' then
+  if known[2] == 'queued' or known[2] == 'processing' or known[2] == 'settled'
+    or known[2] == 'declined' then
     return known[2]
   end
   if known[2] ~= 'dead' then return leave_the_list(id, 'broken') end

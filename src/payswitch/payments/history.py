@@ -86,8 +86,9 @@ def _in_words(entry: list[Any]) -> str | None:
                 last, at = others
                 tries, until = f"tries {first} to {last}", f", the last at {format_instant(at)}"
             return f"{tries} at {processor}: {outcome}; {became}{until}"
-        case ["closed", str(processor), list(numbers)]:
-            return f"{_tries(numbers)} closed: {processor} doesn't have the payment"
+        case ["closed", str(processor), list(numbers), str(why)]:
+            became = _FATES[Fate(why)].format(processor=processor)
+            return f"{_tries(numbers)}: {became}"
         case ["dead", str(reason)]:
             return f"dead letter: {reason}"
         case ["resolved", str(by), str(reason)]:

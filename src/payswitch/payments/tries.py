@@ -57,15 +57,16 @@ class Findings:
         marked = ",".join(f"{number}{marks[number]}" for number in sorted(marks))
         return ",".join(map(str, sorted(self.closed))), marked
 
-    def last_try(self) -> str:
-        """The try just made as an argument of a script; empty if there is none, or it paid."""
+    def last_try(self, *, declined: bool = False) -> str:
+        """The try just made as an argument of a script; empty if there is none, or it paid. If
+        `declined`, the provider's decision has closed it."""
         if self.tried is None:
             return ""
         number, fate = self.tried.number, Fate.OPEN
         if self.tried.fate is not None:
             fate = self.tried.fate
         elif number in self.closed:
-            fate = Fate.MISSING
+            fate = Fate.DECLINED if declined else Fate.MISSING
         elif number in self.ended:
             fate = Fate.ENDED
         outcome = self.tried.outcome[:_LONGEST_OUTCOME]
@@ -164,7 +165,7 @@ class Tries:
                 reason,
                 *findings.arguments(),
                 int(horizon_passed),
-                findings.last_try(),
+                findings.last_try(declined=declined),
             ]
         )
         return Burial(verdict.decode())

@@ -25,6 +25,8 @@ def words(*entry: object) -> str:
     [
         (Fate.UNSENT, "closed, as nothing was sent"),
         (Fate.MISSING, "closed, as default doesn't have the payment"),
+        (Fate.DECLINED, "closed, as default will not take the payment"),
+        (Fate.PENDING, "open: default will decide"),
         (Fate.ENDED, "open: it may have been recorded"),
         (Fate.OPEN, "open: it may still be recorded"),
     ],
@@ -52,8 +54,11 @@ def test_tries_that_ended_alike_share_their_words() -> None:
     ],
 )
 def test_tries_that_are_closed_later_tell_by_what(numbers: list[int], tries: str) -> None:
-    assert words("closed", "default", numbers) == (
-        f"{tries} closed: default doesn't have the payment"
+    assert words("closed", "default", numbers, "missing") == (
+        f"{tries}: closed, as default doesn't have the payment"
+    )
+    assert words("closed", "default", numbers, "declined") == (
+        f"{tries}: closed, as default will not take the payment"
     )
 
 
