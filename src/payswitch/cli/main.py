@@ -95,6 +95,7 @@ class _Commands(click.Group):
     cost every container memory."""
 
     _elsewhere = (
+        "certify",
         "chaos",
         "completion",
         "dead",
