@@ -111,6 +111,7 @@ class Rule:
 
 async def _pays(run: Certification) -> Checked:
     """Also finds out whether the provider can be reached, and how long a payment takes."""
+    amount = run.trial.amount
     trial = run.trial
     if (unprepared := await trial.processor.prepare()) is not None:
         raise UnreachableError(unprepared)
@@ -124,7 +125,7 @@ async def _pays(run: Certification) -> Checked:
     found = outcome if isinstance(outcome, Paid) else await trial.decided(payment)
     if isinstance(found, Paid | Found):
         return Ruling.PASS, f"{in_words(found)}, after {_ms(trial.latency_s)}"
-    raise RuleBrokenError(f"a payment of {run.trial.amount(_AMOUNT)} was {in_words(outcome)}")
+    raise RuleBrokenError(f"a payment of {amount(_AMOUNT)} was {in_words(outcome)}")
 
 
 @contextmanager
@@ -136,24 +137,23 @@ def _reachable() -> Iterator[None]:
 
 
 async def _amount(run: Certification) -> Checked:
+    amount = run.trial.amount
     for cents in _AMOUNTS:
         payment = await run.trial.paid(cents)
         finding = await run.trial.seen(payment)
         if not isinstance(finding, Found):
             raise UncheckableError(f"the look-up says: {in_words(finding)}")
         if finding.cents != cents:
-            raise RuleBrokenError(
-                f"{run.trial.amount(cents)} was sent, and {run.trial.amount(finding.cents)} is found"
-            )
+            raise RuleBrokenError(f"{amount(cents)} was sent, and {amount(finding.cents)} is found")
         if finding.requested_at != payment.requested_at:
             by_ms = finding.requested_at - payment.requested_at
             raise RuleBrokenError(f"its instant is found {by_ms:+} ms from the one that was sent")
         count = await run.trial.count(payment)
         if count is not None and count.count == 1 and count.cents != cents:
             raise RuleBrokenError(
-                f"{run.trial.amount(cents)} was sent, and the totals have {run.trial.amount(count.cents)}"
+                f"{amount(cents)} was sent, and the totals have {amount(count.cents)}"
             )
-    return Ruling.PASS, f"{', '.join(map(run.trial.amount, _AMOUNTS))} are found as they were sent"
+    return Ruling.PASS, f"{', '.join(map(amount, _AMOUNTS))} are found as they were sent"
 
 
 async def _repeat(run: Certification) -> Checked:
@@ -294,6 +294,7 @@ async def _token(run: Certification) -> Checked:
 
 
 async def _decline(run: Certification) -> Checked:
+    amount = run.trial.amount
     cents = run.sandbox.declined_cents
     if cents is None:
         raise UncheckableError("--declined names no amount that the sandbox declines")
@@ -301,7 +302,7 @@ async def _decline(run: Certification) -> Checked:
     run.trial.made.remove(payment)
     outcome = await run.trial.pay(payment)
     if not isinstance(outcome, Declined):
-        raise RuleBrokenError(f"{run.trial.amount(cents)} is {in_words(outcome)}")
+        raise RuleBrokenError(f"{amount(cents)} is {in_words(outcome)}")
     again = await run.trial.pay(payment)
     if isinstance(again, Paid):
         raise RuleBrokenError(f"{in_words(outcome)} at first, and paid when it was sent again")
@@ -312,6 +313,7 @@ async def _decline(run: Certification) -> Checked:
 
 async def _books(run: Certification) -> Checked:
     """After all others, so that it sees what came late."""
+    amount = run.trial.amount
     if not run.sandbox.processor.tells_totals:
         raise UncheckableError("the connector reads no totals")
     number = 0
@@ -324,8 +326,8 @@ async def _books(run: Certification) -> Checked:
             raise RuleBrokenError(f"the totals hold {payment.correlation_id} {count.count} times")
         if isinstance(finding, Found) and (count.count, count.cents) != (1, finding.cents):
             raise RuleBrokenError(
-                f"{payment.correlation_id} is found with {run.trial.amount(finding.cents)}, and the "
-                f"totals hold {count.count} with {run.trial.amount(count.cents)}"
+                f"{payment.correlation_id} is found with {amount(finding.cents)}, and the "
+                f"totals hold {count.count} with {amount(count.cents)}"
             )
         number += count.count
     return Ruling.PASS, f"each of {number} payments once"
