@@ -47,22 +47,25 @@ class Weights:
     """Record and ledger."""
 
 
-async def weigh(redis: Redis, count: int, per_second: float) -> Weights:
+async def weigh(
+    redis: Redis, count: int, per_second: float, metadata: bytes | None = None
+) -> Weights:
     """Accept, claim and settle this many payments, with `requestedAt` spread as at this rate.
+    All have the same metadata.
 
     Raises `RedisError`, and `RuntimeError` if the server isn't empty or a payment isn't settled.
     """
     if await redis.dbsize():
         raise RuntimeError("this Redis is not empty")
     # Scripts and the first of each kind of command take memory of their own.
-    await _pay(redis, range(1), per_second)
+    await _pay(redis, range(1), per_second, metadata)
     used = [await _used(redis)]
     # As payments flow, so few at once that the tables grow by what is settled alone.
     for batch in _batches(count):
-        await _pay(redis, batch, per_second)
+        await _pay(redis, batch, per_second, metadata)
     used.append(await _used(redis))
     for batch in _batches(count):
-        await _accept(redis, batch)
+        await _accept(redis, batch, metadata)
     used.append(await _used(redis))
     await _claim(redis, count)
     used.append(await _used(redis))
@@ -72,8 +75,8 @@ async def weigh(redis: Redis, count: int, per_second: float) -> Weights:
     return Weights(waiting, in_hand, settled)
 
 
-async def _pay(redis: Redis, batch: range, per_second: float) -> None:
-    await _accept(redis, batch)
+async def _pay(redis: Redis, batch: range, per_second: float, metadata: bytes | None) -> None:
+    await _accept(redis, batch, metadata)
     ledger = Ledger(redis, processors=["default"], retention_ms=Settings.retention_ms)
     settlements = await asyncio.gather(
         *(
@@ -84,9 +87,10 @@ async def _pay(redis: Redis, batch: range, per_second: float) -> None:
     _require(all(each is Settlement.SETTLED for each in settlements), "settled")
 
 
-async def _accept(redis: Redis, batch: range) -> None:
+async def _accept(redis: Redis, batch: range, metadata: bytes | None) -> None:
     queue = AcceptQueue(redis, limit_ms=_LIMIT_S * 1000, max_backlog=10**9)
-    answers = await asyncio.gather(*(queue.accept(Payment(str(uuid4()), 1000 + n)) for n in batch))
+    payments = [Payment(str(uuid4()), 1000 + n, metadata) for n in batch]
+    answers = await asyncio.gather(*map(queue.accept, payments))
     _require(all(answer is Acceptance.NEW for answer in answers), "accepted")
 
 
@@ -128,10 +132,12 @@ async def _version(redis: Redis) -> str:
     return f"Redis {server['redis_version']}"
 
 
-async def _measure(url: str, count: int, per_second: float) -> tuple[str, Weights]:
+async def _measure(
+    url: str, count: int, per_second: float, metadata: bytes | None
+) -> tuple[str, Weights]:
     redis = connect(url, limit_s=_LIMIT_S)
     try:
-        return await _version(redis), await weigh(redis, count, per_second)
+        return await _version(redis), await weigh(redis, count, per_second, metadata)
     finally:
         await redis.aclose(close_connection_pool=True)
 
@@ -139,16 +145,18 @@ async def _measure(url: str, count: int, per_second: float) -> tuple[str, Weight
 @click.command()
 @click.option("--payments", default=100_000, show_default=True, type=click.IntRange(1))
 @click.option("--per-second", default=300.0, show_default=True, help="Spreads their requestedAt.")
+@click.option("--metadata", type=click.IntRange(12, 1024), help="Bytes of metadata of each.")
 @click.option("--redis-url", help="An empty Redis, instead of one of its own.")
-def memory(payments: int, per_second: float, redis_url: str | None) -> None:
+def memory(payments: int, per_second: float, metadata: int | None, redis_url: str | None) -> None:
     """Print how many bytes of Redis' memory a payment takes.
 
     Example: python -m bench.memory --payments 1000000
     """
+    own = b'{"order":"%s"}' % (b"x" * (metadata - 12)) if metadata is not None else None
     with contextlib.ExitStack() as stack:
         url = redis_url or stack.enter_context(running_redis())[0]
         try:
-            version, weights = asyncio.run(_measure(url, payments, per_second))
+            version, weights = asyncio.run(_measure(url, payments, per_second, own))
         except RuntimeError as error:
             click.echo(f"memory: {error}", err=True)
             sys.exit(1)

@@ -52,7 +52,7 @@ def put_payments(client: redis.Redis, count: int, *, pinned: bool = False) -> No
         now = time.time_ns() // 1_000_000
         args: list[str | int | bytes] = [10**9]
         for each in ids:
-            args += (each, 1990, now + 3_600_000, job_bytes(each, now))
+            args += (each, 1990, now + 3_600_000, job_bytes(each, now), "")
         accept(args=args)
         if pinned:
             with client.pipeline(transaction=False) as pipe:

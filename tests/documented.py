@@ -28,6 +28,7 @@ _MINUTES = "takes minutes"
 _OTHER_HOSTS = "names other hosts; test_several_hosts runs such a system"
 _SYSTEM = "starts a whole system, as test_tutorial does"
 _SYSTEMD = "needs root and systemd; test_systemd has systemd read the units"
+_REPLAYED = "the page's dead letter has been replayed; test_dead_command resolves one"
 _OWN_REDIS = "stops or replaces the Redis that the other commands need"
 
 NOT_RUN: dict[str, dict[str, str]] = {
@@ -39,9 +40,12 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "docs/commands.md": {
         "payswitch up": _SYSTEM,
         "payswitch chaos": _MINUTES,
+        "payswitch dead resolve": _REPLAYED,
+        "payswitch incidents resolve": "needs an incident; test_audit_command has one",
         "payswitch certify": "names another host; test_certify_command runs it",
     },
     "docs/containers.md": {"docker compose": _DOCKER, "curl localhost:9999": _DOCKER},
+    "docs/dead-letters.md": {"payswitch dead resolve": _REPLAYED},
     "docs/how-to/backup.md": {
         "redis-cli shutdown": _OWN_REDIS,
         "redis-check-aof appendonlydir": _OWN_REDIS,

@@ -44,7 +44,7 @@ async def startup(ctx: dict[Any, Any]) -> None:
         ctx["watches"].append(FeeWatch(redis, processors))
     for watch in ctx["watches"]:
         watch.start()
-    ctx["metrics"] = MetricsServer(health_registry(history))
+    ctx["metrics"] = MetricsServer(health_registry(history, settings.currency))
     await ctx["metrics"].start(settings.metrics_host, settings.metrics_port)
 
 
@@ -78,6 +78,7 @@ class WorkerSettings:
     redis_settings = RedisSettings.from_dsn(settings.redis_url)
     on_startup = startup
     on_shutdown = shutdown
+    currency_code = settings.currency_code
     redis_trust = settings.redis_trust
     # arq also serializes the exception of a job whose key has expired.
     job_serializer = partial(orjson.dumps, default=repr)

@@ -80,6 +80,7 @@ class WorkerSettings:
     redis_settings = RedisSettings.from_dsn(settings.redis_url)
     on_startup = startup
     on_shutdown = shutdown
+    currency_code = settings.currency_code
     redis_trust = settings.redis_trust
     job_serializer = orjson.dumps
     job_deserializer = orjson.loads

@@ -16,7 +16,7 @@ from bench.rinha.score import NOTHING, Audit, Totals
 from bench.rinha.site import Site, SiteError
 from payswitch.http.transport import Transport
 from payswitch.instants import format_instant
-from payswitch.money import Total, exact_cents
+from payswitch.money import BRL, Total
 
 _PURGE_LIMIT_S = 30.0
 
@@ -203,7 +203,7 @@ def _loads(content: bytes | None) -> dict[str, Any]:
 def _total(document: Any) -> Total | None:
     if not isinstance(document, dict):
         return None
-    count, cents = document.get("totalRequests"), exact_cents(str(document.get("totalAmount")))
+    count, cents = document.get("totalRequests"), BRL.exact_cents(str(document.get("totalAmount")))
     if type(count) is not int or count < 0 or cents is None:
         return None
     return Total(count, cents)

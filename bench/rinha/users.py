@@ -24,7 +24,7 @@ import orjson
 import uvloop
 
 from bench.rinha.scenario import CLIENT_LIMIT_S, PAUSE_S, Scenario
-from payswitch.money import format_cents
+from payswitch.money import BRL
 from payswitch.process import allow_many_open_files, die_with_parent
 
 READY = "ready"
@@ -128,7 +128,7 @@ class Users:
         self._began = began
         self._cpu_before_s = time.process_time()
         self._url = urlsplit(order.endpoint)
-        self._amount = format_cents(order.cents)
+        self._amount = BRL.format_cents(order.cents)
         self._started = 0
         self._accepted = 0
         self._failed: Counter[str] = Counter()

@@ -16,6 +16,7 @@ from itertools import combinations
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from payswitch.money import Currency
 from payswitch.origins import parse_host_names
 from payswitch.processor_url import parse_processor_url
 from payswitch.redis_url import REDIS_URL, RedisUrlError, parse_redis_url
@@ -162,6 +163,10 @@ def _parse_share(text: str) -> str:
     return text
 
 
+def _parse_currency(text: str) -> str:
+    return Currency(text).code
+
+
 def _parse_text(text: str) -> str:
     if not text.isascii() or not text.isprintable():
         raise ValueError(text)
@@ -173,6 +178,7 @@ _PROCESSOR_URL = (
     "a URL starting with http:// or https://, without a query or fragment",
 )
 _HOST_NAMES = _parse_host_names, "host names without ports, separated by commas"
+_CURRENCY = _parse_currency, "the code of a currency in ISO 4217, such as BRL, JPY or BHD"
 _TEXT = _parse_text, "printable ASCII"
 _PROCESSOR_NAMES = (
     _parse_processor_names,
@@ -285,6 +291,20 @@ class Settings:
         85,
         _whole(1, 100),
         "With more than this share of Redis' `maxmemory` in use, new payments are answered 503.",
+    )
+    currency_code: str = _setting(
+        "PAYSWITCH_CURRENCY",
+        "BRL",
+        _CURRENCY,
+        "The currency of all amounts, which have at most its decimals: two of `BRL`, none of "
+        "`JPY`, three of `BHD`. A payment in another one is refused.",
+    )
+    unknown_members: str = _setting(
+        "PAYSWITCH_UNKNOWN_MEMBERS",
+        "refuse",
+        _choice("refuse", "ignore"),
+        "A payment with other members than `correlationId`, `amount`, `currency` and `metadata` is "
+        "answered 422 (`refuse`), or taken without them (`ignore`).",
     )
     purge: str = _setting(
         "PAYSWITCH_PURGE",
@@ -418,6 +438,13 @@ class Settings:
         _whole(0, _MS),
         "If both are slow, `default` is selected unless it is slower than `fallback` by more than "
         "this.",
+    )
+    patience_ms: int = _setting(
+        "PAYSWITCH_PATIENCE_MS",
+        0,
+        _whole(0, _MS),
+        "How long a payment waits for a preferred processor that is down or refuses, before the "
+        "next one takes it; see [patience](design.md#patience). 0: not at all.",
     )
     page: str = _setting(
         "PAYSWITCH_PAGE",
@@ -554,6 +581,11 @@ class Settings:
                 f"PAYMENT_PROCESSOR_URL_{other.name.upper()} must differ",
             )
         yield (
+            self.patience_ms < self.payment_deadline_ms,
+            ("patience_ms", "payment_deadline_ms"),
+            "PAYSWITCH_PATIENCE_MS must be below PAYSWITCH_PAYMENT_DEADLINE_MS",
+        )
+        yield (
             self.traces == "off" or _is_installed("opentelemetry.exporter.otlp.proto.http"),
             ("traces",),
             "it needs the extra `traces`: pip install 'payswitch[traces]'",
@@ -563,6 +595,11 @@ class Settings:
     def allowed_host_names(self) -> frozenset[str]:
         """The names that `PAYSWITCH_ALLOWED_HOSTS` lists."""
         return parse_host_names(self.allowed_hosts)
+
+    @property
+    def currency(self) -> Currency:
+        """The currency that `PAYSWITCH_CURRENCY` names."""
+        return Currency(self.currency_code)
 
     @property
     def processor_urls(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ import httpx
 from arq.connections import ArqRedis
 
 from payswitch.dispatch.assembly import make_dispatcher
-from payswitch.money import Total
+from payswitch.money import BRL, Currency, Total
 from payswitch.operations.reconcile import ReconcileReport, Reconciliation
 from payswitch.payments.claims import Claim, Claims
 from payswitch.payments.ledger import Ledger, Settlement
@@ -174,12 +174,17 @@ def _record(
 
 
 @contextlib.asynccontextmanager
-async def books(redis: ArqRedis) -> AsyncIterator[Books]:
+async def books(redis: ArqRedis, currency: Currency = BRL) -> AsyncIterator[Books]:
     """An empty ledger and two simulators with empty books."""
-    simulators = {name: Simulator(SimulatorConfig(name)) for name in ("default", "fallback")}
+    simulators = {
+        name: Simulator(SimulatorConfig(name, currency=currency))
+        for name in ("default", "fallback")
+    }
     ports = {name: await each.start("127.0.0.1", 0) for name, each in simulators.items()}
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-    settings = replace(Settings().with_urls(**urls), retention_ms=600_000)
+    settings = replace(
+        Settings().with_urls(**urls), retention_ms=600_000, currency_code=currency.code
+    )
     transport = make_transport(settings)
     ledger = Ledger(redis, processors=["default", "fallback"], retention_ms=600_000)
     yield Books(redis, settings, simulators, ledger, transport, Calls())

@@ -26,7 +26,7 @@ from payswitch.payments.purge import Purge
 from payswitch.payments.records import Record, read_record
 from payswitch.processors.processor import make_transport
 from payswitch.settings import Settings
-from tests.support import PROCESSORS, ScriptedProcessor
+from tests.support import ANA, PROCESSORS, SLACK_S, ScriptedProcessor
 
 FAST = Settings(
     lease_ms=1500,
@@ -54,11 +54,17 @@ class Bench:
     transport: httpx.AsyncBaseTransport
     limits: BreakerLimits
 
-    async def accept(self, *, cents: int = 1990, correlation_id: str | None = None) -> str:
+    async def accept(
+        self,
+        *,
+        cents: int = 1990,
+        correlation_id: str | None = None,
+        metadata: bytes | None = None,
+    ) -> str:
         """Accept a new payment; returns its id."""
         correlation_id = correlation_id or str(uuid4())
-        queue = AcceptQueue(self.redis, limit_ms=5000, max_backlog=10**6)
-        assert await queue.accept(Payment(correlation_id, cents)) is Acceptance.NEW
+        queue = AcceptQueue(self.redis, limit_ms=SLACK_S * 1000, max_backlog=10**6)
+        assert await queue.accept(Payment(correlation_id, cents, metadata)) is Acceptance.NEW
         return correlation_id
 
     async def claim(self, *, limit: int = 10) -> list[Claim]:
@@ -117,7 +123,7 @@ class Bench:
     async def purge(self) -> None:
         """Purge, as the endpoint does."""
         purge = Purge(self.redis, PROCESSORS)
-        await purge.run()
+        await purge.run(ANA)
         await purge.remove_leftovers()
 
     async def purge_leftovers(self) -> None:

@@ -14,7 +14,7 @@ from uuid import UUID
 import httpx
 
 from payswitch.http.transport import Transport
-from payswitch.money import format_cents
+from payswitch.money import BRL
 from payswitch.reasons import reason
 
 _LIMIT_S = 1.5
@@ -159,5 +159,5 @@ class Clients:
 
 def _body(sent: Sent) -> bytes:
     return (
-        f'{{"correlationId":"{sent.correlation_id}","amount":{format_cents(sent.cents)}}}'
+        f'{{"correlationId":"{sent.correlation_id}","amount":{BRL.format_cents(sent.cents)}}}'
     ).encode()

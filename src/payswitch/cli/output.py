@@ -21,8 +21,10 @@ from payswitch.cli.terminal import is_output_full
 from payswitch.instants import format_instant
 from payswitch.operations.controls import Order
 from payswitch.settings import Settings
+from payswitch.store import keys
 from payswitch.store.client import connect
 from payswitch.store.errors import in_words
+from payswitch.store.watch import wrong_currency
 from payswitch.text import printable, shown
 
 _REDIS_LIMIT_S = 10
@@ -36,13 +38,18 @@ Advance = Callable[[int], None]
 def run(command: Callable[[Settings, ArqRedis], Awaitable[int]], *, failed: int = 1) -> NoReturn:
     """Run a command that returns its exit code, and end the process with it.
 
-    If Redis can't be used, print one line and exit with `failed`.
+    If Redis can't be used, or holds payments in another currency, print one line and exit with
+    `failed`.
     """
     settings = read_settings()
 
     async def connected() -> int:
         redis = connect(settings.redis_url, limit_s=_REDIS_LIMIT_S)
         try:
+            held = await redis.get(keys.CURRENCY)
+            if problem := wrong_currency(held, settings.currency_code):
+                click.echo(f"payswitch: Redis at {shown(settings.redis_url)}: {problem}", err=True)
+                return failed
             return await command(settings, redis)
         finally:
             await redis.aclose(close_connection_pool=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from payswitch.instants import format_instant
-from payswitch.money import format_cents
+from payswitch.money import Currency
 from payswitch.payments.claims import OpenTry
 from payswitch.payments.records import Record
 
@@ -18,17 +18,20 @@ def _state(open_try: OpenTry) -> str:
     return "ended, maybe recorded" if open_try.ended else "may still be recorded"
 
 
-def in_words(record: Record) -> dict[str, str | None]:
+def in_words(record: Record, currency: Currency) -> dict[str, str | None]:
     """The record's values by their names; None for a value that doesn't apply."""
     tries = ", ".join(f"{each.number} ({_state(each)})" for each in record.open_tries)
+    how = record.resolution
     return {
         "payment": record.correlation_id,
         "state": record.state,
         "reason": record.reason,
         "declined": record.declined,
         "reference": record.reference,
+        "resolved": None if how is None else f"{_instant(how.at)} {how}",
         "last error": record.last_error,
-        "amount": format_cents(record.cents),
+        "amount": f"{currency.format_cents(record.cents)} {currency.code}",
+        "metadata": None if record.metadata is None else record.metadata.decode(),
         "processor": record.processor or "none: it was never sent",
         "requestedAt": _instant(record.requested_at),
         "tries": str(record.tries),

@@ -37,9 +37,13 @@ class ResilientWorker(arq.worker.Worker):
     redis_failures = 0
     """Turns of the main loop that failed because Redis did not answer or refused."""
 
-    def __init__(self, *args: Any, redis_trust: str = "warn", **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, currency_code: str, redis_trust: str = "warn", **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self._watch = RedisWatch(cast(Client, self.pool), demand=redis_trust == "require")
+        self._watch = RedisWatch(
+            cast(Client, self.pool), currency=currency_code, demand=redis_trust == "require"
+        )
 
     async def main(self) -> None:
         """Run until cancelled. While Redis is away or unusable, it takes no jobs. Raises the errors

@@ -21,8 +21,9 @@ from payswitch.clock import boottime_ms
 from payswitch.dispatch.quiet_watch import QuietWatch
 from payswitch.dispatch.routing import Breaker, BreakerState, Router, Verdict
 from payswitch.payments.claims import Claim
+from payswitch.payments.history import Fate
 from payswitch.payments.ledger import Ledger, Settlement
-from payswitch.payments.tries import Burial, Findings, Routed, Tries
+from payswitch.payments.tries import Burial, Findings, Routed, Tried, Tries
 from payswitch.processors.connector import Instruction
 from payswitch.processors.outcomes import (
     Declined,
@@ -51,6 +52,7 @@ _MOST_QUESTIONS = 64
 slot."""
 _UNPAID = "unpaid at its deadline"
 _NOBODY = "no processor takes such a payment"
+_UNSENT = "lease ran out unsent"
 _REFUSED = "refused with status"
 _HELD_MS = 200
 """The pause of a payment that no processor can take at the moment."""
@@ -62,6 +64,15 @@ _LONGEST_REFERENCE = 128
 _MOST_UNASKED = 16
 """With this many open tries the processor is asked before each new one: a 404 closes those that
 have ended, so the record stays small."""
+
+
+_FATES: dict[type[Outcome], Fate] = {
+    NotPaid: Fate.UNSENT,
+    NotSentInTime: Fate.UNSENT,
+    Declined: Fate.DECLINED,
+    Pending: Fate.PENDING,
+}
+"""What became of a try by its outcome; of others the findings tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +113,15 @@ class Work:
     def instruction(self, requested_at: int | None = None) -> Instruction:
         """The payment for its connector, with the instant of its pin or of this try."""
         claim = self.claim
-        return Instruction(
-            claim.correlation_id, claim.cents, requested_at or claim.requested_at or 0
-        )
+        at = requested_at or claim.requested_at or 0
+        return Instruction(claim.correlation_id, claim.cents, at, claim.metadata)
+
+    def saw(self, routed: Routed, outcome: Outcome) -> None:
+        """Keep the outcome of a try that did not pay for the payment's history."""
+        if not isinstance(outcome, Paid):
+            words = _reason(outcome) or _UNSENT
+            fate = _FATES.get(type(outcome))
+            self.findings.tried = Tried(routed.number, routed.processor, words, fate)
 
     def close_ended(self, routed: Routed) -> None:
         """The processor answered and doesn't have the payment: neither this try nor an earlier one
@@ -184,6 +201,8 @@ class Dispatcher:
             processor = probe
         else:
             processor = self._choose(eligible)
+            if processor is not None and await self._hold_back(work, processor, eligible):
+                return
         breaker = self.router.breakers[processor] if processor is not None else None
         if processor is None or breaker is None or not breaker.free(self._clock()):
             if still_open and breaker is not None and breaker.state is not BreakerState.CLOSED:
@@ -196,6 +215,21 @@ class Dispatcher:
     async def give_back(self, claim: Claim, *, delay_ms: int, error: str = "") -> None:
         """Give back a payment without findings. Raises `RedisError`."""
         await self._give_back(Work(claim, NO_TRACE), delay_ms=delay_ms, error=error)
+
+    async def _hold_back(self, work: Work, chosen: str, eligible: Collection[str] | None) -> bool:
+        """Give the payment back if it waits for a processor that is down; whether it does."""
+        claim = work.claim
+        awaited = self.router.awaited(chosen, claim.age_ms, eligible)
+        if awaited is None:
+            return False
+        await self._tries.hold(
+            claim,
+            delay_ms=self.router.patience_ms - max(claim.age_ms, 0),
+            findings=work.findings,
+            processor=awaited,
+            instead=chosen,
+        )
+        return True
 
     def _eligible(self, work: Work) -> list[str] | None:
         """The processors that may get the payment; None if all may."""
@@ -330,6 +364,7 @@ class Dispatcher:
                 return
             began = self._clock()
             outcome = await self._send(work, routed)
+            work.saw(routed, outcome)
             self.calls[processor, type(outcome)].add(self._clock() - began)
             if isinstance(outcome, Refused):
                 finding = await self._find(work, processor, routed.requested_at)
@@ -387,7 +422,7 @@ class Dispatcher:
                 await self._retry(work, f"{processor}: {outcome.reason}")
             case NotSentInTime():
                 work.findings.closed.add(number)
-                await self._give_back(work, delay_ms=0, error="lease ran out unsent")
+                await self._give_back(work, delay_ms=0, error=_UNSENT)
             case Unknown():  # the try stays open, so the payment stays with its processor
                 last_try = work.claim.life_of_try(number)
                 self._watch.saw(work.claim.correlation_id, last_try, self._clock())
@@ -485,7 +520,7 @@ class Dispatcher:
         self._watch.forget(work.claim.correlation_id)
         with work.trace.settle(processor) as step:
             proof = processor, requested_at, printable(reference)[:_LONGEST_REFERENCE]
-            settlement = await self._bring(work.claim, *proof)
+            settlement = await self._bring(work, *proof)
             failed = settlement in (Settlement.INCIDENT, Settlement.UNADDABLE)
             step.set_outcome(settlement.value, failed=failed)
         if settlement is Settlement.INCIDENT:
@@ -505,13 +540,16 @@ class Dispatcher:
             await self._wake_next(work.claim)
 
     async def _bring(
-        self, claim: Claim, processor: str, requested_at: int, reference: str
+        self, work: Work, processor: str, requested_at: int, reference: str
     ) -> Settlement:
         """Settle, and repeat until Redis answers: proof of payment is never dropped."""
         tries = 0
+        last_try = work.findings.last_try()
         while True:
             try:
-                return await self.ledger.settle(claim, processor, requested_at, reference)
+                return await self.ledger.settle(
+                    work.claim, processor, requested_at, last_try, reference
+                )
             except (RedisError, OSError):
                 tries += 1
                 await asyncio.sleep(self._pauses.after(tries) / 1000)
@@ -606,6 +644,10 @@ def _reason(outcome: Outcome | None) -> str:
             return f"status {outcome.status}"
         case Refused():
             return f"{_REFUSED} {outcome.status}"
+        case Declined():
+            return f"declined: {printable(outcome.code)[:_LONGEST_REFERENCE]}"
+        case Pending():
+            return "pending"
     return ""
 
 

@@ -15,6 +15,7 @@ from payswitch.payments.payment import (
     InvalidPaymentError,
     MalformedPaymentError,
     Payment,
+    PaymentRules,
     parse_payment,
 )
 from payswitch.store.watch import RedisWatch
@@ -36,12 +37,14 @@ class PaymentsEndpoint:
         metrics: IngressMetrics,
         traces: Traces,
         host_names: frozenset[str],
+        rules: PaymentRules,
     ) -> None:
         self._queue = queue
         self._watch = watch
         self._metrics = metrics
         self._traces = traces
         self._host_names = host_names
+        self._rules = rules
 
     async def accept(self, headers: Headers, read_body: Callable[[], Awaitable[bytes]]) -> Answer:
         """The answer to a payment: 202 once Redis holds it. The body is read only if the headers
@@ -51,7 +54,7 @@ class PaymentsEndpoint:
             try:
                 require_own("POST", headers, self._host_names)
                 _require_json(headers.get(b"content-type"))
-                payment = _read(await read_body())
+                payment = _read(await read_body(), self._rules)
                 step.is_for(payment.correlation_id)
                 if self._watch.refusal is not None:
                     await self._watch.look_again()
@@ -88,18 +91,16 @@ class PaymentsEndpoint:
         """Raises `Problem` unless Redis holds the payment."""
         match acceptance:
             case Acceptance.OTHER_AMOUNT:
-                raise Problem(
-                    HTTPStatus.CONFLICT,
-                    f"payment {payment.correlation_id} was accepted with another amount",
-                )
+                raise _conflict(payment, "another amount")
+            case Acceptance.OTHER_METADATA:
+                raise _conflict(payment, "other metadata")
             case Acceptance.BACKLOG_FULL:
                 self._metrics.unavailable("backlog")
                 raise try_later("the payment was not accepted: too many are waiting")
             case Acceptance.LEDGER_FULL:
                 self._metrics.unavailable("ledger")
                 raise try_later(
-                    "the payment was not accepted: the ledger has reached its largest sum, "
-                    "40,000,000,000,000,000.00"
+                    "the payment was not accepted: the ledger has reached its largest sum"
                 )
             case Acceptance.BROKEN:
                 raise Problem(
@@ -114,6 +115,11 @@ class PaymentsEndpoint:
         return try_later(
             f"it is not known whether the payment was accepted, so send it again: {error}"
         )
+
+
+def _conflict(payment: Payment, other: str) -> Problem:
+    detail = f"payment {payment.correlation_id} was accepted with {other}"
+    return Problem(HTTPStatus.CONFLICT, detail)
 
 
 def require_own(method: str, headers: Headers, host_names: frozenset[str]) -> None:
@@ -138,10 +144,10 @@ def _require_json(content_type: bytes | None) -> None:
         )
 
 
-def _read(body: bytes) -> Payment:
+def _read(body: bytes, rules: PaymentRules) -> Payment:
     """The payment in a body. Raises `Problem`."""
     try:
-        return parse_payment(body)
+        return parse_payment(body, rules)
     except MalformedPaymentError as error:
         raise Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
     except InvalidPaymentError as error:

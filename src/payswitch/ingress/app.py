@@ -81,7 +81,7 @@ def create_app(
         await ingress.open()
         payments_port = PaymentsPort(ingress.pay_whole, ingress.ready_whole)
         if payments_at is not None:
-            await payments_port.start(*payments_at)
+            await payments_port.open(*payments_at)
         yield
         await payments_port.close()
         await ingress.close()
@@ -102,7 +102,7 @@ def create_app(
         routes=[
             Route("/payments", ingress.pay, methods=["POST"]),  # only for the 405 of other methods
             *(Route(path, endpoint, methods=[method]) for method, path, endpoint in routes),
-            *openapi.routes(),
+            *openapi.routes(ingress.rules),
             *pages,
         ],
         lifespan=lifespan,

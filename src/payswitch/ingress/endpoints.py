@@ -22,8 +22,9 @@ from payswitch.ingress.metrics import IngressMetrics
 from payswitch.ingress.problems import JSON, Answer, Problem, try_later
 from payswitch.instants import format_instant, parse_instant_us
 from payswitch.payments.accepting import AcceptQueue
+from payswitch.payments.audit import Signature
 from payswitch.payments.ledger import Ledger, summary_json
-from payswitch.payments.payment import InvalidPaymentError, parse_correlation_id
+from payswitch.payments.payment import InvalidPaymentError, PaymentRules, parse_correlation_id
 from payswitch.payments.purge import Purge
 from payswitch.payments.records import Unreadable, read_record
 from payswitch.process import collect_seldom
@@ -47,6 +48,7 @@ class Ingress:
         self._traces = traces
         self._stopping = stopping
         self._metrics = IngressMetrics(lambda: self._watch)
+        self.rules = PaymentRules(settings.currency, settings.unknown_members == "ignore")
 
     async def open(self) -> None:
         """Start everything that the endpoints use; Redis may be away."""
@@ -69,17 +71,28 @@ class Ingress:
         )
         self._watch = RedisWatch(
             self._redis,
+            currency=settings.currency_code,
             demand=settings.redis_trust == "require",
             max_percent=settings.max_memory_percent,
             max_backlog=settings.max_backlog,
         )
         self._watch.start()
         self.payments = PaymentsEndpoint(
-            self._queue, self._watch, self._metrics, self._traces, settings.allowed_host_names
+            self._queue,
+            self._watch,
+            self._metrics,
+            self._traces,
+            settings.allowed_host_names,
+            self.rules,
         )
         self._heartbeat = Heartbeat(self._redis, "ingress", self._counts)
         self._heartbeat.start()
-        self.live = Live(self._redis, list(settings.processor_urls), self._stopping)
+        self.live = Live(
+            self._redis,
+            list(settings.processor_urls),
+            self._stopping,
+            currency=self.rules.currency,
+        )
 
     async def close(self) -> None:
         """Stop everything that `open` started."""
@@ -134,7 +147,7 @@ class Ingress:
             )
         if record is None:
             raise Problem(HTTPStatus.NOT_FOUND, f"payment {correlation_id} is unknown")
-        return Response(record.public_json(), media_type=JSON)
+        return Response(record.public_json(self.rules.currency), media_type=JSON)
 
     async def summary(self, request: Request) -> Response:
         """`GET /payments-summary`: totals by processor; both bounds are inclusive and optional. If
@@ -148,7 +161,9 @@ class Ingress:
         headers = {}
         if (found.first, found.last) != (first_ms, last_ms):
             headers["payswitch-window"] = f"{_bound(found.first)}/{_bound(found.last)}"
-        return Response(summary_json(found.totals), headers=headers, media_type=JSON)
+        return Response(
+            summary_json(found.totals, self.rules.currency), headers=headers, media_type=JSON
+        )
 
     async def purge(self, request: Request) -> Response:
         """`POST /purge-payments`: forget everything, if `PAYSWITCH_PURGE` allows it."""
@@ -164,7 +179,8 @@ class Ingress:
                     "purging needs the bearer token of PAYSWITCH_PURGE_TOKEN",
                     {"www-authenticate": "Bearer"},
                 )
-        generation = await self._purge.run()
+        client = request.client.host if request.client else "a unix socket"
+        generation = await self._purge.run(Signature(f"{client} (HTTP)"))
         return Response(orjson.dumps({"generation": generation}), media_type=JSON)
 
     async def alive(self, request: Request) -> Response:

@@ -19,7 +19,7 @@ from payswitch.telemetry import metrics, shared_counts
 from payswitch.telemetry.histogram import BOUNDS_S
 from payswitch.telemetry.metrics import Facts
 
-_VERDICTS = ("new", "same", "other", "full", "sum", "broken", "late")
+_VERDICTS = ("new", "same", "other", "metadata", "full", "sum", "broken", "late")
 _REASONS = ("redis", "memory", "backlog", "ledger", "refused", "silent")
 _STATUSES = (400, 403, 408, 409, 413, 415, 421, 422, 500, 503)
 
@@ -30,13 +30,8 @@ class IngressMetrics:
     def __init__(self, watch: Callable[[], RedisWatch]) -> None:
         self._watch = watch
         own = CollectorRegistry()
-        seconds = HistogramObject(
-            metrics.ACCEPT_SECONDS.name,
-            metrics.ACCEPT_SECONDS.meaning,
-            metrics.ACCEPT_SECONDS.labels,
-            buckets=BOUNDS_S,
-            registry=own,
-        )
+        of = metrics.ACCEPT_SECONDS
+        seconds = HistogramObject(of.name, of.meaning, of.labels, buckets=BOUNDS_S, registry=own)
         # Looked up once: a look-up costs as much as a count.
         self._refused, self._unavailable, self._failed = (
             seconds.labels(result).observe for result in ("refused", "unavailable", "failed")

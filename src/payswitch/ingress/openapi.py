@@ -12,12 +12,23 @@ import orjson
 from starlette.responses import Response
 from starlette.routing import Route
 
+from payswitch.ingress.problems import JSON
+from payswitch.money import MAX_CENTS
+from payswitch.payments.payment import DEFAULT_RULES, PaymentRules
+
 _FOLDER = files("payswitch.ingress")
 
 
-def document() -> dict[str, Any]:
-    """The document, read from the package."""
+def document(rules: PaymentRules = DEFAULT_RULES) -> dict[str, Any]:
+    """The document, read from the package and fitted to the rules of the deployment."""
     parsed: dict[str, Any] = orjson.loads((_FOLDER / "openapi.json").read_bytes())
+    schemas, scale = parsed["components"]["schemas"], rules.currency.scale
+    schemas["Currency"]["const"] = rules.currency.code
+    schemas["Amount"] |= {"maximum": MAX_CENTS // scale, "multipleOf": 1 / scale}
+    schemas["Totals"]["properties"]["totalAmount"]["multipleOf"] = 1 / scale
+    schemas["Payment"]["additionalProperties"] = rules.ignores_unknown
+    example = parsed["paths"]["/payments/{id}"]["get"]["responses"]["200"]["content"][JSON]
+    example["example"]["currency"] = rules.currency.code
     return parsed
 
 
@@ -38,10 +49,10 @@ def page() -> Response:
     return Response(text, headers=headers, media_type="text/html")
 
 
-def routes() -> list[Route]:
+def routes(rules: PaymentRules) -> list[Route]:
     """`GET /openapi.json` and `GET /docs`, read once."""
     answers = {
-        "/openapi.json": Response(orjson.dumps(document()), media_type="application/json"),
+        "/openapi.json": Response(orjson.dumps(document(rules)), media_type=JSON),
         "/docs": page(),
     }
     return [Route(path, answer, methods=["GET"]) for path, answer in answers.items()]

@@ -224,6 +224,6 @@ async def _require_trust(settings: Settings) -> None:
     """Wait for Redis. Raises `UntrustworthyRedisError`."""
     redis = connect(settings.redis_url, limit_s=settings.accept_limit_ms / 1000)
     try:
-        await RedisWatch(redis, demand=True).check_trust()
+        await RedisWatch(redis, currency=settings.currency_code, demand=True).check_trust()
     finally:
         await redis.aclose(close_connection_pool=True)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from uuid import uuid4
 
+from payswitch.money import Currency
+
 
 class Row(NamedTuple):
     """A part of the system; one that was there before has no process here."""
@@ -42,13 +44,17 @@ def banner(rows: Sequence[Row], tries: Mapping[str, str], paint: Callable[[str, 
 
 
 def commands_to_try(
-    endpoint: str, default_simulator: str | None, elsewhere: Mapping[str, str]
+    endpoint: str,
+    default_simulator: str | None,
+    elsewhere: Mapping[str, str],
+    currency: Currency,
 ) -> dict[str, str]:
     """Commands for a shell, by purpose. A simulated `default` can be made to fail.
 
     Without the variables `elsewhere`, operators' commands would ask another system.
     """
-    payment = f'{{"correlationId":"{uuid4()}","amount":19.90}}'
+    amount = currency.format_cents(1990)
+    payment = f'{{"correlationId":"{uuid4()}","amount":{amount}}}'
     tries = {}
     if elsewhere:
         variables = " ".join(f"{name}={value}" for name, value in elsewhere.items())

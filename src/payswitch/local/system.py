@@ -117,10 +117,11 @@ class LocalSystem:
     def groups(self, redis_folder: Path | None) -> list[list[Service]]:
         """The services in the order of their stop. Redis is among them if it has a folder. Raises
         `MachineError` without a Redis server."""
-        workers = [self._worker(f"worker-{n}") for n in range(1, self.options.workers + 1)]
+        names = [f"worker-{number}" for number in range(1, self.options.workers + 1)]
+        workers = [self._of_queue(name, "worker", keys.QUEUE) for name in names]
         return [
             *self._endpoint(),
-            [*workers, self._health()],
+            [*workers, self._of_queue("health", "health", keys.HEALTH_QUEUE)],
             [self._simulator(port) for port in self.simulated.values()],
             [self._redis(redis_folder)] if redis_folder else [],
         ]
@@ -143,7 +144,9 @@ class LocalSystem:
         """The commands to try, for the banner."""
         default = self.simulated.get("default")
         default_url = default.url if default else None
-        return commands_to_try(self._port.url, default_url, self._elsewhere())
+        return commands_to_try(
+            self._port.url, default_url, self._elsewhere(), self.settings.currency
+        )
 
     @property
     def endpoint(self) -> str:
@@ -151,13 +154,15 @@ class LocalSystem:
         return self._port.url
 
     def _elsewhere(self) -> dict[str, str]:
-        """The URLs of its own Redis and simulators, by variable, unless they are the defaults. The
-        environment's URLs are not repeated: they may hold a password."""
+        """The URLs of its own Redis and simulators and the currency, by variable, unless they are
+        the defaults. The environment's URLs are not repeated: they may hold a password."""
         urls = {"REDIS_URL": self.settings.redis_url} if self.own_redis else {}
         urls |= {_url_variable(name): port.url for name, port in self.simulated.items()}
         defaults = Settings()
         usual = {_url_variable(name): url for name, url in defaults.processor_urls.items()}
         usual["REDIS_URL"] = defaults.redis_url
+        urls["PAYSWITCH_CURRENCY"] = self.settings.currency_code
+        usual["PAYSWITCH_CURRENCY"] = defaults.currency_code
         return {name: url for name, url in urls.items() if url != usual[name]}
 
     def _endpoint(self) -> list[list[Service]]:
@@ -196,16 +201,11 @@ class LocalSystem:
         part = self._own(name, command, _answers(port, "/readyz", 200))
         return Service(part, port.url, note, port, metrics=port)
 
-    def _worker(self, name: str) -> Service:
-        return self._of_queue(name, "worker", keys.QUEUE)
-
-    def _health(self) -> Service:
-        return self._of_queue("health", "health", keys.HEALTH_QUEUE)
-
     def _of_queue(self, name: str, command: str, queue: str) -> Service:
         number = next(self._metrics_ports, 0)
         variables = {"PAYSWITCH_METRICS_PORT": str(number)}
-        part = self._own(name, [command], self._takes_jobs_of(queue), variables)
+        is_ready = self._redis_says("EXISTS", keys.sign_of_life(queue))
+        part = self._own(name, [command], is_ready, variables)
         if not number:
             return Service(part, queue)
         metrics = Port(name, self.settings.metrics_host, number, "PAYSWITCH_METRICS_PORT")
@@ -258,7 +258,7 @@ class LocalSystem:
             "redis",
             [program, *options],
             self._environment,
-            self._redis_answers,
+            self._redis_says("PING"),
             before_start=partial(cut_open_transaction, folder),
         )
         note = f"{redis_version(program)}, kept in {self.options.state}"
@@ -279,20 +279,16 @@ class LocalSystem:
         after = ("redis",) if self.own_redis else ()
         return Part(name, whole, {**self._environment, **(variables or {})}, is_ready, after)
 
-    def _takes_jobs_of(self, queue: str) -> _Check:
+    def _redis_says(self, *command: str) -> _Check:
+        """Whether Redis' answer to a command is true."""
+
         async def check() -> bool:
             try:
-                return bool(await self.redis.exists(keys.sign_of_life(queue)))
+                return bool(await self.redis.execute_command(*command))  # type: ignore[no-untyped-call]
             except (RedisError, OSError):
                 return False
 
         return check
-
-    async def _redis_answers(self) -> bool:
-        try:
-            return bool(await self.redis.ping())
-        except (RedisError, OSError):
-            return False
 
 
 def run(options: Options) -> None:

@@ -1,9 +1,11 @@
 -- Accept: a payment's record, backlog entry, job and queue entry are written together or not at all,
 -- and never after the caller has given up. Payments are deduplicated here, by id.
 --
--- ARGV: the largest backlog; then for each payment: id, cents, latest (ms by Redis' clock), job
--- Returns: now (ms), then for each payment 'new', 'same', 'other' (another amount), 'late', 'full',
---   'sum' (the ledger's sums are near their limit), 'broken' (its key holds something else)
+-- ARGV: the largest backlog; then for each payment: id, cents, latest (ms by Redis' clock), job,
+--   metadata (in canonical form, '' for none)
+-- Returns: now (ms), then for each payment 'new', 'same', 'other' (another amount), 'metadata' (the
+--   same amount with other metadata), 'late', 'full', 'sum' (the ledger's sums are near their limit),
+--   'broken' (its key holds something else)
 
 local backlog = size_of(OPEN)
 local now = now_ms()
@@ -21,13 +23,14 @@ local function queue(id)
 end
 
 local function judge(i)
-  local id, cents, latest = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+  local id, cents, latest, metadata = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 4]
   if now > latest then return 'late' end
   local known = in_this_call[id]
-    or redis.pcall('HMGET', 'payment:' .. id, 'generation', 'cents', 'state')
+    or redis.pcall('HMGET', 'payment:' .. id, 'generation', 'cents', 'state', 'metadata')
   if known.err then return 'broken' end
   if known[1] == current then
     if known[2] ~= cents then return 'other' end
+    if (known[4] or '') ~= metadata then return 'metadata' end
     -- Every acknowledged payment must be paid: one that fell out of the backlog goes back.
     local unpaid = known[3] == 'queued' or known[3] == 'processing'
     if unpaid and not in_this_call[id] and not redis.call('ZSCORE', OPEN, id) then queue(id) end
@@ -38,11 +41,11 @@ local function judge(i)
   room = room - 1
   queue(id)
   fresh[#fresh + 1] = i
-  in_this_call[id] = { current, cents, 'queued' }
+  in_this_call[id] = { current, cents, 'queued', metadata }
   return 'new'
 end
 
-for i = 2, #ARGV, 4 do answer[#answer + 1] = judge(i) end
+for i = 2, #ARGV, 5 do answer[#answer + 1] = judge(i) end
 
 if #by_time > 0 then
   -- The first write: if it fails, because of another type or short memory, nothing is written.
@@ -59,6 +62,7 @@ for _, i in ipairs(fresh) do
   redis.call('DEL', 'payment:' .. id, 'arq:in-progress:' .. id, 'arq:retry:' .. id)
   redis.call('HSET', 'payment:' .. id, 'generation', current, 'cents', ARGV[i + 1],
     'accepted_at', now, 'state', 'queued')
+  if ARGV[i + 4] ~= '' then redis.call('HSET', 'payment:' .. id, 'metadata', ARGV[i + 4]) end
   redis.call('SET', 'arq:job:' .. id, ARGV[i + 3])
 end
 return answer

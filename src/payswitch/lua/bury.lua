@@ -5,7 +5,8 @@
 --
 -- ARGV: the longest delay of a processor (ms), retention (ms); then for each payment: id, token,
 --   generation, 'dead' or 'declined', reason (the provider's code if declined), closed tries, marked
---   tries, '1' if the horizon has passed by the holder's clock
+--   tries, '1' if the horizon has passed by the holder's clock, the outcome of the last try (see
+--   remember_tries)
 -- Returns for each payment: 'buried', 'open' (a try may still be recorded), 'lost', 'gone'
 
 demand_queues()
@@ -34,11 +35,11 @@ local function bury(id, record, state, reason)
   end
 end
 
-for i = 3, #ARGV, 8 do
+for i = 3, #ARGV, 9 do
   local id, token, of, state, reason = unpack(ARGV, i, i + 4)
   local record = 'payment:' .. id
   local known = redis.pcall('HMGET', record, 'generation', 'token', 'open', 'horizon', 'tries',
-    'delay')
+    'delay', 'processor')
   local verdict
   if known.err or known[1] ~= current or of ~= current then
     verdict = 'gone'
@@ -46,6 +47,8 @@ for i = 3, #ARGV, 8 do
     verdict = 'lost'
   else
     local open = changed_tries(known[3] or '', ARGV[i + 5], ARGV[i + 6])
+    remember_tries(record, now, known[7] or '', known[3] or '', ARGV[i + 5], ARGV[i + 8],
+      state == 'declined' and 'declined')
     redis.call('HSET', record, 'open', open)
     local later = math.max(0, ARGV[1] - counted_delay(known[6], known[5]))
     local horizon = tonumber(known[4] or '0') or math.huge

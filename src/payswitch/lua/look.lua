@@ -1,9 +1,11 @@
--- Look: checks whether Redis would accept a payment and let a worker take it. It changes nothing. Its
--- DEL counts as a write, so a replica, or a Redis that can't write to its disk, refuses it.
+-- Look: checks whether Redis would accept a payment and let a worker take it. The first part that
+-- looks sets the currency; nothing else changes. Its DEL counts as a write, so a replica, or a Redis
+-- that can't write to its disk, refuses it.
 --
--- ARGV: the rights to check, as pairs of a key ('' for none) and commands with spaces between
--- Returns: INFO ('' if it is not allowed), the length of the backlog, and the missing rights as
---   pairs of a key and a command
+-- ARGV: the caller's currency; the rights to check, as pairs of a key ('' for none) and commands with
+--   spaces between
+-- Returns: INFO ('' if it is not allowed), the length of the backlog, the currency of the payments in
+--   here, and the missing rights as pairs of a key and a command
 
 local ask = redis.acl_check_cmd
 local OTHER_KEYS = { DEL = true, EXISTS = true, MGET = true, UNLINK = true, WATCH = true }
@@ -12,8 +14,8 @@ local OTHER_KEYS = { DEL = true, EXISTS = true, MGET = true, UNLINK = true, WATC
 -- takes another number, so this tries others.
 local function may(command, key)
   if OTHER_KEYS[command] then return ask(command, key) end
-  local args = { key == '' and '0' or key, '0', '0' }
-  for _, count in ipairs({ 2, 1, 3, 0 }) do
+  local args = { key == '' and '0' or key, '0', '0', '0' }
+  for _, count in ipairs({ 2, 1, 3, 4, 0 }) do
     local takes_so_many, is_allowed = pcall(ask, command, unpack(args, 1, count))
     if takes_so_many then return is_allowed end
   end
@@ -22,7 +24,7 @@ end
 
 local missing = {}
 if ask then
-  for i = 1, #ARGV, 2 do
+  for i = 2, #ARGV, 2 do
     for command in string.gmatch(ARGV[i + 1], '%S+') do
       if not may(command, ARGV[i]) then
         missing[#missing + 1] = ARGV[i]
@@ -31,7 +33,7 @@ if ask then
     end
   end
 end
-if #missing > 0 then return { '', 0, missing } end
+if #missing > 0 then return { '', 0, ARGV[1], missing } end
 
 local info = {}
 if not ask or ask('INFO', 'server') then
@@ -40,4 +42,10 @@ if not ask or ask('INFO', 'server') then
   end
 end
 write_even_out_of_memory()
-return { table.concat(info), size_of(OPEN), missing }
+demand('string', CURRENCY)
+local currency = redis.call('GET', CURRENCY)
+if not currency then
+  currency = ARGV[1]
+  redis.call('SET', CURRENCY, currency)
+end
+return { table.concat(info), size_of(OPEN), currency, missing }

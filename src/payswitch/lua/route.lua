@@ -28,6 +28,7 @@ for i = 3, #ARGV, 6 do
     answer[#answer + 1] = false
   else
     local open = changed_tries(known[5] or '', ARGV[i + 4], ARGV[i + 5])
+    remember_tries(record, now, known[3] or '', known[5] or '', ARGV[i + 4], '')
     local requested_at
     if open == '' then
       requested_at = now

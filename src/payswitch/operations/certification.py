@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
-from payswitch.money import format_cents
 from payswitch.operations.trial import RuleBrokenError, Trial, UncheckableError, in_words
 from payswitch.processors.outcomes import (
     Declined,
@@ -24,7 +23,7 @@ from payswitch.processors.outcomes import (
 )
 from payswitch.processors.processor import CannotAskError, Processor
 
-_AMOUNTS = (1, 10, 1999)
+AMOUNTS = (1, 10, 1999)
 """In cents."""
 _AMOUNT = 101
 _AT_ONCE = 5
@@ -125,7 +124,7 @@ async def _pays(run: Certification) -> Checked:
     found = outcome if isinstance(outcome, Paid) else await trial.decided(payment)
     if isinstance(found, Paid | Found):
         return Ruling.PASS, f"{in_words(found)}, after {_ms(trial.latency_s)}"
-    raise RuleBrokenError(f"a payment of {format_cents(_AMOUNT)} was {in_words(outcome)}")
+    raise RuleBrokenError(f"a payment of {run.trial.amount(_AMOUNT)} was {in_words(outcome)}")
 
 
 @contextmanager
@@ -137,24 +136,23 @@ def _reachable() -> Iterator[None]:
 
 
 async def _amount(run: Certification) -> Checked:
-    for cents in _AMOUNTS:
+    amount = run.trial.amount
+    for cents in AMOUNTS:
         payment = await run.trial.paid(cents)
         finding = await run.trial.seen(payment)
         if not isinstance(finding, Found):
             raise UncheckableError(f"the look-up says: {in_words(finding)}")
         if finding.cents != cents:
-            raise RuleBrokenError(
-                f"{format_cents(cents)} was sent, and {format_cents(finding.cents)} is found"
-            )
+            raise RuleBrokenError(f"{amount(cents)} was sent, and {amount(finding.cents)} is found")
         if finding.requested_at != payment.requested_at:
             by_ms = finding.requested_at - payment.requested_at
             raise RuleBrokenError(f"its instant is found {by_ms:+} ms from the one that was sent")
         count = await run.trial.count(payment)
         if count is not None and count.count == 1 and count.cents != cents:
             raise RuleBrokenError(
-                f"{format_cents(cents)} was sent, and the totals have {format_cents(count.cents)}"
+                f"{amount(cents)} was sent, and the totals have {amount(count.cents)}"
             )
-    return Ruling.PASS, f"{', '.join(map(format_cents, _AMOUNTS))} are found as they were sent"
+    return Ruling.PASS, f"{', '.join(map(amount, AMOUNTS))} are found as they were sent"
 
 
 async def _repeat(run: Certification) -> Checked:
@@ -263,7 +261,7 @@ async def _invalid(run: Certification) -> Checked:
     for cents in _INVALID:
         payment = await run.trial.new(cents)
         run.trial.made.remove(payment)
-        amount, outcome = format_cents(cents), await run.trial.pay(payment)
+        amount, outcome = run.trial.amount(cents), await run.trial.pay(payment)
         if isinstance(outcome, NotPaid):
             raise UncheckableError(f"{amount}: {outcome.reason}")
         is_recorded = await run.trial.is_recorded(payment)
@@ -302,7 +300,7 @@ async def _decline(run: Certification) -> Checked:
     run.trial.made.remove(payment)
     outcome = await run.trial.pay(payment)
     if not isinstance(outcome, Declined):
-        raise RuleBrokenError(f"{format_cents(cents)} is {in_words(outcome)}")
+        raise RuleBrokenError(f"{run.trial.amount(cents)} is {in_words(outcome)}")
     again = await run.trial.pay(payment)
     if isinstance(again, Paid):
         raise RuleBrokenError(f"{in_words(outcome)} at first, and paid when it was sent again")
@@ -315,7 +313,7 @@ async def _books(run: Certification) -> Checked:
     """After all others, so that it sees what came late."""
     if not run.sandbox.processor.tells_totals:
         raise UncheckableError("the connector reads no totals")
-    number = 0
+    amount, number = run.trial.amount, 0
     for payment in run.trial.made:
         finding, count = await run.trial.find(payment), await run.trial.count(payment)
         assert count is not None
@@ -325,8 +323,8 @@ async def _books(run: Certification) -> Checked:
             raise RuleBrokenError(f"the totals hold {payment.correlation_id} {count.count} times")
         if isinstance(finding, Found) and (count.count, count.cents) != (1, finding.cents):
             raise RuleBrokenError(
-                f"{payment.correlation_id} is found with {format_cents(finding.cents)}, and the "
-                f"totals hold {count.count} with {format_cents(count.cents)}"
+                f"{payment.correlation_id} is found with {amount(finding.cents)}, and the "
+                f"totals hold {count.count} with {amount(count.cents)}"
             )
         number += count.count
     return Ruling.PASS, f"each of {number} payments once"

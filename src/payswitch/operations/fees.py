@@ -30,14 +30,9 @@ class FeeWatch(Periodic):
         self._known: dict[str, str] = {}
 
     async def turn(self) -> None:
-        """Ask, and set the time of the next turn. Raises `RedisError` or `OSError`."""
-        self.every_s = _AGAIN_S  # also if Redis fails
-        if await self.ask():
-            self.every_s = _EVERY_S
-
-    async def ask(self) -> bool:
-        """Ask once and store the known fees; whether all answered. Raises `RedisError` or
+        """Ask, store the known fees, and set the time of the next turn. Raises `RedisError` or
         `OSError`."""
+        self.every_s = _AGAIN_S  # also if Redis fails
         said = 0
         for name, processor in self._processors.items():
             try:
@@ -48,4 +43,5 @@ class FeeWatch(Periodic):
         if said:
             at = time.time_ns() // 1_000_000
             await write_note(self._redis, keys.FEES, {"at": at, **self._known})
-        return said == len(self._processors)
+        if said == len(self._processors):
+            self.every_s = _EVERY_S

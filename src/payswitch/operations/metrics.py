@@ -7,10 +7,10 @@ Every health worker shows the same values, so take `max`, never `sum`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from decimal import Decimal
 
 from prometheus_client import CollectorRegistry, Metric
 
+from payswitch.money import Currency
 from payswitch.operations.history import HistoryWriter
 from payswitch.operations.overview import Overview
 from payswitch.telemetry import metrics
@@ -19,19 +19,19 @@ from payswitch.telemetry.metrics import Facts
 _PARTS = ("ingress", "worker", "health")
 
 
-def health_registry(history: HistoryWriter) -> CollectorRegistry:
+def health_registry(history: HistoryWriter, currency: Currency) -> CollectorRegistry:
     """All metrics of a health worker."""
 
     def collect() -> Iterable[Metric]:
         yield metrics.build_info("health")
         yield metrics.REDIS_FAILURES.one(history.failures)
         if history.latest is not None:
-            yield from _of(history.latest)
+            yield from _of(history.latest, currency)
 
     return metrics.registry_of(Facts(collect))
 
 
-def _of(overview: Overview) -> Iterable[Metric]:
+def _of(overview: Overview, currency: Currency) -> Iterable[Metric]:
     yield metrics.OVERVIEW_AT.one(overview.at / 1000)
     yield metrics.BACKLOG.one(overview.backlog)
     yield metrics.OLDEST_AGE.one((overview.oldest_age_ms or 0) / 1000)
@@ -39,7 +39,7 @@ def _of(overview: Overview) -> Iterable[Metric]:
     yield metrics.DEAD_LETTERS.one(overview.dead)
     yield metrics.INCIDENTS.one(overview.incidents)
     yield metrics.PROCESSES.by({(part,): len(overview.of_kind(part)) for part in _PARTS})
-    yield from _of_money(overview)
+    yield from _of_money(overview, currency)
     yield from _of_choice(overview)
     yield from _of_processors(overview)
     if (reconciled := overview.reconciled) is not None:
@@ -47,13 +47,18 @@ def _of(overview: Overview) -> Iterable[Metric]:
         yield metrics.RECONCILED_AT.one(reconciled.at / 1000)
 
 
-def _of_money(overview: Overview) -> Iterable[Metric]:
+def _of_money(overview: Overview, currency: Currency) -> Iterable[Metric]:
     settled = overview.settled.items()
     yield metrics.LEDGER_PAYMENTS.by({(name,): total.count for name, total in settled})
-    yield metrics.LEDGER_AMOUNT.by({(name,): total.cents / 100 for name, total in settled})
+    yield metrics.LEDGER_AMOUNT.by(
+        {(name,): total.cents / currency.scale for name, total in settled}
+    )
     if (fees := overview.fees) is not None:
         yield metrics.FEES.by(
-            {("paid",): _units(fees.paid), ("default",): _units(fees.all_default)}
+            {
+                ("paid",): float(fees.paid / currency.scale),
+                ("default",): float(fees.all_default / currency.scale),
+            }
         )
 
 
@@ -78,7 +83,3 @@ def _of_processors(overview: Overview) -> Iterable[Metric]:
         {(name,): each.min_response_ms / 1000 for name, each in seen if each.known}
     )
     yield metrics.HEALTH_CHECK_AT.by({(name,): each.at / 1000 for name, each in seen})
-
-
-def _units(cents: Decimal) -> float:
-    return float(cents / 100)

@@ -77,10 +77,19 @@ class Overview:
     settled: Mapping[str, Total]
     """By processor in order of preference, since the last purge."""
     backlog: int
+    held: Mapping[str, int]
+    """The payments of the backlog that wait until a processor works again, by its name."""
+    held_and_paid: Mapping[tuple[str, str], int]
+    """The cents that waited for a processor and were paid by it, by its name and that of the one
+    that would have taken them at once."""
     oldest_accepted_at: int | None
     in_flight: int
     dead: int
+    """Dead letters that nobody has resolved."""
+    resolved: int
+    """Dead letters that an operator has resolved since the last purge."""
     incidents: int
+    """Incidents that nobody has resolved."""
     choice: Choice | None
     health: Mapping[str, Seen]
     fee_rates: Mapping[str, Decimal]
@@ -97,8 +106,9 @@ class Overview:
 
     @property
     def accepted(self) -> int:
-        """All payments accepted since the last purge: settled, waiting or dead."""
-        return sum(total.count for total in self.settled.values()) + self.backlog + self.dead
+        """All payments accepted since the last purge: settled, waiting, dead or resolved."""
+        settled = sum(total.count for total in self.settled.values())
+        return settled + self.backlog + self.dead + self.resolved
 
     @property
     def oldest_age_ms(self) -> int | None:
@@ -117,6 +127,19 @@ class Overview:
         return Fees(
             paid=sum((self.fee_rates[name] * cents for name, cents in used.items()), Decimal()),
             all_default=default * sum(used.values()),
+        )
+
+    @property
+    def saved(self) -> Decimal | None:
+        """The fees, in cents, that payments saved by waiting; None unless every fee involved is
+        known."""
+        rates = self.fee_rates
+        names = {name for pair in self.held_and_paid for name in pair}
+        if not names <= rates.keys():
+            return None
+        sums = self.held_and_paid.items()
+        return sum(
+            ((rates[instead] - rates[name]) * cents for (name, instead), cents in sums), Decimal()
         )
 
     def of_kind(self, kind: str) -> list[Process]:
@@ -141,9 +164,12 @@ def _parse(answer: Mapping[str, Any], processors: Sequence[str]) -> Overview:
             for name, count, cents in zip(processors, totals[::2], totals[1::2], strict=True)
         },
         backlog=answer["backlog"] or 0,
+        held={name: count or 0 for name, count in zip(processors, answer["held"], strict=True)},
+        held_and_paid=dict(_held_and_paid(processors, answer["saved"] or ())),
         oldest_accepted_at=_whole(answer["oldest"]) or None,
         in_flight=answer["in_flight"] or 0,
         dead=answer["dead"] or 0,
+        resolved=_whole(answer["resolved"]),
         incidents=answer["incidents"] or 0,
         choice=_choice(processors, answer["selection"], answer["selection_life"] or 0),
         health=dict(_health(processors, read_note(answer["reports"]))),
@@ -153,6 +179,15 @@ def _parse(answer: Mapping[str, Any], processors: Sequence[str]) -> Overview:
         paused=standing_pause(answer["paused"], now, answer["paused_life"]),
         processes=list(_processes(answer["heartbeats"])),
     )
+
+
+def _held_and_paid(
+    processors: Sequence[str], fields: Sequence[bytes]
+) -> Iterator[tuple[tuple[str, str], int]]:
+    for field, cents in zip(fields[::2], fields[1::2], strict=True):
+        name, _, instead = field.decode(errors="replace").partition(" ")
+        if name in processors and instead in processors:
+            yield (name, instead), _whole(cents)
 
 
 def _choice(processors: Sequence[str], raw: bytes | None, expires_in_ms: int) -> Choice | None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
-import orjson
 from redis.asyncio import Redis
 
 from payswitch.instants import EARLIEST_MS, LATEST_MS
@@ -27,6 +27,7 @@ from payswitch.operations.comparison import (
     may_differ,
     unexplained,
 )
+from payswitch.payments.incidents import Incident, read_incidents
 from payswitch.payments.ledger import Ledger
 from payswitch.payments.records import Record, Unreadable, read_records
 from payswitch.processors.connector import Instruction
@@ -34,6 +35,7 @@ from payswitch.processors.outcomes import Found, Unclear
 from payswitch.processors.processor import CannotAskError, Processor
 from payswitch.store import keys
 from payswitch.store.redis_clock import redis_now_ms
+from payswitch.store.scanning import pages
 
 T = TypeVar("T")
 
@@ -49,18 +51,6 @@ _LOOKS = 5
 """The number of comparisons of totals that change meanwhile."""
 _LATER_MS = 60_000
 """So long after now none of our payments can have been requested, even in a long comparison."""
-
-
-@dataclass(frozen=True, slots=True)
-class Incident:
-    """A proof of payment that matched no pin. Instants are ms since the epoch."""
-
-    correlation_id: str
-    """Or the text of an unreadable entry; then the other fields are None."""
-    paid_by: str | None = None
-    pinned: str | None = None
-    requested_at: int | None = None
-    at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +262,9 @@ class Reconciliation:
     async def _find(self, name: str, record: Record) -> Found | None:
         """A processor's record of a payment; asks again if the answer is unclear."""
         requested_at = record.requested_at or record.accepted_at
-        instruction = Instruction(record.correlation_id, record.cents, requested_at)
+        instruction = Instruction(
+            record.correlation_id, record.cents, requested_at, record.metadata
+        )
         async with self._finds:
             for tried in range(_FIND_TRIES):
                 await asyncio.sleep(tried * _FIND_PAUSE_S)
@@ -284,57 +276,14 @@ class Reconciliation:
 
     async def _pages(self, *, everything: bool) -> AsyncIterator[tuple[list[bytes], bool]]:
         """Pages of ids, each with whether its payments are unpaid; those come first."""
-        async for ids in self._unpaid_ids():
-            yield ids, True
-        if everything:
-            async for ids in self._all_ids():
-                yield ids, False
-
-    async def _all_ids(self) -> AsyncIterator[list[bytes]]:
-        """The ids of all records in Redis, in pages."""
-        cursor = 0
-        while True:
-            cursor, found = await self._redis.scan(
-                cursor, match=f"{keys.RECORD_PREFIX}*", count=_PAGE, _type="hash"
-            )
-            yield [key.removeprefix(keys.RECORD_PREFIX.encode()) for key in found]
-            if cursor == 0:
-                return
-
-    async def _unpaid_ids(self) -> AsyncIterator[list[bytes]]:
-        """The ids of the backlog and of the dead letters, in pages."""
         for key in _UNPAID:
-            cursor = 0
-            while True:
-                cursor, entries = await self._redis.zscan(key, cursor, count=_PAGE)
-                yield [member for member, _ in entries]
-                if cursor == 0:
-                    break
-
-
-async def read_incidents(redis: Redis) -> list[Incident]:
-    """All incidents, the oldest first. Raises `RedisError`."""
-    found: list[Incident] = []
-    first = 0
-    while page := await redis.lrange(keys.INCIDENTS, first, first + _PAGE - 1):  # type: ignore[misc]
-        found += map(parse_incident, page)
-        first += len(page)
-    return found
-
-
-def parse_incident(raw: bytes) -> Incident:
-    """Read an incident as `settle.lua` writes it."""
-    try:
-        document = orjson.loads(raw)
-        return Incident(
-            correlation_id=str(document["correlationId"]),
-            paid_by=str(document["paidBy"]),
-            pinned=str(document["pinned"]),
-            requested_at=int(document["requestedAt"]),
-            at=int(document["at"]),
-        )
-    except (ValueError, KeyError, TypeError):
-        return Incident(raw.decode(errors="replace"))
+            async for entries in pages(partial(self._redis.zscan, key, count=_PAGE)):
+                yield [member for member, _ in entries], True
+        if everything:
+            prefix = keys.RECORD_PREFIX
+            scan = partial(self._redis.scan, match=f"{prefix}*", count=_PAGE, _type="hash")
+            async for found in pages(scan):
+                yield [key.removeprefix(prefix.encode()) for key in found], False
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from payswitch.instants import format_instant
-from payswitch.money import format_cents
+from payswitch.money import Currency
 from payswitch.operations.controls import Order
 from payswitch.operations.history import WINDOW_S, Sample
 from payswitch.operations.overview import Overview
@@ -104,6 +104,7 @@ class Status:
             *_of_processors(self.overview),
             *_of_breakers(self.overview, self.rates),
             *_of_payments(self.overview, self.rates),
+            *_of_held(self.overview),
             *_of_orders(self.overview),
         ]
         return sorted(found, key=lambda each: -_LEVELS.index(each.level))
@@ -184,18 +185,25 @@ def _of_payments(overview: Overview, now: Rates | None) -> Iterator[Finding]:
     if now is not None and now.unavailable:
         yield Finding(Level.ERROR, f"{_payments(now.unavailable)} refused with 503 just now")
     if overview.backlog and now is not None and not now.all_settled_per_s and not overview.paused:
-        yield Finding(Level.ERROR, f"Nothing is being settled, {_waiting(overview.backlog)}")
+        level = Level.WARNING if any(overview.held.values()) else Level.ERROR
+        yield Finding(level, f"Nothing is being settled, {_waiting(overview.backlog)}")
     age = overview.oldest_age_ms
     if age is not None and age > _LONG_MS:
         yield Finding(Level.WARNING, f"The oldest unpaid payment has waited {duration(age)}")
     if overview.incidents:
-        text = f"{overview.incidents} proofs of payment match no pin: payswitch reconcile"
+        text = f"{overview.incidents} proofs of payment match no pin: payswitch incidents list"
         yield Finding(Level.ERROR, text)
     if overview.reconciled is not None and overview.reconciled.differences:
         text = f"Reconciliation found {overview.reconciled.differences} differences"
         yield Finding(Level.ERROR, text)
     if overview.dead:
         yield Finding(Level.WARNING, f"{_payments(overview.dead)} dead: payswitch dead list")
+
+
+def _of_held(overview: Overview) -> Iterator[Finding]:
+    for name, count in overview.held.items():
+        if count:
+            yield Finding(Level.NOTE, f"{_waiting(count)} until {name} works again")
 
 
 def _of_orders(overview: Overview) -> Iterator[Finding]:
@@ -227,18 +235,19 @@ def duration(ms: float) -> str:
     return " ".join(shown[:2])
 
 
-def money(cents: Decimal | int) -> str:
-    """Cents as a number with exactly two decimals, a fraction of a cent rounded."""
-    return format_cents(int(Decimal(cents).to_integral_value()))
+def money(cents: Decimal | int, currency: Currency) -> str:
+    """Cents as a number with all decimals, a fraction of a cent rounded."""
+    return currency.format_cents(int(Decimal(cents).to_integral_value()))
 
 
-def document(status: Status) -> dict[str, Any]:
+def document(status: Status, currency: Currency) -> dict[str, Any]:
     """The status as JSON: what `payswitch status --json` prints and the page gets."""
     overview, now = status.overview, status.rates
     at = overview.at
     choice, reconciled = overview.choice, overview.reconciled
     return {
         "at": format_instant(at),
+        "currency": {"code": currency.code, "decimals": currency.decimals},
         "level": status.level.value,
         "headline": status.headline,
         "findings": [{"level": each.level.value, "text": each.text} for each in status.findings],
@@ -249,7 +258,7 @@ def document(status: Status) -> dict[str, Any]:
         },
         "settled": {
             "total": sum(total.count for total in overview.settled.values()),
-            "amount": _amount(sum(total.cents for total in overview.settled.values())),
+            "amount": _amount(sum(total.cents for total in overview.settled.values()), currency),
             "perSecond": now and round(now.all_settled_per_s, 1),
         },
         "backlog": {
@@ -272,8 +281,8 @@ def document(status: Status) -> dict[str, Any]:
         },
         "override": _order_document(overview.override, at),
         "paused": _order_document(overview.paused, at),
-        "processors": {name: _processor(status, name) for name in overview.settled},
-        "fees": _fees(overview),
+        "processors": {name: _processor(status, name, currency) for name in overview.settled},
+        "fees": _fees(overview, currency),
         "deadLetters": overview.dead,
         "incidents": overview.incidents,
         "reconciliation": reconciled
@@ -282,15 +291,16 @@ def document(status: Status) -> dict[str, Any]:
     }
 
 
-def _processor(status: Status, name: str) -> dict[str, Any]:
+def _processor(status: Status, name: str, currency: Currency) -> dict[str, Any]:
     overview, now = status.overview, status.rates
     seen, total, fee = overview.health.get(name), overview.settled[name], overview.fee_rates
     workers = overview.of_kind("worker")
     return {
         "settled": total.count,
-        "amount": _amount(total.cents),
+        "amount": _amount(total.cents, currency),
         "perSecond": now and round(now.settled_per_s.get(name, 0), 1),
         "failedTries": now and now.failed.get(name, 0),
+        "held": overview.held[name],
         "fee": orjson.Fragment(f"{fee[name]:f}") if name in fee else None,
         "health": seen
         and {
@@ -326,15 +336,16 @@ def _in_order(overview: Overview) -> list[Process]:
     return [each for kind in ("ingress", "worker", "health") for each in overview.of_kind(kind)]
 
 
-def _fees(overview: Overview) -> dict[str, Any] | None:
+def _fees(overview: Overview, currency: Currency) -> dict[str, Any] | None:
     fees = overview.fees
     if fees is None:
         return None
     settled = sum(total.cents for total in overview.settled.values())
     return {
-        "paid": _amount(fees.paid),
-        "allDefault": _amount(fees.all_default),
-        "extra": _amount(fees.extra),
+        "paid": _amount(fees.paid, currency),
+        "allDefault": _amount(fees.all_default, currency),
+        "extra": _amount(fees.extra, currency),
+        "saved": None if overview.saved is None else _amount(overview.saved, currency),
         "share": round(float(fees.paid / settled), 5) if settled else None,
     }
 
@@ -356,8 +367,8 @@ def _order(order: Order, at: int) -> str:
     return f"{order.by}{reason}{ends}"
 
 
-def _amount(cents: Decimal | int) -> orjson.Fragment:
-    return orjson.Fragment(money(cents))
+def _amount(cents: Decimal | int, currency: Currency) -> orjson.Fragment:
+    return orjson.Fragment(money(cents, currency))
 
 
 def _rounded(ms: float | None) -> float | None:

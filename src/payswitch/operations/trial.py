@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 from uuid import uuid4
 
-from payswitch.money import Total, format_cents
+from payswitch.money import Total
 from payswitch.processors.connector import Instruction
 from payswitch.processors.outcomes import (
     Declined,
@@ -57,6 +57,10 @@ class Trial:
         """Of the first payment."""
         self._before: dict[str, Total] = {}
         self._last_instant = 0
+
+    def amount(self, cents: int) -> str:
+        """An amount in the deployment's currency."""
+        return self.processor.connector.settings.currency.format_cents(cents)
 
     @property
     def watch_s(self) -> float:
@@ -125,7 +129,7 @@ class Trial:
         """Send it, and ask, until it is paid. Raises `UncheckableError` if it can't be."""
         found = await self.resolve(instruction)
         if not isinstance(found, Found):
-            amount = format_cents(instruction.cents)
+            amount = self.amount(instruction.cents)
             raise UncheckableError(f"a payment of {amount} was {in_words(found)}")
 
     async def decided(self, instruction: Instruction) -> FindOutcome:

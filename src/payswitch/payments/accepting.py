@@ -49,6 +49,8 @@ class Acceptance(enum.Enum):
     NEW = "new"
     SAME = "same"
     OTHER_AMOUNT = "other"
+    OTHER_METADATA = "metadata"
+    """The amount is the same."""
     BACKLOG_FULL = "full"
     LEDGER_FULL = "sum"
     """The ledger's sums are near their limit: only payments that are already accepted still fit."""
@@ -167,6 +169,7 @@ class AcceptQueue:
                 entry.payment.cents,
                 int(entry.gives_up_at + ahead),
                 job_bytes(correlation_id, enqueued_at, entry.traceparent),
+                entry.payment.metadata or b"",
             )
         return args
 

@@ -11,7 +11,7 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from payswitch.money import Total, format_cents
+from payswitch.money import Currency, Total
 from payswitch.payments.claims import Claim
 from payswitch.store import scripts
 from payswitch.store.errors import in_words
@@ -46,8 +46,9 @@ class Summary:
 COARSE_AFTER_MS = 400 * 24 * 3600 * 1000
 """From this age on the ledger keeps entries of 1,000 s: the days of the last year stay exact."""
 
-Settling = tuple[Claim, str, int, str]
-"""A claim; the processor that has the payment, its `requestedAt` (ms) and its reference there."""
+Settling = tuple[Claim, str, int, str, str]
+"""A claim, the processor that has the payment, its `requestedAt` (ms) there, the outcome of the
+last try (`Findings.last_try`), and the processor's own reference."""
 
 
 class Ledger:
@@ -72,11 +73,18 @@ class Ledger:
         self._settlements: GroupCommit[Settling, Settlement] = GroupCommit(self._flush)
 
     async def settle(
-        self, claim: Claim, processor: str, requested_at: int, reference: str = ""
+        self,
+        claim: Claim,
+        processor: str,
+        requested_at: int,
+        last_try: str = "",
+        reference: str = "",
     ) -> Settlement:
         """Record that `processor` has the payment with this `requestedAt` (ms), under its own id
-        `reference`. Any worker with the proof may call it, and repeat it. Raises `RedisError`."""
-        return await self._settlements.submit((claim, processor, requested_at, reference))
+        `reference`. Any worker with the proof may call it, and repeat it. `last_try` is
+        `Findings.last_try`, for the history. Raises `RedisError`."""
+        settling = claim, processor, requested_at, last_try, reference
+        return await self._settlements.submit(settling)
 
     async def window(self, first_ms: int | None, last_ms: int | None) -> Summary:
         """Totals by processor of the payments whose `requestedAt` lies in the window, both bounds
@@ -104,8 +112,9 @@ class Ledger:
 
     async def _flush(self, items: list[Settling]) -> list[Settlement]:
         args: list[str | int] = [self._retention_ms]
-        for claim, processor, requested_at, reference in items:
-            args += (claim.correlation_id, claim.generation, processor, requested_at, reference)
+        for claim, processor, requested_at, last_try, reference in items:
+            args += (claim.correlation_id, claim.generation, processor, requested_at)
+            args += (last_try, reference)
         try:
             verdicts = await self._settle(args=args)
         except ResponseError as error:
@@ -123,13 +132,13 @@ class Ledger:
         return settlements
 
 
-def summary_json(totals: dict[str, Total]) -> bytes:
+def summary_json(totals: dict[str, Total], currency: Currency) -> bytes:
     """The contract's JSON summary, with exact amounts: 19.90, never 19.900000000000002."""
     return orjson.dumps(
         {
             name: {
                 "totalRequests": total.count,
-                "totalAmount": orjson.Fragment(format_cents(total.cents)),
+                "totalAmount": orjson.Fragment(currency.format_cents(total.cents)),
             }
             for name, total in totals.items()
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import orjson
 
@@ -56,6 +56,15 @@ def why_missing(document: Mapping[str, object], name: str) -> str:
         if _plain(other) == _plain(name):
             return f"{name} is missing: it is spelt {other[:64]!r}"
     return f"{name} is missing"
+
+
+def why_unknown(name: str, known: Sequence[str]) -> str:
+    """The reason why a member is refused."""
+    for other in known:
+        if _plain(other) == _plain(name):
+            return f"{name[:64]!r} is unknown; {other} is spelt so"
+    members = " and ".join((", ".join(known[:-1]), known[-1]))
+    return f"{name[:64]!r} is unknown: the members of a payment are {members}"
 
 
 def why_no_id(text: str) -> str:

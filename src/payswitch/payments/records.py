@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from redis.asyncio import Redis
 
 from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant
-from payswitch.money import format_cents
+from payswitch.money import Currency
+from payswitch.payments.audit import Resolution
 from payswitch.payments.claims import OpenTry, parse_open_tries
+from payswitch.payments.history import Event, parse_history
 from payswitch.payments.payment import InvalidPaymentError, parse_correlation_id
 from payswitch.store import keys
 
@@ -19,7 +21,7 @@ _STATES = frozenset({"queued", "processing", "settled", "dead", "declined"})
 _MOST = 2**53
 """Redis' scripts and JSON represent amounts and counts up to here exactly."""
 _PUBLIC = (
-    *("correlationId", "state", "amount", "acceptedAt"),
+    *("correlationId", "state", "amount", "currency", "metadata", "acceptedAt"),
     *("processor", "requestedAt", "settledAt", "tries"),
 )
 _PUBLIC_IF_THERE = ("reference", "declined")
@@ -57,20 +59,29 @@ class Record:
     declined: str | None = None
     """The processor's code if it declined the payment."""
     declined_at: int | None = None
+    metadata: bytes | None = field(default=None, repr=False)
+    """The client's JSON object, in canonical form; logs never show it."""
+    resolution: Resolution | None = None
+    """How an operator settled the matter of a dead letter."""
+    history: tuple[Event, ...] = ()
+    """The outcomes of tries that did not pay, and operators' acts; the oldest first."""
 
     @property
     def why(self) -> str | None:
         """Why it is a dead letter, or why its last try failed."""
         return self.reason or self.last_error
 
-    def as_json(self) -> dict[str, Any]:
-        """Every field, as the operators' commands print it; the amount has exactly two decimals."""
+    def as_json(self, currency: Currency) -> dict[str, Any]:
+        """Every field, as the operators' commands print it; the amount has all decimals of the
+        currency."""
         return {
             "correlationId": self.correlation_id,
             "state": self.state,
             "reason": self.reason,
             "lastError": self.last_error,
-            "amount": orjson.Fragment(format_cents(self.cents)),
+            "amount": orjson.Fragment(currency.format_cents(self.cents)),
+            "currency": currency.code,
+            "metadata": None if self.metadata is None else orjson.Fragment(self.metadata),
             "processor": self.processor,
             "requestedAt": _instant(self.requested_at),
             "tries": self.tries,
@@ -88,11 +99,12 @@ class Record:
             "reference": self.reference,
             "declined": self.declined,
             "declinedAt": _instant(self.declined_at),
+            "resolution": self.resolution and self.resolution.as_json(),
         }
 
-    def public_json(self) -> bytes:
+    def public_json(self, currency: Currency) -> bytes:
         """The body of `GET /payments/{id}`."""
-        every = self.as_json()
+        every = self.as_json(currency)
         told = {name: every[name] for name in _PUBLIC}
         told |= {name: every[name] for name in _PUBLIC_IF_THERE if every[name] is not None}
         return orjson.dumps({**told, "lastError": self.why})
@@ -206,7 +218,26 @@ def _parse(correlation_id: str, raw: Mapping[bytes, bytes]) -> Record:
         reference=fields.get("reference"),
         declined=fields.get("declined"),
         declined_at=instant("declined_at"),
+        metadata=_metadata(raw.get(b"metadata")),
+        resolution=_resolution(instant("resolved_at"), fields),
+        history=parse_history(fields),
     )
+
+
+def _resolution(at: int | None, fields: Mapping[str, str]) -> Resolution | None:
+    if at is None:
+        return None
+    return Resolution(at, fields.get("resolved_by", ""), fields.get("resolution", ""))
+
+
+def _metadata(text: bytes | None) -> bytes | None:
+    try:
+        is_object = text is None or type(orjson.loads(text)) is dict
+    except orjson.JSONDecodeError:
+        is_object = False
+    if not is_object:
+        raise ValueError("metadata is no JSON object")
+    return text
 
 
 def _open_tries(text: str) -> tuple[OpenTry, ...]:

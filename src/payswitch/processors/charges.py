@@ -56,7 +56,7 @@ class ChargesConnector(Connector):
         """The id is both idempotency key and reference, so that a charge can be looked up by it."""
         charge = {
             "amount": instruction.cents,
-            "currency": self.settings.currency,
+            "currency": self.settings.currency.code,
             "reference": instruction.correlation_id,
             "requested_at": format_instant(instruction.requested_at),
             "metadata": orjson.Fragment(instruction.metadata or b"{}"),
@@ -144,7 +144,7 @@ class ChargesConnector(Connector):
             return Unclear("a body that is no charge")
         if reference != instruction.correlation_id or type(cents) is not int:
             return Unclear("a charge for another reference")
-        if currency != self.settings.currency:
+        if currency != self.settings.currency.code:
             return Unclear("a charge in another currency")
         if not 0 <= requested_at < LEDGER_ENDS_MS or not _is_short_text(charge_id):
             return Unclear("a charge with an absurd instant or id")

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
-from payswitch.money import Total
+from payswitch.money import BRL, Currency, Total
 from payswitch.processors.outcomes import FindOutcome, HealthReport, PayOutcome
 
 Headers = tuple[tuple[str, str], ...]
@@ -25,12 +25,12 @@ class Instruction:
     correlation_id: str
     """The same in every try: the provider's idempotency key and reference."""
     cents: int
-    """The amount in the currency's minor units."""
+    """The amount in the currency's smallest unit."""
     requested_at: int
     """ms since the epoch; the same in every try at one processor. The ledger enters the payment at
     this instant."""
-    metadata: bytes | None = None
-    """The client's JSON object."""
+    metadata: bytes | None = field(default=None, repr=False)
+    """The client's JSON object, in canonical form; logs never show it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,8 @@ class ConnectorSettings:
     """As in `PAYSWITCH_PROCESSORS`."""
     token: str = ""
     """`PAYSWITCH_TOKEN_<NAME>`."""
-    currency: str = "BRL"
-    """The deployment's currency, ISO 4217."""
+    currency: Currency = BRL
+    """The deployment's currency."""
 
 
 class NotUnderstoodError(ValueError):

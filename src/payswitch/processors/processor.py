@@ -285,7 +285,7 @@ def _make_processor(
     return Processor(
         processor.name,
         processor.url,
-        kind(ConnectorSettings(processor.name, token)),
+        kind(ConnectorSettings(processor.name, token, settings.currency)),
         transport,
         pay_limit_ms=settings.processor_max_delay_ms + _BEYOND_THE_DELAY_MS,
         find_limit_ms=settings.processor_find_limit_ms,

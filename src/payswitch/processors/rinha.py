@@ -8,7 +8,7 @@ from decimal import Decimal
 import orjson
 
 from payswitch.instants import LEDGER_ENDS_MS, format_instant, parse_instant_ms
-from payswitch.money import Total, format_cents, nearest_cents
+from payswitch.money import Total
 from payswitch.processors.connector import (
     Connector,
     ConnectorSettings,
@@ -48,8 +48,9 @@ class RinhaConnector(Connector):
 
     def pay(self, instruction: Instruction) -> Request:
         """Id, amount and instant; the processor refuses an id that it has."""
+        amount = self.settings.currency.format_cents(instruction.cents)
         body = (
-            f'{{"correlationId":"{instruction.correlation_id}","amount":{format_cents(instruction.cents)},'
+            f'{{"correlationId":"{instruction.correlation_id}","amount":{amount},'
             f'"requestedAt":"{format_instant(instruction.requested_at)}"}}'
         )
         return Request("POST", "/payments", _JSON, body.encode())
@@ -83,7 +84,7 @@ class RinhaConnector(Connector):
             requested_at = parse_instant_ms(document["requestedAt"])
         except (ValueError, KeyError, TypeError):
             return Unclear("a body that is no payment")
-        cents = nearest_cents(amount)
+        cents = self.settings.currency.nearest_cents(amount)
         if (
             cents is None
             or type(found_id) is not str
@@ -122,7 +123,8 @@ class RinhaConnector(Connector):
         """The summary's count and amount, to the cent."""
         try:
             document = json.loads(response.body, parse_float=Decimal)
-            count, cents = document["totalRequests"], nearest_cents(document["totalAmount"])
+            count, amount = document["totalRequests"], document["totalAmount"]
+            cents = self.settings.currency.nearest_cents(amount)
         except (ValueError, KeyError, TypeError, RecursionError, ArithmeticError):
             raise NotUnderstoodError("the answer is not a summary") from None
         if type(count) is not int or not 0 <= count <= _MOST_PAYMENTS or cents is None:

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from payswitch.money import BRL, Currency, Total
+
 MAX_AMOUNT = 10**13
-_CENT = Decimal("0.01")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)  # the processor shows instants without a zone
 _EARLIEST_US = (datetime.min - _NAIVE_EPOCH) // timedelta(microseconds=1)
@@ -41,13 +42,6 @@ class Standing(Enum):
     SUCCEEDED = auto()
     PENDING = auto()
     FAILED = auto()
-
-
-class BookTotals(NamedTuple):
-    """How many payments, and their sum in cents."""
-
-    requests: int
-    cents: int
 
 
 def parse_instant(text: str) -> int:
@@ -73,7 +67,7 @@ def format_instant(microseconds: int) -> str:
     return text.rstrip("0") if "." in text else text
 
 
-def parse_entry(body: bytes | bytearray) -> BookEntry:
+def parse_entry(body: bytes | bytearray, currency: Currency = BRL) -> BookEntry:
     """Read the body of a POST /payments. The amount is rounded half up, away from zero.
 
     The real processor's NUMERIC column rounds so, without binary fractions.
@@ -93,10 +87,11 @@ def parse_entry(body: bytes | bytearray) -> BookEntry:
     requested_at = fields.get("requestedAt")
     if not isinstance(requested_at, str):
         raise ValueError("requestedAt is not an ISO-8601 instant")
-    cents = round(amount * 100)
-    if cents / 100 != amount:  # more than two decimals, or more than a float can tell
+    cents = round(amount * currency.scale)
+    if cents / currency.scale != amount:  # more decimals, or more than a float can tell
         exact = Decimal(json.loads(body, parse_float=Decimal)["amount"])
-        cents = int(exact.quantize(_CENT, ROUND_HALF_UP).scaleb(2))
+        cent = Decimal(1).scaleb(-currency.decimals)
+        cents = int(exact.quantize(cent, ROUND_HALF_UP).scaleb(currency.decimals))
     return BookEntry(correlation_id.lower(), cents, parse_instant(requested_at))
 
 
@@ -188,17 +183,17 @@ class Book:
         ):
             yield BookEntry(correlation_id, cents, requested_at_us), committed_ns // 1000
 
-    def totals(self, first_us: int | None = None, last_us: int | None = None) -> BookTotals:
+    def totals(self, first_us: int | None = None, last_us: int | None = None) -> Total:
         """Sum up the payments requested from `first_us` to `last_us`, both included.
 
         If either bound is missing, it sums up all of them: the real processor's rule.
         """
         if first_us is None or last_us is None:
-            return BookTotals(len(self._payments), self._cents)
+            return Total(len(self._payments), self._cents)
         self._merge()
         start = bisect_left(self._instants, first_us)
         stop = max(start, bisect_right(self._instants, last_us))
-        return BookTotals(stop - start, self._sums[stop] - self._sums[start])
+        return Total(stop - start, self._sums[stop] - self._sums[start])
 
     def _merge(self) -> None:
         if not self._unmerged:

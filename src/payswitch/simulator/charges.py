@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from payswitch.http.server import Exchange, Reply, reply
+from payswitch.money import Currency
 from payswitch.simulator.book import (
     MAX_AMOUNT,
     BookEntry,
@@ -21,7 +22,6 @@ from payswitch.simulator.book import (
 )
 from payswitch.simulator.dialect import Dialect, RejectedError
 
-CURRENCY = "BRL"
 DECLINE_CODE = "card_declined"
 
 _REFERENCE = re.compile(r"[0-9a-z_-]{1,64}", re.ASCII | re.IGNORECASE)
@@ -61,7 +61,7 @@ class ChargesDialect(Dialect):
         if not self._is_allowed(exchange):
             raise RejectedError(_UNAUTHORIZED)
         try:
-            entry = _parse_charge(exchange.body)
+            entry = _parse_charge(exchange.body, self.config.currency)
             key = exchange.headers.get(b"idempotency-key", b"").decode("latin-1").lower()
             if key != entry.correlation_id:
                 raise ValueError("the Idempotency-Key is not the charge's reference")
@@ -72,7 +72,7 @@ class ChargesDialect(Dialect):
 
     def processed(self, entry: BookEntry) -> Reply:
         """The charge, succeeded."""
-        return _answer(HTTPStatus.CREATED, entry, Standing.SUCCEEDED)
+        return _answer(HTTPStatus.CREATED, entry, Standing.SUCCEEDED, self.config.currency)
 
     def recorded(self, entry: BookEntry) -> Reply:
         """201, 202 or 402 by what was decided."""
@@ -98,7 +98,11 @@ class ChargesDialect(Dialect):
             return _UNAUTHORIZED
         reference = _query(exchange).get("reference", "").lower()
         entry, standing = self.book.find(reference), self.book.standing(reference)
-        found = [] if entry is None or standing is None else [_charge(entry, standing)]
+        found = (
+            []
+            if entry is None or standing is None
+            else [_charge(entry, standing, self.config.currency)]
+        )
         return reply(HTTPStatus.OK, orjson.dumps({"data": found}))
 
     def report(self, failing: bool, slowness_ms: int) -> bytes:
@@ -116,7 +120,7 @@ class ChargesDialect(Dialect):
             Standing.PENDING: HTTPStatus.ACCEPTED,
             Standing.FAILED: HTTPStatus.PAYMENT_REQUIRED,
         }[standing]
-        return _answer(status, entry, standing)
+        return _answer(status, entry, standing, self.config.currency)
 
     def _totals(self, exchange: Exchange) -> Reply:
         if not self._is_allowed(exchange):
@@ -124,24 +128,24 @@ class ChargesDialect(Dialect):
         query = _query(exchange)
         if not query.keys() >= {"from", "to"}:
             raise ValueError("from and to are missing")
-        count, cents = self.book.totals(parse_instant(query["from"]), parse_instant(query["to"]))
-        return reply(HTTPStatus.OK, orjson.dumps({"count": count, "amount": cents}))
+        total = self.book.totals(parse_instant(query["from"]), parse_instant(query["to"]))
+        return reply(HTTPStatus.OK, orjson.dumps({"count": total.count, "amount": total.cents}))
 
     def _account(self, exchange: Exchange) -> Reply:
         if not self._is_allowed(exchange):
             return _UNAUTHORIZED
-        account = {"currency": CURRENCY, "fee": f"{self.config.fee:f}"}
+        account = {"currency": self.config.currency.code, "fee": f"{self.config.fee:f}"}
         return reply(HTTPStatus.OK, orjson.dumps(account))
 
 
-def _parse_charge(body: bytes | bytearray) -> BookEntry:
+def _parse_charge(body: bytes | bytearray, currency: Currency) -> BookEntry:
     """Raises `ValueError`."""
     fields = json_object(body)
     amount, reference = fields.get("amount"), fields.get("reference")
     if type(amount) is not int or not 0 < amount < 100 * MAX_AMOUNT:
         raise ValueError("amount is not a whole number of minor units above 0")
-    if fields.get("currency") != CURRENCY:
-        raise ValueError(f"currency is not {CURRENCY}")
+    if fields.get("currency") != currency.code:
+        raise ValueError(f"currency is not {currency.code}")
     if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
         raise ValueError("reference is not 1 to 64 letters, digits, _ and -")
     requested_at = fields.get("requested_at")
@@ -152,12 +156,12 @@ def _parse_charge(body: bytes | bytearray) -> BookEntry:
     return BookEntry(reference.lower(), amount, parse_instant(requested_at))
 
 
-def _charge(entry: BookEntry, standing: Standing) -> dict[str, Any]:
+def _charge(entry: BookEntry, standing: Standing, currency: Currency) -> dict[str, Any]:
     charge: dict[str, Any] = {
         "id": f"ch_{entry.correlation_id}",
         "status": _STATUS[standing],
         "amount": entry.cents,
-        "currency": CURRENCY,
+        "currency": currency.code,
         "reference": entry.correlation_id,
         "requested_at": f"{format_instant(entry.requested_at_us)}Z",
     }
@@ -166,8 +170,8 @@ def _charge(entry: BookEntry, standing: Standing) -> dict[str, Any]:
     return charge
 
 
-def _answer(status: HTTPStatus, entry: BookEntry, standing: Standing) -> Reply:
-    return reply(status, orjson.dumps(_charge(entry, standing)))
+def _answer(status: HTTPStatus, entry: BookEntry, standing: Standing, currency: Currency) -> Reply:
+    return reply(status, orjson.dumps(_charge(entry, standing, currency)))
 
 
 def _query(exchange: Exchange) -> dict[str, str]:

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import ClassVar, Self
 
 from payswitch.http.server import Exchange, Reply
+from payswitch.money import BRL, Currency
 from payswitch.simulator.book import Book, BookEntry
 
 
@@ -28,20 +29,28 @@ class SimulatorConfig:
     rate_limit_s: float = 5.0
     delay_ms: int = 0
     failing: bool = False
+    currency: Currency = BRL
 
     @classmethod
     def from_environment(cls, name: str, environment: Mapping[str, str]) -> Self:
-        """Read the real processor's variables: TRANSACTION_FEE, INITIAL_TOKEN and
-        RATE_LIMIT_SECONDS. Each has its default.
+        """Read the real processor's variables, TRANSACTION_FEE, INITIAL_TOKEN and
+        RATE_LIMIT_SECONDS, and PAYSWITCH_CURRENCY. Each has its default.
 
         Raises:
-            ValueError: a variable is not a number, negative, or out of all proportion.
+            ValueError: a variable is not a number, negative, or out of all proportion; or the
+                currency is unknown.
         """
+        code = environment.get("PAYSWITCH_CURRENCY") or BRL.code
+        try:
+            currency = Currency(code)
+        except ValueError:
+            raise ValueError(f"PAYSWITCH_CURRENCY is no currency of ISO 4217: {code!r}") from None
         return cls(
             name,
             fee=Decimal(_number(environment, "TRANSACTION_FEE", "0.05")),
             token=environment.get("INITIAL_TOKEN", cls.token),
             rate_limit_s=float(_number(environment, "RATE_LIMIT_SECONDS", "5")),
+            currency=currency,
         )
 
 

@@ -3,8 +3,7 @@ choice of a request's fault, and the broken answers."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
@@ -17,7 +16,7 @@ from payswitch.http.server import Reply, message, reply
 from payswitch.simulator.book import Standing, json_object
 from payswitch.simulator.streams import Ending, Stream
 
-MAX_MS = 2**31 - 1
+_MAX_MS = 2**31 - 1
 DRIP_MS = 1000.0
 HUGE_BYTES = 10_000_000
 
@@ -72,7 +71,7 @@ class HealthFault(StrEnum):
     WRONG_TYPES = "wrong-types"
 
 
-_Mode = TypeVar("_Mode", PaymentFault, Decision, HealthFault)
+_Mode = TypeVar("_Mode", bound=StrEnum)
 
 GATEWAY_STATUSES = (
     HTTPStatus.REQUEST_TIMEOUT,
@@ -179,13 +178,13 @@ def parse_faults(body: bytes | bytearray) -> tuple[Faults, int | None]:
         _probabilities("payments", fields, PaymentFault),
         _probabilities("decisions", fields, Decision),
         _probabilities("health", fields, HealthFault),
-        _milliseconds("lateMs", fields.get("lateMs", Faults.late_ms)),
+        milliseconds("lateMs", fields.get("lateMs", Faults.late_ms)),
         _range("laterMs", fields.get("laterMs", list(Faults.later_ms))),
         _range("decideMs", fields.get("decideMs", list(Faults.decide_ms))),
-        _truth("journal", fields.get("journal", Faults.journal)),
-        _truth("silent", fields.get("silent", Faults.silent)),
+        truth("journal", fields.get("journal", Faults.journal)),
+        truth("silent", fields.get("silent", Faults.silent)),
     )
-    gone_ms = _milliseconds("goneMs", fields["goneMs"]) if "goneMs" in fields else None
+    gone_ms = milliseconds("goneMs", fields["goneMs"]) if "goneMs" in fields else None
     return faults, gone_ms
 
 
@@ -205,14 +204,16 @@ def _probabilities(group: str, fields: Mapping[str, Any], modes: type[_Mode]) ->
     return {mode: given[mode] for mode in modes if given.get(mode)}
 
 
-def _truth(name: str, value: object) -> bool:
+def truth(name: str, value: object) -> bool:
+    """Check that a field is true or false. Raises `ValueError`."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} is neither true nor false")
     return value
 
 
-def _milliseconds(name: str, value: object) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_MS:
+def milliseconds(name: str, value: object) -> int:
+    """Check that a field is a whole number of milliseconds. Raises `ValueError`."""
+    if type(value) is not int or not 0 <= value <= _MAX_MS:
         raise ValueError(f"{name} is not a whole number of milliseconds")
     return value
 
@@ -220,7 +221,7 @@ def _milliseconds(name: str, value: object) -> int:
 def _range(name: str, value: object) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"{name} is not a pair of milliseconds")
-    low, high = (_milliseconds(name, bound) for bound in value)
+    low, high = (milliseconds(name, bound) for bound in value)
     if low > high:
         raise ValueError(f"{name} begins after its end")
     return low, high
@@ -245,16 +246,14 @@ class PaymentLots:
 
     def __init__(self, faults: Faults) -> None:
         self._random = Random(f"payments {faults.seed}")
-        self._modes = list(faults.payments)
-        self._bounds = _bounds(faults.payments.values())
+        self._modes = faults.payments
         self._later_ms = faults.later_ms
 
     def draw(self) -> Misfortune | None:
         """Draw the next payment's fault; None is the ordinary outcome."""
-        place = bisect_right(self._bounds, self._random.random())
-        if place == len(self._modes):
+        mode = _draw(self._random, self._modes)
+        if mode is None:
             return None
-        mode = self._modes[place]
         commits = mode in _COMMITTING or (mode in _BY_COIN and self._random.random() < 0.5)
         later_ms = self._random.uniform(*self._later_ms) if mode in _LATER else 0.0
         status = self._random.choice(GATEWAY_STATUSES) if mode in _GATEWAY else None
@@ -296,13 +295,11 @@ class HealthLots:
 
     def __init__(self, faults: Faults) -> None:
         self._random = Random(f"health {faults.seed}")
-        self._modes = list(faults.health)
-        self._bounds = _bounds(faults.health.values())
+        self._modes = faults.health
 
     def draw(self) -> HealthFault | None:
         """Draw the next report's fault; None is the truth."""
-        place = bisect_right(self._bounds, self._random.random())
-        return self._modes[place] if place < len(self._modes) else None
+        return _draw(self._random, self._modes)
 
     def slowness_ms(self) -> int:
         """Make up a `minResponseTime` for a lie."""
@@ -313,12 +310,10 @@ class HealthLots:
         return self._random.choice(WRONG_REPORTS)
 
 
-def _bounds(probabilities: Iterable[float]) -> list[float]:
-    """The end of each mode's part of [0, 1); the last is 1 if they sum to 1 within rounding."""
-    bounds = list(accumulate(probabilities))
-    if bounds and bounds[-1] > 1 - _ROUNDING:
-        bounds[-1] = 1.0
-    return bounds
+def _draw(random: Random, modes: Mapping[_Mode, float]) -> _Mode | None:
+    """Choose a mode by the probabilities; None is the rest to 1."""
+    lots: list[_Mode | None] = [*modes, None]
+    return random.choices(lots, cum_weights=[*accumulate(modes.values()), 1.0])[0]
 
 
 _FAULTY = message(HTTPStatus.INTERNAL_SERVER_ERROR, "something went wrong")

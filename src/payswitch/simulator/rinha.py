@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from http import HTTPStatus
 
 import orjson
@@ -26,7 +25,7 @@ class RinhaDialect(Dialect):
     def parse(self, exchange: Exchange) -> BookEntry:
         """400 for anything malformed."""
         try:
-            return parse_entry(exchange.body)
+            return parse_entry(exchange.body, self.config.currency)
         except ValueError as error:
             raise RejectedError(message(HTTPStatus.BAD_REQUEST, str(error))) from None
 
@@ -52,8 +51,9 @@ class RinhaDialect(Dialect):
         entry = self.book.find(exchange.path.removeprefix(self.find_prefix).decode("latin-1"))
         if entry is None:
             return _NOT_FOUND
+        amount = self.config.currency.format_cents(entry.cents)
         body = (
-            f'{{"correlationId":"{entry.correlation_id}","amount":{Decimal(entry.cents).scaleb(-2)},'
+            f'{{"correlationId":"{entry.correlation_id}","amount":{amount},'
             f'"requestedAt":"{format_instant(entry.requested_at_us)}"}}'
         )
         return reply(HTTPStatus.OK, body.encode())

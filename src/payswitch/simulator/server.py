@@ -32,7 +32,6 @@ from payswitch.simulator.book import (
 from payswitch.simulator.charges import ChargesDialect
 from payswitch.simulator.dialect import Dialect, RejectedError, SimulatorConfig
 from payswitch.simulator.faults import (
-    MAX_MS,
     Faults,
     HealthFault,
     HealthLots,
@@ -42,7 +41,9 @@ from payswitch.simulator.faults import (
     broken_answer,
     deliberate,
     gateway_answer,
+    milliseconds,
     parse_faults,
+    truth,
 )
 from payswitch.simulator.journal import Journal, JournalStep
 from payswitch.simulator.rinha import RinhaDialect
@@ -199,8 +200,7 @@ class Simulator:
             exchange.answer(busy)
             return
         lot = self._payment_lots.draw() if self._payment_lots is not None else None
-        if self.journal.on:
-            self.journal.note("arrived", entry, lot.mode if lot is not None else None)
+        self.journal.note("arrived", entry, lot.mode if lot is not None else None)
         if lot is not None and lot.mode is PaymentFault.CLOSE:
             self._hang_up(exchange, entry, lot.mode)
         elif self.config.delay_ms:
@@ -223,10 +223,7 @@ class Simulator:
         if lot is not None and lot.mode in self._faults.payments:
             self._misbehave(exchange, entry, lot)
             return
-        outcome = self._commit(entry)
-        if self.journal.on:
-            self._note_answer(exchange, entry, outcome.status)
-        exchange.answer(outcome)
+        self._answer(exchange, entry, self._commit(entry))
 
     def _commit(self, entry: BookEntry, fault: PaymentFault | None = None) -> Reply:
         """Enter a payment in the book, if possible, and return the true answer."""
@@ -240,8 +237,7 @@ class Simulator:
                 self._later(thought.after_ms, lambda: self._decide(entry, thought.last))
         else:
             event, outcome = "known", self.dialect.known(entry)
-        if self.journal.on:
-            self.journal.note(event, entry, fault)
+        self.journal.note(event, entry, fault)
         return outcome
 
     def _decide(self, entry: BookEntry, standing: Standing) -> None:
@@ -276,25 +272,20 @@ class Simulator:
                 self._answer(exchange, entry, broken, fault)
 
     def _answer(
-        self, exchange: Exchange, entry: BookEntry, outcome: Reply | Stream, fault: PaymentFault
-    ) -> None:
-        self._note_answer(exchange, entry, outcome.status, fault)
-        if isinstance(outcome, Stream):
-            send_stream(outcome, exchange, self._later)
-        else:
-            exchange.answer(outcome)
-
-    def _note_answer(
         self,
         exchange: Exchange,
         entry: BookEntry,
-        status: int | None,
+        outcome: Reply | Stream,
         fault: PaymentFault | None = None,
     ) -> None:
         if exchange.abandoned:
             self.journal.note("hung-up", entry, fault)
         else:
-            self.journal.note("answered", entry, fault, status)
+            self.journal.note("answered", entry, fault, outcome.status)
+        if isinstance(outcome, Stream):
+            send_stream(outcome, exchange, self._later)
+        else:
+            exchange.answer(outcome)
 
     def _hang_up(self, exchange: Exchange, entry: BookEntry, fault: PaymentFault) -> None:
         self.journal.note("hung-up", entry, fault)
@@ -375,10 +366,11 @@ class Simulator:
         first_us, last_us = (
             parse_instant(query[bound][0]) if bound in query else None for bound in ("from", "to")
         )
-        requests, cents = self.book.totals(first_us, last_us)
+        total = self.book.totals(first_us, last_us)
+        amount = self._decimal(total.cents)
         body = (
-            f'{{"totalRequests":{requests},"totalAmount":{_decimal(cents)},'
-            f'"totalFee":{self.config.fee * _decimal(cents):f},'
+            f'{{"totalRequests":{total.count},"totalAmount":{amount},'
+            f'"totalFee":{self.config.fee * amount:f},'
             f'"feePerTransaction":{self.config.fee:f}}}'
         )
         return reply(HTTPStatus.OK, body.encode())
@@ -391,16 +383,12 @@ class Simulator:
         return _NO_CONTENT
 
     def _set_delay(self, exchange: Exchange) -> Reply:
-        delay = json_object(exchange.body).get("delay")
-        if type(delay) is not int or not 0 <= delay <= MAX_MS:
-            raise ValueError("delay is not a whole number of milliseconds")
+        delay = milliseconds("delay", json_object(exchange.body).get("delay"))
         was, self.config.delay_ms = self.config.delay_ms, delay
         return _changed("delay", was, delay)
 
     def _set_failure(self, exchange: Exchange) -> Reply:
-        failure = json_object(exchange.body).get("failure")
-        if not isinstance(failure, bool):
-            raise ValueError("failure is neither true nor false")
+        failure = truth("failure", json_object(exchange.body).get("failure"))
         was, self.config.failing = self.config.failing, failure
         return _changed("failure", was, failure)
 
@@ -454,9 +442,8 @@ class Simulator:
         self.journal.clear()
         return _PURGED
 
-
-def _decimal(cents: int) -> Decimal:
-    return Decimal(cents).scaleb(-2)
+    def _decimal(self, cents: int) -> Decimal:
+        return Decimal(cents).scaleb(-self.config.currency.decimals)
 
 
 def _answering(answer: Callable[[Exchange], Reply]) -> Callable[[Exchange], None]:

@@ -1,8 +1,9 @@
 """Checks twice a second whether Redis can be used, so that no payment waits for the check.
 
 An ingress accepts a payment only if a worker could take it: Redis must take writes, grant its user
-every right that some part needs, have room, and, with `PAYSWITCH_REDIS_TRUST=require`, keep every
-acknowledged payment. Workers may be absent: they pay when they come back.
+every right that some part needs, hold payments of the same currency, have room, and, with
+`PAYSWITCH_REDIS_TRUST=require`, keep every acknowledged payment. Workers may be absent: they pay
+when they come back.
 """
 
 from __future__ import annotations
@@ -38,9 +39,21 @@ _RIGHTS_EVERY = 10
 """Looks from one check of the rights to the next: the check takes Redis 0.1 ms."""
 
 
+def wrong_currency(held: bytes | None, currency: str) -> str | None:
+    """The reason why this process must not use a Redis that holds payments in the currency `held`;
+    None if it may. None are held in a Redis that no part has looked at since a purge."""
+    if held is None or held == currency.encode():
+        return None
+    return (
+        f"it holds payments in {held[:8].decode(errors='backslashreplace')}, "
+        f"and PAYSWITCH_CURRENCY is {currency}"
+    )
+
+
 class RedisWatch(Periodic):
     """Looks at Redis twice a second, and on request. While Redis is away, the last look stands.
 
+    `currency` is the code of this process' currency, by which it reads and writes amounts.
     `max_percent` is the share of `maxmemory` up to which payments are accepted. With `demand`, a
     Redis that may lose payments is refused.
     """
@@ -49,6 +62,7 @@ class RedisWatch(Periodic):
         self,
         redis: Client,
         *,
+        currency: str,
         demand: bool,
         max_percent: int = 100,
         max_backlog: float = math.inf,
@@ -60,6 +74,7 @@ class RedisWatch(Periodic):
         """Whether more than `max_percent` of its memory is in use."""
         self.memory = Memory()
         self._redis = redis
+        self._currency = currency
         self._demand = demand
         self._max_percent = max_percent
         self._max_backlog = max_backlog
@@ -158,14 +173,14 @@ class RedisWatch(Periodic):
 
     async def _judge_again(self) -> None:
         asks_for_rights = self._looks % _RIGHTS_EVERY == 0 or self.unusable is not None
-        info, backlog, missing = await self._ask(asks_for_rights)
+        info, backlog, currency, missing = await self._ask(asks_for_rights)
         self._looks += 1
         if self._away is not None:
             self._away = None
             logger.info("redis is back")
         is_new = self._server is None or info.get("run_id") != self._server.get("run_id")
         if is_new and not asks_for_rights:
-            _, _, missing = await self._ask(True)
+            *_, missing = await self._ask(True)
         self._missing = missing
         if missing:
             self._set_unusable(f"its user lacks rights that Payswitch needs: {missing}")
@@ -174,23 +189,26 @@ class RedisWatch(Periodic):
             await self._judge_server(info)
         self._backlog = backlog
         risks = "; ".join(self._risks) if self._demand else ""
-        self._set_unusable(why_never(info) or risks or None)
+        other = wrong_currency(currency, self._currency)
+        self._set_unusable(why_never(info) or other or risks or None)
         self.memory = parse_memory(info)
         self._set_short(
             self.memory.is_short(max_percent=self._max_percent, was_short=self.is_short)
         )
 
-    async def _ask(self, asks_for_rights: bool) -> tuple[dict[str, str], int, str]:
-        """The fields of `INFO`, the length of the backlog, and the missing rights in words."""
-        args = rights.arguments() if asks_for_rights else []
+    async def _ask(self, asks_for_rights: bool) -> tuple[dict[str, str], int, bytes, str]:
+        """The fields of `INFO`, the length of the backlog, the currency in Redis, and the missing
+        rights in words."""
+        args = [self._currency, *(rights.arguments() if asks_for_rights else ())]
         try:
             answer = await self._script(args=args)
         except WrongServerError:
             answer = await self._script(args=args)  # the name may lead to another server by now
-        info, backlog, missing = answer
+        info, backlog, currency, missing = answer
         words = [each.decode() for each in missing]
         pairs = list(zip(words[::2], words[1::2], strict=True))
-        return parse_info(info.decode(errors="replace")), backlog, rights.in_acl_words(pairs)
+        fields = parse_info(info.decode(errors="replace"))
+        return fields, backlog, currency, rights.in_acl_words(pairs)
 
     async def _judge_server(self, info: Mapping[str, str]) -> None:
         """Judge a server that is new since the last look."""

@@ -41,7 +41,9 @@ async def test_a_good_provider_is_shown_rule_by_rule() -> None:
         ended = await certify(provider.url, "--declined", f"{DECLINED / 100:.2f}")
     assert (ended.code, ended.err) == (0, "")
     first, *_ = lines = ended.out.splitlines()
-    assert first == f"This makes real payments at {provider.url}, some 25 of 0.01 to 19.99."
+    assert (
+        first == f"This makes some 25 real payments at {provider.url}, each from 0.01 to 19.99 BRL."
+    )
     for rule in RULES:
         assert any(line.split()[0:1] == [rule.name] for line in lines), ended.out
     assert lines[-1] == "No rule is broken."

@@ -8,14 +8,15 @@ import shutil
 import sys
 
 import pytest
+from arq.connections import ArqRedis
 
 from tests.commands import examples, walk
 from tests.integration.command import Payswitch
-from tests.support import free_port
+from tests.support import RedisServer, free_port
 
 PARTS = {("up",), ("ingress",), ("worker",), ("health",), ("simulator",), ("chaos",)}
 """They start a Redis, or wait for it."""
-GROUPS = {(), ("dead",)}
+GROUPS = {(), ("dead",), ("incidents",)}
 ALONE = {("completion",), ("settings",)}
 """They need nothing; `test_settings_command` has the settings."""
 
@@ -34,6 +35,18 @@ async def test_redis_away_is_one_line(path: tuple[str, ...]) -> None:
     assert ended.code == (2 if path in SAY_WHETHER_ALL_IS_WELL else 1)
     assert (ended.out, ended.err.count("\n")) == ("", 1)
     assert ended.err.startswith(f"payswitch: Redis at redis://127.0.0.1:{port}/0: ")
+
+
+async def test_a_redis_with_another_currency_is_one_line(
+    redis: ArqRedis, redis_server: RedisServer
+) -> None:
+    await redis.set("payments:currency", "BRL")
+    payswitch = Payswitch(redis_server.url, {"PAYSWITCH_CURRENCY": "JPY"})
+    problem = "it holds payments in BRL, and PAYSWITCH_CURRENCY is JPY"
+    for command, code in ((("dead", "list"), 1), (("status",), 2), (("reconcile", "--json"), 2)):
+        ended = await payswitch(*command)
+        assert (ended.code, ended.out) == (code, "")
+        assert ended.err == f"payswitch: Redis at {redis_server.url}: {problem}\n"
 
 
 @pytest.mark.parametrize("path", READ_SETTINGS, ids=" ".join)
@@ -67,7 +80,7 @@ echo "${{COMPREPLY[*]}}"
         ("pa", "pause payment"),
         ("select f", "fallback"),
         ("pause --f", "--for"),
-        ("dead r", "replay"),
+        ("dead rep", "replay"),
     ],
 )
 async def test_bash_completes(words: str, completed: str) -> None:

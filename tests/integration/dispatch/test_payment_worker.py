@@ -55,6 +55,7 @@ async def running_worker(
         redis_pool=connect(url, limit_s=5),
         on_startup=startup,
         handle_signals=False,
+        currency_code=settings.currency_code,
         poll_delay=0,
         max_jobs=settings.worker_slots,
         job_deserializer=orjson.loads,
@@ -109,6 +110,23 @@ async def test_a_worker_folds_the_old_part_of_the_ledger(
     async with running_worker(b, redis_server.url):
         await eventually(folded, what="its milliseconds are folded")
     assert (await b.summary())["default"] == Total(1, 1990)
+
+
+async def test_a_worker_of_another_currency_takes_nothing(
+    b: Bench, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    await b.redis.set("payments:currency", "BRL")
+    await b.accept()
+    b.settings = replace(b.settings, currency_code="JPY")
+
+    async def refuses() -> bool:
+        return "it holds payments in BRL, and PAYSWITCH_CURRENCY is JPY" in caplog.text
+
+    async with running_worker(b, redis_server.url):
+        await eventually(refuses, what="the log names both currencies")
+        assert await b.redis.zcard("payments:in-flight") == 0
+        await b.redis.delete("payments:currency")  # as a purge does
+        await all_settled(b, 1)
 
 
 async def test_two_workers_share_the_queue_and_pay_each_once(
@@ -175,8 +193,9 @@ async def test_an_exception_of_the_job_function_loses_no_payment(
     async with running_worker(b, redis_server.url, job=fails):
 
         async def given_back() -> bool:
-            record = await b.record(payment)
-            return record.state == "queued" and await redis.exists(f"arq:retry:{payment}") == 1
+            # In this order, as it is queued before it is claimed as well.
+            was_claimed = await redis.exists(f"arq:retry:{payment}") == 1
+            return was_claimed and (await b.record(payment)).state == "queued"
 
         await eventually(given_back, what="the payment is given back")
     assert (await b.record(payment)).why == error

@@ -148,7 +148,7 @@ async def test_a_body_that_is_no_payment_is_refused_with_a_reason(
     content = body.replace(b"%s", ID.encode())
     response = await client.post("/payments", content=content)
     assert_problem(response, status, says=says)
-    assert await redis.keys("payment*") + await redis.keys("arq:*") == []
+    assert await redis.keys("payment:*") + await redis.keys("arq:*") == []
 
 
 @pytest.mark.parametrize(("size", "status"), [(4096, 202), (4097, 413)])

@@ -21,6 +21,7 @@ from starlette.types import Message
 from payswitch.ingress import live as live_module
 from payswitch.ingress.app import create_app
 from payswitch.ingress.live import EventStream, Live, TooManyViewersError
+from payswitch.money import BRL
 from payswitch.operations.history import HistoryWriter
 from payswitch.settings import Settings
 from payswitch.store.client import connect
@@ -77,7 +78,7 @@ class Viewer:
 
 @contextlib.asynccontextmanager
 async def live_of(redis: ArqRedis, **options: Any) -> AsyncIterator[Live]:
-    live = Live(redis, PROCESSORS, asyncio.Event(), **options)
+    live = Live(redis, PROCESSORS, asyncio.Event(), currency=BRL, **options)
     yield live
     await live.close()
 
@@ -230,11 +231,11 @@ async def test_who_reads_nothing_holds_no_events_and_is_let_go(
 
 async def test_a_stream_ends_in_time_and_when_the_process_stops(redis: ArqRedis) -> None:
     stopping = asyncio.Event()
-    live = Live(redis, PROCESSORS, stopping, stream_s=0.3)
+    live = Live(redis, PROCESSORS, stopping, currency=BRL, stream_s=0.3)
     viewer = Viewer(live)
     await viewer.next()
     await viewer.ended()
-    live = Live(redis, PROCESSORS, stopping)
+    live = Live(redis, PROCESSORS, stopping, currency=BRL)
     viewer = Viewer(live)
     await viewer.next()
     stopping.set()

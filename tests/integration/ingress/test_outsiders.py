@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from payswitch.money import Total
 from payswitch.payments.accepting import Acceptance, AcceptQueue
 from payswitch.payments.claims import Claims
-from payswitch.payments.dead_letters import DeadLetters, Replay
+from payswitch.payments.dead_letters import DeadLetters, Handling
 from payswitch.payments.ledger import Settlement
 from payswitch.payments.payment import Payment
 from payswitch.payments.purge import Purge
@@ -23,7 +23,7 @@ from payswitch.selection.selector import Limits, Selector
 from payswitch.store.lock import Lock
 from payswitch.telemetry.tracing import Traces
 from tests.integration.harness import Bench, bench
-from tests.support import PROCESSORS, Reply
+from tests.support import ANA, PROCESSORS, Reply
 from workers.payments import pay
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
@@ -227,7 +227,7 @@ async def test_a_purge_that_can_not_begin_a_generation_takes_nothing(
     await redis.set("payments:generation", number)
     await b.accept()
     with pytest.raises(ResponseError, match="payments:generation holds no number"):
-        await Purge(redis, PROCESSORS).run()
+        await Purge(redis, PROCESSORS).run(ANA)
     assert await redis.zcard("arq:queue") == 1
 
 
@@ -278,7 +278,7 @@ async def test_out_of_memory_a_purge_frees_it(b: Bench, redis: ArqRedis) -> None
     await redis.config_set("maxmemory", 1)
     purge = Purge(redis, PROCESSORS)
     try:
-        assert await purge.run() == 1
+        assert await purge.run(ANA) == 1
         await purge.remove_leftovers()
     finally:
         await redis.config_set("maxmemory", 0)
@@ -328,6 +328,6 @@ async def test_a_spoilt_dead_letter_is_not_put_back(b: Bench, redis: ArqRedis) -
     b.default.script.append(Reply(422))
     await b.dispatch_until_done(payment)
     await redis.hset(f"payment:{payment}", "cents", "many")  # type: ignore[misc]
-    [verdicts] = [page async for page in DeadLetters(redis).replay([payment])]
-    assert verdicts == {payment: Replay.BROKEN}
+    [verdicts] = [page async for page in DeadLetters(redis).replay([payment], ANA)]
+    assert verdicts == {payment: Handling.BROKEN}
     assert await redis.zcard("arq:queue") == 0

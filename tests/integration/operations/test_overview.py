@@ -25,6 +25,7 @@ from payswitch.operations.history import (
     read_history,
 )
 from payswitch.operations.overview import Overview, read_overview
+from payswitch.payments.audit import Signature
 from payswitch.payments.ledger import Ledger
 from payswitch.processors.processor import make_processors
 from payswitch.selection.health_check import make_health_check
@@ -33,7 +34,7 @@ from payswitch.store.client import connect
 from payswitch.store.notes import write_note
 from payswitch.telemetry.heartbeat import Heartbeat
 from tests.integration.harness import PATIENT, Bench, bench
-from tests.support import PROCESSORS, RedisServer, Reply, eventually
+from tests.support import ANA, PROCESSORS, RedisServer, Reply, eventually
 
 
 @pytest.fixture
@@ -109,14 +110,14 @@ async def test_an_order_without_a_foreseeable_end_ends_with_the_calendar(redis: 
 
 async def test_what_controls_order_is_seen(redis: ArqRedis) -> None:
     controls = Controls(redis)
-    chosen = await controls.select("fallback", life_ms=60_000, by="ann", reason="a test")
-    paused = await controls.pause(life_ms=None, by="bea", reason=None)
+    chosen = await controls.select("fallback", life_ms=60_000, signature=Signature("ann", "a test"))
+    paused = await controls.pause(life_ms=None, signature=Signature("bea"))
     overview = await look(redis)
     assert overview.override is not None
     assert replace(overview.override, until_ms=chosen.until_ms) == chosen
     assert overview.paused == paused
-    await controls.resume()
-    await controls.select_automatically()
+    await controls.resume(ANA)
+    await controls.select_automatically(ANA)
     overview = await look(redis)
     assert (overview.override, overview.paused) == (None, None)
 
@@ -290,13 +291,19 @@ async def test_fees_are_those_that_the_processors_say(b: Bench, redis: ArqRedis)
     watch = FeeWatch(redis, make_processors(b.settings, b.transport))
     b.default.finds = [Reply(200, b'{"totalRequests":0,"totalAmount":0,"feePerTransaction":0.05}')]
     b.fallback.finds = [Reply(200, b'{"feePerTransaction":"free"}')]
-    assert not await watch.ask()
+    await watch.turn()
+    assert watch.every_s == 15
     assert (await look(redis)).fee_rates == {"default": Decimal("0.05")}
     b.default.finds = [Reply(401)]
     b.fallback.finds = [Reply(200, b'{"feePerTransaction":0.15}')]
-    assert not await watch.ask()
+    await watch.turn()
+    assert watch.every_s == 15
     known = {"default": Decimal("0.05"), "fallback": Decimal("0.15")}
     assert (await look(redis)).fee_rates == known
+    b.default.finds = [Reply(200, b'{"feePerTransaction":0.05}')]
+    b.fallback.finds = [Reply(200, b'{"feePerTransaction":0.15}')]
+    await watch.turn()
+    assert watch.every_s == 600
 
 
 async def test_one_sample_a_second_is_kept_from_any_writer(redis: ArqRedis) -> None:

@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from payswitch.dispatch.assembly import make_dispatcher
 from payswitch.money import Total
 from payswitch.operations.comparison import DifferenceKind, Unexplained, Window
-from payswitch.operations.reconcile import Incident, ReconcileReport
+from payswitch.operations.reconcile import ReconcileReport
 from payswitch.payments.accepting import AcceptQueue
 from payswitch.payments.claims import Claims
+from payswitch.payments.incidents import Incident
 from payswitch.payments.payment import Payment
 from payswitch.payments.records import Unreadable
 from payswitch.processors.processor import CannotAskError
 from payswitch.simulator.book import BookEntry
 from tests.integration.books import AT, Books, books
-from tests.support import free_port
+from tests.support import SLACK_S, free_port
 
 SECOND = 1000
 
@@ -70,7 +71,7 @@ async def test_a_running_system_is_equal(redis: ArqRedis) -> None:
     async with books(redis) as b:
         b.simulators["default"].config.delay_ms = 100
         dispatcher = make_dispatcher(b.settings, redis, b.transport)
-        queue = AcceptQueue(redis, limit_ms=5000, max_backlog=10**6)
+        queue = AcceptQueue(redis, limit_ms=SLACK_S * 1000, max_backlog=10**6)
         claims = Claims(redis, lease_ms=15_000, deadline_ms=10**8, max_delay_ms=10_000)
 
         async def pay_for_ever() -> None:
@@ -238,7 +239,7 @@ async def test_incidents_are_differences(b: Books, redis: ArqRedis) -> None:
     await redis.rpush("payments:incidents", entry, "nonsense")  # type: ignore[misc]
     report = await b.reconcile()
     assert report.incidents == [
-        Incident(payment, "default", "fallback", AT, AT + 5),
+        Incident(payment, "default", "fallback", AT, AT + 5, "proof"),
         Incident("nonsense"),
     ]
     assert not report.equal

@@ -71,6 +71,24 @@ async def test_the_same_id_with_another_amount_is_refused(redis: ArqRedis) -> No
     assert await redis.hget(f"payment:{payment.correlation_id}", "cents") == b"100"  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("metadata", [None, b'{"order":1}'])
+async def test_the_same_id_with_other_metadata_is_refused(
+    redis: ArqRedis, metadata: bytes | None
+) -> None:
+    queue = accept_queue(redis)
+    payment = new_payment()._replace(metadata=metadata)
+    other = payment._replace(metadata=b'{"order":2}')
+    verdicts = await asyncio.gather(*map(queue.accept, (payment, other, payment)))  # in one call
+    assert verdicts == [Acceptance.NEW, Acceptance.OTHER_METADATA, Acceptance.SAME]
+    assert [await queue.accept(each) for each in (other, payment)] == verdicts[1:]
+    without = payment._replace(metadata=None)
+    known = Acceptance.SAME if metadata is None else Acceptance.OTHER_METADATA
+    assert await queue.accept(without) is known
+    both = other._replace(cents=other.cents + 1)
+    assert await queue.accept(both) is Acceptance.OTHER_AMOUNT
+    assert await redis.hget(f"payment:{payment.correlation_id}", "metadata") == metadata  # type: ignore[misc]
+
+
 async def test_fifty_at_the_same_time_on_two_instances_queue_it_once(
     redis: ArqRedis, redis_server: RedisServer
 ) -> None:
@@ -106,8 +124,8 @@ async def test_many_payments_share_a_round_trip(redis: ArqRedis) -> None:
 
 
 async def test_what_was_given_up_is_not_executed_when_redis_goes_on(own_redis: RedisServer) -> None:
-    redis = connect(own_redis.url, limit_s=0.5)
-    queue = accept_queue(redis, limit_ms=500)
+    redis = connect(own_redis.url, limit_s=1.0)
+    queue = accept_queue(redis, limit_ms=1000)
     await queue.accept(new_payment())
     own_redis.signal(signal.SIGSTOP)
     refused = [new_payment() for _ in range(5)]
@@ -160,8 +178,8 @@ async def test_out_of_memory_refuses_and_leaves_nothing_behind(redis: ArqRedis) 
 async def test_a_payment_is_told_that_redis_is_away_or_frozen_or_back(
     own_redis: RedisServer,
 ) -> None:
-    redis = connect(own_redis.url, limit_s=0.5)
-    queue = accept_queue(redis, limit_ms=500)
+    redis = connect(own_redis.url, limit_s=1.0)
+    queue = accept_queue(redis, limit_ms=1000)
     payment = new_payment()
     assert await queue.accept(payment) is Acceptance.NEW
     own_redis.signal(signal.SIGSTOP)

@@ -38,6 +38,19 @@ async def test_what_is_claimed_is_not_claimed_again_while_the_lease_runs(
     assert third.taken == []
 
 
+@pytest.mark.parametrize("metadata", [None, b'{"n":1.10}'])
+async def test_a_claim_brings_the_metadata_as_it_was_accepted(
+    b: Bench, redis: ArqRedis, metadata: bytes | None
+) -> None:
+    await b.accept(metadata=metadata)
+    [first] = (await claims(redis, lease_ms=1).take(1)).taken
+    second = await claims(redis).take(1)
+    while not second.taken:
+        second = await claims(redis).take(1)
+    assert first.claim.metadata == second.taken[0].claim.metadata == metadata
+    assert "1.10" not in repr(first)
+
+
 async def test_a_lease_that_ended_gives_the_payment_back_by_itself(
     b: Bench, redis: ArqRedis
 ) -> None:

@@ -11,7 +11,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from payswitch.simulator.book import BookTotals
+from payswitch.money import Total
 from payswitch.simulator.charges import ChargesDialect
 from payswitch.simulator.dialect import SimulatorConfig
 from payswitch.simulator.faults import PaymentFault
@@ -44,7 +44,7 @@ class Provider:
         return await self.http.put(path, json=faults, headers=TOKEN)
 
     @property
-    def totals(self) -> BookTotals:
+    def totals(self) -> Total:
         return self.simulator.book.totals()
 
 
@@ -103,7 +103,7 @@ async def test_the_same_key_with_the_same_charge_is_that_charge(provider: Provid
     first = await provider.charge(reference="order-1")
     again = await provider.charge(reference="order-1")
     assert (again.status_code, again.json()) == (200, first.json())
-    assert provider.totals == BookTotals(1, 1990)
+    assert provider.totals == Total(1, 1990)
 
 
 @pytest.mark.parametrize("other", [{"amount": 1}, {"requested_at": "2026-07-15T00:00:00Z"}])
@@ -113,7 +113,7 @@ async def test_the_same_key_with_another_charge_is_refused(
     await provider.charge(reference="order-1")
     response = await provider.charge(reference="order-1", **other)
     assert (response.status_code, response.json()["error"]["code"]) == (422, "key_reused")
-    assert provider.totals == BookTotals(1, 1990)
+    assert provider.totals == Total(1, 1990)
 
 
 async def test_a_key_in_use_is_a_conflict_until_its_call_is_over(provider: Provider) -> None:
@@ -145,7 +145,7 @@ async def test_a_key_in_use_is_a_conflict_until_its_call_is_over(provider: Provi
 async def test_a_malformed_charge_is_refused(provider: Provider, fields: dict[str, Any]) -> None:
     response = await provider.charge(**fields)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid")
-    assert provider.totals == BookTotals(0, 0)
+    assert provider.totals == Total(0, 0)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ async def test_without_its_token_nothing_is_told_or_taken(
     headers = {"Authorization": "Bearer wrong", "Idempotency-Key": "x"}
     response = await provider.http.request(method, path, json=charge(), headers=headers)
     assert response.status_code == 401
-    assert provider.totals == BookTotals(0, 0)
+    assert provider.totals == Total(0, 0)
 
 
 async def test_health_and_fee_are_told(provider: Provider) -> None:
@@ -188,7 +188,7 @@ async def test_a_declined_charge_stays_declined_and_counts_nowhere(provider: Pro
     again = await provider.charge(reference="order-1")
     assert (again.status_code, again.json()) == (402, first.json())
     assert [each["status"] for each in await provider.find("order-1")] == ["failed"]
-    assert provider.totals == BookTotals(0, 0)
+    assert provider.totals == Total(0, 0)
 
 
 async def test_a_pending_charge_is_decided_later(provider: Provider) -> None:
@@ -203,8 +203,8 @@ async def test_a_pending_charge_is_decided_later(provider: Provider) -> None:
 
     await eventually(all_are_decided, what="the provider decides")
     journal = await provider.http.get("/admin/journal", headers=TOKEN)
-    assert journal.text.count('"committed"') == provider.totals.requests
-    assert journal.text.count('"declined"') == 20 - provider.totals.requests
+    assert journal.text.count('"committed"') == provider.totals.count
+    assert journal.text.count('"declined"') == 20 - provider.totals.count
 
 
 async def test_the_other_protocol_has_no_decisions() -> None:
@@ -233,7 +233,7 @@ async def test_every_fault_is_one_of_this_protocol_too(provider: Provider, mode:
     with_fault.cancel()  # some answers never end
     await asyncio.gather(with_fault, return_exceptions=True)
     if mode in COMMITTING:
-        assert provider.totals == BookTotals(1, 1990)
+        assert provider.totals == Total(1, 1990)
     await provider.set_faults()
     assert (await provider.charge(reference="order-1")).status_code in (200, 201)
-    assert provider.totals == BookTotals(1, 1990)
+    assert provider.totals == Total(1, 1990)

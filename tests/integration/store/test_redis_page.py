@@ -92,7 +92,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 async def test_payswitch_finds_nothing_missing_and_nothing_to_fear(place: Place) -> None:
     settings = Settings.from_environment({**exported(), "REDIS_URL": place.url})
     client = connect(settings.redis_url, limit_s=5)
-    watch = RedisWatch(client, demand=settings.redis_trust == "require")
+    watch = RedisWatch(
+        client, currency=settings.currency_code, demand=settings.redis_trust == "require"
+    )
 
     async def is_usable() -> bool:
         await watch.look()

@@ -30,7 +30,7 @@ class ScriptedRedis:
         return 1_764_000_000, 0
 
     async def _answer(self, args: list[Any]) -> list[bytes]:
-        self.asked.append(args[1::4])
+        self.asked.append(args[1::5])
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):
             raise answer

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from payswitch.instants import format_instant
-from payswitch.money import Total, format_cents
+from payswitch.money import BRL, Total
 from payswitch.processors.charges import ChargesConnector
 from payswitch.processors.connector import Connector, Instruction, Request, Response
 from payswitch.processors.outcomes import (
@@ -55,7 +55,7 @@ class TestRinha(ConnectorTests):
     def findings(self, instruction: Instruction) -> Sequence[tuple[Response, FindOutcome]]:
         found = (
             f'{{"correlationId":"{instruction.correlation_id}",'
-            f'"amount":{format_cents(instruction.cents)},'
+            f'"amount":{BRL.format_cents(instruction.cents)},'
             f'"requestedAt":"{format_instant(instruction.requested_at)}"}}'
         )
         return [

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 import httpx
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from payswitch.http.transport import NotSent
@@ -129,7 +129,6 @@ def test_a_question_that_is_answered_503_is_to_be_asked_again_after_its_pause() 
     assert classify_finding(503, b"", ID, 5000) == Unclear("status 503", 5000)
 
 
-@settings(max_examples=300)
 @given(STATUSES, st.none() | st.integers(min_value=0), BODIES)
 def test_no_answer_makes_classify_raise(
     status: int, retry_after_ms: int | None, content: bytes
@@ -329,7 +328,6 @@ def test_no_answer_makes_classify_finding_raise(status: int, content: bytes) -> 
     assert isinstance(classify_finding(status, content, ID), FindOutcome)
 
 
-@settings(max_examples=200)
 @given(JSON, JSON, JSON | st.datetimes().map(str) | st.text(alphabet="0123456789-+:.TZ"))
 def test_no_fields_make_classify_finding_raise(
     correlation_id: object, amount: object, requested_at: object

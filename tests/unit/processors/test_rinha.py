@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from payswitch.http.transport import Transport
 from payswitch.instants import EARLIEST_MS, LATEST_MS
-from payswitch.money import Total, format_cents
+from payswitch.money import BRL, Total
 from payswitch.processors.connector import ConnectorSettings, NotUnderstoodError, Response
 from payswitch.processors.processor import CannotAskError, Processor
 from payswitch.processors.rinha import RinhaConnector
@@ -28,7 +28,7 @@ def parse_total(body: bytes) -> Total | None:
 
 @given(st.integers(0, 10**12), st.integers(0, 10**24))
 def test_an_amount_is_read_to_the_cent(count: int, cents: int) -> None:
-    body = f'{{"totalRequests":{count},"totalAmount":{format_cents(cents)},"totalFee":0.1}}'
+    body = f'{{"totalRequests":{count},"totalAmount":{BRL.format_cents(cents)},"totalFee":0.1}}'
     assert parse_total(body.encode()) == Total(count, cents)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from payswitch.processors.connector import ConnectorSettings, Response
@@ -208,7 +208,6 @@ def test_only_what_is_set_happens(call: dict[str, Any]) -> None:
         assert report is None or report in faults.health
 
 
-@settings(max_examples=30)
 @given(SEEDS)
 def test_every_mode_comes_as_often_as_it_should(seed: int) -> None:
     parts = {"commit-close": 0.5, "429": 0.2, "not-json": 0.1, "drip": 0.05}

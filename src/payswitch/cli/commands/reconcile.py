@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -13,11 +13,11 @@ from redis.asyncio import Redis
 
 from payswitch.cli.output import print_json, print_table, progress, run
 from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant, parse_instant_ms
-from payswitch.money import Total, format_cents
+from payswitch.money import Currency, Total
 from payswitch.operations.comparison import Differing
-from payswitch.operations.reconcile import Incident, ReconcileReport, Reconciliation
+from payswitch.operations.reconcile import ReconcileReport, Reconciliation
+from payswitch.payments.incidents import Incident
 from payswitch.payments.ledger import Ledger
-from payswitch.payments.records import Unreadable
 from payswitch.processors.outcomes import Found
 from payswitch.processors.processor import CannotAskError, make_processors, make_transport
 from payswitch.settings import Settings
@@ -92,13 +92,13 @@ async def _reconcile(
     finally:
         await transport.aclose()
     if as_json:
-        print_json(_as_json(report))
+        print_json(_as_json(report, settings.currency))
     else:
         if first is not None and report.windows[0].first < first:
             click.echo(f"Compared from {_instant(report.windows[0].first)}: {_FOLDED}")
         if last is not None and report.windows[-1].last > last:
             click.echo(f"Compared to {_instant(report.windows[-1].last)}: {_FOLDED}")
-        _print(report)
+        _print(report, settings.currency)
     return 0 if report.equal else 1
 
 
@@ -115,13 +115,27 @@ async def _note(redis: Redis, report: ReconcileReport) -> None:
     await write_note(redis, keys.RECONCILED, document)
 
 
-def _print(report: ReconcileReport) -> None:
-    _print_totals(report)
+def _print(report: ReconcileReport, currency: Currency) -> None:
+    _print_totals(report, currency)
     if report.without_totals:
         names = ", ".join(report.without_totals)
         click.echo(f"Without totals, as their connectors can't ask for them: {names}")
-    _print_payments(report)
-    _print_unreadable(report.unreadable)
+    if report.payments:
+        shown = report.payments[:_MOST_ROWS]
+        print_table(
+            f"{len(shown)} of {len(report.payments)} payments that differ",
+            ("payment", "difference", "ours", *report.ours),
+            (_payment_row(each, report.ours, currency) for each in shown),
+            numbers=(),
+        )
+    if report.unreadable:
+        gone = report.unreadable[:_MOST_ROWS]
+        print_table(
+            f"{len(gone)} of {len(report.unreadable)} payments whose record is gone or spoilt",
+            ("payment", "what is wrong"),
+            ((each.correlation_id, each.problem) for each in gone),
+            numbers=(),
+        )
     if report.unexplained:
         print_table(
             "Payments that we have no record of: expired, purged, or never ours",
@@ -132,7 +146,7 @@ def _print(report: ReconcileReport) -> None:
                     _instant(each.window.first),
                     _instant(each.window.last),
                     f"{each.missing_here.count:+}",
-                    _signed(each.missing_here.cents),
+                    _signed(each.missing_here.cents, currency),
                 )
                 for each in report.unexplained
             ),
@@ -148,62 +162,34 @@ def _print(report: ReconcileReport) -> None:
     click.echo("All is equal." if report.equal else "There are differences.")
 
 
-def _print_totals(report: ReconcileReport) -> None:
+def _print_totals(report: ReconcileReport, currency: Currency) -> None:
     rows: list[tuple[str, ...]] = []
     for name in report.ours:
         ours, theirs = report.ours[name], report.theirs[name]
-        missing = _missing_here(report, name)
+        missing = theirs - ours
         rows += [
-            (name, "ours", str(ours.count), format_cents(ours.cents)),
-            ("", "theirs", str(theirs.count), format_cents(theirs.cents)),
-            ("", "difference", f"{missing.count:+}", _signed(missing.cents)),
+            (name, "ours", str(ours.count), currency.format_cents(ours.cents)),
+            ("", "theirs", str(theirs.count), currency.format_cents(theirs.cents)),
+            ("", "difference", f"{missing.count:+}", _signed(missing.cents, currency)),
         ]
     columns = ("processor", "", "payments", "amount")
     print_table("Totals", columns, rows, numbers=columns[2:])
 
 
-def _print_payments(report: ReconcileReport) -> None:
-    if not report.payments:
-        return
-    shown = report.payments[:_MOST_ROWS]
-    print_table(
-        f"{len(shown)} of {len(report.payments)} payments that differ",
-        ("payment", "difference", "ours", *report.ours),
-        (
-            (
-                each.record.correlation_id,
-                each.kind.value,
-                _our_side(each),
-                *(_their_side(each.theirs.get(name)) for name in report.ours),
-            )
-            for each in shown
-        ),
-        numbers=(),
-    )
-
-
-def _print_unreadable(unreadable: Sequence[Unreadable]) -> None:
-    if not unreadable:
-        return
-    shown = unreadable[:_MOST_ROWS]
-    print_table(
-        f"{len(shown)} of {len(unreadable)} payments whose record is gone or spoilt",
-        ("payment", "what is wrong"),
-        ((each.correlation_id, each.problem) for each in shown),
-        numbers=(),
-    )
-
-
-def _our_side(payment: Differing) -> str:
+def _payment_row(
+    payment: Differing, processors: Iterable[str], currency: Currency
+) -> tuple[str, ...]:
     record = payment.record
     instant = "" if record.requested_at is None else f", {_instant(record.requested_at)}"
-    return f"{record.state}, {record.processor}, {format_cents(record.cents)}{instant}"
+    ours = f"{record.state}, {record.processor}, {currency.format_cents(record.cents)}{instant}"
+    theirs = (_their_side(payment.theirs.get(name), currency) for name in processors)
+    return record.correlation_id, payment.kind.value, ours, *theirs
 
 
-def _their_side(found: Found | None) -> str:
+def _their_side(found: Found | None, currency: Currency) -> str:
     if found is None:
         return "nothing"
-    return f"{format_cents(found.cents)}, {_instant(found.requested_at)}"
+    return f"{currency.format_cents(found.cents)}, {_instant(found.requested_at)}"
 
 
 def _incident_row(incident: Incident) -> tuple[str, ...]:
@@ -216,8 +202,9 @@ def _incident_row(incident: Incident) -> tuple[str, ...]:
     )
 
 
-def _signed(cents: int) -> str:
-    return f"+{format_cents(cents)}" if cents >= 0 else format_cents(cents)
+def _signed(cents: int, currency: Currency) -> str:
+    amount = currency.format_cents(cents)
+    return f"+{amount}" if cents >= 0 else amount
 
 
 def _instant(ms: int) -> str:
@@ -228,23 +215,23 @@ def _instant_if_any(ms: int | None) -> str | None:
     return None if ms is None else _instant(ms)
 
 
-def _total(total: Total) -> dict[str, Any]:
+def _total(total: Total, currency: Currency) -> dict[str, Any]:
     return {
         "totalRequests": total.count,
-        "totalAmount": orjson.Fragment(format_cents(total.cents)),
+        "totalAmount": orjson.Fragment(currency.format_cents(total.cents)),
     }
 
 
-def _found(found: Found | None) -> dict[str, Any] | None:
+def _found(found: Found | None, currency: Currency) -> dict[str, Any] | None:
     if found is None:
         return None
     return {
-        "amount": orjson.Fragment(format_cents(found.cents)),
+        "amount": orjson.Fragment(currency.format_cents(found.cents)),
         "requestedAt": _instant(found.requested_at),
     }
 
 
-def _payment(each: Differing) -> dict[str, Any]:
+def _payment(each: Differing, currency: Currency) -> dict[str, Any]:
     record = each.record
     return {
         "correlationId": record.correlation_id,
@@ -252,35 +239,29 @@ def _payment(each: Differing) -> dict[str, Any]:
         "ours": {
             "state": record.state,
             "processor": record.processor,
-            "amount": orjson.Fragment(format_cents(record.cents)),
+            "amount": orjson.Fragment(currency.format_cents(record.cents)),
             "requestedAt": _instant_if_any(record.requested_at),
         },
-        "theirs": {name: _found(found) for name, found in each.theirs.items()},
+        "theirs": {name: _found(found, currency) for name, found in each.theirs.items()},
     }
 
 
-def _missing_here(report: ReconcileReport, name: str) -> Total:
-    ours, theirs = report.ours[name], report.theirs[name]
-    return theirs - ours
-
-
-def _as_json(report: ReconcileReport) -> dict[str, Any]:
-    totals: Mapping[str, Any] = {
-        name: {
-            "ours": _total(report.ours[name]),
-            "theirs": _total(report.theirs[name]),
-            "difference": _total(_missing_here(report, name)),
-        }
-        for name in report.ours
-    }
+def _as_json(report: ReconcileReport, currency: Currency) -> dict[str, Any]:
     return {
         "equal": report.equal,
         "windows": [
             {"from": _instant(window.first), "to": _instant(window.last)}
             for window in report.windows
         ],
-        "totals": totals,
-        "payments": [_payment(each) for each in report.payments],
+        "totals": {
+            name: {
+                "ours": _total(ours, currency),
+                "theirs": _total(report.theirs[name], currency),
+                "difference": _total(report.theirs[name] - ours, currency),
+            }
+            for name, ours in report.ours.items()
+        },
+        "payments": [_payment(each, currency) for each in report.payments],
         "unreadable": [
             {"correlationId": each.correlation_id, "problem": each.problem}
             for each in report.unreadable
@@ -290,7 +271,7 @@ def _as_json(report: ReconcileReport) -> dict[str, Any]:
                 "processor": each.processor,
                 "from": _instant(each.window.first),
                 "to": _instant(each.window.last),
-                **_total(each.missing_here),
+                **_total(each.missing_here, currency),
             }
             for each in report.unexplained
         ],

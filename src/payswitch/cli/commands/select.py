@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import orjson
 from arq.connections import ArqRedis
 
 from payswitch.cli.arguments import parse_duration, signed
 from payswitch.cli.durations import format_duration
 from payswitch.cli.output import in_order, print_json, print_pairs, run
 from payswitch.operations.controls import Controls, Order
+from payswitch.payments.audit import Signature
 from payswitch.selection.selector import Selection, parse_selection, unselected
 from payswitch.settings import Settings, SettingsError
+from payswitch.store.notes import read_note
 
 AUTO = "auto"
 DEFAULT_LIFE_MS = 600_000
@@ -52,8 +53,11 @@ def select(
 
     Example: payswitch select fallback --for 30m --reason 'upgrade of default'
     """
-    if choice in (None, AUTO) and (life_ms is not None or reason is not None):
-        raise click.UsageError("--for and --reason go with a processor")
+    if choice in (None, AUTO) and life_ms is not None:
+        raise click.UsageError("--for goes with a processor")
+    if choice is None and reason is not None:
+        raise click.UsageError("--reason goes with a choice")
+    signature = Signature(by, reason)
     life_ms = life_ms or DEFAULT_LIFE_MS
 
     def checked(settings: Settings) -> list[str]:
@@ -64,7 +68,7 @@ def select(
 
     run(
         lambda settings, redis: _select(
-            redis, checked(settings), choice, life_ms, by, reason, as_json=as_json
+            redis, checked(settings), choice, life_ms, signature, as_json=as_json
         )
     )
 
@@ -74,24 +78,23 @@ async def _select(
     processors: list[str],
     choice: str | None,
     life_ms: int,
-    by: str,
-    reason: str | None,
+    signature: Signature,
     *,
     as_json: bool,
 ) -> int:
     controls = Controls(redis)
     said = None
     if choice == AUTO:
-        was_overridden = await controls.select_automatically()
+        was_overridden = await controls.select_automatically(signature)
         said = f"The health check chooses {'again' if was_overridden else 'already'}."
     elif choice is not None:
-        await controls.select(choice, life_ms=life_ms, by=by, reason=reason)
+        await controls.select(choice, life_ms=life_ms, signature=signature)
         said = f"New tries go to {choice} for {format_duration(life_ms)}."
     override = await controls.override(processors)
     cached = await controls.health_checks_choice()
     checked = parse_selection(cached, processors)
     if as_json:
-        at = orjson.loads(cached).get("at") if checked and cached else None
+        at = read_note(cached).get("at")
         print_json(_as_json(override, checked, processors[0], at))
         return 0
     if said is not None:

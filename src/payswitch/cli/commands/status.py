@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from payswitch.cli.output import print_json, run
+from payswitch.money import Currency
 from payswitch.operations.history import parse_sample, read_history
 from payswitch.operations.overview import Overview, read_overview
 from payswitch.operations.status import Level, Status, breakers, document, duration, money, rates
@@ -49,7 +50,7 @@ def status(watch: bool, as_json: bool) -> None:
 async def _show(settings: Settings, redis: ArqRedis, *, as_json: bool) -> int:
     now = await _read(redis, settings)
     if as_json:
-        print_json(document(now))
+        print_json(document(now, settings.currency))
     else:
         Console(highlight=False).print(_drawn(now, settings))
     return 1 if now.level is Level.ERROR else 0
@@ -58,7 +59,7 @@ async def _show(settings: Settings, redis: ArqRedis, *, as_json: bool) -> int:
 async def _watch(settings: Settings, redis: ArqRedis, *, as_json: bool) -> int:
     if as_json:
         while True:
-            click.echo(orjson.dumps(document(await _read(redis, settings))))
+            click.echo(orjson.dumps(document(await _read(redis, settings), settings.currency)))
             await asyncio.sleep(_EVERY_S)
     console = Console(highlight=False)
     while not console.is_terminal:  # a pipe or a file gets one after another
@@ -90,10 +91,16 @@ def _drawn(now: Status, settings: Settings) -> Group:
     lines += [Text(f"  {printable(each.text)}", style=_COLORS[each.level]) for each in now.findings]
     if not now.overview.processes:
         lines.append(Text(f"  So says Redis at {shown(settings.redis_url)} (REDIS_URL)"))
-    return Group(*lines, Text(), _numbers(now), _processors(now), _processes(now.overview))
+    return Group(
+        *lines,
+        Text(),
+        _numbers(now, settings.currency),
+        _processors(now, settings.currency),
+        _processes(now.overview),
+    )
 
 
-def _numbers(now: Status) -> Table:
+def _numbers(now: Status, currency: Currency) -> Table:
     overview, recent = now.overview, now.rates
     table = _table("", "", "")
     table.show_header = False
@@ -112,7 +119,9 @@ def _numbers(now: Status) -> Table:
     if fees is None:
         _add(table, "fees", "unknown", "the processors have not said what they take")
     else:
-        _add(table, "fees", money(fees.paid), f"{money(fees.extra)} more than all by default")
+        saved = f", {money(overview.saved, currency)} saved by waiting" if overview.saved else ""
+        extra = f"{money(fees.extra, currency)} more than all by default"
+        _add(table, "fees", money(fees.paid, currency), extra + saved)
     _add(table, "dead letters", f"{overview.dead:,}", "")
     _add(table, "reconciliation", *_reconciled(overview))
     return table
@@ -126,7 +135,7 @@ def _reconciled(overview: Overview) -> tuple[str, str]:
     return words, f"{duration(max(0, overview.at - last.at))} ago"
 
 
-def _processors(now: Status) -> Table:
+def _processors(now: Status, currency: Currency) -> Table:
     overview, recent = now.overview, now.rates
     table = _table("processor", "settled", "", "amount", "fee", "health", "breakers")
     for name, total in overview.settled.items():
@@ -138,7 +147,7 @@ def _processors(now: Status) -> Table:
             f"{name}, selected" if selected else name,
             f"{total.count:,}",
             _per_second(None if recent is None else recent.settled_per_s.get(name, 0)),
-            money(total.cents),
+            money(total.cents, currency),
             "unknown" if fee is None else f"{fee:.1%}",
             _health(overview, name),
             ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none",

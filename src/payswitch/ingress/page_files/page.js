@@ -11,7 +11,9 @@ const AGAIN_MS = 3000;
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const tenths = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
-const cents = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+const exactly = (decimals) =>
+  new Intl.NumberFormat("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+let cents = exactly(2); // as many decimals as the currency has
 const percent = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 2 });
 
 const byId = (id) => document.getElementById(id);
@@ -161,7 +163,8 @@ function showFigures(status) {
   write("fees", fees ? money(fees.paid) : "–");
   const sign = fees?.extra > 0 ? "+" : "";
   const extra = fees?.extra ? `${sign}${money(fees.extra)} vs default` : "all at default's";
-  write("fees-note", fees ? extra : "not known");
+  const saved = fees?.saved ? `, ${money(fees.saved)} saved by waiting` : "";
+  write("fees-note", fees ? extra + saved : "not known");
   showDead(status);
 }
 
@@ -196,6 +199,7 @@ function processorCard(name, processor, selection) {
     facts.append(make("div", "", make("dt", "", label), make("dd", "", ...value)));
   const seen = processor.health;
   fact("Settled", whole.format(processor.settled));
+  if (processor.held) fact("Wait until it works", whole.format(processor.held));
   fact("Amount", cents.format(processor.amount));
   fact("Fee", processor.fee === null ? "not known" : percent.format(processor.fee));
   fact("Least answer time", seen?.known ? duration(seen.minResponseMs) : "not known");
@@ -237,6 +241,7 @@ function processRow(process) {
 function showStatus(status) {
   showVerdict(status);
   if (!status.processors) return;
+  cents = exactly(status.currency.decimals);
   showFigures(status);
   byId("processors").replaceChildren(
     ...Object.entries(status.processors).map(([name, processor]) =>
@@ -356,7 +361,7 @@ async function find(id) {
       showFound(heading, make("p", "quiet", record.detail));
       return;
     }
-    const amount = cents.format(record.amount);
+    const amount = `${cents.format(record.amount)} ${record.currency}`;
     const state = tag(record.state, TONES[record.state] ?? "note");
     const title = make("h2", "", record.correlationId, state, tag(amount, "none"));
     showFound(title, history(record));
