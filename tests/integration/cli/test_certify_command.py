@@ -1,5 +1,5 @@
-"""`payswitch certify` on a provider that breaks a rule or that is not there; test_connector_page runs
-it on good ones."""
+"""`payswitch certify` on a provider that breaks a rule or is not there; test_connector_page runs it on
+good ones."""
 
 from __future__ import annotations
 
