@@ -251,13 +251,13 @@ class World:
 
     def _note(self, name: str, args: Sequence[Any], answer: Any) -> None:
         if name == "accept":
-            for correlation_id, verdict in zip(args[1::4], answer[1:], strict=True):
+            for correlation_id, verdict in zip(args[1::5], answer[1:], strict=True):
                 self.counts[f"accept: {verdict.decode()}"] += 1
                 if verdict in (b"new", b"same"):
                     self.present.add(correlation_id)
         elif name in ("settle", "release", "bury", "replay"):
             if name == "release":
-                self.counts["held"] += sum(bool(held) for held in args[8::9])
+                self.counts["held"] += sum(bool(held) for held in args[9::10])
             for verdict in answer:
                 self.counts[f"{name}: {verdict.decode()}"] += 1
         elif name == "resolve":

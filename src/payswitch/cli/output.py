@@ -46,7 +46,9 @@ def run(command: Callable[[Settings, ArqRedis], Awaitable[int]], *, failed: int 
     async def connected() -> int:
         redis = connect(settings.redis_url, limit_s=_REDIS_LIMIT_S)
         try:
-            held = await redis.get(keys.CURRENCY)
+            held = None
+            with contextlib.suppress(RedisError, OSError):  # then the command tells it, or waits
+                held = await redis.get(keys.CURRENCY)
             if problem := wrong_currency(held, settings.currency_code):
                 click.echo(f"payswitch: Redis at {shown(settings.redis_url)}: {problem}", err=True)
                 return failed

@@ -1,5 +1,4 @@
-"""`payswitch certify` on a provider that breaks a rule or is not there; test_connector_page runs it on
-good ones."""
+"""`payswitch certify` on providers that break a rule or are not there; the page has a good one."""
 
 from __future__ import annotations
 
