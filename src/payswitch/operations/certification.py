@@ -23,7 +23,7 @@ from payswitch.processors.outcomes import (
 )
 from payswitch.processors.processor import CannotAskError, Processor
 
-_AMOUNTS = (1, 10, 1999)
+AMOUNTS = (1, 10, 1999)
 """In cents."""
 _AMOUNT = 101
 _AT_ONCE = 5
@@ -111,7 +111,6 @@ class Rule:
 
 async def _pays(run: Certification) -> Checked:
     """Also finds out whether the provider can be reached, and how long a payment takes."""
-    amount = run.trial.amount
     trial = run.trial
     if (unprepared := await trial.processor.prepare()) is not None:
         raise UnreachableError(unprepared)
@@ -125,7 +124,7 @@ async def _pays(run: Certification) -> Checked:
     found = outcome if isinstance(outcome, Paid) else await trial.decided(payment)
     if isinstance(found, Paid | Found):
         return Ruling.PASS, f"{in_words(found)}, after {_ms(trial.latency_s)}"
-    raise RuleBrokenError(f"a payment of {amount(_AMOUNT)} was {in_words(outcome)}")
+    raise RuleBrokenError(f"a payment of {run.trial.amount(_AMOUNT)} was {in_words(outcome)}")
 
 
 @contextmanager
@@ -138,7 +137,7 @@ def _reachable() -> Iterator[None]:
 
 async def _amount(run: Certification) -> Checked:
     amount = run.trial.amount
-    for cents in _AMOUNTS:
+    for cents in AMOUNTS:
         payment = await run.trial.paid(cents)
         finding = await run.trial.seen(payment)
         if not isinstance(finding, Found):
@@ -153,7 +152,7 @@ async def _amount(run: Certification) -> Checked:
             raise RuleBrokenError(
                 f"{amount(cents)} was sent, and the totals have {amount(count.cents)}"
             )
-    return Ruling.PASS, f"{', '.join(map(amount, _AMOUNTS))} are found as they were sent"
+    return Ruling.PASS, f"{', '.join(map(amount, AMOUNTS))} are found as they were sent"
 
 
 async def _repeat(run: Certification) -> Checked:
@@ -294,7 +293,6 @@ async def _token(run: Certification) -> Checked:
 
 
 async def _decline(run: Certification) -> Checked:
-    amount = run.trial.amount
     cents = run.sandbox.declined_cents
     if cents is None:
         raise UncheckableError("--declined names no amount that the sandbox declines")
@@ -302,7 +300,7 @@ async def _decline(run: Certification) -> Checked:
     run.trial.made.remove(payment)
     outcome = await run.trial.pay(payment)
     if not isinstance(outcome, Declined):
-        raise RuleBrokenError(f"{amount(cents)} is {in_words(outcome)}")
+        raise RuleBrokenError(f"{run.trial.amount(cents)} is {in_words(outcome)}")
     again = await run.trial.pay(payment)
     if isinstance(again, Paid):
         raise RuleBrokenError(f"{in_words(outcome)} at first, and paid when it was sent again")
@@ -313,10 +311,9 @@ async def _decline(run: Certification) -> Checked:
 
 async def _books(run: Certification) -> Checked:
     """After all others, so that it sees what came late."""
-    amount = run.trial.amount
     if not run.sandbox.processor.tells_totals:
         raise UncheckableError("the connector reads no totals")
-    number = 0
+    amount, number = run.trial.amount, 0
     for payment in run.trial.made:
         finding, count = await run.trial.find(payment), await run.trial.count(payment)
         assert count is not None
