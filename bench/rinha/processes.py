@@ -19,8 +19,9 @@ from payswitch.store import keys
 from payswitch.store.client import connect
 
 SETTINGS = {
-    "PAYSWITCH_FAST_ENOUGH_MS": "1100",
-    "PAYSWITCH_FALLBACK_ADVANTAGE_MS": "1100",
+    "PAYSWITCH_FAST_ENOUGH_MS": "1400",
+    "PAYSWITCH_FALLBACK_ADVANTAGE_MS": "1400",
+    "PAYSWITCH_PATIENCE_MS": "75000",
     "PAYSWITCH_UNKNOWN_MEMBERS": "ignore",
 }
 """What compose.yaml sets; the environment overrules it."""

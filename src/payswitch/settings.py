@@ -439,6 +439,13 @@ class Settings:
         "If both are slow, `default` is selected unless it is slower than `fallback` by more than "
         "this.",
     )
+    patience_ms: int = _setting(
+        "PAYSWITCH_PATIENCE_MS",
+        0,
+        _whole(0, _MS),
+        "How long a payment waits for a preferred processor that is down or refuses, before the "
+        "next one takes it; see [patience](design.md#patience). 0: not at all.",
+    )
     page: str = _setting(
         "PAYSWITCH_PAGE",
         "on",
@@ -573,6 +580,11 @@ class Settings:
                 f"PAYMENT_PROCESSOR_URL_{one.name.upper()} and "
                 f"PAYMENT_PROCESSOR_URL_{other.name.upper()} must differ",
             )
+        yield (
+            self.patience_ms < self.payment_deadline_ms,
+            ("patience_ms", "payment_deadline_ms"),
+            "PAYSWITCH_PATIENCE_MS must be below PAYSWITCH_PAYMENT_DEADLINE_MS",
+        )
         yield (
             self.traces == "off" or _is_installed("opentelemetry.exporter.otlp.proto.http"),
             ("traces",),

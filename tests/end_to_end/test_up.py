@@ -236,7 +236,7 @@ async def test_a_stop_lets_the_workers_finish_what_is_in_flight_and_a_restart_go
     first = start_system("--workers=1")
     async with client(first.default_url) as default:
         await default.put(
-            "/admin/configurations/delay", json={"delay": 1500}, headers={"X-Rinha-Token": "123"}
+            "/admin/configurations/delay", json={"delay": 3000}, headers={"X-Rinha-Token": "123"}
         )
     payment = await first.pay(900)
 

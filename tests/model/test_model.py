@@ -51,7 +51,7 @@ DEPTHS = (
     *("Redis' clock steps forward", "Redis' clock steps back"),
     *("claim: an operator has chosen", "claim: paused"),
     *("the processors become slower", "sent again without a question"),
-    *("a breaker open", "refusals are held"),
+    *("a breaker open", "refusals are held", "held"),
 )
 """What every run of normal length must have come across."""
 

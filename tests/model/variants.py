@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -135,8 +135,8 @@ class _TrustsRedisClockAlone(QuietWatch):
 
 
 class _CountsTheLeaseFromTheAnswer(Claims):
-    async def take(self, limit: int) -> Batch:
-        batch = await super().take(limit)
+    async def take(self, limit: int, *, back: Sequence[str] = (), drain: int = 0) -> Batch:
+        batch = await super().take(limit, back=back, drain=drain)
         ends = self._clock() + self._lease_ms
         return replace(
             batch,

@@ -52,6 +52,7 @@ LATER_MAX_DELAY_MS = 60_000
 QUIET_MS = LEASE_MS + MAX_DELAY_MS
 _START_MS = 1_750_000_000_000
 _HOLD_MS = 5000
+_PATIENCE_MS = 5000
 _CLAIM: ContextVar[Claim] = ContextVar("the claim in hand")
 
 
@@ -80,6 +81,8 @@ class Temper:
     """Whether a claim's answer is often long on its way."""
     orders: bool = False
     """Whether an operator chooses processors, pauses and resumes."""
+    patient: bool = False
+    """Whether payments wait for a processor that is down: every one that isn't preferred is."""
     slower: bool = False
     """Whether the processors become slower, and the workers are replaced by some that know it."""
 
@@ -253,6 +256,8 @@ class World:
                 if verdict in (b"new", b"same"):
                     self.present.add(correlation_id)
         elif name in ("settle", "release", "bury", "replay"):
+            if name == "release":
+                self.counts["held"] += sum(bool(held) for held in args[8::9])
             for verdict in answer:
                 self.counts[f"{name}: {verdict.decode()}"] += 1
         elif name == "resolve":
@@ -448,7 +453,7 @@ class Worker(Process):
                 redis, max_delay_ms=max_delay_ms, lease_ms=LEASE_MS, retention_ms=10**9
             ),
             ledger=self.ledger,
-            router=Router(breakers, probe_ms=1000),
+            router=Router(breakers, probe_ms=1000, patience_ms=_PATIENCE_MS * temper.patient),
             pauses=Pauses(2, 50),
             lease_margin_ms=MARGIN_MS,
             clock=self.clock,
@@ -467,7 +472,9 @@ class Worker(Process):
 
     def prefer(self, processor: str, *, healthy: bool = True) -> None:
         """The selection as this worker has read it."""
-        self._preferred = Selection(processor, healthy, "the model's")
+        others = tuple(name for name in PROCESSORS if name != processor)
+        down = others if self._world.temper.patient else ()
+        self._preferred = Selection(processor, healthy, "the model's", down=down)
         self._see(None)
 
     def _see(self, override: bytes | None) -> None:
@@ -501,7 +508,8 @@ class Worker(Process):
 
     async def _take(self, limit: int, probe: str | None) -> None:
         try:
-            batch = await self._claims.take(limit)
+            back = self.dispatcher.router.back()
+            batch = await self._claims.take(limit, back=back, drain=1)
         except RedisError:
             return
         self._see(batch.selection[0])

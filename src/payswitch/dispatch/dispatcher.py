@@ -201,6 +201,8 @@ class Dispatcher:
             processor = probe
         else:
             processor = self._choose(eligible)
+            if processor is not None and await self._hold_back(work, processor, eligible):
+                return
         breaker = self.router.breakers[processor] if processor is not None else None
         if processor is None or breaker is None or not breaker.free(self._clock()):
             if still_open and breaker is not None and breaker.state is not BreakerState.CLOSED:
@@ -213,6 +215,21 @@ class Dispatcher:
     async def give_back(self, claim: Claim, *, delay_ms: int, error: str = "") -> None:
         """Give back a payment without findings. Raises `RedisError`."""
         await self._give_back(Work(claim, NO_TRACE), delay_ms=delay_ms, error=error)
+
+    async def _hold_back(self, work: Work, chosen: str, eligible: Collection[str] | None) -> bool:
+        """Give the payment back if it waits for a processor that is down; whether it does."""
+        claim = work.claim
+        awaited = self.router.awaited(chosen, claim.age_ms, eligible)
+        if awaited is None:
+            return False
+        await self._tries.hold(
+            claim,
+            delay_ms=self.router.patience_ms - max(claim.age_ms, 0),
+            findings=work.findings,
+            processor=awaited,
+            instead=chosen,
+        )
+        return True
 
     def _eligible(self, work: Work) -> list[str] | None:
         """The processors that may get the payment; None if all may."""

@@ -21,6 +21,8 @@ local RESOLVED = 'payments:resolved'          -- zset: resolved dead letter's id
 local RESOLUTIONS = 'payments:resolutions'    -- string: the number of dead letters resolved
 local RESOLVED_INCIDENTS = 'payments:incidents:resolved' -- zset: incidents (JSON) by resolution (ms)
 local AUDIT = 'payments:audit'                -- stream: operators' acts; outlives purges
+local HELD = 'payments:held:'                 -- zset by processor: payment id by due time; see release.lua
+local SAVED = 'payments:saved'                -- hash: 'processor instead' -> cents; see settle.lua
 local LEDGER_FULL = 'ledger:full'             -- string: there while the ledger's sums are too large
 
 local function now_ms()
@@ -189,6 +191,24 @@ local function keep_pace(processor, now)
     end
     redis.call('ZREM', key, first[1])
   end
+end
+
+-- Makes up to `left` payments of such a zset due now, the longest waiting first; whether there were
+-- any. If the queue has another due time, the payment was taken, and its entry is dropped.
+local function bring_forward(key, left, now)
+  local found = false
+  while left > 0 do
+    local waiting = redis.pcall('ZPOPMIN', key, left)
+    if waiting.err or #waiting == 0 then break end
+    for j = 1, #waiting, 2 do
+      if redis.call('ZSCORE', QUEUE, waiting[j]) == waiting[j + 1] then
+        redis.call('ZADD', QUEUE, 'XX', now, waiting[j])
+        found = true
+        left = left - 1
+      end
+    end
+  end
+  return found
 end
 
 local function leave_queue(ids)

@@ -16,8 +16,8 @@ end
 demand('stream', AUDIT)
 write_even_out_of_memory()
 redis.call('UNLINK', QUEUE, OPEN, IN_FLIGHT, DEAD, RESOLVED, RESOLUTIONS, INCIDENTS,
-  RESOLVED_INCIDENTS, WAKE, PURGING, FOLDED, LEDGER_FULL, CURRENCY)
-for i = 4, #ARGV do redis.call('UNLINK', WAITING .. ARGV[i]) end
+  RESOLVED_INCIDENTS, WAKE, PURGING, FOLDED, LEDGER_FULL, CURRENCY, SAVED)
+for i = 4, #ARGV do redis.call('UNLINK', WAITING .. ARGV[i], HELD .. ARGV[i]) end
 local new = redis.call('INCR', GENERATION)
 redis.call('SET', LEFTOVERS, new)
 record_act('purge', ARGV[2], 'all payments; generation ' .. new .. ' begins', ARGV[3])

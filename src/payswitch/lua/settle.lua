@@ -3,6 +3,9 @@
 -- without a lease. Proof that matches no pin is kept as an incident, and so is proof of a payment that
 -- an operator had resolved as a dead letter: it may have been paid twice.
 --
+-- What was held for the processor that paid it also counts as saved: by that processor and the one that
+-- would have taken it.
+--
 -- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms),
 --   the outcome of its last try, if that did not pay (see remember_tries), the processor's reference
 --   ('' for none)
@@ -114,7 +117,8 @@ local function judge(i)
   local id, of, processor, requested_at = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   if of ~= current then return 'gone' end
   if to_settle[id] then return 'known' end
-  local known = redis.pcall('HMGET', 'payment:' .. id, 'generation', 'state', 'processor', 'cents')
+  local known = redis.pcall('HMGET', 'payment:' .. id, 'generation', 'state', 'processor', 'cents',
+    'held')
   if not known.err and known[1] and known[1] ~= current then return 'gone' end
   local is_known = not known.err and tonumber(known[4])
   if not is_known or known[3] ~= processor then
@@ -124,8 +128,9 @@ local function judge(i)
   end
   if known[2] == 'settled' then return 'known' end
   local sum = collect(processor, requested_at, tonumber(known[4]))
-  to_settle[id] = { processor = processor, requested_at = requested_at, was = known[2], sum = sum,
-    tried = ARGV[i + 4], reference = ARGV[i + 5] }
+  to_settle[id] = { processor = processor, requested_at = requested_at, was = known[2],
+    cents = tonumber(known[4]), sum = sum, tried = ARGV[i + 4], reference = ARGV[i + 5],
+    held = known[5] }
   return 'settled'
 end
 
@@ -171,6 +176,15 @@ if refused then
 end
 if is_full then redis.call('SET', LEDGER_FULL, '1') end
 
+local saved = {}
+for _, settled in pairs(to_settle) do
+  if settled.held and string.match(settled.held, '^%S*') == settled.sum.processor then
+    saved[settled.held] = (saved[settled.held] or 0) + settled.cents
+  end
+end
+for held, cents in pairs(saved) do
+  redis.pcall('HINCRBY', SAVED, held, string.format('%.0f', cents))
+end
 local ids = {}
 for id in pairs(to_settle) do ids[#ids + 1] = id end
 leave_queue(ids)
@@ -186,7 +200,7 @@ for id, settled in pairs(to_settle) do
   local record = 'payment:' .. id
   if settled.tried ~= '' then remember_tries(record, now, '', '', '', settled.tried) end
   redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'delay',
-    'reason', 'dead_at', 'declined', 'declined_at')
+    'reason', 'dead_at', 'declined', 'declined_at', 'held')
   if settled.reference ~= '' then redis.call('HSET', record, 'reference', settled.reference) end
   redis.call('HSET', record, 'state', 'settled', 'requested_at', settled.requested_at,
     'settled_at', now)

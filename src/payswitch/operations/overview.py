@@ -77,6 +77,11 @@ class Overview:
     settled: Mapping[str, Total]
     """By processor in order of preference, since the last purge."""
     backlog: int
+    held: Mapping[str, int]
+    """The payments of the backlog that wait until a processor works again, by its name."""
+    held_and_paid: Mapping[tuple[str, str], int]
+    """The cents that waited for a processor and were paid by it, by its name and that of the one
+    that would have taken them at once."""
     oldest_accepted_at: int | None
     in_flight: int
     dead: int
@@ -124,6 +129,19 @@ class Overview:
             all_default=default * sum(used.values()),
         )
 
+    @property
+    def saved(self) -> Decimal | None:
+        """The fees, in cents, that payments saved by waiting; None unless every fee involved is
+        known."""
+        rates = self.fee_rates
+        names = {name for pair in self.held_and_paid for name in pair}
+        if not names <= rates.keys():
+            return None
+        sums = self.held_and_paid.items()
+        return sum(
+            ((rates[instead] - rates[name]) * cents for (name, instead), cents in sums), Decimal()
+        )
+
     def of_kind(self, kind: str) -> list[Process]:
         """The living processes of one kind, by host and pid."""
         found = [each for each in self.processes if each.kind == kind]
@@ -146,6 +164,8 @@ def _parse(answer: Mapping[str, Any], processors: Sequence[str]) -> Overview:
             for name, count, cents in zip(processors, totals[::2], totals[1::2], strict=True)
         },
         backlog=answer["backlog"] or 0,
+        held={name: count or 0 for name, count in zip(processors, answer["held"], strict=True)},
+        held_and_paid=dict(_held_and_paid(processors, answer["saved"] or ())),
         oldest_accepted_at=_whole(answer["oldest"]) or None,
         in_flight=answer["in_flight"] or 0,
         dead=answer["dead"] or 0,
@@ -159,6 +179,15 @@ def _parse(answer: Mapping[str, Any], processors: Sequence[str]) -> Overview:
         paused=standing_pause(answer["paused"], now, answer["paused_life"]),
         processes=list(_processes(answer["heartbeats"])),
     )
+
+
+def _held_and_paid(
+    processors: Sequence[str], fields: Sequence[bytes]
+) -> Iterator[tuple[tuple[str, str], int]]:
+    for field, cents in zip(fields[::2], fields[1::2], strict=True):
+        name, _, instead = field.decode(errors="replace").partition(" ")
+        if name in processors and instead in processors:
+            yield (name, instead), _whole(cents)
 
 
 def _choice(processors: Sequence[str], raw: bytes | None, expires_in_ms: int) -> Choice | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,11 @@ class Claim:
     metadata: bytes | None = field(default=None, repr=False)
     """The client's JSON object, in canonical form; logs never show it."""
 
+    @property
+    def age_ms(self) -> int:
+        """The time from acceptance to this claim, by Redis' clock."""
+        return self.claimed_at - self.accepted_at
+
     def life_of_try(self, number: int) -> LifeOfTry:
         """An identity that no other try shares. An id may return after a purge, or after its record
         expired, and its tries are then counted from 1 again."""
@@ -126,10 +131,12 @@ class Claims:
         self.waits = Histogram()
         """From acceptance to the first claim, by Redis' clock."""
 
-    async def take(self, limit: int) -> Batch:
-        """Take up to `limit` due payments. Raises `RedisError`."""
+    async def take(self, limit: int, *, back: Sequence[str] = (), drain: int = 0) -> Batch:
+        """Take up to `limit` due payments. Before, make up to `drain` due that are held for each
+        processor of `back`. Raises `RedisError`."""
         expires_at = self._clock() + self._lease_ms
-        answer = scripts.named(await self._script(args=[limit, self._lease_ms, self._max_delay_ms]))
+        args: list[str | int] = [limit, self._lease_ms, self._max_delay_ms, drain, *back]
+        answer = scripts.named(await self._script(args=args))
         next_due = answer["next_due"]
         return Batch(
             taken=list(self._readable(answer, expires_at)),

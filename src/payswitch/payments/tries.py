@@ -82,8 +82,9 @@ class Routed:
     number: int
 
 
-_Release = tuple[Claim, int, Findings, str, str]
-"""Claim, delay in ms, findings, error, and the processor that it waits for."""
+_Release = tuple[Claim, int, Findings, str, str, str]
+"""Claim, delay in ms, findings, error, the processor that it waits for, and both that `hold`
+names."""
 
 
 class Burial(enum.Enum):
@@ -127,7 +128,15 @@ class Tries:
         """Record the findings and give the payment back, due in `delay_ms`. If it waits for a
         processor, it queues behind the others that do. False if another worker has the lease (the
         findings are recorded even then). Raises `RedisError`."""
-        return await self._releases.submit((claim, delay_ms, findings, error, waits_for))
+        return await self._releases.submit((claim, delay_ms, findings, error, waits_for, ""))
+
+    async def hold(
+        self, claim: Claim, *, delay_ms: int, findings: Findings, processor: str, instead: str
+    ) -> bool:
+        """Give back a payment that waits up to `delay_ms` for `processor` to work, although
+        `instead` would take it now. False if another worker has the lease. Raises `RedisError`."""
+        held = f"{processor} {instead}"
+        return await self._releases.submit((claim, delay_ms, findings, "", "", held))
 
     async def wake(self, processor: str) -> None:
         """Make the next payments that wait for this processor due now. Raises `RedisError`."""
@@ -183,9 +192,9 @@ class Tries:
 
     async def _flush_releases(self, items: list[_Release]) -> list[bool]:
         args: list[str | int] = []
-        for claim, delay_ms, findings, error, waits_for in items:
+        for claim, delay_ms, findings, error, waits_for, held in items:
             args += (claim.correlation_id, claim.token, claim.generation, delay_ms)
-            args += (*findings.arguments(), error, waits_for, findings.last_try())
+            args += (*findings.arguments(), error, waits_for, findings.last_try(), held)
         return [verdict == b"released" for verdict in await self._release(args=args)]
 
     async def _flush_wakes(self, processors: list[str]) -> list[None]:

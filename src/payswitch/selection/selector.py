@@ -41,6 +41,8 @@ class Selection:
     reason: str
     overridden: bool = False
     """Whether an operator has chosen: then no other processor steps in."""
+    down: tuple[str, ...] = ()
+    """The processors that are failing, or whose health is unknown."""
 
 
 def unselected(processors: Sequence[str]) -> Selection:
@@ -61,9 +63,10 @@ def decide(reports: Mapping[str, HealthReport | None], limits: Limits) -> Select
         for name, report in reports.items()
         if report is not None and not report.failing
     }
-    told = [f"{name} {_word(report)}" for name, report in reports.items() if name not in speeds]
+    down = tuple(name for name in reports if name not in speeds)
+    told = [f"{name} {_word(reports[name])}" for name in down]
     if not speeds:
-        return Selection(next(iter(reports)), False, ", ".join(told))
+        return Selection(next(iter(reports)), False, ", ".join(told), down=down)
     if len(speeds) > 1:
         told += [f"{name} {speed} ms" for name, speed in speeds.items()]
     healthy = list(speeds)
@@ -76,7 +79,7 @@ def decide(reports: Mapping[str, HealthReport | None], limits: Limits) -> Select
             for later in healthy[place + 1 :]
         )
     )
-    return Selection(fast[0] if fast else next(steady), True, ", ".join(told))
+    return Selection(fast[0] if fast else next(steady), True, ", ".join(told), down=down)
 
 
 def parse_selection(raw: bytes | None, processors: Sequence[str]) -> Selection | None:
@@ -85,7 +88,9 @@ def parse_selection(raw: bytes | None, processors: Sequence[str]) -> Selection |
     processor, healthy = document.get("processor"), document.get("healthy")
     if not isinstance(processor, str) or processor not in processors or type(healthy) is not bool:
         return None
-    return Selection(processor, healthy, str(document.get("reason", "")))
+    named = document.get("down")
+    down = tuple(each for each in processors if isinstance(named, list) and each in named)
+    return Selection(processor, healthy, str(document.get("reason", "")), down=down)
 
 
 def parse_override(raw: bytes | None, processors: Sequence[str]) -> Selection | None:
@@ -126,6 +131,7 @@ class Selector:
                 "processor": selection.processor,
                 "healthy": selection.healthy,
                 "reason": selection.reason,
+                "down": selection.down,
                 "at": format_instant(at_ms),
             }
         )

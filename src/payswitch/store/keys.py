@@ -32,6 +32,8 @@ AUDIT = "payments:audit"
 GENERATION = "payments:generation"
 WAKE = "payments:wake"
 """The list on which an idle worker blocks."""
+SAVED = "payments:saved"
+"""The sums of the payments that were held, and then paid by the processor that they waited for."""
 PAUSED = "payments:paused"
 """The operator's order to pause."""
 CURRENCY = "payments:currency"
@@ -88,6 +90,11 @@ def record(correlation_id: str) -> str:
 def waiting(processor: str) -> str:
     """The key of the payments that wait for a processor."""
     return f"payments:waiting:{processor}"
+
+
+def held(processor: str) -> str:
+    """The key of the payments that are held until a processor works again."""
+    return f"payments:held:{processor}"
 
 
 def heartbeat(kind: str, name: str) -> str:

@@ -193,8 +193,9 @@ async def test_an_exception_of_the_job_function_loses_no_payment(
     async with running_worker(b, redis_server.url, job=fails):
 
         async def given_back() -> bool:
-            record = await b.record(payment)
-            return record.state == "queued" and await redis.exists(f"arq:retry:{payment}") == 1
+            # In this order, as it is queued before it is claimed as well.
+            was_claimed = await redis.exists(f"arq:retry:{payment}") == 1
+            return was_claimed and (await b.record(payment)).state == "queued"
 
         await eventually(given_back, what="the payment is given back")
     assert (await b.record(payment)).why == error

@@ -181,7 +181,7 @@ async def of_two_kinds(b: Bench) -> tuple[str, str]:
         (Filter(older_than_ms=1_800_000, processor="none"), ""),
         (Filter(reason="", younger_than_ms=7_200_000), "old young"),
     ],
-    ids=str,
+    ids=lambda given: "+".join(sorted(given)) if isinstance(given, set) else str(given),
 )
 async def test_a_filter_chooses_what_is_listed_and_replayed(
     b: Bench, redis: ArqRedis, wanted: Filter, fitting: str

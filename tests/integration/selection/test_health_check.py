@@ -28,7 +28,7 @@ from tests.integration.harness import Bench, bench
 from tests.support import RedisServer, Reply, eventually
 from workers.health import WorkerSettings
 
-SLOW_THROTTLE = Times(throttle_ms=60_000, lock_ms=20_000, limit_ms=300)
+SLOW_THROTTLE = Times(throttle_ms=60_000, lock_ms=20_000, limit_ms=1000)
 NO_THROTTLE = Times(throttle_ms=501, lock_ms=500, limit_ms=300)
 
 

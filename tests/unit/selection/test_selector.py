@@ -130,8 +130,17 @@ def test_the_limits_are_settings(default_ms: int, fallback_ms: int, chosen: str)
 
 def test_a_report_of_none_is_unknown() -> None:
     assert decide({"default": None, "fallback": None}, Limits()) == Selection(
-        "default", False, "default unknown, fallback unknown"
+        "default",
+        False,
+        "default unknown, fallback unknown",
+        down=("default", "fallback"),
     )
+
+
+def test_a_choice_names_the_processors_that_are_down_and_not_those_that_are_slow() -> None:
+    reports = {"a": failing(), "b": healthy(9000), "c": None, "d": healthy(1)}
+    found = decide(reports, Limits())
+    assert (found.processor, found.down) == ("d", ("a", "c"))
 
 
 # Any number of processors.
@@ -185,7 +194,7 @@ def test_one_processor_alone_is_chosen() -> None:
 def test_the_reason_names_all_that_was_weighed() -> None:
     reports = {"a": failing(), "b": healthy(300), "c": healthy(20), "d": None}
     assert decide(reports, Limits()) == Selection(
-        "c", True, "a failing, d unknown, b 300 ms, c 20 ms"
+        "c", True, "a failing, d unknown, b 300 ms, c 20 ms", down=("a", "d")
     )
 
 
@@ -264,6 +273,11 @@ def test_no_selection_is_taken_to_mean_a_healthy_default() -> None:
             b'{"processor":"default","healthy":true,"reason":7}',
             Selection("default", True, "7"),
         ),
+        (
+            b'{"processor":"fallback","healthy":true,"down":["default","third"]}',
+            Selection("fallback", True, "", down=("default",)),
+        ),
+        (b'{"processor":"fallback","healthy":true,"down":7}', Selection("fallback", True, "")),
     ],
 )
 def test_a_selection_is_read_from_its_json(raw: bytes, selection: Selection) -> None:
@@ -318,12 +332,15 @@ async def test_the_holder_of_the_lock_writes_the_selection(redis: Redis) -> None
         "processor": "fallback",
         "healthy": True,
         "reason": "default failing",
+        "down": ["default"],
         "at": "2026-11-22T16:05:00.123Z",
     }
 
 
 async def test_a_written_selection_is_returned(redis: Redis) -> None:
-    assert await select(redis, "mine") == Selection("fallback", True, "default failing")
+    assert await select(redis, "mine") == Selection(
+        "fallback", True, "default failing", down=("default",)
+    )
 
 
 async def test_a_written_selection_is_read_again(redis: Redis) -> None:

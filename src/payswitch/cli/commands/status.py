@@ -119,8 +119,9 @@ def _numbers(now: Status, currency: Currency) -> Table:
     if fees is None:
         _add(table, "fees", "unknown", "the processors have not said what they take")
     else:
+        saved = f", {money(overview.saved, currency)} saved by waiting" if overview.saved else ""
         extra = f"{money(fees.extra, currency)} more than all by default"
-        _add(table, "fees", money(fees.paid, currency), extra)
+        _add(table, "fees", money(fees.paid, currency), extra + saved)
     _add(table, "dead letters", f"{overview.dead:,}", "")
     _add(table, "reconciliation", *_reconciled(overview))
     return table
