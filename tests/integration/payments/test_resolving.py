@@ -240,6 +240,22 @@ async def test_a_try_that_the_processor_denied_but_had_recorded_is_in_the_histor
     ]
 
 
+async def test_a_try_that_is_brought_twice_is_in_the_history_once(b: Bench) -> None:
+    """It can't be buried while an earlier one may be recorded, so it is given back."""
+    payment = await b.accept()
+    other = {"correlationId": payment, "amount": 1.0, "requestedAt": "2026-01-02T03:04:05Z"}
+    b.default.script = [Reply(hang_up=True), Reply(500)]
+    b.default.finds = [Reply(404), Reply(body=orjson.dumps(other))]
+    for _ in range(2):
+        await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    record = await b.record(payment)
+    assert (record.state, record.last_error) == ("queued", "default has it with another amount")
+    assert [event.what.split(";")[0] for event in record.history] == [
+        "try 1 at default: the connection ended without an answer",
+        "try 2 at default: status 500",
+    ]
+
+
 async def test_tries_that_end_alike_share_an_entry(b: Bench) -> None:
     payment = await b.accept()
     b.default.script = [Reply(500)] * 30
