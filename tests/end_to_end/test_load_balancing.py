@@ -41,7 +41,9 @@ def edge_without_payments_ports(tmp_path: Path) -> Iterator[Edge]:
 
 
 async def has_paid_at_both(edge: Edge) -> bool:
-    await edge.pay("haproxy")
+    async with client(edge.url("haproxy")) as http:
+        if await pay(http) != 202:
+            return False
     return min(await accepted(edge)) > 0 and min(connections(edge)) > 0
 
 
@@ -108,7 +110,15 @@ async def test_where_no_ingress_is_ready_the_reason_comes_through_and_reads_go_o
             assert (await http.get("/payments-summary")).status_code == 200
     with Redis(port=edge.redis.port) as redis:
         redis.config_set("maxmemory", 0)
-    await eventually(partial(has_paid_at_both, edge), what="both ingress are ready again")
+
+    async def both_are_ready() -> bool:
+        for door in ("ingress", "ingress-2"):
+            async with client(edge.url(door)) as http:
+                if (await http.get("/readyz")).status_code != 200:
+                    return False
+        return await has_paid_at_both(edge)
+
+    await eventually(both_are_ready, what="both ingress are ready again")
 
 
 async def test_an_ingress_that_died_keeps_no_payment_out(edge: Edge) -> None:

@@ -257,7 +257,7 @@ class World:
                     self.present.add(correlation_id)
         elif name in ("settle", "release", "bury", "replay"):
             if name == "release":
-                self.counts["held"] += sum(bool(held) for held in args[8::9])
+                self.counts["held"] += sum(bool(held) for held in args[9::10])
             for verdict in answer:
                 self.counts[f"{name}: {verdict.decode()}"] += 1
         elif name == "resolve":

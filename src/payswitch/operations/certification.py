@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
-from payswitch.money import format_cents
 from payswitch.operations.trial import RuleBrokenError, Trial, UncheckableError, in_words
 from payswitch.processors.outcomes import (
     Declined,
@@ -125,7 +124,7 @@ async def _pays(run: Certification) -> Checked:
     found = outcome if isinstance(outcome, Paid) else await trial.decided(payment)
     if isinstance(found, Paid | Found):
         return Ruling.PASS, f"{in_words(found)}, after {_ms(trial.latency_s)}"
-    raise RuleBrokenError(f"a payment of {format_cents(_AMOUNT)} was {in_words(outcome)}")
+    raise RuleBrokenError(f"a payment of {run.trial.amount(_AMOUNT)} was {in_words(outcome)}")
 
 
 @contextmanager
@@ -144,7 +143,7 @@ async def _amount(run: Certification) -> Checked:
             raise UncheckableError(f"the look-up says: {in_words(finding)}")
         if finding.cents != cents:
             raise RuleBrokenError(
-                f"{format_cents(cents)} was sent, and {format_cents(finding.cents)} is found"
+                f"{run.trial.amount(cents)} was sent, and {run.trial.amount(finding.cents)} is found"
             )
         if finding.requested_at != payment.requested_at:
             by_ms = finding.requested_at - payment.requested_at
@@ -152,9 +151,9 @@ async def _amount(run: Certification) -> Checked:
         count = await run.trial.count(payment)
         if count is not None and count.count == 1 and count.cents != cents:
             raise RuleBrokenError(
-                f"{format_cents(cents)} was sent, and the totals have {format_cents(count.cents)}"
+                f"{run.trial.amount(cents)} was sent, and the totals have {run.trial.amount(count.cents)}"
             )
-    return Ruling.PASS, f"{', '.join(map(format_cents, _AMOUNTS))} are found as they were sent"
+    return Ruling.PASS, f"{', '.join(map(run.trial.amount, _AMOUNTS))} are found as they were sent"
 
 
 async def _repeat(run: Certification) -> Checked:
@@ -263,7 +262,7 @@ async def _invalid(run: Certification) -> Checked:
     for cents in _INVALID:
         payment = await run.trial.new(cents)
         run.trial.made.remove(payment)
-        amount, outcome = format_cents(cents), await run.trial.pay(payment)
+        amount, outcome = run.trial.amount(cents), await run.trial.pay(payment)
         if isinstance(outcome, NotPaid):
             raise UncheckableError(f"{amount}: {outcome.reason}")
         is_recorded = await run.trial.is_recorded(payment)
@@ -302,7 +301,7 @@ async def _decline(run: Certification) -> Checked:
     run.trial.made.remove(payment)
     outcome = await run.trial.pay(payment)
     if not isinstance(outcome, Declined):
-        raise RuleBrokenError(f"{format_cents(cents)} is {in_words(outcome)}")
+        raise RuleBrokenError(f"{run.trial.amount(cents)} is {in_words(outcome)}")
     again = await run.trial.pay(payment)
     if isinstance(again, Paid):
         raise RuleBrokenError(f"{in_words(outcome)} at first, and paid when it was sent again")
@@ -325,8 +324,8 @@ async def _books(run: Certification) -> Checked:
             raise RuleBrokenError(f"the totals hold {payment.correlation_id} {count.count} times")
         if isinstance(finding, Found) and (count.count, count.cents) != (1, finding.cents):
             raise RuleBrokenError(
-                f"{payment.correlation_id} is found with {format_cents(finding.cents)}, and the "
-                f"totals hold {count.count} with {format_cents(count.cents)}"
+                f"{payment.correlation_id} is found with {run.trial.amount(finding.cents)}, and the "
+                f"totals hold {count.count} with {run.trial.amount(count.cents)}"
             )
         number += count.count
     return Ruling.PASS, f"each of {number} payments once"

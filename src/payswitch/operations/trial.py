@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 from uuid import uuid4
 
-from payswitch.money import Total, format_cents
+from payswitch.money import Total
 from payswitch.processors.connector import Instruction
 from payswitch.processors.outcomes import (
     Declined,
@@ -62,6 +62,10 @@ class Trial:
     def watch_s(self) -> float:
         """How long it looks for what may come late."""
         return _BEYOND * self.max_delay_s
+
+    def amount(self, cents: int) -> str:
+        """An amount in the currency's decimals."""
+        return self.processor.connector.settings.currency.format_cents(cents)
 
     async def new(self, cents: int) -> Instruction:
         """A payment with an id, and with an instant at which no other one was made here."""
@@ -125,7 +129,7 @@ class Trial:
         """Send it, and ask, until it is paid. Raises `UncheckableError` if it can't be."""
         found = await self.resolve(instruction)
         if not isinstance(found, Found):
-            amount = format_cents(instruction.cents)
+            amount = self.amount(instruction.cents)
             raise UncheckableError(f"a payment of {amount} was {in_words(found)}")
 
     async def decided(self, instruction: Instruction) -> FindOutcome:

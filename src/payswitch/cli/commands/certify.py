@@ -13,7 +13,7 @@ import click
 
 from payswitch.cli.main import fail
 from payswitch.cli.output import print_json, print_table, progress
-from payswitch.money import exact_cents
+from payswitch.money import Currency
 from payswitch.operations.certification import (
     RULES,
     Certification,
@@ -30,8 +30,8 @@ _UNREACHABLE = 2
 _WRONG_TOKEN = "payswitch-certify-wrong-token"
 
 
-def _parse_amount(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
-    cents = None if text is None else exact_cents(text)
+def _parse_amount(text: str | None, currency: Currency) -> int | None:
+    cents = None if text is None else currency.exact_cents(text)
     if text is not None and (cents is None or cents <= 0):
         raise click.BadParameter(f"{text!r} is no amount above 0 such as 40.02")
     return cents
@@ -48,13 +48,14 @@ def _parse_amount(_: click.Context, __: click.Parameter, text: str | None) -> in
 )
 @click.option(
     "--declined",
-    "declined_cents",
-    callback=_parse_amount,
+    "declined_amount",
     metavar="AMOUNT",
     help="An amount that the sandbox declines.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def certify(url: str, connector: str, name: str, declined_cents: int | None, as_json: bool) -> None:
+def certify(
+    url: str, connector: str, name: str, declined_amount: str | None, as_json: bool
+) -> None:
     """Check whether the provider at URL keeps the rules on which exactly-once rests. It makes real
     payments there, some 25 of 0.01 to 19.99: use a sandbox.
 
@@ -64,6 +65,7 @@ def certify(url: str, connector: str, name: str, declined_cents: int | None, as_
     """
     settings = _settings(url, connector, name)
     [processor] = settings.processors
+    declined_cents = _parse_amount(declined_amount, settings.currency)
     sys.exit(asyncio.run(_certify(settings, processor, declined_cents, as_json=as_json)))
 
 
