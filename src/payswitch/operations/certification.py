@@ -23,7 +23,7 @@ from payswitch.processors.outcomes import (
 )
 from payswitch.processors.processor import CannotAskError, Processor
 
-_AMOUNTS = (1, 10, 1999)
+AMOUNTS = (1, 10, 1999)
 """In cents."""
 _AMOUNT = 101
 _AT_ONCE = 5
@@ -136,24 +136,23 @@ def _reachable() -> Iterator[None]:
 
 
 async def _amount(run: Certification) -> Checked:
-    for cents in _AMOUNTS:
+    amount = run.trial.amount
+    for cents in AMOUNTS:
         payment = await run.trial.paid(cents)
         finding = await run.trial.seen(payment)
         if not isinstance(finding, Found):
             raise UncheckableError(f"the look-up says: {in_words(finding)}")
         if finding.cents != cents:
-            raise RuleBrokenError(
-                f"{run.trial.amount(cents)} was sent, and {run.trial.amount(finding.cents)} is found"
-            )
+            raise RuleBrokenError(f"{amount(cents)} was sent, and {amount(finding.cents)} is found")
         if finding.requested_at != payment.requested_at:
             by_ms = finding.requested_at - payment.requested_at
             raise RuleBrokenError(f"its instant is found {by_ms:+} ms from the one that was sent")
         count = await run.trial.count(payment)
         if count is not None and count.count == 1 and count.cents != cents:
             raise RuleBrokenError(
-                f"{run.trial.amount(cents)} was sent, and the totals have {run.trial.amount(count.cents)}"
+                f"{amount(cents)} was sent, and the totals have {amount(count.cents)}"
             )
-    return Ruling.PASS, f"{', '.join(map(run.trial.amount, _AMOUNTS))} are found as they were sent"
+    return Ruling.PASS, f"{', '.join(map(amount, AMOUNTS))} are found as they were sent"
 
 
 async def _repeat(run: Certification) -> Checked:
@@ -314,7 +313,7 @@ async def _books(run: Certification) -> Checked:
     """After all others, so that it sees what came late."""
     if not run.sandbox.processor.tells_totals:
         raise UncheckableError("the connector reads no totals")
-    number = 0
+    amount, number = run.trial.amount, 0
     for payment in run.trial.made:
         finding, count = await run.trial.find(payment), await run.trial.count(payment)
         assert count is not None
@@ -324,8 +323,8 @@ async def _books(run: Certification) -> Checked:
             raise RuleBrokenError(f"the totals hold {payment.correlation_id} {count.count} times")
         if isinstance(finding, Found) and (count.count, count.cents) != (1, finding.cents):
             raise RuleBrokenError(
-                f"{payment.correlation_id} is found with {run.trial.amount(finding.cents)}, and the "
-                f"totals hold {count.count} with {run.trial.amount(count.cents)}"
+                f"{payment.correlation_id} is found with {amount(finding.cents)}, and the "
+                f"totals hold {count.count} with {amount(count.cents)}"
             )
         number += count.count
     return Ruling.PASS, f"each of {number} payments once"

@@ -58,14 +58,14 @@ class Trial:
         self._before: dict[str, Total] = {}
         self._last_instant = 0
 
+    def amount(self, cents: int) -> str:
+        """An amount in the deployment's currency."""
+        return self.processor.connector.settings.currency.format_cents(cents)
+
     @property
     def watch_s(self) -> float:
         """How long it looks for what may come late."""
         return _BEYOND * self.max_delay_s
-
-    def amount(self, cents: int) -> str:
-        """An amount in the currency's decimals."""
-        return self.processor.connector.settings.currency.format_cents(cents)
 
     async def new(self, cents: int) -> Instruction:
         """A payment with an id, and with an instant at which no other one was made here."""

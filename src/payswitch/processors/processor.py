@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import httpx
 
 from payswitch.http.transport import Transport
+from payswitch.instants import LEDGER_ENDS_MS
 from payswitch.money import Total
 from payswitch.processor_url import parse_processor_url
 from payswitch.processors.connector import (
@@ -25,6 +26,7 @@ from payswitch.processors.connector import (
 from payswitch.processors.connectors import ConnectorError, find_connector
 from payswitch.processors.outcomes import (
     FindOutcome,
+    Found,
     HealthReport,
     NotPaid,
     Outcome,
@@ -116,9 +118,11 @@ class Processor:
             return Unclear(reason(error))
         except Exception as error:
             return Unclear(_at_fault("can't find out", error))
-        return (
-            finding if isinstance(finding, FindOutcome) else Unclear(_at_fault("gave no outcome"))
-        )
+        if not isinstance(finding, FindOutcome):
+            return Unclear(_at_fault("gave no outcome"))
+        if isinstance(finding, Found) and not 0 <= finding.requested_at < LEDGER_ENDS_MS:
+            return Unclear("an absurd instant")
+        return finding
 
     async def health(self, limit_ms: int) -> HealthReport | None:
         """Ask for the processor's health report; None if it doesn't give one in time."""

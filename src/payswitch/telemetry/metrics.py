@@ -167,6 +167,7 @@ OLDEST_AGE = _gauge(
     "payswitch_oldest_age_seconds", "Age of the oldest unpaid payment; 0 without one."
 )
 IN_FLIGHT = _gauge("payswitch_in_flight", "Payments that all workers hold.")
+HELD = _gauge("payswitch_held", "Payments that wait until a processor works again.", ("processor",))
 DEAD_LETTERS = _gauge(
     "payswitch_dead_letters", "Dead letters that nobody has replayed or resolved."
 )
