@@ -243,7 +243,7 @@ class World:
 
     def _note(self, name: str, args: Sequence[Any], answer: Any) -> None:
         if name == "accept":
-            for correlation_id, verdict in zip(args[1::4], answer[1:], strict=True):
+            for correlation_id, verdict in zip(args[1::5], answer[1:], strict=True):
                 self.counts[f"accept: {verdict.decode()}"] += 1
                 if verdict in (b"new", b"same"):
                     self.present.add(correlation_id)
