@@ -19,17 +19,19 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from payswitch.local.machine import MachineError, find_redis, redis_version
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 5
@@ -351,8 +353,15 @@ def draw_lines(
     return _save(figure, bench)
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty picture of so many inches. Only this loads matplotlib, which takes a second."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def _figure(columns: int) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(max(7.0, 4.2 * columns), 4.5), layout="constrained")
+    figure = new_figure(max(7.0, 4.2 * columns), 4.5)
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 

@@ -97,7 +97,9 @@ async def _accept(redis: Redis, batch: range, metadata: bytes | None) -> None:
 async def _claim(redis: Redis, count: int) -> list[Claim]:
     delay_ms = Settings.processor_max_delay_ms
     claims = Claims(redis, lease_ms=_LEASE_MS, deadline_ms=_LEASE_MS, max_delay_ms=delay_ms)
-    tries = Tries(redis, max_delay_ms=delay_ms, lease_ms=_LEASE_MS)
+    tries = Tries(
+        redis, max_delay_ms=delay_ms, lease_ms=_LEASE_MS, retention_ms=Settings.retention_ms
+    )
     found: list[Claim] = []
     while len(found) < count:
         taken = [claimed.claim for claimed in (await claims.take(_BATCH)).taken]

@@ -153,7 +153,10 @@ def run_payments(url: str, job: Job, begin: Callable[[], None]) -> None:
         ctx["dispatcher"] = make_dispatcher(settings, redis, make_transport(settings))
         ctx["ledger"] = Ledger(redis, processors=[PROCESSOR], retention_ms=settings.retention_ms)
         ctx["tries"] = Tries(
-            redis, max_delay_ms=settings.processor_max_delay_ms, lease_ms=settings.lease_ms
+            redis,
+            max_delay_ms=settings.processor_max_delay_ms,
+            lease_ms=settings.lease_ms,
+            retention_ms=settings.retention_ms,
         )
         begin()
 

@@ -112,7 +112,7 @@ def load_settled(redis: Redis, payments: Sequence[Payment]) -> Iterator[int]:
         prepare(args=_flat(batch))
         args: list[str | int] = [RETENTION_MS]
         for payment in batch:
-            args += (payment.correlation_id, "0", payment.processor, payment.requested_at)
+            args += (payment.correlation_id, "0", payment.processor, payment.requested_at, "", "")
         verdicts = set(settle(args=args))
         if verdicts != {b"settled"}:
             raise RuntimeError(f"not settled: {verdicts}")

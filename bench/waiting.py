@@ -20,13 +20,12 @@ from uuid import uuid4
 
 import click
 import httpx
-from matplotlib.figure import Figure
 from redis.asyncio import Redis
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.common import RESULTS, command, machine, progress_bar, write_json
+from bench.common import RESULTS, command, machine, new_figure, progress_bar, write_json
 from bench.local import running, running_redis
 from payswitch.payments.accepting import Acceptance, AcceptQueue
 from payswitch.payments.claims import Claims
@@ -211,7 +210,7 @@ async def _pin(redis: Redis, count: int) -> None:
     """Accept this many, and give them back with an open try at `default`."""
     queue = AcceptQueue(redis, limit_ms=_LIMIT_S * 1000, max_backlog=10**9)
     claims = Claims(redis, lease_ms=_LEASE_MS, deadline_ms=10**9, max_delay_ms=_MAX_DELAY_MS)
-    tries = Tries(redis, max_delay_ms=_MAX_DELAY_MS, lease_ms=_LEASE_MS)
+    tries = Tries(redis, max_delay_ms=_MAX_DELAY_MS, lease_ms=_LEASE_MS, retention_ms=10**9)
     for first in range(0, count, _BATCH):
         batch = range(first, min(first + _BATCH, count))
         taken = await asyncio.gather(*(queue.accept(Payment(str(uuid4()), 1000)) for _ in batch))
@@ -266,7 +265,7 @@ def print_table(outcome: Outcome, count: int) -> None:
 
 def draw(outcome: Outcome, count: int) -> None:
     """Draw `bench/results/waiting.png`: what happened a second, on a logarithmic axis."""
-    figure = Figure(figsize=(9.0, 5.0), layout="constrained")
+    figure = new_figure(9.0, 5.0)
     above, below = figure.subplots(2, 1, sharex=True)
     samples = outcome.samples
     at = [each.at for each in samples[1:]]

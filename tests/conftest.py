@@ -9,7 +9,7 @@ import signal
 from hypothesis import settings
 
 # How long an example takes says something of the machine only. CI plays more of them.
-settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("quick", max_examples=30, deadline=None)
 settings.register_profile("thorough", max_examples=100, deadline=None)
 settings.load_profile("quick")
 

@@ -18,6 +18,7 @@ PAID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 """The id in the pages' examples."""
 
 ELSEWHERE = {
+    "docs/how-to/connect-a-provider.md": "tests/integration/processors/test_connector_page.py",
     "docs/how-to/redis-password-tls.md": "tests/integration/store/test_redis_page.py",
     "docs/tutorial.md": "tests/end_to_end/test_tutorial.py",
     "docs/how-to/several-hosts.md": "tests/end_to_end/test_several_hosts.py",
@@ -28,6 +29,7 @@ _MINUTES = "takes minutes"
 _OTHER_HOSTS = "names other hosts; test_several_hosts runs such a system"
 _SYSTEM = "starts a whole system, as test_tutorial does"
 _SYSTEMD = "needs root and systemd; test_systemd has systemd read the units"
+_REPLAYED = "the page's dead letter has been replayed; test_dead_command resolves one"
 _OWN_REDIS = "stops or replaces the Redis that the other commands need"
 
 NOT_RUN: dict[str, dict[str, str]] = {
@@ -36,8 +38,15 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "make chaos": _MINUTES,
     },
     "docs/chaos.md": {"make chaos": _MINUTES},
-    "docs/commands.md": {"payswitch up": _SYSTEM, "payswitch chaos": _MINUTES},
+    "docs/commands.md": {
+        "payswitch up": _SYSTEM,
+        "payswitch chaos": _MINUTES,
+        "payswitch dead resolve": _REPLAYED,
+        "payswitch incidents resolve": "needs an incident; test_audit_command has one",
+        "payswitch certify": "names another host; test_certify_command runs it",
+    },
     "docs/containers.md": {"docker compose": _DOCKER, "curl localhost:9999": _DOCKER},
+    "docs/dead-letters.md": {"payswitch dead resolve": _REPLAYED},
     "docs/how-to/backup.md": {
         "redis-cli shutdown": _OWN_REDIS,
         "redis-check-aof appendonlydir": _OWN_REDIS,

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic, sleep
 
 import httptools
 import orjson
@@ -21,9 +22,16 @@ import redis
 
 from payswitch.local import machine
 from payswitch.local.append_only import cut_open_transaction
+from payswitch.payments.audit import Signature
 
-SLACK_S = 30
+PROCESSORS = ("default", "fallback")
+"""The processors of a deployment that sets none."""
+
+SLACK_S = 60
 """The deadline of what takes milliseconds; only a broken thing reaches it."""
+
+ANA = Signature("ana")
+"""An operator."""
 
 
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
@@ -56,6 +64,14 @@ async def eventually(
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"not within {within_s} s: {what}") from None
+
+
+def wait_until(condition: Callable[[], bool], *, what: str) -> None:
+    """The same for a test without a loop."""
+    deadline = monotonic() + SLACK_S
+    while not condition():
+        assert monotonic() < deadline, f"not within {SLACK_S} s: {what}"
+        sleep(0.02)
 
 
 def find_redis() -> str:

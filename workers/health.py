@@ -16,8 +16,7 @@ from arq.cron import cron
 from payswitch.operations.fees import FeeWatch
 from payswitch.operations.history import HistoryWriter
 from payswitch.operations.metrics import health_registry
-from payswitch.processors.books import make_books
-from payswitch.processors.processor import make_transport
+from payswitch.processors.processor import make_processors, make_transport
 from payswitch.selection.health_check import HealthCheck, Times, make_health_check
 from payswitch.settings import Settings
 from payswitch.store import keys
@@ -37,11 +36,12 @@ async def startup(ctx: dict[Any, Any]) -> None:
     """Make the health check, the watches and the metrics server."""
     redis = ctx["redis"]
     ctx["transport"] = make_transport(settings)
-    ctx["health_check"] = make_health_check(settings, redis, ctx["transport"])
-    history = HistoryWriter(redis)
+    processors = make_processors(settings, ctx["transport"])
+    ctx["health_check"] = make_health_check(settings, redis, list(processors.values()))
+    history = HistoryWriter(redis, list(processors))
     ctx["watches"] = [Heartbeat(redis, "health", dict), history]
     if settings.processor_fees == "ask":
-        ctx["watches"].append(FeeWatch(redis, make_books(settings, ctx["transport"])))
+        ctx["watches"].append(FeeWatch(redis, processors))
     for watch in ctx["watches"]:
         watch.start()
     ctx["metrics"] = MetricsServer(health_registry(history, settings.currency))

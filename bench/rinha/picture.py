@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from bench.common import new_figure
 from bench.rinha.run import Outcome, Sample
 from bench.rinha.scenario import PROCESSORS, Scenario, Setting
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLORS = {"accepted": "#555555", "default": "#2a78b5", "fallback": "#d9822b"}
 _SMOOTHED_OVER_S = 1.0
@@ -19,7 +21,7 @@ _BONUS_BELOW_MS = 11
 
 def draw(outcome: Outcome, file: Path) -> None:
     """Draw the run into a PNG file."""
-    figure = Figure(figsize=(12, 9), layout="constrained")
+    figure = new_figure(12, 9)
     rates, times, backlog = figure.subplots(3, 1, sharex=True, height_ratios=[3, 2, 2])
     score, scenario = outcome.score, outcome.scenario
     figure.suptitle(

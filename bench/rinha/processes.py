@@ -19,8 +19,9 @@ from payswitch.store import keys
 from payswitch.store.client import connect
 
 SETTINGS = {
-    "PAYSWITCH_FAST_ENOUGH_MS": "1100",
-    "PAYSWITCH_FALLBACK_ADVANTAGE_MS": "1100",
+    "PAYSWITCH_FAST_ENOUGH_MS": "1400",
+    "PAYSWITCH_FALLBACK_ADVANTAGE_MS": "1400",
+    "PAYSWITCH_PATIENCE_MS": "75000",
     "PAYSWITCH_UNKNOWN_MEMBERS": "ignore",
 }
 """What compose.yaml sets; the environment overrules it."""
@@ -48,7 +49,9 @@ async def serving(folder: Path, *, workers: int = 2) -> AsyncIterator[Site]:
                 content = await redis.get(keys.SELECTION)
             except (RedisError, OSError):
                 return None
-            chosen = parse_selection(content)
+            chosen = parse_selection(content, list(system.settings.processor_urls))
+            if chosen is None:
+                return None
             return f"{chosen.processor}{'' if chosen.healthy else ' (none is healthy)'}"
 
         async def usages() -> Usages:

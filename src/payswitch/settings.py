@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal, DecimalException
 from importlib.util import find_spec
+from itertools import combinations
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -19,13 +22,11 @@ from payswitch.processor_url import parse_processor_url
 from payswitch.redis_url import REDIS_URL, RedisUrlError, parse_redis_url
 from payswitch.secret_files import SUFFIX, Given, SecretFileError, read_secret
 
-DEFAULT = "default"
-FALLBACK = "fallback"
-PROCESSORS = (DEFAULT, FALLBACK)
-"""The processors' names. Only `selection.selector.decide` relies on there being two."""
-
 MASK = "***"
 """Shown in place of a secret."""
+
+MOST_PROCESSORS = 16
+"""Each adds its calls, keys and metrics to every part."""
 
 Secret = Literal["", "all", "password"]
 """The secret part of a value: none, all of it, or the password in a URL."""
@@ -43,6 +44,10 @@ REMOVED = (
 """Former settings; a part that starts with one of them set logs a warning."""
 
 _LONGEST_SHOWN = 200
+
+_PROCESSOR_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_NO_PROCESSOR_NAMES = frozenset({"auto", "both"})
+"""Words that commands take beside a processor's name."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,29 @@ def _parse_host_names(text: str) -> str:
     return ",".join(sorted(parse_host_names(text)))
 
 
+def _parse_processor_names(text: str) -> str:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if not _PROCESSOR_NAME.fullmatch(name) or name in _NO_PROCESSOR_NAMES:
+            raise ValueError(text)
+        if name.endswith(SUFFIX.lower()):  # else PAYSWITCH_TOKEN_A_FILE would have two meanings
+            raise ValueError(text)
+    if len(set(names)) < len(names) or len(names) > MOST_PROCESSORS:
+        raise ValueError(text)
+    return ",".join(names)
+
+
+def _parse_share(text: str) -> str:
+    try:
+        share = Decimal(text)
+        is_share = 0 <= share <= 1
+    except DecimalException:
+        raise ValueError(text) from None
+    if not is_share:
+        raise ValueError(text)
+    return text
+
+
 def _parse_currency(text: str) -> str:
     return Currency(text).code
 
@@ -152,6 +180,12 @@ _PROCESSOR_URL = (
 _HOST_NAMES = _parse_host_names, "host names without ports, separated by commas"
 _CURRENCY = _parse_currency, "the code of a currency in ISO 4217, such as BRL, JPY or BHD"
 _TEXT = _parse_text, "printable ASCII"
+_PROCESSOR_NAMES = (
+    _parse_processor_names,
+    f"1 to {MOST_PROCESSORS} different names separated by commas, each of lower-case letters, "
+    "digits and _, and none `auto`, `both` or ending with `_file`",
+)
+_SHARE = _parse_share, "a share from 0 to 1, such as 0.05"
 
 
 def _choice(*values: str) -> tuple[Callable[[str], str], str]:
@@ -167,6 +201,54 @@ _MS = 24 * 3600 * 1000
 
 
 @dataclass(frozen=True)
+class ProcessorSettings:
+    """The settings of one processor. Each variable's name ends with the processor's."""
+
+    name: str
+    url: str = _setting(
+        "PAYMENT_PROCESSOR_URL",
+        "",
+        _PROCESSOR_URL,
+        "Base URL of the processor. Credentials in it, as in `https://user:password@host`, are "
+        "sent as HTTP Basic.",
+        secret="password",
+    )
+    connector: str = _setting(
+        "PAYSWITCH_CONNECTOR",
+        "rinha",
+        _TEXT,
+        "The protocol that the processor speaks: `rinha`, `charges`, or a connector of your own, "
+        "see [Connect your provider](how-to/connect-a-provider.md).",
+    )
+    token: str = _setting(
+        "PAYSWITCH_TOKEN",
+        "",
+        _TEXT,
+        "The token with which the connector calls the processor.",
+        secret="all",
+    )
+    fee: str = _setting(
+        "PAYSWITCH_FEE",
+        "",
+        _SHARE,
+        "The share of each amount that the processor takes, where it can't be asked.",
+    )
+
+    @property
+    def fixed_fee(self) -> Decimal | None:
+        """The fee that is set, if any."""
+        return Decimal(self.fee) if self.fee else None
+
+
+_DEFAULT_URLS = {"default": "http://localhost:8001", "fallback": "http://localhost:8002"}
+"""Where the simulators of `payswitch up` listen."""
+
+
+def _default_processor(name: str) -> ProcessorSettings:
+    return ProcessorSettings(name, _DEFAULT_URLS.get(name, ""))
+
+
+@dataclass(frozen=True)
 class Settings:
     """Every setting. Times are in milliseconds unless the name says otherwise."""
 
@@ -177,27 +259,18 @@ class Settings:
         "The Redis that holds queue, records, ledger and selection.",
         secret="password",
     )
-    processor_url_default: str = _setting(
-        "PAYMENT_PROCESSOR_URL_DEFAULT",
-        "http://localhost:8001",
-        _PROCESSOR_URL,
-        "Base URL of the processor `default`, the cheaper one. Credentials in it, as in "
-        "`https://user:password@host`, are sent as HTTP Basic.",
-        secret="password",
-    )
-    processor_url_fallback: str = _setting(
-        "PAYMENT_PROCESSOR_URL_FALLBACK",
-        "http://localhost:8002",
-        _PROCESSOR_URL,
-        "Base URL of the processor `fallback`, with or without credentials.",
-        secret="password",
+    processor_names: str = _setting(
+        "PAYSWITCH_PROCESSORS",
+        "default,fallback",
+        _PROCESSOR_NAMES,
+        "The processors' names in order of preference, the cheapest first.",
     )
     processor_admin_token: str = _setting(
         "PAYSWITCH_PROCESSOR_ADMIN_TOKEN",
         "123",
         _TEXT,
-        "The `X-Rinha-Token` for the processors' admin calls: `payswitch reconcile` and the health "
-        "worker's question for the fee.",
+        "The `X-Rinha-Token` for the admin calls of `rinha` processors without a token of their "
+        "own: `payswitch reconcile` and the health worker's question for the fee.",
         secret="all",
     )
     accept_limit_ms: int = _setting(
@@ -366,6 +439,13 @@ class Settings:
         "If both are slow, `default` is selected unless it is slower than `fallback` by more than "
         "this.",
     )
+    patience_ms: int = _setting(
+        "PAYSWITCH_PATIENCE_MS",
+        0,
+        _whole(0, _MS),
+        "How long a payment waits for a preferred processor that is down or refuses, before the "
+        "next one takes it; see [patience](design.md#patience). 0: not at all.",
+    )
     page: str = _setting(
         "PAYSWITCH_PAGE",
         "on",
@@ -411,6 +491,11 @@ class Settings:
         "`otlp`: send traces to a collector with OTLP over HTTP, which needs the extra `traces`; "
         "see [traces](how-to/traces.md).",
     )
+    processors: tuple[ProcessorSettings, ...] = (
+        _default_processor("default"),
+        _default_processor("fallback"),
+    )
+    """As `processor_names` orders them."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -418,10 +503,14 @@ class Settings:
 
         Raises `SettingsError`.
         """
+        names = Settings.processor_names
+        with contextlib.suppress(ValueError):  # the problem is told below
+            names = _parse_processor_names(environment.get("PAYSWITCH_PROCESSORS", "") or names)
         given: dict[str, Given] = {}
         values: dict[str, Any] = {}
         problems: dict[str, SettingProblem] = {}
-        for name, variable in variables().items():
+        known = variables(names.split(","))
+        for name, variable in known.items():
             try:
                 given[name] = variable.read(environment)
                 if given[name].text:
@@ -436,7 +525,8 @@ class Settings:
                 )
                 message = f"{variable.refused(given[name])}: {why}"
                 problems[name] = SettingProblem((variable.name,), message)
-        settings = cls(**values)
+        processors = tuple(_take_processor(name, values) for name in names.split(","))
+        settings = cls(**values, processors=processors)
         found = [*problems.values(), *settings._contradictions(given, problems.keys())]
         if found:
             raise SettingsError(found)
@@ -446,12 +536,12 @@ class Settings:
         self, given: Mapping[str, Given], unknown: Set[str]
     ) -> Iterator[SettingProblem]:
         """Values that are valid one by one but not together, except where one is unknown."""
-        known = variables()
+        known = variables(self.processor_names.split(","))
         for is_kept, names, rule in self._rules():
             if is_kept or not unknown.isdisjoint(names):
                 continue
             values = (
-                known[name].refused(replace(given[name], text=str(getattr(self, name))))
+                known[name].refused(replace(given[name], text=str(self.value(name))))
                 for name in names
             )
             yield SettingProblem(
@@ -477,10 +567,23 @@ class Settings:
             "PAYSWITCH_RETENTION_MS must be above PAYSWITCH_LEASE_MS plus "
             "PAYSWITCH_PROCESSOR_MAX_DELAY_MS",
         )
+        for each in self.processors:
+            yield (
+                bool(each.url),
+                (_key(each.name, "url"),),
+                f"the processor {each.name} needs a URL",
+            )
+        for one, other in combinations(self.processors, 2):
+            yield (
+                one.url != other.url or not one.url,
+                (_key(one.name, "url"), _key(other.name, "url")),
+                f"PAYMENT_PROCESSOR_URL_{one.name.upper()} and "
+                f"PAYMENT_PROCESSOR_URL_{other.name.upper()} must differ",
+            )
         yield (
-            self.processor_url_default != self.processor_url_fallback,
-            ("processor_url_default", "processor_url_fallback"),
-            "PAYMENT_PROCESSOR_URL_DEFAULT and PAYMENT_PROCESSOR_URL_FALLBACK must differ",
+            self.patience_ms < self.payment_deadline_ms,
+            ("patience_ms", "payment_deadline_ms"),
+            "PAYSWITCH_PATIENCE_MS must be below PAYSWITCH_PAYMENT_DEADLINE_MS",
         )
         yield (
             self.traces == "off" or _is_installed("opentelemetry.exporter.otlp.proto.http"),
@@ -500,13 +603,68 @@ class Settings:
 
     @property
     def processor_urls(self) -> dict[str, str]:
-        """Base URL by processor name, the cheaper one first."""
-        return {DEFAULT: self.processor_url_default, FALLBACK: self.processor_url_fallback}
+        """Base URL by processor name, in order of preference."""
+        return {each.name: each.url for each in self.processors}
+
+    def with_urls(self, **urls: str) -> Settings:
+        """These settings with some processors at other URLs, or with more processors; each keeps
+        its other settings."""
+        known = {each.name: each for each in self.processors}
+        processors = tuple(
+            replace(known.get(name, ProcessorSettings(name)), url=url)
+            for name, url in {**self.processor_urls, **urls}.items()
+        )
+        names = ",".join(each.name for each in processors)
+        return replace(self, processor_names=names, processors=processors)
+
+    def value(self, key: str) -> Any:
+        """The value of the setting with this key of `variables`."""
+        name, dot, of_processor = key.partition(".")
+        if not dot:
+            return getattr(self, name)
+        [processor] = [each for each in self.processors if each.name == name]
+        return getattr(processor, of_processor)
+
+    @staticmethod
+    def default(key: str) -> Any:
+        """The default of the setting with this key of `variables`."""
+        name, dot, of_processor = key.partition(".")
+        return getattr(_default_processor(name), of_processor) if dot else getattr(Settings, name)
 
 
-def variables() -> dict[str, Variable]:
-    """The environment variable of each field of `Settings`, in order."""
-    return {entry.name: entry.metadata["variable"] for entry in fields(Settings)}
+def variables(processors: Sequence[str] = ("default", "fallback")) -> dict[str, Variable]:
+    """Every environment variable, in order. The key is a field of `Settings`, or a processor's name
+    and a field of `ProcessorSettings`, as in `default.url`."""
+    found: dict[str, Variable] = {}
+    for entry in fields(Settings):
+        if "variable" in entry.metadata:
+            found[entry.name] = entry.metadata["variable"]
+        if entry.name == "processor_names":
+            found |= {
+                _key(name, each.name): _of_processor(each.metadata["variable"], name)
+                for name in processors
+                for each in fields(ProcessorSettings)
+                if "variable" in each.metadata
+            }
+    return found
+
+
+def _key(processor: str, name: str) -> str:
+    return f"{processor}.{name}"
+
+
+def _of_processor(variable: Variable, processor: str) -> Variable:
+    return replace(variable, name=f"{variable.name}_{processor.upper()}")
+
+
+def _take_processor(name: str, values: dict[str, Any]) -> ProcessorSettings:
+    """The settings of one processor, taken out of all values."""
+    own = {
+        each.name: values.pop(_key(name, each.name))
+        for each in fields(ProcessorSettings)
+        if _key(name, each.name) in values
+    }
+    return replace(_default_processor(name), **own)
 
 
 def _is_installed(module: str) -> bool:

@@ -8,7 +8,7 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
@@ -19,7 +19,7 @@ from redis import Redis
 
 from payswitch.local.machine import find_haproxy
 from tests.end_to_end.harness import HOST, Ports, clean_environment, client, processes
-from tests.support import RedisServer, eventually
+from tests.support import SLACK_S, RedisServer, eventually
 
 WHOLE_DOORS = [
     "ingress",
@@ -32,9 +32,6 @@ WHOLE_DOORS = [
 
 DOORS = [*WHOLE_DOORS, "payments port"]
 """The same, and where an ingress takes payments only."""
-
-QUIET_S = 1.0
-"""A server that has written nothing for so long waits for more of a request."""
 
 Clients = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
 """Open connections."""
@@ -73,9 +70,9 @@ class Edge:
         """Where a client would call."""
         return f"http://{HOST}:{self.ports[door]}"
 
-    def pids(self) -> set[int]:
-        """Every process that serves, the worker of HAProxy among them."""
-        started = {process.pid for process in self.processes.values()}
+    def pids(self, *names: str) -> set[int]:
+        """Every process that serves, or those of these names; the worker of HAProxy among them."""
+        started = {self.processes[name].pid for name in names or self.processes}
         return started | {pid for pid, (parent, _) in processes().items() if parent in started}
 
     def rss_mb(self) -> dict[int, float]:
@@ -102,24 +99,39 @@ class Edge:
         data: bytes,
         *,
         head: bool = False,
-        quiet_s: float = QUIET_S,
+        quiet: Callable[[], Awaitable[None]] | None = None,
         source: str = HOST,
     ) -> list[Answer]:
-        """Send bytes from an address, take what comes until the server closes or falls silent, and
-        hang up."""
+        """Send bytes from an address, take what comes until the server closes, and hang up. With
+        `quiet` also once that has returned and nothing has come meanwhile."""
         reader, writer = await asyncio.open_connection(
             HOST, self.ports[door], local_addr=(source, 0)
         )
         received = b""
         try:
             writer.write(data)
-            while more := await asyncio.wait_for(reader.read(65_536), quiet_s):
-                received += more
+            async with asyncio.timeout(SLACK_S):
+                while more := await _read(reader, quiet):
+                    received += more
         except (TimeoutError, ConnectionError):
             pass
         finally:
             writer.transport.abort()
         return parse_answers(received, head=head)
+
+
+async def _read(reader: asyncio.StreamReader, quiet: Callable[[], Awaitable[None]] | None) -> bytes:
+    """What comes next; nothing if it doesn't come before `quiet` returns."""
+    if quiet is None:
+        return await reader.read(65_536)
+    more = asyncio.ensure_future(reader.read(65_536))
+    silence = asyncio.ensure_future(quiet())
+    try:
+        await asyncio.wait({more, silence}, return_when=asyncio.FIRST_COMPLETED)
+        return more.result() if more.done() else b""
+    finally:
+        more.cancel()
+        silence.cancel()
 
 
 def parse_answers(received: bytes, *, head: bool = False) -> list[Answer]:
@@ -174,7 +186,7 @@ def running_edge(
         for process in edge.processes.values():
             process.terminate()
         for process in edge.processes.values():
-            process.wait(30)
+            process.wait(SLACK_S)
         redis.kill()
 
 

@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from select import select
@@ -23,11 +24,13 @@ import pytest
 
 from payswitch.local.machine import Port
 from payswitch.operations.controls import Controls
+from payswitch.payments.records import Record, read_record
 from payswitch.store import keys
 from payswitch.store.client import connect
 from tests.documented import PAID, REPOSITORY, SCENES, Command, commands
+from tests.end_to_end.conftest import starting
 from tests.end_to_end.harness import HOST, Ports, System, clean_environment
-from tests.support import SLACK_S, eventually, free_port
+from tests.support import ANA, SLACK_S, eventually, free_port
 
 READY = {
     "payswitch worker": "taking jobs from",
@@ -47,6 +50,13 @@ TOKEN = {"X-Rinha-Token": "123"}
 
 SLOW = ("docs/commands.md", "docs/reconciliation.md", "docs/simulator.md")
 """Each runs a dozen commands, and so a dozen interpreters."""
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A system whose one worker pays through default as soon as one payment was."""
+    with starting(tmp_path_factory.mktemp("system")) as start:
+        yield start("--workers=1")
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +168,8 @@ async def set_the_scene(system: System, scene: str) -> None:
     """Forget what other pages left, and make what this page needs."""
     redis = connect(system.redis_url, limit_s=SLACK_S)
     controls = Controls(redis)
-    await controls.resume()
-    await controls.select_automatically()
+    await controls.resume(ANA)
+    await controls.select_automatically(ANA)
     await configure(system, failure=False, delay=0, faults=None)
 
     async def none_is_in_flight() -> bool:
@@ -169,7 +179,15 @@ async def set_the_scene(system: System, scene: str) -> None:
         cached = await redis.get(keys.SELECTION)
         return cached is not None and orjson.loads(cached)["reason"].count(" ms") == 2
 
+    async def default_is_used() -> bool:
+        payment = await system.pay(1)
+        await system.settled(payment)
+        record = await read_record(redis, payment)
+        return isinstance(record, Record) and record.processor == "default"
+
     await eventually(both_are_known_to_be_healthy, what="the health check finds both healthy")
+    # The failures of another page may have opened the worker's breaker.
+    await eventually(default_is_used, what="the worker pays through default")
     # A processor records after its delay, and after a purge, what it has been sent before.
     await eventually(none_is_in_flight, what="what another page left is paid")
     await redis.aclose(close_connection_pool=True)

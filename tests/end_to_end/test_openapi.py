@@ -116,8 +116,8 @@ def test_every_route_is_described_and_no_other() -> None:
     assert routes == described | heads | apart
 
 
-def test_another_path_or_method_is_answered_with_a_problem(edge: Edge) -> None:
-    with httpx.Client(verify=False, base_url=edge.url("ingress")) as client:
+def test_another_path_or_method_is_answered_with_a_problem(servers: Servers) -> None:
+    with httpx.Client(verify=False, base_url=servers.ingress["open"]) as client:
         nothing, wrong = client.get("/nothing/here"), client.delete("/payments")
     assert (nothing.status_code, wrong.status_code) == (404, 405)
     assert wrong.headers["allow"] == "POST"
@@ -126,8 +126,8 @@ def test_another_path_or_method_is_answered_with_a_problem(edge: Edge) -> None:
         assert response.json()["status"] == response.status_code
 
 
-def test_a_get_is_answered_as_head_without_a_body(edge: Edge) -> None:
-    with httpx.Client(verify=False, base_url=edge.url("ingress")) as client:
+def test_a_get_is_answered_as_head_without_a_body(servers: Servers) -> None:
+    with httpx.Client(verify=False, base_url=servers.ingress["open"]) as client:
         for operation in operations():
             if operation.method == "GET":
                 get, head = client.get(operation.target), client.head(operation.target)

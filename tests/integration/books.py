@@ -16,12 +16,13 @@ from payswitch.money import BRL, Currency, Total
 from payswitch.operations.reconcile import ReconcileReport, Reconciliation
 from payswitch.payments.claims import Claim, Claims
 from payswitch.payments.ledger import Ledger, Settlement
-from payswitch.processors.books import ProcessorBooks
+from payswitch.processors.connector import Instruction
 from payswitch.processors.outcomes import FindOutcome
 from payswitch.processors.processor import Processor, make_processors, make_transport
 from payswitch.settings import Settings
 from payswitch.simulator.book import BookEntry
-from payswitch.simulator.server import Simulator, SimulatorConfig
+from payswitch.simulator.dialect import SimulatorConfig
+from payswitch.simulator.server import Simulator
 from payswitch.telemetry.tracing import NO_STEP, Step
 
 AT = 1_767_225_600_000
@@ -36,8 +37,8 @@ class Calls:
     payments: int = 0
 
 
-class CountingBooks(ProcessorBooks):
-    """Counts the summaries that are asked for."""
+class CountingProcessor(Processor):
+    """Counts the summaries and the payments that are asked for."""
 
     calls: Calls
 
@@ -45,15 +46,9 @@ class CountingBooks(ProcessorBooks):
         self.calls.summaries += 1
         return await super().total(first_ms, last_ms)
 
-
-class CountingProcessor(Processor):
-    """Counts the payments that are asked for."""
-
-    calls: Calls
-
-    async def find(self, correlation_id: str, step: Step = NO_STEP) -> FindOutcome:
+    async def find(self, instruction: Instruction, step: Step = NO_STEP) -> FindOutcome:
         self.calls.payments += 1
-        return await super().find(correlation_id, step)
+        return await super().find(instruction, step)
 
 
 @dataclass
@@ -149,24 +144,13 @@ class Books:
         on_looked_up: Callable[[int], None] = lambda _: None,
     ) -> ReconcileReport:
         """Compare; nothing changes meanwhile, so the pauses are short."""
-        books, processors = {}, make_processors(self.settings, self.transport)
-        for name, url in self.settings.processor_urls.items():
-            books[name] = CountingBooks(
-                name,
-                url,
-                self.transport,
-                currency=self.settings.currency,
-                token=self.settings.processor_admin_token,
-                connect_limit_ms=1000,
-                limit_ms=10_000,
-            )
-            books[name].calls = self.calls
-            processors[name].__class__ = CountingProcessor
-            processors[name].calls = self.calls  # type: ignore[attr-defined]
+        processors = make_processors(self.settings, self.transport)
+        for processor in processors.values():
+            processor.__class__ = CountingProcessor
+            processor.calls = self.calls  # type: ignore[attr-defined]
         return await Reconciliation(
             self.redis,
             self.ledger,
-            books,
             processors,
             pause_s=pause_s,
             on_looked_up=on_looked_up,
@@ -197,12 +181,9 @@ async def books(redis: ArqRedis, currency: Currency = BRL) -> AsyncIterator[Book
         for name in ("default", "fallback")
     }
     ports = {name: await each.start("127.0.0.1", 0) for name, each in simulators.items()}
+    urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     settings = replace(
-        Settings(),
-        processor_url_default=f"http://127.0.0.1:{ports['default']}",
-        processor_url_fallback=f"http://127.0.0.1:{ports['fallback']}",
-        retention_ms=600_000,
-        currency_code=currency.code,
+        Settings().with_urls(**urls), retention_ms=600_000, currency_code=currency.code
     )
     transport = make_transport(settings)
     ledger = Ledger(redis, processors=["default", "fallback"], retention_ms=600_000)

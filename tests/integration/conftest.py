@@ -14,7 +14,7 @@ from arq.connections import ArqRedis
 
 from payswitch.store.client import connect
 from tests.integration.command import stop_forking
-from tests.support import RedisServer
+from tests.support import SLACK_S, RedisServer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -68,6 +68,6 @@ def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]
 @pytest.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[ArqRedis]:
     """A client of the shared Redis, which is empty."""
-    client = connect(redis_server.url, limit_s=10)
+    client = connect(redis_server.url, limit_s=SLACK_S)
     yield client
     await client.aclose(close_connection_pool=True)

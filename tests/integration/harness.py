@@ -26,7 +26,7 @@ from payswitch.payments.purge import Purge
 from payswitch.payments.records import Record, read_record
 from payswitch.processors.processor import make_transport
 from payswitch.settings import Settings
-from tests.support import ScriptedProcessor
+from tests.support import ANA, PROCESSORS, SLACK_S, ScriptedProcessor
 
 FAST = Settings(
     lease_ms=1500,
@@ -63,7 +63,7 @@ class Bench:
     ) -> str:
         """Accept a new payment; returns its id."""
         correlation_id = correlation_id or str(uuid4())
-        queue = AcceptQueue(self.redis, limit_ms=5000, max_backlog=10**6)
+        queue = AcceptQueue(self.redis, limit_ms=SLACK_S * 1000, max_backlog=10**6)
         assert await queue.accept(Payment(correlation_id, cents, metadata)) is Acceptance.NEW
         return correlation_id
 
@@ -99,12 +99,12 @@ class Bench:
         )
 
     async def dispatch_until_done(self, correlation_id: str, *, times: int = 50) -> Record:
-        """Claim and dispatch until the payment is settled or dead, with a worker's shortest pauses,
-        as some need a time to pass."""
+        """Claim and dispatch until the payment is settled, declined or dead, with a worker's
+        shortest pauses, as some need a time to pass."""
         for _ in range(times):
             await self.dispatcher.dispatch(await self.claim_when_due(correlation_id))
             record = await self.record(correlation_id)
-            if record.state in ("settled", "dead"):
+            if record.state in ("settled", "declined", "dead"):
                 return record
             await asyncio.sleep(0.02)
         raise AssertionError(f"still {record}")
@@ -122,14 +122,14 @@ class Bench:
 
     async def purge(self) -> None:
         """Purge, as the endpoint does."""
-        purge = Purge(self.redis)
-        await purge.run()
+        purge = Purge(self.redis, PROCESSORS)
+        await purge.run(ANA)
         await purge.remove_leftovers()
 
     async def purge_leftovers(self) -> None:
         """The purge's second half: remove what earlier generations left."""
         await self.redis.set("payments:leftovers", 1)
-        await Purge(self.redis).remove_leftovers()
+        await Purge(self.redis, PROCESSORS).remove_leftovers()
 
     async def summary(self) -> dict[str, Total]:
         """All that the ledger holds."""
@@ -148,9 +148,7 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     """Two scripted processors and a dispatcher that pays through them."""
     async with ScriptedProcessor().running() as default, ScriptedProcessor().running() as fallback:
-        settings = replace(
-            settings, processor_url_default=default.url, processor_url_fallback=fallback.url
-        )
+        settings = settings.with_urls(default=default.url, fallback=fallback.url)
         transport = make_transport(settings)
         yield Bench(
             redis,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from payswitch.settings import PROCESSORS
 from payswitch.store import keys
 from tests.model.processors import REFUSED_CONNECTION, UNCLEAR
 from tests.model.promise import Snapshot
@@ -20,6 +19,7 @@ from tests.model.world import (
     Worker,
     World,
 )
+from tests.support import PROCESSORS
 
 _MOST_IN_HAND = 4
 _MOST_PAYMENTS = 8
@@ -142,6 +142,9 @@ def _of_clients(world: World, seen: Snapshot) -> Iterator[Action]:
         yield Action("sweep", 1, second.call_sweep)
     for known in sorted(seen.dead):
         yield Action(f"replay {known}", 3, partial(second.call_replay, known))
+        yield Action(f"resolve {known}", 1, partial(second.call_resolve, known))
+    for known in sorted(world.resolved):
+        yield Action(f"replay {known}, which was resolved", 4, partial(second.call_replay, known))
 
 
 def _of_operator(world: World) -> Iterator[Action]:

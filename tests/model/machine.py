@@ -34,6 +34,7 @@ TEMPERS = st.builds(
     strict=st.booleans(),
     slow_claims=st.sampled_from([False, False, True]),
     orders=st.sampled_from([False, False, True]),
+    patient=st.sampled_from([False, False, True]),
     slower=st.sampled_from([False, False, True]),
 )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 from payswitch.payments.claims import Claim
+from payswitch.processors.connector import ConnectorSettings, Instruction
 from payswitch.processors.outcomes import (
     Ended,
     FindOutcome,
@@ -24,6 +25,7 @@ from payswitch.processors.outcomes import (
     Unclear,
     Unknown,
 )
+from payswitch.processors.rinha import RinhaConnector
 from payswitch.telemetry.tracing import NO_STEP, Step
 from tests.model.stepped import Process
 
@@ -181,14 +183,13 @@ class ProcessorClient:
 
     def __init__(self, name: str, process: Process, around: Wires) -> None:
         self.name = name
+        self.connector = RinhaConnector(ConnectorSettings(name))
         self._process = process
         self._around = around
 
     async def pay(
         self,
-        correlation_id: str,
-        cents: int,
-        requested_at: int,
+        instruction: Instruction,
         may_send: Callable[[], bool],
         step: Step = NO_STEP,
     ) -> Outcome:
@@ -201,26 +202,37 @@ class ProcessorClient:
             if not may_send():
                 books.counts["outcome: NotSentInTime"] += 1
                 return NotSentInTime()
-            wire = Wire(self.name, claim, Entry(cents, requested_at), books.true_ms, reply)
+            wire = Wire(
+                self.name,
+                claim,
+                Entry(instruction.cents, instruction.requested_at),
+                books.true_ms,
+                reply,
+            )
             books.wires.append(wire)
             if self._around.free:
                 books.pay(wire)
             return None
 
-        label = f"write {correlation_id} to {self.name}"
+        label = f"write {instruction.correlation_id} to {self.name}"
         unsent = await self._process.pass_gate("write", label, write)
         if isinstance(unsent, NotPaid):
             books.counts["outcome: NotPaid"] += 1
         return await reply if unsent is None else cast(Outcome, unsent)
 
-    async def find(self, correlation_id: str, step: Step = NO_STEP) -> FindOutcome:
+    async def find(self, instruction: Instruction, step: Step = NO_STEP) -> FindOutcome:
         """As the real one; the answer may be on its way for a while."""
+        correlation_id = instruction.correlation_id
         finding = await self._process.pass_gate(
             "find",
             f"ask {self.name} for {correlation_id}",
             lambda: self._around.books.find(self.name, correlation_id),
         )
         return cast(FindOutcome, finding)
+
+    async def prepare(self) -> str | None:
+        """Nothing needs it here."""
+        return None
 
     async def health(self, limit_ms: int) -> HealthReport | None:
         """Not asked here."""

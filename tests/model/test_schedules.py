@@ -135,6 +135,15 @@ SCHEDULES = [
         ),
     ),
     Schedule(
+        "a resolved dead letter is replayed",
+        (
+            *("worker 1 claims and sends", "fallback refuses with 422: pay-1", "worker 1 runs"),
+            *("resolve pay-1", "ingress 2: resolve pay-1"),
+            *("replay pay-1, which was resolved", "ingress 2: replay pay-1"),
+            "100 ms pass",
+        ),
+    ),
+    Schedule(
         "the lease not checked before the write",
         (
             *("worker 1 claims", "worker 1: route pay-1", "15000 ms pass"),

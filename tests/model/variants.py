@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -135,8 +135,8 @@ class _TrustsRedisClockAlone(QuietWatch):
 
 
 class _CountsTheLeaseFromTheAnswer(Claims):
-    async def take(self, limit: int) -> Batch:
-        batch = await super().take(limit)
+    async def take(self, limit: int, *, back: Sequence[str] = (), drain: int = 0) -> Batch:
+        batch = await super().take(limit, back=back, drain=drain)
         ends = self._clock() + self._lease_ms
         return replace(
             batch,
@@ -270,6 +270,12 @@ VARIANTS = [
             **dict.fromkeys(("unclear", "proves", "says 500", "answers", "loses", "prefers"), 0),
             **dict.fromkeys(("stays silent", "changed", "sweep", "10000 ms", "14500 ms"), 0),
         },
+    ),
+    Protocol(
+        "a resolved dead letter is replayed",
+        scripts={"replay": [("if known[8] and not even_resolved then return 'resolved' end", "")]},
+        temper=_ONE_PAYMENT,
+        steer={"refuses with 422": 4, "resolve": 4},
     ),
     Protocol(
         "release not fenced",

@@ -20,6 +20,7 @@ from payswitch.dispatch.routing import Breaker, BreakerLimits, Router
 from payswitch.operations.controls import Controls
 from payswitch.payments import accepting
 from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
+from payswitch.payments.audit import Signature
 from payswitch.payments.claims import Claim, parse_open_tries
 from payswitch.payments.dead_letters import DeadLetters
 from payswitch.payments.ledger import Ledger
@@ -28,7 +29,6 @@ from payswitch.payments.purge import Purge
 from payswitch.payments.sweeper import Sweeper
 from payswitch.processors.processor import Processor
 from payswitch.selection.selector import Selection, parse_override
-from payswitch.settings import PROCESSORS
 from payswitch.store import keys, scripts
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
 from tests.model.stepped import (
@@ -40,6 +40,9 @@ from tests.model.stepped import (
     model_scripts,
 )
 from tests.model.variants import Protocol
+from tests.support import PROCESSORS
+
+_MODEL = Signature("the model")
 
 LEASE_MS = 15_000
 MARGIN_MS = 500
@@ -49,6 +52,7 @@ LATER_MAX_DELAY_MS = 60_000
 QUIET_MS = LEASE_MS + MAX_DELAY_MS
 _START_MS = 1_750_000_000_000
 _HOLD_MS = 5000
+_PATIENCE_MS = 5000
 _CLAIM: ContextVar[Claim] = ContextVar("the claim in hand")
 
 
@@ -77,6 +81,8 @@ class Temper:
     """Whether a claim's answer is often long on its way."""
     orders: bool = False
     """Whether an operator chooses processors, pauses and resumes."""
+    patient: bool = False
+    """Whether payments wait for a processor that is down: every one that isn't preferred is."""
     slower: bool = False
     """Whether the processors become slower, and the workers are replaced by some that know it."""
 
@@ -103,6 +109,8 @@ class World:
         """The payments that Redis took since the last purge."""
         self.acknowledged: dict[str, int] = {}
         """Of those, what a client was told: cents by id."""
+        self.resolved: set[str] = set()
+        """Of those, the dead letters that an operator has resolved."""
         self.amounts: dict[str, int] = {}
         """What was first asked for under an id."""
         self._pins: dict[tuple[str, int], tuple[bytes, bytes]] = {}
@@ -248,8 +256,15 @@ class World:
                 if verdict in (b"new", b"same"):
                     self.present.add(correlation_id)
         elif name in ("settle", "release", "bury", "replay"):
+            if name == "release":
+                self.counts["held"] += sum(bool(held) for held in args[9::10])
             for verdict in answer:
                 self.counts[f"{name}: {verdict.decode()}"] += 1
+        elif name == "resolve":
+            for correlation_id, verdict in zip(args[3:], answer, strict=True):
+                self.counts[f"resolve: {verdict.decode()}"] += 1
+                if verdict == b"done":
+                    self.resolved.add(correlation_id)
         elif name == "route":
             for correlation_id, closed, routed in zip(args[2::6], args[6::6], answer, strict=True):
                 self._note_route(correlation_id, routed)
@@ -296,6 +311,7 @@ class World:
         self.generation += 1
         self.present.clear()
         self.acknowledged.clear()
+        self.resolved.clear()
         for book in self.books.books.values():
             book.clear()
 
@@ -308,8 +324,8 @@ class Ingress(Process):
         self._world = world
         redis = cast(Redis, SteppedRedis(self, world))
         self._queue = AcceptQueue(redis, limit_ms=5000, max_backlog=1000)
-        self._purge = Purge(redis)
-        self._sweeper = Sweeper(redis, every_ms=30_000)
+        self._purge = Purge(redis, PROCESSORS)
+        self._sweeper = Sweeper(redis, PROCESSORS, every_ms=30_000)
         self._dead_letters = DeadLetters(redis)
         self._controls = Controls(redis)
         self.tasks: list[asyncio.Task[None]] = []
@@ -337,26 +353,29 @@ class Ingress(Process):
         """An operator replays a dead letter."""
         self._start(self._replay(correlation_id))
 
+    def call_resolve(self, correlation_id: str) -> None:
+        """An operator resolves a dead letter, for longer than the model lives."""
+        letters = self._dead_letters
+        self._start(self._operate(letters.resolve([correlation_id], _MODEL, retention_ms=10**9)))
+
     def call_select(self, processor: str) -> None:
         """An operator chooses a processor, for longer than the model lives: its keys end by
         Redis' own clock."""
         self._start(
-            self._operate(
-                self._controls.select(processor, life_ms=10**9, by="the model", reason=None)
-            )
+            self._operate(self._controls.select(processor, life_ms=10**9, signature=_MODEL))
         )
 
     def call_auto(self) -> None:
         """An operator's choice ends."""
-        self._start(self._operate(self._controls.select_automatically()))
+        self._start(self._operate(self._controls.select_automatically(_MODEL)))
 
     def call_pause(self) -> None:
         """An operator pauses."""
-        self._start(self._operate(self._controls.pause(life_ms=None, by="the model", reason=None)))
+        self._start(self._operate(self._controls.pause(life_ms=None, signature=_MODEL)))
 
     def call_resume(self) -> None:
         """A pause ends."""
-        self._start(self._operate(self._controls.resume()))
+        self._start(self._operate(self._controls.resume(_MODEL)))
 
     async def _operate(self, order: Awaitable[object]) -> None:
         with contextlib.suppress(RedisError):
@@ -376,7 +395,7 @@ class Ingress(Process):
     async def _run_purge(self) -> None:
         self.is_purging = True
         try:
-            await self._purge.run()
+            await self._purge.run(_MODEL)
         except (RedisError, TimeoutError):
             self._world.counts["purge: failed"] += 1
         finally:
@@ -392,7 +411,7 @@ class Ingress(Process):
 
     async def _replay(self, correlation_id: str) -> None:
         try:
-            async for _ in self._dead_letters.replay([correlation_id]):
+            async for _ in self._dead_letters.replay([correlation_id], _MODEL):
                 pass
         except RedisError:
             pass
@@ -430,9 +449,11 @@ class Worker(Process):
             processors={
                 name: cast(Processor, ProcessorClient(name, self, world)) for name in PROCESSORS
             },
-            tries=protocol.tries(redis, max_delay_ms=max_delay_ms, lease_ms=LEASE_MS),
+            tries=protocol.tries(
+                redis, max_delay_ms=max_delay_ms, lease_ms=LEASE_MS, retention_ms=10**9
+            ),
             ledger=self.ledger,
-            router=Router(breakers, probe_ms=1000),
+            router=Router(breakers, probe_ms=1000, patience_ms=_PATIENCE_MS * temper.patient),
             pauses=Pauses(2, 50),
             lease_margin_ms=MARGIN_MS,
             clock=self.clock,
@@ -451,12 +472,14 @@ class Worker(Process):
 
     def prefer(self, processor: str, *, healthy: bool = True) -> None:
         """The selection as this worker has read it."""
-        self._preferred = Selection(processor, healthy, "the model's")
+        others = tuple(name for name in PROCESSORS if name != processor)
+        down = others if self._world.temper.patient else ()
+        self._preferred = Selection(processor, healthy, "the model's", down=down)
         self._see(None)
 
     def _see(self, override: bytes | None) -> None:
         """An operator's choice stands above what is preferred."""
-        selection = parse_override(override) or self._preferred
+        selection = parse_override(override, PROCESSORS) or self._preferred
         self.dispatcher.router.see(f"{selection}".encode(), selection, self.clock())
 
     def claim(self, limit: int) -> None:
@@ -485,7 +508,8 @@ class Worker(Process):
 
     async def _take(self, limit: int, probe: str | None) -> None:
         try:
-            batch = await self._claims.take(limit)
+            back = self.dispatcher.router.back()
+            batch = await self._claims.take(limit, back=back, drain=1)
         except RedisError:
             return
         self._see(batch.selection[0])

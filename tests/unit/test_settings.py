@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import fields
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from payswitch.settings import Settings, SettingsError, Variable, variables
+from payswitch.settings import ProcessorSettings, Settings, SettingsError, Variable, variables
 from tests.documented import REPOSITORY
+from tests.support import PROCESSORS
 
 DOCUMENT = REPOSITORY / "docs" / "settings.md"
 VARIABLES = variables()
+IN_GENERAL = variables(["<name>"])
+"""As the document has them: a row for the same variable of every processor."""
 RANGES = {
     field: (int(found[1]), int(found[2]))
     for field, variable in VARIABLES.items()
@@ -26,9 +30,9 @@ CHOICES = {
 }
 SECRETS = [field for field, variable in VARIABLES.items() if variable.secret]
 SECRET_VALUES = {"redis_url": "redis://:hunter2@elsewhere"} | {
-    field: f"http://user:hunter2@{field.rpartition('_')[2]}"
+    field: f"http://user:hunter2@{field.partition('.')[0]}"
     for field in SECRETS
-    if field.startswith("processor_url")
+    if field.endswith(".url")
 }
 URLS = [field for field, variable in VARIABLES.items() if variable.allowed.startswith("a URL")]
 
@@ -54,8 +58,8 @@ def test_an_empty_variable_means_its_default(field: str) -> None:
 
 @pytest.mark.parametrize("field", VARIABLES)
 def test_a_default_is_among_the_allowed_values(field: str) -> None:
-    default = getattr(Settings(), field)
-    assert VARIABLES[field].parse(str(default)) == default
+    default = Settings().value(field)
+    assert not default or VARIABLES[field].parse(str(default)) == default
 
 
 def test_the_process_environment_is_read_where_none_is_given(
@@ -135,7 +139,7 @@ def test_what_is_no_url_is_named(field: str, value: str) -> None:
     assert f"{name}='{value}': must be {VARIABLES[field].allowed}" in errors_of(**{name: value})
 
 
-@pytest.mark.parametrize("field", ["processor_url_default", "processor_url_fallback"])
+@pytest.mark.parametrize("field", ["default.url", "fallback.url"])
 @pytest.mark.parametrize(
     "value",
     [
@@ -186,11 +190,11 @@ def test_a_redis_url_is_taken_as_it_is(value: str) -> None:
 
 def test_a_processor_url_loses_its_last_slash() -> None:
     chosen = Settings.from_environment({"PAYMENT_PROCESSOR_URL_DEFAULT": "https://pay.example/a/"})
-    assert chosen.processor_url_default == "https://pay.example/a"
+    assert chosen.processor_urls["default"] == "https://pay.example/a"
 
 
 def test_the_processors_are_named_the_cheaper_one_first() -> None:
-    chosen = Settings(processor_url_default="http://a", processor_url_fallback="http://b")
+    chosen = Settings().with_urls(fallback="http://b", default="http://a")
     assert list(chosen.processor_urls.items()) == [
         ("default", "http://a"),
         ("fallback", "http://b"),
@@ -334,7 +338,7 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
 
 
 def test_a_processors_url_is_shown_without_its_password() -> None:
-    assert VARIABLES["processor_url_default"].shown("http://user:pw@h/a") == "http://user:***@h/a"
+    assert VARIABLES["default.url"].shown("http://user:pw@h/a") == "http://user:***@h/a"
 
 
 def test_a_token_is_masked_where_there_is_one() -> None:
@@ -344,7 +348,7 @@ def test_a_token_is_masked_where_there_is_one() -> None:
 
 @pytest.mark.parametrize("field", [*RANGES, *CHOICES])
 def test_what_is_no_secret_is_shown_as_it_is(field: str) -> None:
-    default = getattr(Settings(), field)
+    default = Settings().value(field)
     assert VARIABLES[field].shown(default) == default
 
 
@@ -373,7 +377,7 @@ def test_a_secret_may_stand_in_a_file(field: str, end: str, tmp_path: Path) -> N
     environment = {f"{VARIABLES[field].name}_FILE": in_file(tmp_path, value + end)}
     if field == "purge_token":
         environment["PAYSWITCH_PURGE"] = "token"
-    assert getattr(Settings.from_environment(environment), field) == value
+    assert Settings.from_environment(environment).value(field) == value
 
 
 def test_what_is_no_secret_is_read_from_no_file(tmp_path: Path) -> None:
@@ -464,7 +468,7 @@ def test_an_error_names_the_file_and_shows_nothing_of_it(
 
 def row_of(field: str, variable: Variable) -> str:
     """The row of the document's table that says all about one variable."""
-    default = getattr(Settings(), field)
+    default = Settings.default(field)
     shown = f"`{default}`" if default != "" else "(empty)"
     return f"| `{variable.name}` | {shown} | {variable.allowed} | {variable.purpose} |"
 
@@ -474,13 +478,13 @@ def documented_rows() -> list[str]:
     return [line for line in lines if line.startswith("| `")]
 
 
-@pytest.mark.parametrize("field", VARIABLES)
+@pytest.mark.parametrize("field", IN_GENERAL)
 def test_every_variable_has_its_row_in_the_document_once(field: str) -> None:
-    assert documented_rows().count(row_of(field, VARIABLES[field])) == 1
+    assert documented_rows().count(row_of(field, IN_GENERAL[field])) == 1
 
 
 def test_the_document_has_no_other_row_of_a_variable() -> None:
-    assert len(documented_rows()) == len(VARIABLES)
+    assert len(documented_rows()) == len(IN_GENERAL)
 
 
 def test_the_document_begins_with_six_variables_that_there_are() -> None:
@@ -490,10 +494,55 @@ def test_the_document_begins_with_six_variables_that_there_are() -> None:
 
 
 def test_the_document_names_every_variable_that_may_name_a_file() -> None:
-    assert set(re.findall(r"`([A-Z_]+_FILE)`", DOCUMENT.read_text())) == {
-        variable.file_name for variable in VARIABLES.values() if variable.file_name
+    assert set(re.findall(r"`([A-Z_]+(?:<NAME>)?_FILE)`", DOCUMENT.read_text())) == {
+        variable.file_name for variable in IN_GENERAL.values() if variable.file_name
     }
 
 
 def test_every_field_of_the_settings_is_a_variable() -> None:
-    assert list(VARIABLES) == [entry.name for entry in fields(Settings)]
+    known = {"processors", *(key.partition(".")[0] for key in VARIABLES)} - {*PROCESSORS}
+    assert known == {entry.name for entry in fields(Settings)}
+
+
+# Processors.
+
+
+def test_each_named_processor_has_its_own_settings() -> None:
+    chosen = Settings.from_environment(
+        {
+            "PAYSWITCH_PROCESSORS": "acme, default",
+            "PAYMENT_PROCESSOR_URL_ACME": "https://acme.example/api/",
+            "PAYSWITCH_CONNECTOR_ACME": "charges",
+            "PAYSWITCH_TOKEN_ACME": "hunter2",
+            "PAYSWITCH_FEE_ACME": "0.029",
+        }
+    )
+    acme, default = chosen.processors
+    assert acme == ProcessorSettings(
+        "acme", "https://acme.example/api", "charges", "hunter2", "0.029"
+    )
+    assert acme.fixed_fee == Decimal("0.029")
+    assert default == Settings().processors[0]
+    assert list(chosen.processor_urls) == ["acme", "default"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *("Default", "a b", "1st", "a-b", "default,default", "auto", "a,both", "x_file", "a,,b"),
+        *("a" * 33, ",".join(f"p{n}" for n in range(17))),
+    ],
+)
+def test_names_that_can_be_none_are_refused(names: str) -> None:
+    message = errors_of(PAYSWITCH_PROCESSORS=names)
+    assert message.startswith(f"PAYSWITCH_PROCESSORS={names!r}: must be 1 to 16 different names")
+
+
+def test_a_processor_without_a_url_is_named() -> None:
+    message = errors_of(PAYSWITCH_PROCESSORS="default,acme")
+    assert message == "PAYMENT_PROCESSOR_URL_ACME='': the processor acme needs a URL"
+
+
+@pytest.mark.parametrize("fee", ["1.1", "-0.1", "five", "NaN", "Infinity"])
+def test_what_is_no_share_is_named(fee: str) -> None:
+    assert f"PAYSWITCH_FEE_DEFAULT='{fee}': must be a share" in errors_of(PAYSWITCH_FEE_DEFAULT=fee)

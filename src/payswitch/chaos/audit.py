@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import quantiles
 
-from payswitch.chaos.books import Booked, Books
+from payswitch.chaos.books import Books
 from payswitch.chaos.clients import Sent
 from payswitch.chaos.plan import REFUSING_MODES
 
@@ -102,7 +102,7 @@ def audit(
         for name in books.booked
     }
     dead = [record for record in books.records.values() if _is(record, "dead")]
-    reasons = [record.get("reason", "") for record in dead]
+    reasons = Counter(record.get("reason", "") for record in dead)
     return RunVerdict(
         sent=len(sent),
         accepted=sum(each.acknowledged for each in sent.values()),
@@ -119,7 +119,7 @@ def audit(
         ),
         settle_gap=None if clocks_were_set else Spread.of(_gaps_ms(books)),
         violations=violations,
-        dead_by_reason={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        dead_by_reason=dict(sorted(reasons.items())),
         faults_met=_faults_met(books),
     )
 
@@ -159,17 +159,13 @@ def _wrongly_settled(books: Books) -> Iterator[Violation]:
         entry = books.booked.get(pin or "", {}).get(payment)
         if entry is None:
             yield Violation("not paid", f"settled, but {pin} doesn't have it", payment)
-        elif not _agree(record, entry):
+        elif (int(record["cents"]), int(record["requested_at"])) != (
+            entry.cents,
+            entry.requested_at_us // 1000,
+        ):
             ours = f"{record.get('cents')} cents at {record.get('requested_at')}"
             theirs = f"{entry.cents} cents at {entry.requested_at_us / 1000:.0f}"
             yield Violation("differs", f"ours: {ours}; {pin}: {theirs}", payment)
-
-
-def _agree(record: Mapping[str, str], entry: Booked) -> bool:
-    return (
-        int(record["cents"]) == entry.cents
-        and int(record["requested_at"]) == entry.requested_at_us // 1000
-    )
 
 
 def _wrongly_paid(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]:

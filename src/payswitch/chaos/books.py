@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import Any, Protocol
 
 import httpx
@@ -20,6 +21,7 @@ from payswitch.settings import Settings
 from payswitch.store import keys
 from payswitch.store.client import connect
 from payswitch.store.redis_clock import redis_now_ms
+from payswitch.store.scanning import pages
 
 _PAGE = 1000
 _EARLIEST_MS, _LATEST_MS = 0, 4_000_000_000_000
@@ -176,11 +178,8 @@ class Auditor:
 
     async def _records(self) -> dict[str, dict[str, str]]:
         records = {}
-        cursor = 0
-        while True:
-            cursor, page = await self._redis.scan(
-                cursor, match=f"{keys.RECORD_PREFIX}*", count=_PAGE
-            )
+        scan = partial(self._redis.scan, match=f"{keys.RECORD_PREFIX}*", count=_PAGE)
+        async for page in pages(scan):
             async with self._redis.pipeline(transaction=False) as pipe:
                 for key in page:
                     pipe.hgetall(key)
@@ -189,8 +188,7 @@ class Auditor:
                 records[key.decode().removeprefix(keys.RECORD_PREFIX)] = {
                     name.decode(): value.decode() for name, value in fields.items()
                 }
-            if cursor == 0:
-                return records
+        return records
 
     async def _get(self, url: str, params: Mapping[str, str] | None = None) -> Any:
         response = await self._http.get(url, params=params)

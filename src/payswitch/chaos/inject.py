@@ -45,11 +45,11 @@ class Injector:
         self._http = httpx.AsyncClient(headers=headers, timeout=5, trust_env=False)
         self._ways: dict[str, _Way] = {
             "gone": self._make_gone,
-            "kill": self._kill,
-            "stop": self._stop,
+            "kill": self._by_signal(signal.SIGKILL),
+            "stop": self._by_signal(signal.SIGTERM),
             "freeze": self._freeze,
-            "reload": self._reload,
-            "redis-kill": self._kill,
+            "reload": self._by_signal(signal.SIGUSR2),
+            "redis-kill": self._by_signal(signal.SIGKILL),
             "redis-pause": self._freeze,
             "redis-cut": self._on_redis(lambda redis: redis.client_kill_filter(_type="normal")),
             "redis-flush": self._on_redis(lambda redis: redis.script_flush()),
@@ -142,14 +142,11 @@ class Injector:
 
     # Processes.
 
-    async def _kill(self, event: PlannedFault) -> None:
-        self._signal(event.target, signal.SIGKILL)
+    def _by_signal(self, number: signal.Signals) -> _Way:
+        async def send(event: PlannedFault) -> None:
+            self._signal(event.target, number)
 
-    async def _stop(self, event: PlannedFault) -> None:
-        self._signal(event.target, signal.SIGTERM)
-
-    async def _reload(self, event: PlannedFault) -> None:
-        self._signal(event.target, signal.SIGUSR2)
+        return send
 
     async def _freeze(self, event: PlannedFault) -> None:
         pid = self._signal(event.target, signal.SIGSTOP)

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,10 @@ from payswitch.chaos.plan import PROCESSORS
 from payswitch.local.machine import (
     LOCAL,
     MachineError,
+    Port,
     bundled_redis,
     forget_redis,
+    is_taken,
     redis_folder,
 )
 from payswitch.local.screen import Screen
@@ -49,12 +50,8 @@ _BLOCK = 150
 
 def find_libfaketime() -> str | None:
     """The library that gives a process another wall clock, if it is installed."""
-    machine = os.uname().machine
-    for pattern in _LIBFAKETIME:
-        path = pattern.format(machine=machine)
-        if Path(path).is_file():
-            return path
-    return None
+    paths = (pattern.format(machine=os.uname().machine) for pattern in _LIBFAKETIME)
+    return next((path for path in paths if Path(path).is_file()), None)
 
 
 class Clocks:
@@ -239,16 +236,6 @@ def _free_ports(count: int) -> range:
     first = os.getpid() % len(blocks)
     for block in (*blocks[first:], *blocks[:first]):
         row = range(block, block + count)
-        if all(map(_is_free, row)):
+        if not any(is_taken(Port("chaos", LOCAL, number, "")) for number in row):
             return row
     raise MachineError("no free ports from 21000 to 32000")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOCAL, port))
-        except OSError:
-            return False
-    return True

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import logging
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -94,18 +95,8 @@ class _Commands(click.Group):
     """The commands of this module, and others that are loaded only when called: their imports would
     cost every container memory."""
 
-    _elsewhere = (
-        "chaos",
-        "completion",
-        "dead",
-        "pause",
-        "payment",
-        "reconcile",
-        "resume",
-        "select",
-        "settings",
-        "status",
-    )
+    _folder = str(Path(__file__).with_name("commands"))
+    _elsewhere = frozenset(module.name for module in pkgutil.iter_modules([_folder]))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self._elsewhere])
@@ -131,7 +122,10 @@ class _Commands(click.Group):
             return super().invoke(ctx)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(package_name="payswitch")
 def main() -> None:
     """Payswitch takes payments over HTTP and pays each exactly once.
@@ -143,39 +137,30 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="The endpoint's address.")
-@click.option("--port", default=9999, show_default=True, type=PORT, help="The endpoint's port.")
+@click.option("--host", default="127.0.0.1", help="The endpoint's address.")
+@click.option("--port", default=9999, type=PORT, help="The endpoint's port.")
 @click.option(
     "--ingress-port",
     default=9001,
-    show_default=True,
     type=click.IntRange(1, 65534),
     help="The first ingress' port; the second has the next.",
 )
-@click.option(
-    "--default-port", default=8001, show_default=True, type=PORT, help="Simulator of `default`."
-)
-@click.option(
-    "--fallback-port", default=8002, show_default=True, type=PORT, help="Simulator of `fallback`."
-)
-@click.option("--redis-port", default=6379, show_default=True, type=PORT)
-@click.option(
-    "--workers",
-    default=2,
-    show_default=True,
-    type=click.IntRange(1, 64),
-    help="Payment workers.",
-)
+@click.option("--default-port", default=8001, type=PORT, help="Simulator of `default`.")
+@click.option("--fallback-port", default=8002, type=PORT, help="Simulator of `fallback`.")
+@click.option("--redis-port", default=6379, type=PORT)
+@click.option("--workers", default=2, type=click.IntRange(1, 64), help="Payment workers.")
 @click.option(
     "--state",
     default=".payswitch",
-    show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for what a restart goes on with.",
 )
 @click.option("--fresh", is_flag=True, help="Forget all payments first.")
 @click.option(
-    "--haproxy/--no-haproxy", default=True, help="Without it, or if there is none: Granian alone."
+    "--haproxy/--no-haproxy",
+    default=True,
+    show_default=False,
+    help="Without it, or if there is none: Granian alone.",
 )
 def up(**options: Any) -> None:
     """Run the whole system on this machine until Ctrl-C.
@@ -196,19 +181,16 @@ def up(**options: Any) -> None:
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=9001, show_default=True, type=PORT)
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", default=9001, type=PORT)
 @click.option("--uds", type=click.Path(path_type=Path), help="Listen on this unix socket instead.")
 @click.option(
     "--uds-mode",
     default="600",
-    show_default=True,
     callback=_parse_mode,
     help="Who may connect to it, in octal; 666: every user.",
 )
-@click.option(
-    "--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes."
-)
+@click.option("--workers", default=1, type=click.IntRange(1, 64), help="Processes.")
 @click.option(
     "--payments-port",
     type=PORT,
@@ -296,25 +278,30 @@ def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: S
     try:
         check_address(settings.metrics_host, settings.metrics_port)
         run_worker(worker_class, worker_settings, connect(settings.redis_url, limit_s=10))
-    except StartError as error:
+    except (StartError, SettingsError) as error:
         _end(settings, str(error))
 
 
 @main.command()
 @click.option("--name", required=True, help="Its name in log lines.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", required=True, type=PORT)
+@click.option("--fee", default="0.05", envvar="TRANSACTION_FEE", help="Its share.")
 @click.option(
-    "--fee", default="0.05", show_default=True, envvar="TRANSACTION_FEE", help="Its share."
+    "--protocol",
+    default="rinha",
+    type=click.Choice(["rinha", "charges"]),
+    help="The protocol that it speaks.",
 )
-def simulator(name: str, host: str, port: int, fee: str) -> None:
+def simulator(name: str, host: str, port: int, fee: str, protocol: str) -> None:
     """Run a payment processor for development and tests. It reads the variables that the
     challenge's own processor reads, TRANSACTION_FEE, INITIAL_TOKEN and RATE_LIMIT_SECONDS, and
     PAYSWITCH_CURRENCY.
 
     Example: payswitch simulator --name default --port 8001 --fee 0.05
     """
-    from payswitch.simulator.server import SimulatorConfig, serve
+    from payswitch.simulator.dialect import SimulatorConfig
+    from payswitch.simulator.server import DIALECTS, serve
 
     # A processor uses only the settings of logs.
     log = read_settings(name, {each: os.environ.get(each, "") for each in _OF_LOGS})
@@ -323,6 +310,6 @@ def simulator(name: str, host: str, port: int, fee: str) -> None:
     except ValueError as error:
         fail(str(error))
     try:
-        uvloop.run(serve(config, host, port))
+        uvloop.run(serve(config, host, port, DIALECTS[protocol]))
     except OSError as error:
         _end(log, f"port {port}: {reason(error, host)}")

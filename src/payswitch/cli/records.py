@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from payswitch.instants import format_instant
 from payswitch.money import Currency
+from payswitch.payments.claims import OpenTry
 from payswitch.payments.records import Record
 
 
@@ -11,16 +12,23 @@ def _instant(ms: int | None) -> str:
     return "never" if ms is None else format_instant(ms)
 
 
+def _state(open_try: OpenTry) -> str:
+    if open_try.pending:
+        return "the provider has yet to decide"
+    return "ended, maybe recorded" if open_try.ended else "may still be recorded"
+
+
 def in_words(record: Record, currency: Currency) -> dict[str, str | None]:
     """The record's values by their names; None for a value that doesn't apply."""
-    tries = ", ".join(
-        f"{each.number} ({'ended, maybe recorded' if each.ended else 'may still be recorded'})"
-        for each in record.open_tries
-    )
+    tries = ", ".join(f"{each.number} ({_state(each)})" for each in record.open_tries)
+    how = record.resolution
     return {
         "payment": record.correlation_id,
         "state": record.state,
         "reason": record.reason,
+        "declined": record.declined,
+        "reference": record.reference,
+        "resolved": None if how is None else f"{_instant(how.at)} {how}",
         "last error": record.last_error,
         "amount": f"{currency.format_cents(record.cents)} {currency.code}",
         "metadata": None if record.metadata is None else record.metadata.decode(),
@@ -37,4 +45,5 @@ def in_words(record: Record, currency: Currency) -> dict[str, str | None]:
         "died at": None if record.dead_at is None else _instant(record.dead_at),
         "replayed at": _instant(record.replayed_at),
         "settled at": _instant(record.settled_at),
+        "declined at": None if record.declined_at is None else _instant(record.declined_at),
     }

@@ -52,7 +52,10 @@ def make_dispatcher(
     return Dispatcher(
         processors=make_processors(settings, transport),
         tries=Tries(
-            redis, max_delay_ms=settings.processor_max_delay_ms, lease_ms=settings.lease_ms
+            redis,
+            max_delay_ms=settings.processor_max_delay_ms,
+            lease_ms=settings.lease_ms,
+            retention_ms=settings.retention_ms,
         ),
         ledger=Ledger(
             redis,
@@ -60,7 +63,7 @@ def make_dispatcher(
             retention_ms=settings.retention_ms,
             on_settled=None if settled is None else settled.add,
         ),
-        router=Router(breakers, probe_ms=limits.probe_ms),
+        router=Router(breakers, probe_ms=limits.probe_ms, patience_ms=settings.patience_ms),
         pauses=Pauses(settings.retry_base_ms, settings.retry_cap_ms),
         lease_margin_ms=settings.lease_margin_ms,
     )

@@ -6,8 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from payswitch.clock import boottime_ms
-from payswitch.payments.claims import Claim
-from payswitch.payments.ledger import Settlement
+from payswitch.payments.ledger import Settlement, Settling
 from payswitch.telemetry.histogram import Histogram
 
 
@@ -19,12 +18,12 @@ class SettleCounts:
         self.times: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.redis_ahead_ms: Callable[[], float | None] = lambda: None
 
-    def add(self, items: Sequence[tuple[Claim, str, int]], verdicts: Sequence[Settlement]) -> None:
+    def add(self, items: Sequence[Settling], verdicts: Sequence[Settlement]) -> None:
         """Count one batch that Redis has just settled. Acceptance was timed by Redis' clock, so
         times are recorded only once that clock's offset is known."""
         ahead = self.redis_ahead_ms()
         now = None if ahead is None else boottime_ms() + ahead
-        for (claim, processor, _), verdict in zip(items, verdicts, strict=True):
+        for (claim, processor, *_), verdict in zip(items, verdicts, strict=True):
             if verdict is Settlement.SETTLED:
                 self.by_processor[processor] += 1
                 if now is not None:

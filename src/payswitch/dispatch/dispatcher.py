@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
@@ -21,9 +21,12 @@ from payswitch.clock import boottime_ms
 from payswitch.dispatch.quiet_watch import QuietWatch
 from payswitch.dispatch.routing import Breaker, BreakerState, Router, Verdict
 from payswitch.payments.claims import Claim
+from payswitch.payments.history import Fate
 from payswitch.payments.ledger import Ledger, Settlement
-from payswitch.payments.tries import Burial, Findings, Routed, Tries
+from payswitch.payments.tries import Burial, Findings, Routed, Tried, Tries
+from payswitch.processors.connector import Instruction
 from payswitch.processors.outcomes import (
+    Declined,
     Ended,
     FindOutcome,
     Found,
@@ -32,6 +35,7 @@ from payswitch.processors.outcomes import (
     NotSentInTime,
     Outcome,
     Paid,
+    Pending,
     Refused,
     Unclear,
     Unknown,
@@ -39,6 +43,7 @@ from payswitch.processors.outcomes import (
 from payswitch.processors.processor import Processor
 from payswitch.telemetry.histogram import Histogram
 from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
+from payswitch.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +51,28 @@ _MOST_QUESTIONS = 64
 """Questions about open tries to one processor at once: a silent processor must not hold every
 slot."""
 _UNPAID = "unpaid at its deadline"
+_NOBODY = "no processor takes such a payment"
+_UNSENT = "lease ran out unsent"
 _REFUSED = "refused with status"
 _HELD_MS = 200
 """The pause of a payment that no processor can take at the moment."""
 _WAIT_MS = 500
 """The shortest pause of a payment that waits for its own processor."""
+_UNKNOWN_MS = 5000
+"""The pause of a payment that is pinned to a processor which this worker doesn't know."""
+_LONGEST_REFERENCE = 128
 _MOST_UNASKED = 16
 """With this many open tries the processor is asked before each new one: a 404 closes those that
 have ended, so the record stays small."""
+
+
+_FATES: dict[type[Outcome], Fate] = {
+    NotPaid: Fate.UNSENT,
+    NotSentInTime: Fate.UNSENT,
+    Declined: Fate.DECLINED,
+    Pending: Fate.PENDING,
+}
+"""What became of a try by its outcome; of others the findings tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +89,10 @@ class Pauses:
         return random.randint(longest // 2, longest)
 
 
+_UNDECIDED = Pauses(1000, 300_000)
+"""The pauses between questions about a payment that its provider has yet to decide."""
+
+
 @dataclass(slots=True)
 class Work:
     """A claimed payment, the findings about its tries, and its trace."""
@@ -78,15 +101,41 @@ class Work:
     trace: PaymentTrace
     findings: Findings = field(default_factory=Findings)
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether the processor has the payment and will decide."""
+        return any(each.pending for each in self.claim.open_tries) or bool(self.findings.pending)
+
     def open_numbers(self) -> set[int]:
         """The tries of the claim that are still open."""
         return {open_try.number for open_try in self.claim.open_tries} - self.findings.closed
+
+    def instruction(self, requested_at: int | None = None) -> Instruction:
+        """The payment for its connector, with the instant of its pin or of this try."""
+        claim = self.claim
+        at = requested_at or claim.requested_at or 0
+        return Instruction(claim.correlation_id, claim.cents, at, claim.metadata)
+
+    def saw(self, routed: Routed, outcome: Outcome) -> None:
+        """Keep the outcome of a try that did not pay for the payment's history."""
+        if not isinstance(outcome, Paid):
+            words = _reason(outcome) or _UNSENT
+            fate = _FATES.get(type(outcome))
+            self.findings.tried = Tried(routed.number, routed.processor, words, fate)
 
     def close_ended(self, routed: Routed) -> None:
         """The processor answered and doesn't have the payment: neither this try nor an earlier one
         that ended recorded it."""
         self.findings.closed.add(routed.number)
         self.findings.closed.update(each.number for each in self.claim.open_tries if each.ended)
+
+    def close_decided(self, *, nothing_comes_later: bool = False) -> None:
+        """The processor declined the payment: no try that it has answered will be recorded."""
+        self.findings.closed.update(
+            each.number
+            for each in self.claim.open_tries
+            if each.ended or each.pending or nothing_comes_later
+        )
 
 
 class Dispatcher:
@@ -107,11 +156,15 @@ class Dispatcher:
         self.calls: defaultdict[tuple[str, type[Outcome]], Histogram] = defaultdict(Histogram)
         """The times of `pay` calls by processor and outcome."""
         self._processors = processors
+        self._restricted = {
+            name for name, each in processors.items() if each.connector.restricts_payments
+        }
         self._tries = tries
         self.ledger = ledger
         self._pauses = pauses
         self._lease_margin_ms = lease_margin_ms
         self._questions = {name: asyncio.Semaphore(_MOST_QUESTIONS) for name in processors}
+        self._strangers: set[str | None] = set()
         self._watch = QuietWatch()
         self._clock = clock
 
@@ -127,10 +180,29 @@ class Dispatcher:
         still_open = work.open_numbers()
         if claim.open_tries and not still_open:
             await self._wake_next(claim)
+        if claim.declined:
+            await self._decline(work, claim.declined)
+            return
         if claim.overdue:
             await self._end_overdue(work, still_open)
             return
-        processor = claim.processor if still_open else probe or self.router.choose(self._clock())
+        if still_open and work.is_pending:
+            await self._undecided(
+                work, f"{claim.processor} had it pending and now does not have it"
+            )
+            return
+        eligible = None if still_open else self._eligible(work)
+        if eligible is not None and not eligible:
+            await self._bury(work, _NOBODY)
+            return
+        if still_open:
+            processor = claim.processor
+        elif probe is not None and (eligible is None or probe in eligible):
+            processor = probe
+        else:
+            processor = self._choose(eligible)
+            if processor is not None and await self._hold_back(work, processor, eligible):
+                return
         breaker = self.router.breakers[processor] if processor is not None else None
         if processor is None or breaker is None or not breaker.free(self._clock()):
             if still_open and breaker is not None and breaker.state is not BreakerState.CLOSED:
@@ -143,6 +215,35 @@ class Dispatcher:
     async def give_back(self, claim: Claim, *, delay_ms: int, error: str = "") -> None:
         """Give back a payment without findings. Raises `RedisError`."""
         await self._give_back(Work(claim, NO_TRACE), delay_ms=delay_ms, error=error)
+
+    async def _hold_back(self, work: Work, chosen: str, eligible: Collection[str] | None) -> bool:
+        """Give the payment back if it waits for a processor that is down; whether it does."""
+        claim = work.claim
+        awaited = self.router.awaited(chosen, claim.age_ms, eligible)
+        if awaited is None:
+            return False
+        await self._tries.hold(
+            claim,
+            delay_ms=self.router.patience_ms - max(claim.age_ms, 0),
+            findings=work.findings,
+            processor=awaited,
+            instead=chosen,
+        )
+        return True
+
+    def _eligible(self, work: Work) -> list[str] | None:
+        """The processors that may get the payment; None if all may."""
+        if not self._restricted:
+            return None
+        instruction = work.instruction()
+        return [
+            name
+            for name, processor in self._processors.items()
+            if name not in self._restricted or processor.connector.eligible(instruction)
+        ]
+
+    def _choose(self, eligible: Collection[str] | None = None) -> str | None:
+        return self.router.choose(self._clock(), eligible)
 
     async def _end_overdue(self, work: Work, still_open: set[int]) -> None:
         """Send nothing after the deadline; wait while a try is open."""
@@ -164,18 +265,22 @@ class Dispatcher:
             return False
         if (
             claim.overdue
+            or claim.declined
             or claim.job_try == 1
             or len(claim.open_tries) >= _MOST_UNASKED
             or not all(open_try.ended for open_try in claim.open_tries)
         ):
             return True
-        return claim.processor != (probe or self.router.choose(self._clock()))
+        return claim.processor != (probe or self._choose())
 
     async def _ask_in_turn(self, work: Work) -> bool:
         """Ask first, unless too many payments already wait for this processor's answers; True if
         more can be done now."""
-        assert work.claim.processor is not None
-        questions = self._questions[work.claim.processor]
+        processor = work.claim.processor
+        if processor is None or processor not in self._processors:
+            await self._leave_to_others(work, processor)
+            return False
+        questions = self._questions[processor]
         try:
             async with asyncio.timeout(_HELD_MS / 1000):
                 await questions.acquire()
@@ -202,12 +307,23 @@ class Dispatcher:
                     work, work.claim.processor, finding, horizon_passed=passed_here
                 )
                 return False
+            case Declined():
+                work.close_decided(nothing_comes_later=nothing_comes_later)
+                await self._decline(work, finding.code)
+                return False
+            case Pending():
+                await self._await_decision(work, finding)
+                return False
             case Missing():
                 work.findings.closed.update(
                     open_try.number
                     for open_try in work.claim.open_tries
-                    if open_try.ended or nothing_comes_later
+                    if open_try.ended or (nothing_comes_later and not open_try.pending)
                 )
+                if work.claim.overdue and nothing_comes_later and work.open_numbers():
+                    reason = f"{_UNPAID}; {work.claim.processor} had it pending and lost it"
+                    await self._bury(work, reason, horizon_passed=True)
+                    return False
                 return True
             case Unclear():
                 if work.claim.overdue and nothing_comes_later:
@@ -218,7 +334,24 @@ class Dispatcher:
                     await self._wait(work, error, finding.retry_after_ms)
                 return False
 
+    async def _leave_to_others(self, work: Work, processor: str | None) -> None:
+        """The processor of the open tries is unknown here: other workers have newer settings."""
+        error = f"pinned to {processor}, which a worker does not know"
+        if processor not in self._strangers:
+            self._strangers.add(processor)
+            logger.error(
+                "payments are pinned to %(processor)s, which PAYSWITCH_PROCESSORS does not name "
+                "here: they wait for a worker that knows it",
+                {"processor": processor},
+            )
+        await self._give_back(work, delay_ms=_UNKNOWN_MS, error=error)
+
     async def _pay_through(self, breaker: Breaker, work: Work, processor: str) -> None:
+        if (error := await self._processors[processor].prepare()) is not None:
+            is_probe = breaker.enter(self._clock())
+            breaker.leave(Verdict.BAD, probe=is_probe, now=self._clock(), reason=error)
+            await self._retry(work, f"{processor}: {error}")
+            return
         is_probe = breaker.enter(self._clock())
         outcome: Outcome | None = None
         try:
@@ -231,9 +364,11 @@ class Dispatcher:
                 return
             began = self._clock()
             outcome = await self._send(work, routed)
+            work.saw(routed, outcome)
             self.calls[processor, type(outcome)].add(self._clock() - began)
             if isinstance(outcome, Refused):
-                outcome = replace(outcome, finding=await self._find(work, processor))
+                finding = await self._find(work, processor, routed.requested_at)
+                outcome = replace(outcome, finding=finding)
         finally:
             was, was_refusing = breaker.state, breaker.refusing
             breaker.leave(
@@ -250,16 +385,19 @@ class Dispatcher:
         sends_until = work.claim.expires_at - self._lease_margin_ms
         clock = self._clock
         pay = self._processors[routed.processor].pay
-        payment = work.claim.correlation_id, work.claim.cents, routed.requested_at
+        instruction = work.instruction(routed.requested_at)
         with work.trace.pay(routed.processor, routed.number) as step:
-            outcome = await pay(*payment, lambda: clock() < sends_until, step)
-            step.set_outcome(type(outcome).__name__, failed=not isinstance(outcome, Paid))
+            outcome = await pay(instruction, lambda: clock() < sends_until, step)
+            failed = not isinstance(outcome, Paid | Pending | Declined)
+            step.set_outcome(type(outcome).__name__, failed=failed)
         return outcome
 
-    async def _find(self, work: Work, processor: str) -> FindOutcome:
+    async def _find(
+        self, work: Work, processor: str, requested_at: int | None = None
+    ) -> FindOutcome:
         find = self._processors[processor].find
         with work.trace.ask(processor) as step:
-            finding = await find(work.claim.correlation_id, step)
+            finding = await find(work.instruction(requested_at), step)
             step.set_outcome(type(finding).__name__, failed=isinstance(finding, Unclear))
         return finding
 
@@ -268,7 +406,11 @@ class Dispatcher:
         processor = routed.processor
         match outcome:
             case Paid():
-                await self._settle(work, processor, routed.requested_at)
+                await self._settle(work, processor, routed.requested_at, outcome.reference)
+            case Declined():
+                await self._after_finding(work, routed, outcome)
+            case Pending():
+                await self._after_finding(work, routed, outcome)
             case Refused():
                 work.findings.ended.add(number)
                 await self._after_refusal(work, routed, outcome)
@@ -280,7 +422,7 @@ class Dispatcher:
                 await self._retry(work, f"{processor}: {outcome.reason}")
             case NotSentInTime():
                 work.findings.closed.add(number)
-                await self._give_back(work, delay_ms=0, error="lease ran out unsent")
+                await self._give_back(work, delay_ms=0, error=_UNSENT)
             case Unknown():  # the try stays open, so the payment stays with its processor
                 last_try = work.claim.life_of_try(number)
                 self._watch.saw(work.claim.correlation_id, last_try, self._clock())
@@ -293,16 +435,16 @@ class Dispatcher:
         asked_ms = outcome.retry_after_ms
         is_limit = outcome.status == HTTPStatus.TOO_MANY_REQUESTS
         if not is_limit or self.router.choose(self._clock()) != routed.processor:
-            finding = await self._find(work, routed.processor)
+            finding = await self._find(work, routed.processor, routed.requested_at)
             match finding:
-                case Found():
-                    await self._settle_found(work, routed.processor, finding)
-                    return
                 case Missing():
                     work.close_ended(routed)
                     asked_ms = None
                 case Unclear():
                     asked_ms = max(asked_ms or 0, finding.retry_after_ms or 0)
+                case _:
+                    await self._after_finding(work, routed, finding)
+                    return
         await self._retry(work, f"{routed.processor}: status {outcome.status}", asked_ms)
 
     async def _after_refusal(self, work: Work, routed: Routed, outcome: Refused) -> None:
@@ -310,8 +452,8 @@ class Dispatcher:
         payments, the fault is its own, and none becomes a dead letter."""
         error = f"{routed.processor}: {_reason(outcome)}"
         match outcome.finding:
-            case Found() as found:
-                await self._settle_found(work, routed.processor, found)
+            case Found() | Declined() | Pending() as finding:
+                await self._after_finding(work, routed, finding)
             case Missing():
                 work.close_ended(routed)
                 is_trusted = not self.router.breakers[routed.processor].refusing
@@ -322,20 +464,63 @@ class Dispatcher:
             case Unclear() as unclear:
                 await self._retry(work, error, unclear.retry_after_ms)
 
+    async def _after_finding(
+        self, work: Work, routed: Routed, finding: Found | Declined | Pending
+    ) -> None:
+        """The processor knows the payment: its word on this try, and on those that ended."""
+        match finding:
+            case Found():
+                await self._settle_found(work, routed.processor, finding)
+            case Declined():
+                work.findings.closed.add(routed.number)
+                work.close_decided()
+                await self._decline(work, finding.code)
+            case Pending():
+                work.findings.pending.add(routed.number)
+                await self._await_decision(work, finding)
+
+    async def _await_decision(self, work: Work, pending: Pending) -> None:
+        """The provider has the payment: every open try waits for its decision."""
+        work.findings.pending |= work.open_numbers()
+        await self._undecided(work, "pending", pending.retry_after_ms)
+
+    async def _undecided(self, work: Work, error: str, asked_ms: int | None = None) -> None:
+        """Ask again after a pause that grows with each question."""
+        pause_ms = _UNDECIDED.after(work.claim.job_try)
+        longest = max(asked_ms or 0, pause_ms)
+        await self._give_back(work, delay_ms=min(longest, _UNDECIDED.cap_ms), error=error)
+
+    async def _decline(self, work: Work, code: str) -> None:
+        """End the payment, or keep the decline in its record while another try may be recorded."""
+        code = printable(code)[:_LONGEST_REFERENCE]
+        bury = self._tries.bury(
+            work.claim, code, work.findings, horizon_passed=False, declined=True
+        )
+        with work.trace.bury(f"declined: {code}") as step:
+            burial = await bury
+            step.set_outcome(burial.value, failed=False)
+        if burial is Burial.STILL_OPEN:
+            await self._wait(work, f"declined ({code}), but an earlier try is open")
+        elif burial is Burial.BURIED:
+            self._watch.forget(work.claim.correlation_id)
+            if work.open_numbers():
+                await self._wake_next(work.claim)
+
     async def _settle_found(
         self, work: Work, processor: str, found: Found, *, horizon_passed: bool = False
     ) -> None:
         """The processor has the id: settle if the amount is ours, else leave it to a person."""
         if found.cents == work.claim.cents:
-            await self._settle(work, processor, found.requested_at)
+            await self._settle(work, processor, found.requested_at, found.reference)
         else:
             reason = f"{processor} has it with another amount"
             await self._bury(work, reason, horizon_passed=horizon_passed)
 
-    async def _settle(self, work: Work, processor: str, requested_at: int) -> None:
+    async def _settle(self, work: Work, processor: str, requested_at: int, reference: str) -> None:
         self._watch.forget(work.claim.correlation_id)
         with work.trace.settle(processor) as step:
-            settlement = await self._bring(work.claim, processor, requested_at)
+            proof = processor, requested_at, printable(reference)[:_LONGEST_REFERENCE]
+            settlement = await self._bring(work, *proof)
             failed = settlement in (Settlement.INCIDENT, Settlement.UNADDABLE)
             step.set_outcome(settlement.value, failed=failed)
         if settlement is Settlement.INCIDENT:
@@ -354,12 +539,17 @@ class Dispatcher:
         if work.open_numbers():
             await self._wake_next(work.claim)
 
-    async def _bring(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
+    async def _bring(
+        self, work: Work, processor: str, requested_at: int, reference: str
+    ) -> Settlement:
         """Settle, and repeat until Redis answers: proof of payment is never dropped."""
         tries = 0
+        last_try = work.findings.last_try()
         while True:
             try:
-                return await self.ledger.settle(claim, processor, requested_at)
+                return await self.ledger.settle(
+                    work.claim, processor, requested_at, last_try, reference
+                )
             except (RedisError, OSError):
                 tries += 1
                 await asyncio.sleep(self._pauses.after(tries) / 1000)
@@ -454,13 +644,17 @@ def _reason(outcome: Outcome | None) -> str:
             return f"status {outcome.status}"
         case Refused():
             return f"{_REFUSED} {outcome.status}"
+        case Declined():
+            return f"declined: {printable(outcome.code)[:_LONGEST_REFERENCE]}"
+        case Pending():
+            return "pending"
     return ""
 
 
 def _verdict(outcome: Outcome | None) -> Verdict:
     """The verdict of a call on its processor; `outcome` is None if the call was never made."""
     match outcome:
-        case Paid() | Refused(finding=Found()):
+        case Paid() | Declined() | Pending() | Refused(finding=Found() | Declined() | Pending()):
             return Verdict.GOOD
         case Refused(finding=Missing()):
             return Verdict.REFUSED

@@ -24,7 +24,7 @@ from payswitch.clock import boottime_ms
 from payswitch.dispatch.arq_worker import ResilientWorker
 from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.instants import LATEST_MS
-from payswitch.payments.claims import Claim, Claimed, Claims
+from payswitch.payments.claims import Batch, Claim, Claimed, Claims
 from payswitch.payments.sweeper import Sweeper
 from payswitch.reasons import reason
 from payswitch.selection.selector import parse_standing
@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 _MOST_AT_ONCE = 500
 """Redis serves no other client during a claim, and Lua takes a few thousand arguments at most."""
+DRAIN_PER_MS = 0.5
+"""The payments held for a processor that is back go on at this pace, so that the rest of the system
+has time for new ones: 500 a second in each worker."""
 _LONGEST_WAIT_S = 1.0
 _HOLD_S = 0.2
 _GIVE_BACK_S = 2.0
@@ -89,6 +92,7 @@ class PaymentWorker(ResilientWorker):
     def __init__(
         self,
         *args: Any,
+        processors: Sequence[str],
         claim_pause_ms: int,
         lease_ms: int,
         deadline_ms: int,
@@ -105,7 +109,8 @@ class PaymentWorker(ResilientWorker):
             self.pool, lease_ms=lease_ms, deadline_ms=deadline_ms, max_delay_ms=max_delay_ms
         )
         self._probe_lock = Lock(self.pool, keys.PROBE, life_ms=probe_limit_ms)
-        self._sweeper = Sweeper(self.pool, every_ms=sweep_ms, fold=self._fold)
+        self._sweeper = Sweeper(self.pool, processors, every_ms=sweep_ms, fold=self._fold)
+        self._drained_at = 0.0
         self._slot_freed = asyncio.Event()
         self._taking: asyncio.Task[Pause] | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -152,7 +157,7 @@ class PaymentWorker(ResilientWorker):
         if permit.room <= 0:
             return Pause(slot=True)
         try:
-            batch = await self.claims.take(permit.room)
+            batch = await self._claim(permit)
         except BaseException:
             await self._end_probe(permit)
             raise
@@ -174,6 +179,17 @@ class PaymentWorker(ResilientWorker):
             return Pause(wake_within_s=_LONGEST_WAIT_S)
         return Pause(min(_LONGEST_WAIT_S, batch.next_due_ms / 1000))
 
+    async def _claim(self, permit: Permit) -> Batch:
+        """Claim, and bring held payments forward at their pace, unless only a probe may go."""
+        router = self.dispatcher.router
+        if permit.probe is not None or not router.patience_ms:
+            return await self.claims.take(permit.room)
+        now = boottime_ms()
+        self._drained_at = max(self._drained_at, now - 1000 * _LONGEST_WAIT_S)
+        drain = int((now - self._drained_at) * DRAIN_PER_MS)
+        self._drained_at += drain / DRAIN_PER_MS
+        return await self.claims.take(permit.room, back=router.back(), drain=drain)
+
     async def _permit(self) -> Permit:
         free = min(self.max_jobs - len(self.tasks), _MOST_AT_ONCE)
         if not self.allow_pick_jobs or free <= 0:
@@ -192,7 +208,9 @@ class PaymentWorker(ResilientWorker):
         return Permit(1, probe, token)
 
     def _see(self, selection: tuple[bytes | None, ...]) -> None:
-        self.dispatcher.router.see(selection, parse_standing(selection), boottime_ms())
+        router = self.dispatcher.router
+        standing = parse_standing(selection, list(router.breakers))
+        router.see(selection, standing, boottime_ms())
 
     async def _end_probe(self, permit: Permit) -> None:
         if permit.lock_token is not None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from payswitch.selection.selector import UNSELECTED, Selection
+from payswitch.selection.selector import Selection, unselected
 from payswitch.telemetry.heartbeat import REFUSES
 
 
@@ -152,13 +153,17 @@ class Breaker:
 
 
 class Router:
-    """Chooses the processor of payments without open tries."""
+    """Chooses the processor of payments without open tries. `breakers` are in order of preference;
+    a payment waits up to `patience_ms` for a preferred processor that is down."""
 
-    def __init__(self, breakers: dict[str, Breaker], *, probe_ms: int) -> None:
+    def __init__(
+        self, breakers: dict[str, Breaker], *, probe_ms: int, patience_ms: int = 0
+    ) -> None:
         self.breakers = breakers
+        self.patience_ms = patience_ms
         self._probe_ms = probe_ms
         self._probed: dict[str, float] = {}
-        self.selection: Selection = UNSELECTED
+        self.selection: Selection = unselected(list(breakers))
         self._raw: object = None
         self._seen_at = float("-inf")
 
@@ -167,17 +172,25 @@ class Router:
         if raw != self._raw:
             self._raw, self.selection, self._seen_at = raw, selection, now
 
-    def choose(self, now: float) -> str | None:
-        """The processor to use, or None if none is healthy.
+    def choose(self, now: float, eligible: Collection[str] | None = None) -> str | None:
+        """The processor to use, or None if none is healthy; only of the `eligible` ones, if given.
 
         The selected processor comes first, also when its probe is due. While its breaker is open,
-        the other one steps in, unless an operator has chosen. If the health check found neither
-        healthy, only a processor with a success since then is used.
+        the next one in order of preference steps in, unless an operator has chosen. If the health
+        check found none healthy, only a processor with a success since then is used.
         """
         first = self.selection.processor
-        if self.selection.healthy and self.breakers[first].state is BreakerState.CLOSED:
+        if (
+            self.selection.healthy
+            and self.breakers[first].state is BreakerState.CLOSED
+            and (eligible is None or first in eligible)
+        ):
             return first
-        usable = [name for name in self._order() if self._trusted(name)]
+        usable = [
+            name
+            for name in self._order()
+            if self._trusted(name) and (eligible is None or name in eligible)
+        ]
         if all(self.breakers[name].state is not BreakerState.CLOSED for name in usable):
             return None
         for name in usable:
@@ -185,6 +198,34 @@ class Router:
             if breaker.state is BreakerState.CLOSED or breaker.probe_due(now):
                 return name
         return None
+
+    def awaited(
+        self, chosen: str, age_ms: float, eligible: Collection[str] | None = None
+    ) -> str | None:
+        """The processor that a payment of this age (ms) waits for, although the `chosen` one would
+        take it: the first that is preferred to it and down. None once the patience is over, or if
+        an operator has chosen."""
+        if age_ms >= self.patience_ms or self.selection.overridden:
+            return None
+        for name in self.breakers:
+            if name == chosen:
+                return None
+            if self._is_down(name) and (eligible is None or name in eligible):
+                return name
+        return None
+
+    def back(self) -> list[str]:
+        """The processors that no payment waits for now. What has waited for one may go on, also
+        elsewhere if it came back too slow to be chosen."""
+        return [
+            name for name in self.breakers if self.selection.overridden or not self._is_down(name)
+        ]
+
+    def _is_down(self, name: str) -> bool:
+        """By its health or, while it is selected, by this worker's own results."""
+        if name == self.selection.processor and self.selection.healthy:
+            return self.breakers[name].state is not BreakerState.CLOSED
+        return name in self.selection.down
 
     def to_probe(self, now: float) -> str | None:
         """The processor that gets the next single probe while none is healthy, or None if it is too

@@ -18,6 +18,16 @@ class ListenError(StartError):
     """A part can't listen at an address; the message names it and says why."""
 
 
+def try_to_bind(host: str, port: int) -> str:
+    """Bind to the host's first address for a moment; returns it in numbers. Raises `OSError` or
+    `UnicodeError`."""
+    family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(place)
+    return str(place[0])
+
+
 def numeric(host: str, port: int, name: str = "") -> str:
     """Check that the host's first address is free, and return it in numbers. Raises `ListenError`,
     which calls it by the name, or by its port.
@@ -25,13 +35,9 @@ def numeric(host: str, port: int, name: str = "") -> str:
     Granian takes only numbers, and would share a port with another ingress.
     """
     try:
-        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
+        return try_to_bind(host, port)
     except (OSError, UnicodeError) as error:
         raise ListenError(f"{name or f'port {port}'}: {reason(error, host)}") from None
-    return str(place[0])
 
 
 def free_path(path: Path) -> Path:

@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
@@ -43,10 +44,6 @@ class Reply(NamedTuple):
     def status(self) -> int:
         """The status code, as in the head."""
         return int(self.head[9:12])
-
-    def without_body(self) -> Reply:
-        """The answer to HEAD."""
-        return Reply(self.head, b"")
 
 
 def reply(
@@ -89,36 +86,23 @@ class Bounds(NamedTuple):
 _BOUNDS = Bounds()
 
 
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One request, and the way to answer it: now or later, in any order, once.
 
     Header names are in lower case. `path` and `query` are raw: not percent-decoded.
     """
 
-    __slots__ = (
-        "_connection",
-        "at_turn",
-        "body",
-        "headers",
-        "keeps_alive",
-        "method",
-        "outcome",
-        "path",
-        "query",
-        "separator",
-    )
-
-    def __init__(self, connection: ServerConnection) -> None:
-        self._connection = connection
-        self.method = b""
-        self.path = b""
-        self.query = b""
-        self.headers: dict[bytes, bytes] = {}
-        self.body = bytearray()
-        self.outcome: Reply | None = None
-        self.at_turn: Callable[[], None] | None = None
-        self.keeps_alive = True
-        self.separator = _STAY
+    _connection: ServerConnection
+    method: bytes = b""
+    path: bytes = b""
+    query: bytes = b""
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    body: bytearray = field(default_factory=bytearray)
+    outcome: Reply | None = None
+    at_turn: Callable[[], None] | None = None
+    keeps_alive: bool = True
+    separator: bytes = _STAY
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -131,8 +115,9 @@ class Exchange:
         return self.transport.is_closing()
 
     def answer(self, outcome: Reply) -> None:
-        """Send the reply as soon as those to the connection's earlier requests are sent."""
-        self.outcome = outcome
+        """Send the reply as soon as those to the connection's earlier requests are sent; to HEAD,
+        without its body."""
+        self.outcome = outcome if self.method != b"HEAD" else Reply(outcome.head, b"")
         self._connection.flush()
 
     def await_turn(self, act: Callable[[], None]) -> None:
@@ -246,7 +231,7 @@ class ServerConnection(asyncio.Protocol):
             exchange = Exchange(self)
             self._pipeline.append(exchange)
         exchange.close_after()
-        exchange.answer(outcome.without_body() if exchange.method == b"HEAD" else outcome)
+        exchange.answer(outcome)
 
     # What asyncio calls.
 

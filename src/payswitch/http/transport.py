@@ -77,10 +77,13 @@ class Transport(httpx.AsyncBaseTransport):
         keepalive_expiry: float = 4.0,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._max_connections = max_connections_per_host
-        self._acknowledge_timeout = acknowledge_timeout
-        self._max_response_bytes = max_response_bytes
-        self._keepalive_expiry = keepalive_expiry
+        self._new_pool = partial(
+            Pool,
+            max_connections=max_connections_per_host,
+            keepalive_expiry=keepalive_expiry,
+            max_response_bytes=max_response_bytes,
+            acknowledge_timeout=acknowledge_timeout,
+        )
         self._ssl_context = ssl_context
         self._pools: dict[tuple[str, str, int | None], Pool] = {}
 
@@ -128,20 +131,12 @@ class Transport(httpx.AsyncBaseTransport):
         if pool is None:
             if url.scheme not in ("http", "https") or not url.host:
                 raise httpx.UnsupportedProtocol(f"neither http:// nor https://: {url!r}")
-            pool = self._pools[origin] = Pool(
-                url,
-                self._tls() if url.scheme == "https" else None,
-                max_connections=self._max_connections,
-                keepalive_expiry=self._keepalive_expiry,
-                max_response_bytes=self._max_response_bytes,
-                acknowledge_timeout=self._acknowledge_timeout,
+            if url.scheme == "https" and self._ssl_context is None:
+                self._ssl_context = httpx.create_ssl_context()
+            pool = self._pools[origin] = self._new_pool(
+                url, self._ssl_context if url.scheme == "https" else None
             )
         return pool
-
-    def _tls(self) -> ssl.SSLContext:
-        if self._ssl_context is None:
-            self._ssl_context = httpx.create_ssl_context()
-        return self._ssl_context
 
 
 def _ask(request: httpx.Request) -> None:

@@ -81,7 +81,7 @@ def create_app(
         await ingress.open()
         payments_port = PaymentsPort(ingress.pay_whole, ingress.ready_whole)
         if payments_at is not None:
-            await payments_port.start(*payments_at)
+            await payments_port.open(*payments_at)
         yield
         await payments_port.close()
         await ingress.close()

@@ -22,6 +22,7 @@ from payswitch.ingress.metrics import IngressMetrics
 from payswitch.ingress.problems import JSON, Answer, Problem, try_later
 from payswitch.instants import format_instant, parse_instant_us
 from payswitch.payments.accepting import AcceptQueue
+from payswitch.payments.audit import Signature
 from payswitch.payments.ledger import Ledger, summary_json
 from payswitch.payments.payment import InvalidPaymentError, PaymentRules, parse_correlation_id
 from payswitch.payments.purge import Purge
@@ -65,7 +66,9 @@ class Ingress:
             processors=list(settings.processor_urls),
             retention_ms=settings.retention_ms,
         )
-        self._purge = Purge(self._redis, limit_ms=settings.accept_limit_ms)
+        self._purge = Purge(
+            self._redis, list(settings.processor_urls), limit_ms=settings.accept_limit_ms
+        )
         self._watch = RedisWatch(
             self._redis,
             currency=settings.currency_code,
@@ -84,7 +87,12 @@ class Ingress:
         )
         self._heartbeat = Heartbeat(self._redis, "ingress", self._counts)
         self._heartbeat.start()
-        self.live = Live(self._redis, self._stopping, currency=self.rules.currency)
+        self.live = Live(
+            self._redis,
+            list(settings.processor_urls),
+            self._stopping,
+            currency=self.rules.currency,
+        )
 
     async def close(self) -> None:
         """Stop everything that `open` started."""
@@ -171,7 +179,8 @@ class Ingress:
                     "purging needs the bearer token of PAYSWITCH_PURGE_TOKEN",
                     {"www-authenticate": "Bearer"},
                 )
-        generation = await self._purge.run()
+        client = request.client.host if request.client else "a unix socket"
+        generation = await self._purge.run(Signature(f"{client} (HTTP)"))
         return Response(orjson.dumps({"generation": generation}), media_type=JSON)
 
     async def alive(self, request: Request) -> Response:

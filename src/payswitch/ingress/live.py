@@ -8,8 +8,10 @@ queue: whenever it can take an event, it gets the newest status and the samples 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter, deque
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -59,21 +61,24 @@ class Live:
     def __init__(
         self,
         redis: Redis,
+        processors: Sequence[str],
         stopping: asyncio.Event,
         *,
         currency: Currency,
         most_viewers: int = MOST_VIEWERS,
         stream_s: float = STREAM_S,
     ) -> None:
-        self._viewers: dict[Viewer, None] = {}
+        self.stopping = stopping
         self.stream_s = stream_s
+        self.news = asyncio.Event()
+        """Set at the next event, when another one takes its place."""
+        self._viewers: dict[Viewer, None] = {}
         self._redis = redis
-        self._stopping = stopping
+        self._processors = processors
         self._currency = currency
         self._most_viewers = most_viewers
         self._samples: deque[tuple[Sample, bytes]] = deque(maxlen=KEPT)
         self._status = b""
-        self._news = asyncio.Event()
         self._sampling: asyncio.Task[None] | None = None
 
     @property
@@ -85,7 +90,7 @@ class Live:
         """Add a viewer. If all places are taken, the address with the most gives up its oldest, but
         only to an address with at least two fewer: so no client keeps all places. Behind a load
         balancer all viewers have its address. Raises `TooManyViewersError`."""
-        if self._stopping.is_set():
+        if self.stopping.is_set():
             raise TooManyViewersError
         if self.viewers >= self._most_viewers:
             self._make_room_for(address)
@@ -114,17 +119,6 @@ class Live:
             self._sampling.cancel()
             await asyncio.wait([self._sampling])
 
-    async def news(self) -> bool:
-        """Wait for the next event; False if none will follow."""
-        stopped = asyncio.ensure_future(self._stopping.wait())
-        fresh = asyncio.ensure_future(self._news.wait())
-        try:
-            await asyncio.wait({stopped, fresh}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopped.cancel()
-            fresh.cancel()
-        return not self._stopping.is_set()
-
     def event(self, after: int) -> tuple[bytes, int]:
         """The newest event for a viewer that has the samples up to `after` (ms), and the viewer's
         next `after`. The event is empty before the first sample."""
@@ -144,8 +138,8 @@ class Live:
                     await self._sample()
                 except Exception:  # such as from foreign data in Redis; retry in a second
                     logger.exception("no event for the live page")
-                self._news.set()
-                self._news = asyncio.Event()
+                self.news.set()
+                self.news = asyncio.Event()
                 due = max(due + EVERY_S, loop.time())
                 await asyncio.sleep(due - loop.time())
                 idle = 0 if self.viewers else idle + 1
@@ -157,7 +151,7 @@ class Live:
     async def _sample(self) -> None:
         try:
             kept = await read_history(self._redis, _REFRESHED if self._samples else KEPT)
-            overview = await read_overview(self._redis)
+            overview = await read_overview(self._redis, self._processors)
         except (RedisError, OSError):
             self._status = orjson.dumps(_away())
             return
@@ -186,36 +180,39 @@ class EventStream(Response):
         self._has = _instant(last_event_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream until the viewer leaves, blocks or is displaced, or its time is over."""
-        ends = (self._pump(send), _hung_up(receive), self._viewer.displaced.wait())
-        tasks = {asyncio.ensure_future(each) for each in ends}
+        """Stream until the viewer leaves, blocks or is displaced, its time is over, or the process
+        stops."""
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            start = {"type": "http.response.start", "status": self.status_code}
+            await send({**start, "headers": self.raw_headers})
+            await self._stream(receive, send)
         finally:
             self._live.leave(self._viewer)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
+        gone = {asyncio.ensure_future(each) for each in (self._pump(send), _hung_up(receive))}
+        ends = (self._viewer.displaced.wait(), self._live.stopping.wait())
+        tasks = gone.union(map(asyncio.ensure_future, ends))
+        try:
+            done, _ = await asyncio.wait(
+                tasks, timeout=self._live.stream_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if not done & gone:
+            with contextlib.suppress(TimeoutError):
+                await _send(send, b"", more=False)
 
     async def _pump(self, send: Send) -> None:
-        loop = asyncio.get_running_loop()
-        ends = loop.time() + self._live.stream_s
-        start = {"type": "http.response.start", "status": self.status_code}
-        await send({**start, "headers": self.raw_headers})
         await _send(send, b"retry: %d\n\n" % _RETRY_MS)
-        event, self._has = self._live.event(self._has)
-        try:
-            async with asyncio.timeout_at(ends):
-                while True:
-                    if event:
-                        await _send(send, event)
-                    if not await self._live.news():
-                        break
-                    event, self._has = self._live.event(self._has)
-        except TimeoutError:
-            if loop.time() < ends:
-                raise
-        await _send(send, b"", more=False)
+        while True:
+            news = self._live.news
+            event, self._has = self._live.event(self._has)
+            if event:
+                await _send(send, event)
+            await news.wait()
 
 
 async def _send(send: Send, body: bytes, *, more: bool = True) -> None:

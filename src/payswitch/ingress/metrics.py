@@ -30,13 +30,8 @@ class IngressMetrics:
     def __init__(self, watch: Callable[[], RedisWatch]) -> None:
         self._watch = watch
         own = CollectorRegistry()
-        seconds = HistogramObject(
-            metrics.ACCEPT_SECONDS.name,
-            metrics.ACCEPT_SECONDS.meaning,
-            metrics.ACCEPT_SECONDS.labels,
-            buckets=BOUNDS_S,
-            registry=own,
-        )
+        of = metrics.ACCEPT_SECONDS
+        seconds = HistogramObject(of.name, of.meaning, of.labels, buckets=BOUNDS_S, registry=own)
         # Looked up once: a look-up costs as much as a count.
         self._refused, self._unavailable, self._failed = (
             seconds.labels(result).observe for result in ("refused", "unavailable", "failed")

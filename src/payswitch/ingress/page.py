@@ -18,19 +18,10 @@ from starlette.routing import Route
 from payswitch.ingress.live import EventStream, Live, TooManyViewersError
 from payswitch.ingress.problems import try_later
 
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self'",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-
 _HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",

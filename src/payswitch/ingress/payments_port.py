@@ -20,6 +20,7 @@ from payswitch.http.server import Bounds, Exchange, Listener, Reply, reply
 from payswitch.ingress.bodies import MAX_BODY_BYTES
 from payswitch.ingress.problems import MEDIA_TYPE, Answer, problem_json
 from payswitch.reasons import reason
+from payswitch.store.periodic import Periodic
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ _BOUNDS = Bounds(
 Serve = Callable[[Exchange], Awaitable[Answer]]
 
 
-class PaymentsPort:
+class PaymentsPort(Periodic):
     """Serves `POST /payments`, and `GET /readyz` for the load balancer's checks.
 
     A connection that brings no whole request for `IDLE_S` to twice that is closed; so is the oldest
@@ -59,41 +60,36 @@ class PaymentsPort:
     """
 
     def __init__(self, pay: Serve, ready: Serve) -> None:
+        super().__init__("end of idle connections", IDLE_S)
         self._served = {(b"POST", b"/payments"): pay, (b"GET", b"/readyz"): ready}
         self._listener = Listener(self._handle, _BOUNDS)
         self._under_way: set[asyncio.Task[None]] = set()
-        self._sweeping: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int) -> None:
+    async def open(self, host: str, port: int) -> None:
         """Listen there. Raises `ListenError` when the address is taken."""
         try:
             await self._listener.start(host, port)
         except OSError as error:
             raise ListenError(f"port {port}: {reason(error, host)}") from None
-        self._sweeping = asyncio.create_task(self._sweep(), name="idle connections")
+        self.start()
 
     async def close(self) -> None:
         """Stop listening, answer what is under way, and end the connections."""
-        if self._sweeping is None:
-            return
-        self._sweeping.cancel()
-        await asyncio.wait([self._sweeping])
+        await super().close()
         self._listener.finish()
         if self._under_way:
             await asyncio.wait(self._under_way)
         await self._listener.close()
 
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(IDLE_S)
-            self._listener.end_idle()
+    async def turn(self) -> None:
+        """End idle connections."""
+        self._listener.end_idle()
 
     def _handle(self, exchange: Exchange) -> None:
         serve = self._served.get((exchange.method, exchange.path))
         if serve is None:
             exchange.close_after()
-            is_head = exchange.method == b"HEAD"
-            exchange.answer(_NOTHING_ELSE.without_body() if is_head else _NOTHING_ELSE)
+            exchange.answer(_NOTHING_ELSE)
             return
         task = asyncio.get_running_loop().create_task(self._serve(exchange, serve))
         self._under_way.add(task)

@@ -11,13 +11,13 @@ import importlib.util
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from payswitch.http.listening import try_to_bind
 from payswitch.reasons import reason
 
 LOCAL = "127.0.0.1"
@@ -103,12 +103,7 @@ def check_ports(ports: Sequence[Port]) -> None:
 def is_taken(port: Port) -> bool:
     """Whether a process listens there. Raises `MachineError` if none could."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            port.host, port.number, type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        try_to_bind(port.host, port.number)
     except (OSError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             return True

@@ -117,10 +117,11 @@ class LocalSystem:
     def groups(self, redis_folder: Path | None) -> list[list[Service]]:
         """The services in the order of their stop. Redis is among them if it has a folder. Raises
         `MachineError` without a Redis server."""
-        workers = [self._worker(f"worker-{n}") for n in range(1, self.options.workers + 1)]
+        names = [f"worker-{number}" for number in range(1, self.options.workers + 1)]
+        workers = [self._of_queue(name, "worker", keys.QUEUE) for name in names]
         return [
             *self._endpoint(),
-            [*workers, self._health()],
+            [*workers, self._of_queue("health", "health", keys.HEALTH_QUEUE)],
             [self._simulator(port) for port in self.simulated.values()],
             [self._redis(redis_folder)] if redis_folder else [],
         ]
@@ -200,16 +201,11 @@ class LocalSystem:
         part = self._own(name, command, _answers(port, "/readyz", 200))
         return Service(part, port.url, note, port, metrics=port)
 
-    def _worker(self, name: str) -> Service:
-        return self._of_queue(name, "worker", keys.QUEUE)
-
-    def _health(self) -> Service:
-        return self._of_queue("health", "health", keys.HEALTH_QUEUE)
-
     def _of_queue(self, name: str, command: str, queue: str) -> Service:
         number = next(self._metrics_ports, 0)
         variables = {"PAYSWITCH_METRICS_PORT": str(number)}
-        part = self._own(name, [command], self._takes_jobs_of(queue), variables)
+        is_ready = self._redis_says("EXISTS", keys.sign_of_life(queue))
+        part = self._own(name, [command], is_ready, variables)
         if not number:
             return Service(part, queue)
         metrics = Port(name, self.settings.metrics_host, number, "PAYSWITCH_METRICS_PORT")
@@ -262,7 +258,7 @@ class LocalSystem:
             "redis",
             [program, *options],
             self._environment,
-            self._redis_answers,
+            self._redis_says("PING"),
             before_start=partial(cut_open_transaction, folder),
         )
         note = f"{redis_version(program)}, kept in {self.options.state}"
@@ -283,20 +279,16 @@ class LocalSystem:
         after = ("redis",) if self.own_redis else ()
         return Part(name, whole, {**self._environment, **(variables or {})}, is_ready, after)
 
-    def _takes_jobs_of(self, queue: str) -> _Check:
+    def _redis_says(self, *command: str) -> _Check:
+        """Whether Redis' answer to a command is true."""
+
         async def check() -> bool:
             try:
-                return bool(await self.redis.exists(keys.sign_of_life(queue)))
+                return bool(await self.redis.execute_command(*command))  # type: ignore[no-untyped-call]
             except (RedisError, OSError):
                 return False
 
         return check
-
-    async def _redis_answers(self) -> bool:
-        try:
-            return bool(await self.redis.ping())
-        except (RedisError, OSError):
-            return False
 
 
 def run(options: Options) -> None:

@@ -1,9 +1,12 @@
--- Bury: a payment that can't be paid becomes a dead letter. Only the holder of its lease may do so,
--- and never while a try may still be recorded: an open try that has not ended, until the horizon has
--- passed by both Redis' clock and the holder's. Pin and tries stay.
+-- Bury: a payment that won't be paid ends: as a dead letter, which waits for a person and keeps pin and
+-- tries, or declined by its provider, which is final. Only the holder of its lease may do so, and never
+-- while a try may still be recorded: an open try that has not ended, until the horizon has passed by
+-- both Redis' clock and the holder's. A decline is then kept for later in the record.
 --
--- ARGV: the longest delay of a processor (ms); then for each payment: id, token, generation, reason,
---   closed tries, ended tries, '1' if the horizon has passed by the holder's clock
+-- ARGV: the longest delay of a processor (ms), retention (ms); then for each payment: id, token,
+--   generation, 'dead' or 'declined', reason (the provider's code if declined), closed tries, marked
+--   tries, '1' if the horizon has passed by the holder's clock, the outcome of the last try (see
+--   remember_tries)
 -- Returns for each payment: 'buried', 'open' (a try may still be recorded), 'lost', 'gone'
 
 demand_queues()
@@ -13,35 +16,48 @@ local current = generation()
 local answer = {}
 
 local function may_be_recorded_later(open)
-  for _, mark in string.gmatch(open, '(%d+)(e?)') do
-    if mark == '' then return true end
+  for _, mark in string.gmatch(open, '(%d+)(%a?)') do
+    if mark ~= 'e' then return true end
   end
   return false
 end
 
-for i = 2, #ARGV, 7 do
-  local id, token, of, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+local function bury(id, record, state, reason)
+  leave_queue({ id })
+  redis.call('HDEL', record, 'token', 'lease_until')
+  if state == 'dead' then
+    redis.call('HSET', record, 'state', 'dead', 'reason', reason, 'dead_at', now)
+    redis.call('ZADD', DEAD, now, id)
+  else
+    redis.call('HDEL', record, 'open', 'horizon', 'quiet', 'delay')
+    redis.call('HSET', record, 'state', 'declined', 'declined', reason, 'declined_at', now)
+    redis.call('PEXPIRE', record, ARGV[2])
+  end
+end
+
+for i = 3, #ARGV, 9 do
+  local id, token, of, state, reason = unpack(ARGV, i, i + 4)
   local record = 'payment:' .. id
   local known = redis.pcall('HMGET', record, 'generation', 'token', 'open', 'horizon', 'tries',
-    'delay')
+    'delay', 'processor')
   local verdict
   if known.err or known[1] ~= current or of ~= current then
     verdict = 'gone'
   elseif known[2] ~= token then
     verdict = 'lost'
   else
-    local open = changed_tries(known[3] or '', ARGV[i + 4], ARGV[i + 5])
+    local open = changed_tries(known[3] or '', ARGV[i + 5], ARGV[i + 6])
+    remember_tries(record, now, known[7] or '', known[3] or '', ARGV[i + 5], ARGV[i + 8],
+      state == 'declined' and 'declined')
     redis.call('HSET', record, 'open', open)
     local later = math.max(0, ARGV[1] - counted_delay(known[6], known[5]))
     local horizon = tonumber(known[4] or '0') or math.huge
-    local horizon_passed = ARGV[i + 6] == '1' and horizon + later <= now
+    local horizon_passed = ARGV[i + 7] == '1' and horizon + later <= now
     if may_be_recorded_later(open) and not horizon_passed then
+      if state == 'declined' then redis.call('HSET', record, 'declined', reason) end
       verdict = 'open'
     else
-      leave_queue({ id })
-      redis.call('HDEL', record, 'token', 'lease_until')
-      redis.call('HSET', record, 'state', 'dead', 'reason', reason, 'dead_at', now)
-      redis.call('ZADD', DEAD, now, id)
+      bury(id, record, state, reason)
       verdict = 'buried'
     end
   end

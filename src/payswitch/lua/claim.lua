@@ -1,14 +1,15 @@
 -- Claim: due payments get a lease with a token that no lease ever had. They are due again when the
 -- lease ends, so that a dead worker's payments return by themselves.
 --
--- ARGV: how many at most, the lease (ms), the longest delay of a processor (ms)
+-- ARGV: how many at most, the lease (ms), the longest delay of a processor (ms), how many held payments
+--   to make due, and the processors for which they are held
 -- Returns names and values: now (ms), generation, selection ({ override, selection }, each or nil),
 --   next_due (ms, or nil), token, strays (their ids), fields, payments. A payment is a list of values
 --   in the order of `fields`, so that each name is sent once; `later` is the time (ms) to add to
 --   horizon and quiet time for that delay.
 
 local FIELDS = { 'id', 'job', 'score', 'job_try', 'later', 'cents', 'accepted_at', 'processor',
-  'requested_at', 'open', 'horizon', 'tries', 'quiet', 'replayed_at', 'metadata' }
+  'requested_at', 'open', 'horizon', 'tries', 'quiet', 'replayed_at', 'declined', 'metadata' }
 
 demand_queues()
 local limit, lease, max_delay = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -23,6 +24,7 @@ if redis.call('EXISTS', PURGING, PAUSED) > 0 then
 end
 
 redis.call('DEL', WAKE)
+for i = 5, #ARGV do bring_forward(HELD .. ARGV[i], tonumber(ARGV[4]), now) end
 local due = redis.call('ZRANGEBYSCORE', QUEUE, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
 local strays, payments = {}, {}
 local token = #due > 0 and redis.call('INCR', TOKEN) or 0
@@ -45,12 +47,12 @@ for i = 1, #due, 2 do
   local id = due[i]
   local record = 'payment:' .. id
   local born, state, delay, cents, accepted_at, processor, requested_at, open, horizon, tries, quiet,
-    replayed_at, metadata = unpack(redis.pcall('HMGET', record, 'generation', 'state', 'delay', 'cents',
-      'accepted_at', 'processor', 'requested_at', 'open', 'horizon', 'tries', 'quiet', 'replayed_at',
-      'metadata'))
+    replayed_at, declined, metadata, held = unpack(redis.pcall('HMGET', record, 'generation', 'state',
+      'delay', 'cents', 'accepted_at', 'processor', 'requested_at', 'open', 'horizon', 'tries', 'quiet',
+      'replayed_at', 'declined', 'metadata', 'held'))
   if born ~= current or not (tonumber(cents) and tonumber(accepted_at)) then
     put_aside(id)
-  elseif state == 'settled' or state == 'dead' then
+  elseif state == 'settled' or state == 'dead' or state == 'declined' then
     strays[#strays + 1] = id
     redis.call('ZREM', QUEUE, id)
   else
@@ -62,13 +64,14 @@ for i = 1, #due, 2 do
       redis.pcall('ZREM', WAITING .. processor, id)
       waited_for[processor] = true
     end
+    if held then redis.pcall('ZREM', HELD .. string.match(held, '^%S*'), id) end
     local job_try = redis.pcall('INCR', 'arq:retry:' .. id)
     local job = redis.pcall('GET', 'arq:job:' .. id)
     if type(job_try) == 'table' then job_try = 1 end
     if type(job) == 'table' then job = false end
     payments[#payments + 1] = { id, job, due[i + 1], job_try,
       math.max(0, max_delay - counted_delay(delay, tries)), cents, accepted_at, processor,
-      requested_at, open, horizon, tries, quiet, replayed_at, metadata }
+      requested_at, open, horizon, tries, quiet, replayed_at, declined, metadata }
   end
 end
 if #leases > 0 then

@@ -17,6 +17,12 @@ local SELECTION = 'selected_payment_processor'
 local OVERRIDE = 'selection:override'         -- string: an operator's choice, until it expires
 local FOLDED = 'ledger:folded'                -- hash: width (ms) -> instant (ms); see fold.lua
 local WAITING = 'payments:waiting:'           -- zset by processor: payment id by due time; see release.lua
+local RESOLVED = 'payments:resolved'          -- zset: resolved dead letter's id by time (ms)
+local RESOLUTIONS = 'payments:resolutions'    -- string: the number of dead letters resolved
+local RESOLVED_INCIDENTS = 'payments:incidents:resolved' -- zset: incidents (JSON) by resolution (ms)
+local AUDIT = 'payments:audit'                -- stream: operators' acts; outlives purges
+local HELD = 'payments:held:'                 -- zset by processor: payment id by due time; see release.lua
+local SAVED = 'payments:saved'                -- hash: 'processor instead' -> cents; see settle.lua
 local LEDGER_FULL = 'ledger:full'             -- string: there while the ledger's sums are too large
 
 local function now_ms()
@@ -61,20 +67,91 @@ local function wake_a_worker()
   if redis.call('EXISTS', WAKE, PAUSED) == 0 then redis.call('LPUSH', WAKE, '1') end
 end
 
--- Open tries are numbers such as '3 4e'; an e marks a try that has ended at the processor but may
--- have been recorded. Both changes are lists of numbers such as '3,4'.
-local function changed_tries(open, closed, ended)
-  if closed == '' and ended == '' then return open end
-  local is_closed, is_ended = {}, {}
+-- Open tries are numbers such as '3 4e 5p'. An e marks a try that has ended at the processor but may
+-- have been recorded, a p one that the processor has and will decide. Changes are lists: the numbers
+-- of closed tries, such as '3,4', and new marks, such as '3e,5p'.
+local function changed_tries(open, closed, marked)
+  if closed == '' and marked == '' then return open end
+  local is_closed, marks = {}, {}
   for try in string.gmatch(closed, '%d+') do is_closed[try] = true end
-  for try in string.gmatch(ended, '%d+') do is_ended[try] = true end
+  for try, mark in string.gmatch(marked, '(%d+)(%a)') do marks[try] = mark end
   local left = {}
-  for try, mark in string.gmatch(open, '(%d+)(e?)') do
+  for try, mark in string.gmatch(open, '(%d+)(%a?)') do
     if not is_closed[try] then
-      left[#left + 1] = try .. (is_ended[try] and 'e' or mark)
+      left[#left + 1] = try .. (marks[try] or mark)
     end
   end
   return table.concat(left, ' ')
+end
+
+-- The history of a payment is in its record: field `history` counts its entries, and `history:N` is
+-- entry N, a JSON array that begins with an instant (ms) and a kind. The newest entries stay.
+local KEPT_OF_HISTORY = 64
+local function remember(record, entry)
+  local last = (tonumber(redis.call('HMGET', record, 'history')[1]) or 0) + 1
+  redis.call('HSET', record, 'history', last, 'history:' .. last, cjson.encode(entry))
+  redis.call('HDEL', record, 'history:' .. (last - KEPT_OF_HISTORY))
+end
+
+-- Tries that were open and that the processor's word has closed: all closed ones but the one just
+-- made. `why` is 'missing' (it doesn't have the payment) or 'declined'.
+local function remember_closed(record, now, processor, open, closed, own, why)
+  local is_closed, numbers = {}, {}
+  for try in string.gmatch(closed, '%d+') do is_closed[try] = true end
+  for try in string.gmatch(open, '%d+') do
+    if is_closed[try] and tonumber(try) ~= own then numbers[#numbers + 1] = tonumber(try) end
+  end
+  if #numbers > 0 then remember(record, { now, 'closed', processor, numbers, why }) end
+end
+
+-- `tried` is the outcome of a try that did not pay (JSON: number, processor, outcome, what became of
+-- it), or ''. If the try before ended in the same way, its entry takes this one in. A try that is
+-- brought again is not entered again.
+local function remember_tries(record, now, processor, open, closed, tried, why)
+  local number, at_processor, outcome, fate
+  if tried ~= '' then number, at_processor, outcome, fate = unpack(cjson.decode(tried)) end
+  if closed ~= '' then remember_closed(record, now, processor, open, closed, number, why or 'missing') end
+  if not number then return end
+  local last = redis.call('HMGET', record, 'history')[1]
+  local read, entry = pcall(cjson.decode, last and redis.call('HMGET', record, 'history:' .. last)[1])
+  local is_of_try = read and type(entry) == 'table' and entry[2] == 'tried'
+  local latest = is_of_try and (entry[7] or entry[6])
+  if latest == number then return end
+  if latest == number - 1 and entry[3] == at_processor and entry[4] == outcome
+    and entry[5] == fate then
+    entry[7], entry[8] = number, now
+    redis.call('HSET', record, 'history:' .. last, cjson.encode(entry))
+  else
+    remember(record, { now, 'tried', at_processor, outcome, fate, number })
+  end
+end
+
+-- When a dead letter is none any more, its death and its resolution leave the record's fields for
+-- its history. Returns whether it was resolved.
+local function leave_the_dead(id, record)
+  local died, reason, resolved, by, how = unpack(redis.call('HMGET', record, 'dead_at', 'reason',
+    'resolved_at', 'resolved_by', 'resolution'))
+  if tonumber(died) then remember(record, { tonumber(died), 'dead', reason or '' }) end
+  if tonumber(resolved) then
+    remember(record, { tonumber(resolved), 'resolved', by or '', how or '' })
+  end
+  redis.call('HDEL', record, 'reason', 'dead_at', 'resolved_at', 'resolved_by', 'resolution')
+  redis.call('ZREM', DEAD, id)
+  if not resolved then return false end
+  redis.pcall('ZREM', RESOLVED, id)
+  redis.pcall('INCRBY', RESOLUTIONS, -1)
+  return true
+end
+
+-- Appends an operator's act to the audit trail. `what` is its object, in words.
+local KEPT_ACTS = 10000
+local function record_act(act, by, what, reason)
+  redis.call('XADD', AUDIT, 'MAXLEN', KEPT_ACTS, '*', 'act', act, 'by', by, 'what', what,
+    'reason', reason)
+end
+
+local function these_payments(ids)
+  return #ids == 1 and ids[1] or #ids .. ' payments'
 end
 
 -- The longest delay of a processor (ms) with which a record's horizon and quiet time were counted.
@@ -114,6 +191,24 @@ local function keep_pace(processor, now)
     end
     redis.call('ZREM', key, first[1])
   end
+end
+
+-- Makes up to `left` payments of such a zset due now, the longest waiting first; whether there were
+-- any. If the queue has another due time, the payment was taken, and its entry is dropped.
+local function bring_forward(key, left, now)
+  local found = false
+  while left > 0 do
+    local waiting = redis.pcall('ZPOPMIN', key, left)
+    if waiting.err or #waiting == 0 then break end
+    for j = 1, #waiting, 2 do
+      if redis.call('ZSCORE', QUEUE, waiting[j]) == waiting[j + 1] then
+        redis.call('ZADD', QUEUE, 'XX', now, waiting[j])
+        found = true
+        left = left - 1
+      end
+    end
+  end
+  return found
 end
 
 local function leave_queue(ids)

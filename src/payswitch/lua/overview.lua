@@ -3,7 +3,7 @@
 --
 -- ARGV: the processors
 -- Returns the names and values below; now in ms, lives in ms as by PTTL, totals as count and cents
---   for each processor, heartbeats as the hash of each living process
+--   for each processor, held as the count for each, saved as settle.lua writes it, heartbeats as the hash of each living process
 
 local function read(...)
   local answer = redis.pcall(...)
@@ -19,6 +19,8 @@ for i = 1, #ARGV do
   totals[#totals + 1] = total and total[1]
   totals[#totals + 1] = total and total[2]
 end
+local held = {}
+for i = 1, #ARGV do held[i] = read('ZCARD', HELD .. ARGV[i]) end
 local now = now_ms()
 local heartbeats = {}
 for _, key in ipairs(read('ZRANGE', 'vitals', 0, -1) or {}) do
@@ -31,6 +33,7 @@ return {
   'oldest', oldest and oldest[2] or false,
   'in_flight', read('ZCARD', IN_FLIGHT),
   'dead', read('ZCARD', DEAD),
+  'resolved', read('GET', RESOLUTIONS),
   'incidents', read('LLEN', INCIDENTS),
   'selection', read('GET', SELECTION),
   'selection_life', read('PTTL', SELECTION),
@@ -42,5 +45,7 @@ return {
   'paused', read('GET', PAUSED),
   'paused_life', read('PTTL', PAUSED),
   'totals', totals,
+  'held', held,
+  'saved', read('HGETALL', SAVED),
   'heartbeats', heartbeats,
 }

@@ -1,9 +1,10 @@
 -- Purge: a new generation begins, with empty queue, backlog, dead letters and summary. From now on
 -- records of the old generation count as missing everywhere. forget.lua removes them; until then
--- LEFTOVERS exists. Throttle, lock, selection, operators' orders and token counter stay.
+-- LEFTOVERS exists. Throttle, lock, selection, operators' orders, their audit trail and token counter
+-- stay.
 --
--- ARGV: latest (ms by Redis' clock), after which it does nothing, as the caller has given up; the
---   processors' names
+-- ARGV: latest (ms by Redis' clock), after which it does nothing, as the caller has given up;
+--   who purges, why; the processors' names
 -- Returns: the new generation, or 0 if it is too late
 
 if now_ms() > tonumber(ARGV[1]) then return 0 end
@@ -12,10 +13,12 @@ local number = tonumber(generation())
 if not number or number >= 2 ^ 53 or string.format('%.0f', number) ~= generation() then
   error(GENERATION .. ' holds no number to add to')
 end
+demand('stream', AUDIT)
 write_even_out_of_memory()
-redis.call('UNLINK', QUEUE, OPEN, IN_FLIGHT, DEAD, INCIDENTS, WAKE, PURGING,
-  FOLDED, LEDGER_FULL, CURRENCY)
-for i = 2, #ARGV do redis.call('UNLINK', WAITING .. ARGV[i]) end
+redis.call('UNLINK', QUEUE, OPEN, IN_FLIGHT, DEAD, RESOLVED, RESOLUTIONS, INCIDENTS,
+  RESOLVED_INCIDENTS, WAKE, PURGING, FOLDED, LEDGER_FULL, CURRENCY, SAVED)
+for i = 4, #ARGV do redis.call('UNLINK', WAITING .. ARGV[i], HELD .. ARGV[i]) end
 local new = redis.call('INCR', GENERATION)
 redis.call('SET', LEFTOVERS, new)
+record_act('purge', ARGV[2], 'all payments; generation ' .. new .. ' begins', ARGV[3])
 return new

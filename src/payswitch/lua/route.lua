@@ -3,7 +3,7 @@
 -- use the longest delay that this worker or an earlier one knew.
 --
 -- ARGV: the longest delay of a processor (ms), the lease (ms); then for each payment: id, token,
---   generation, processor, closed tries, ended tries
+--   generation, processor, closed tries, marked tries
 -- Returns for each payment: nil if the lease is lost, or { processor, requested_at (ms), try }
 
 write_even_out_of_memory()
@@ -28,6 +28,7 @@ for i = 3, #ARGV, 6 do
     answer[#answer + 1] = false
   else
     local open = changed_tries(known[5] or '', ARGV[i + 4], ARGV[i + 5])
+    remember_tries(record, now, known[3] or '', known[5] or '', ARGV[i + 4], '')
     local requested_at
     if open == '' then
       requested_at = now

@@ -1,8 +1,14 @@
 -- Settle: a payment enters the ledger once, with the instant that its processor recorded, and leaves
 -- queue and backlog in the same step. Proof from the pinned processor settles the payment, with or
--- without a lease. Proof that matches no pin is kept as an incident.
+-- without a lease. Proof that matches no pin is kept as an incident, and so is proof of a payment that
+-- an operator had resolved as a dead letter: it may have been paid twice.
 --
--- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms)
+-- What was held for the processor that paid it also counts as saved: by that processor and the one that
+-- would have taken it.
+--
+-- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms),
+--   the outcome of its last try, if that did not pay (see remember_tries), the processor's reference
+--   ('' for none)
 -- Returns for each payment: 'settled', 'known' (it was settled before), 'gone' (purged), 'incident'
 --   (it matches no pin, or there is no record), 'unaddable' (a sum of the ledger has another type or
 --   would exceed 64 bits; nothing of the payment is changed)
@@ -98,10 +104,10 @@ end
 -- Only the newest incidents are kept: a processor that answers for payments that were never pinned
 -- to it must not fill the memory.
 local incidents = {}
-local function incident(id, state, pin, processor, requested_at)
+local function incident(id, state, pin, processor, requested_at, what)
   incidents[#incidents + 1] = cjson.encode({
     correlationId = id, at = now, state = state or '', pinned = pin or '', paidBy = processor,
-    requestedAt = requested_at, what = 'proof of payment that matches no pin or no record' })
+    requestedAt = requested_at, what = what })
 end
 
 -- The payments to settle, each id once.
@@ -111,20 +117,24 @@ local function judge(i)
   local id, of, processor, requested_at = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   if of ~= current then return 'gone' end
   if to_settle[id] then return 'known' end
-  local known = redis.pcall('HMGET', 'payment:' .. id, 'generation', 'state', 'processor', 'cents')
+  local known = redis.pcall('HMGET', 'payment:' .. id, 'generation', 'state', 'processor', 'cents',
+    'held')
   if not known.err and known[1] and known[1] ~= current then return 'gone' end
   local is_known = not known.err and tonumber(known[4])
   if not is_known or known[3] ~= processor then
-    incident(id, known[2], known[3], processor, requested_at)
+    incident(id, known[2], known[3], processor, requested_at,
+      'proof of payment that matches no pin or no record')
     return 'incident'
   end
   if known[2] == 'settled' then return 'known' end
   local sum = collect(processor, requested_at, tonumber(known[4]))
-  to_settle[id] = { requested_at = requested_at, was = known[2], sum = sum }
+  to_settle[id] = { processor = processor, requested_at = requested_at, was = known[2],
+    cents = tonumber(known[4]), sum = sum, tried = ARGV[i + 4], reference = ARGV[i + 5],
+    held = known[5] }
   return 'settled'
 end
 
-for i = 2, #ARGV, 4 do answer[#answer + 1] = judge(i) end
+for i = 2, #ARGV, 6 do answer[#answer + 1] = judge(i) end
 
 local function is_refused(sum, refused)
   local own = {}
@@ -145,7 +155,7 @@ local function write_without(refused)
     if not sum.refused then enter(sums, sum) end
   end
   for i, verdict in ipairs(answer) do
-    local settled = to_settle[ARGV[4 * i - 2]]
+    local settled = to_settle[ARGV[6 * i - 4]]
     if settled and settled.sum.refused and (verdict == 'settled' or verdict == 'known') then
       answer[i] = 'unaddable'
     end
@@ -166,16 +176,32 @@ if refused then
 end
 if is_full then redis.call('SET', LEDGER_FULL, '1') end
 
-for _, entry in ipairs(incidents) do redis.call('RPUSH', INCIDENTS, entry) end
-if #incidents > 0 then redis.call('LTRIM', INCIDENTS, -10000, -1) end
+local saved = {}
+for _, settled in pairs(to_settle) do
+  if settled.held and string.match(settled.held, '^%S*') == settled.sum.processor then
+    saved[settled.held] = (saved[settled.held] or 0) + settled.cents
+  end
+end
+for held, cents in pairs(saved) do
+  redis.pcall('HINCRBY', SAVED, held, string.format('%.0f', cents))
+end
 local ids = {}
 for id in pairs(to_settle) do ids[#ids + 1] = id end
 leave_queue(ids)
 for id, settled in pairs(to_settle) do
+  if settled.was == 'dead' and leave_the_dead(id, 'payment:' .. id) then
+    incident(id, 'resolved', settled.processor, settled.processor, settled.requested_at,
+      'proof of payment for a dead letter that an operator had resolved')
+  end
+end
+for _, entry in ipairs(incidents) do redis.call('RPUSH', INCIDENTS, entry) end
+if #incidents > 0 then redis.call('LTRIM', INCIDENTS, -10000, -1) end
+for id, settled in pairs(to_settle) do
   local record = 'payment:' .. id
-  if settled.was == 'dead' then redis.call('ZREM', DEAD, id) end
+  if settled.tried ~= '' then remember_tries(record, now, '', '', '', settled.tried) end
   redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'delay',
-    'reason', 'dead_at')
+    'reason', 'dead_at', 'declined', 'declined_at', 'held')
+  if settled.reference ~= '' then redis.call('HSET', record, 'reference', settled.reference) end
   redis.call('HSET', record, 'state', 'settled', 'requested_at', settled.requested_at,
     'settled_at', now)
   redis.call('PEXPIRE', record, retention)

@@ -6,12 +6,14 @@ from its next claim on. It outlives restarts of workers and Redis.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
 from redis.asyncio import Redis
 
 from payswitch.instants import LATEST_MS, format_instant
+from payswitch.payments.audit import Signature
 from payswitch.selection.selector import parse_override
 from payswitch.store import keys, scripts
 from payswitch.store.notes import read_note
@@ -55,25 +57,25 @@ class Controls:
         self._order = scripts.load(redis, "order")
         self._withdraw = scripts.load(redis, "withdraw")
 
-    async def select(self, processor: str, *, life_ms: int, by: str, reason: str | None) -> Order:
+    async def select(self, processor: str, *, life_ms: int, signature: Signature) -> Order:
         """Send new tries to this processor for `life_ms`, whatever the health check says."""
-        return await self._give(keys.OVERRIDE, processor, life_ms, by, reason)
+        return await self._give(keys.OVERRIDE, "select", processor, life_ms, signature)
 
-    async def select_automatically(self) -> bool:
+    async def select_automatically(self, signature: Signature) -> bool:
         """End the order of `select`; False if there is none."""
-        return bool(await self._withdraw(keys=[keys.OVERRIDE]))
+        return await self._end(keys.OVERRIDE, "select", "auto", signature)
 
-    async def override(self) -> Order | None:
-        """The order of `select` in force."""
-        return standing_override(*await self._read(keys.OVERRIDE))
+    async def override(self, processors: Sequence[str]) -> Order | None:
+        """The order of `select` in force, if it names one of these."""
+        return standing_override(processors, *await self._read(keys.OVERRIDE))
 
-    async def pause(self, *, life_ms: int | None, by: str, reason: str | None) -> Order:
+    async def pause(self, *, life_ms: int | None, signature: Signature) -> Order:
         """Stop all claims for `life_ms`, or until `resume`."""
-        return await self._give(keys.PAUSED, None, life_ms, by, reason)
+        return await self._give(keys.PAUSED, "pause", None, life_ms, signature)
 
-    async def resume(self) -> bool:
+    async def resume(self, signature: Signature) -> bool:
         """Let workers claim again at once; False if they weren't paused."""
-        return bool(await self._withdraw(keys=[keys.PAUSED]))
+        return await self._end(keys.PAUSED, "resume", "", signature)
 
     async def paused(self) -> Order | None:
         """The order of `pause` in force."""
@@ -97,16 +99,29 @@ class Controls:
         return Waiting(int(payments), int(in_flight), deadline, int(overdue))
 
     async def _give(
-        self, key: str, processor: str | None, life_ms: int | None, by: str, reason: str | None
+        self,
+        key: str,
+        act: str,
+        processor: str | None,
+        life_ms: int | None,
+        signature: Signature,
     ) -> Order:
         now = await redis_now_ms(self._redis)
         at = format_instant(now)
-        document = {"by": by, "at": at, "reason": reason}
+        document = {"by": signature.by, "at": at, "reason": signature.reason}
         if processor is not None:
             document["processor"] = processor
-        await self._order(keys=[key], args=[orjson.dumps(document), life_ms or 0])
         until = None if life_ms is None else now + life_ms
-        return Order(by, at, reason, until, processor)
+        ends = "" if until is None else f"until {format_instant(until)}"
+        what = " ".join(filter(None, (processor, ends)))
+        by, reason = signature.arguments()
+        said = act, by, what, reason
+        await self._order(keys=[key], args=[orjson.dumps(document), life_ms or 0, *said])
+        return Order(signature.by, at, signature.reason, until, processor)
+
+    async def _end(self, key: str, act: str, what: str, signature: Signature) -> bool:
+        by, reason = signature.arguments()
+        return bool(await self._withdraw(keys=[key], args=[act, by, what, reason]))
 
     async def _read(self, key: str) -> tuple[bytes | None, int, int]:
         """The key's string (None for other types), Redis' clock and the key's life, both in ms."""
@@ -133,6 +148,8 @@ def standing_pause(raw: bytes | None, now_ms: int, life_ms: int) -> Order | None
     return Order(text("by") or UNKNOWN, text("at"), text("reason"), until_ms, text("processor"))
 
 
-def standing_override(raw: bytes | None, now_ms: int, life_ms: int) -> Order | None:
+def standing_override(
+    processors: Sequence[str], raw: bytes | None, now_ms: int, life_ms: int
+) -> Order | None:
     """Read the order of `select` the same way; an unreadable one is None, as workers ignore it."""
-    return None if parse_override(raw) is None else standing_pause(raw, now_ms, life_ms)
+    return None if parse_override(raw, processors) is None else standing_pause(raw, now_ms, life_ms)

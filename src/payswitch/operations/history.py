@@ -4,7 +4,7 @@ page has its charts as soon as it opens."""
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,8 @@ WINDOW_S = 10
 
 _BEAT_MS = 950
 """Less than a second, so that a writer's own beat has ended by its next turn."""
+_FAILED = ("NotPaid", "Ended", "Unknown")
+"""The outcomes of failed tries."""
 _KEPT_MS = int(KEPT * EVERY_S * 1000)
 
 
@@ -53,10 +55,6 @@ class Sample:
     p50_ms: float | None
     """Time to settle, over `WINDOW_S`; None if nothing was settled."""
     p99_ms: float | None
-
-    def as_json(self) -> bytes:
-        """The form in Redis and for the page."""
-        return orjson.dumps(self)
 
 
 def parse_sample(raw: bytes) -> Sample | None:
@@ -86,23 +84,22 @@ class Changes:
     """Makes samples from the differences between successive overviews."""
 
     def __init__(self) -> None:
-        self._before: dict[str, Process] = {}
+        self._before: dict[str, Process] | None = None
         self._settle_times: deque[Histogram] = deque(maxlen=WINDOW_S)
-        self._is_first = True
 
     def sample(self, overview: Overview) -> Sample:
         """The sample of this overview; earlier ones are taken into account."""
-        changes = [(each, self._before.get(each.name)) for each in overview.processes]
-        if self._is_first:  # earlier counts belong to no second
-            changes = [(each, each) for each in overview.processes]
-        self._is_first = False
-        self._before = {each.name: each for each in overview.processes}
-        self._settle_times.append(
-            merged(
-                now.settle_times.since(then.settle_times if then else Histogram())
-                for now, then in changes
-            )
-        )
+        processes = {each.name: each for each in overview.processes}
+        before = processes if self._before is None else self._before  # the first has no changes
+        self._before = processes
+        settle_times: list[Histogram] = []
+        counts = Counter[str]()
+        for name, now in processes.items():
+            then = before.get(name)
+            settle_times.append(now.settle_times.since(then.settle_times if then else Histogram()))
+            counts.update(now.counts)
+            counts.subtract(then.counts if then else {})
+        self._settle_times.append(merged(settle_times))
         times = merged(self._settle_times)
         choice = overview.choice
         return Sample(
@@ -115,8 +112,11 @@ class Changes:
             dead=overview.dead,
             selected=choice.processor if choice else None,
             healthy=choice is None or choice.healthy,
-            failed={name: _failed(changes, name) for name in overview.settled},
-            unavailable=sum(_increase(now, then, "refused:503") for now, then in changes),
+            failed={
+                name: sum(counts[f"tries:{name}:{outcome}"] for outcome in _FAILED)
+                for name in overview.settled
+            },
+            unavailable=counts["refused:503"],
             p50_ms=times.quantile(0.5),
             p99_ms=times.quantile(0.99),
         )
@@ -125,8 +125,9 @@ class Changes:
 class HistoryWriter(Periodic):
     """Adds a sample a second, in one process of the cluster at a time."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, processors: Sequence[str]) -> None:
         super().__init__("sample", EVERY_S)
+        self._processors = processors
         self._take = scripts.load(redis, "take")
         self._append = scripts.load(redis, "history")
         self._redis = redis
@@ -154,12 +155,12 @@ class HistoryWriter(Periodic):
         """Add a sample unless another process has just done so. The overview is read in any case,
         as the next turn may be this process'. Raises `RedisError` or `OSError`."""
         is_mine = await self._take(keys=[keys.BEAT], args=["1", _BEAT_MS])
-        self._read = await read_overview(self._redis)
+        self._read = await read_overview(self._redis, self._processors)
         self._read_at = time.monotonic()
         self._orders.see(self._read)
         sample = self._changes.sample(self._read)
         if is_mine:
-            await self._append(keys=[keys.HISTORY], args=[sample.as_json(), KEPT, _KEPT_MS])
+            await self._append(keys=[keys.HISTORY], args=[orjson.dumps(sample), KEPT, _KEPT_MS])
         return bool(is_mine)
 
 
@@ -173,18 +174,3 @@ async def read_history(redis: Redis, newest: int = KEPT) -> list[bytes]:
             raise
         return []
     return kept
-
-
-_FAILED = ("NotPaid", "Ended", "Unknown")
-
-
-def _failed(changes: Sequence[tuple[Process, Process | None]], processor: str) -> int:
-    return sum(
-        _increase(now, then, f"tries:{processor}:{outcome}")
-        for now, then in changes
-        for outcome in _FAILED
-    )
-
-
-def _increase(now: Process, then: Process | None, name: str) -> int:
-    return now.counts.get(name, 0) - (then.counts.get(name, 0) if then else 0)

@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry, Metric
 from payswitch.money import Currency
 from payswitch.operations.history import HistoryWriter
 from payswitch.operations.overview import Overview
-from payswitch.settings import PROCESSORS
 from payswitch.telemetry import metrics
 from payswitch.telemetry.metrics import Facts
 
@@ -37,6 +36,7 @@ def _of(overview: Overview, currency: Currency) -> Iterable[Metric]:
     yield metrics.BACKLOG.one(overview.backlog)
     yield metrics.OLDEST_AGE.one((overview.oldest_age_ms or 0) / 1000)
     yield metrics.IN_FLIGHT.one(overview.in_flight)
+    yield metrics.HELD.by({(name,): count for name, count in overview.held.items()})
     yield metrics.DEAD_LETTERS.one(overview.dead)
     yield metrics.INCIDENTS.one(overview.incidents)
     yield metrics.PROCESSES.by({(part,): len(overview.of_kind(part)) for part in _PARTS})
@@ -67,11 +67,11 @@ def _of_choice(overview: Overview) -> Iterable[Metric]:
     choice, override = overview.choice, overview.override
     chosen = choice.processor if choice else None
     ordered = override.processor if override else None
-    yield metrics.SELECTED.by({(name,): name == chosen for name in PROCESSORS})
+    yield metrics.SELECTED.by({(name,): name == chosen for name in overview.settled})
     yield metrics.SELECTION_HEALTHY.one(choice is not None and choice.healthy)
     if choice is not None:
         yield metrics.SELECTION_AT.one(choice.at / 1000)
-    yield metrics.OVERRIDE.by({(name,): name == ordered for name in PROCESSORS})
+    yield metrics.OVERRIDE.by({(name,): name == ordered for name in overview.settled})
     yield metrics.PAUSED.one(overview.paused is not None)
 
 

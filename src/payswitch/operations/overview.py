@@ -15,7 +15,6 @@ from redis.asyncio import Redis
 from payswitch.instants import parse_instant_ms
 from payswitch.money import Total
 from payswitch.operations.controls import Order, standing_override, standing_pause
-from payswitch.settings import PROCESSORS
 from payswitch.store import scripts
 from payswitch.store.notes import read_note
 from payswitch.telemetry.heartbeat import Process, parse_heartbeat
@@ -58,7 +57,8 @@ class Reconciled:
 
 @dataclass(frozen=True, slots=True)
 class Fees:
-    """The fees paid, in cents, and the fees for the same payments all through `default`."""
+    """The fees paid, in cents, and the fees for the same payments all through the first
+    processor."""
 
     paid: Decimal
     all_default: Decimal
@@ -75,12 +75,21 @@ class Overview:
 
     at: int
     settled: Mapping[str, Total]
-    """By processor, since the last purge."""
+    """By processor in order of preference, since the last purge."""
     backlog: int
+    held: Mapping[str, int]
+    """The payments of the backlog that wait until a processor works again, by its name."""
+    held_and_paid: Mapping[tuple[str, str], int]
+    """The cents that waited for a processor and were paid by it, by its name and that of the one
+    that would have taken them at once."""
     oldest_accepted_at: int | None
     in_flight: int
     dead: int
+    """Dead letters that nobody has resolved."""
+    resolved: int
+    """Dead letters that an operator has resolved since the last purge."""
     incidents: int
+    """Incidents that nobody has resolved."""
     choice: Choice | None
     health: Mapping[str, Seen]
     fee_rates: Mapping[str, Decimal]
@@ -91,9 +100,15 @@ class Overview:
     processes: Sequence[Process]
 
     @property
+    def preferred(self) -> str:
+        """The first processor in order of preference."""
+        return next(iter(self.settled))
+
+    @property
     def accepted(self) -> int:
-        """All payments accepted since the last purge: settled, waiting or dead."""
-        return sum(total.count for total in self.settled.values()) + self.backlog + self.dead
+        """All payments accepted since the last purge: settled, waiting, dead or resolved."""
+        settled = sum(total.count for total in self.settled.values())
+        return settled + self.backlog + self.dead + self.resolved
 
     @property
     def oldest_age_ms(self) -> int | None:
@@ -105,7 +120,7 @@ class Overview:
     @property
     def fees(self) -> Fees | None:
         """The fees; None unless every fee involved is known."""
-        default = self.fee_rates.get(PROCESSORS[0])
+        default = self.fee_rates.get(self.preferred)
         used = {name: total.cents for name, total in self.settled.items() if total.cents}
         if default is None or not used.keys() <= self.fee_rates.keys():
             return None
@@ -114,46 +129,71 @@ class Overview:
             all_default=default * sum(used.values()),
         )
 
+    @property
+    def saved(self) -> Decimal | None:
+        """The fees, in cents, that payments saved by waiting; None unless every fee involved is
+        known."""
+        rates = self.fee_rates
+        names = {name for pair in self.held_and_paid for name in pair}
+        if not names <= rates.keys():
+            return None
+        sums = self.held_and_paid.items()
+        return sum(
+            ((rates[instead] - rates[name]) * cents for (name, instead), cents in sums), Decimal()
+        )
+
     def of_kind(self, kind: str) -> list[Process]:
         """The living processes of one kind, by host and pid."""
         found = [each for each in self.processes if each.kind == kind]
         return sorted(found, key=lambda each: (each.host, each.pid))
 
 
-async def read_overview(redis: Redis) -> Overview:
+async def read_overview(redis: Redis, processors: Sequence[str]) -> Overview:
     """Read the overview of this instant. Raises `RedisError` or `OSError`."""
     script = scripts.load(redis, "overview")
-    return _parse(scripts.named(await script(args=list(PROCESSORS))))
+    return _parse(scripts.named(await script(args=list(processors))), processors)
 
 
-def _parse(answer: Mapping[str, Any]) -> Overview:
+def _parse(answer: Mapping[str, Any], processors: Sequence[str]) -> Overview:
     """Read the answer of `overview.lua`. Foreign data under its keys counts as nothing."""
     now, totals = answer["now"], answer["totals"]
     return Overview(
         at=now,
         settled={
             name: Total(_whole(count), _whole(cents))
-            for name, count, cents in zip(PROCESSORS, totals[::2], totals[1::2], strict=True)
+            for name, count, cents in zip(processors, totals[::2], totals[1::2], strict=True)
         },
         backlog=answer["backlog"] or 0,
+        held={name: count or 0 for name, count in zip(processors, answer["held"], strict=True)},
+        held_and_paid=dict(_held_and_paid(processors, answer["saved"] or ())),
         oldest_accepted_at=_whole(answer["oldest"]) or None,
         in_flight=answer["in_flight"] or 0,
         dead=answer["dead"] or 0,
+        resolved=_whole(answer["resolved"]),
         incidents=answer["incidents"] or 0,
-        choice=_choice(answer["selection"], answer["selection_life"] or 0),
-        health=dict(_health(read_note(answer["reports"]))),
-        fee_rates=dict(_fee_rates(read_note(answer["fees"]))),
+        choice=_choice(processors, answer["selection"], answer["selection_life"] or 0),
+        health=dict(_health(processors, read_note(answer["reports"]))),
+        fee_rates=dict(_fee_rates(processors, read_note(answer["fees"]))),
         reconciled=_reconciled(read_note(answer["reconciled"])),
-        override=standing_override(answer["override"], now, answer["override_life"]),
+        override=standing_override(processors, answer["override"], now, answer["override_life"]),
         paused=standing_pause(answer["paused"], now, answer["paused_life"]),
         processes=list(_processes(answer["heartbeats"])),
     )
 
 
-def _choice(raw: bytes | None, expires_in_ms: int) -> Choice | None:
+def _held_and_paid(
+    processors: Sequence[str], fields: Sequence[bytes]
+) -> Iterator[tuple[tuple[str, str], int]]:
+    for field, cents in zip(fields[::2], fields[1::2], strict=True):
+        name, _, instead = field.decode(errors="replace").partition(" ")
+        if name in processors and instead in processors:
+            yield (name, instead), _whole(cents)
+
+
+def _choice(processors: Sequence[str], raw: bytes | None, expires_in_ms: int) -> Choice | None:
     note = read_note(raw)
     at = _instant(note.get("at"))
-    if note.get("processor") not in PROCESSORS or at is None:
+    if note.get("processor") not in processors or at is None:
         return None
     return Choice(
         processor=note["processor"],
@@ -164,11 +204,11 @@ def _choice(raw: bytes | None, expires_in_ms: int) -> Choice | None:
     )
 
 
-def _health(note: Mapping[str, Any]) -> Iterator[tuple[str, Seen]]:
+def _health(processors: Sequence[str], note: Mapping[str, Any]) -> Iterator[tuple[str, Seen]]:
     at, reports = note.get("at"), note.get("reports")
     if type(at) is not int or not isinstance(reports, dict):
         return
-    for name in PROCESSORS:
+    for name in processors:
         match reports.get(name):
             case {"failing": bool(failing), "minResponseTime": int(slowness)}:
                 yield name, Seen(True, failing, slowness, at)
@@ -176,8 +216,8 @@ def _health(note: Mapping[str, Any]) -> Iterator[tuple[str, Seen]]:
                 yield name, Seen(False, False, 0, at)
 
 
-def _fee_rates(note: Mapping[str, Any]) -> Iterator[tuple[str, Decimal]]:
-    for name in PROCESSORS:
+def _fee_rates(processors: Sequence[str], note: Mapping[str, Any]) -> Iterator[tuple[str, Decimal]]:
+    for name in processors:
         try:
             rate = Decimal(note[name])
         except (KeyError, InvalidOperation, TypeError, ValueError):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
-import orjson
 from redis.asyncio import Redis
 
 from payswitch.instants import EARLIEST_MS, LATEST_MS
@@ -27,13 +27,15 @@ from payswitch.operations.comparison import (
     may_differ,
     unexplained,
 )
+from payswitch.payments.incidents import Incident, read_incidents
 from payswitch.payments.ledger import Ledger
 from payswitch.payments.records import Record, Unreadable, read_records
-from payswitch.processors.books import CannotAskError, ProcessorBooks
+from payswitch.processors.connector import Instruction
 from payswitch.processors.outcomes import Found, Unclear
-from payswitch.processors.processor import Processor
+from payswitch.processors.processor import CannotAskError, Processor
 from payswitch.store import keys
 from payswitch.store.redis_clock import redis_now_ms
+from payswitch.store.scanning import pages
 
 T = TypeVar("T")
 
@@ -52,24 +54,14 @@ _LATER_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
-class Incident:
-    """A proof of payment that matched no pin. Instants are ms since the epoch."""
-
-    correlation_id: str
-    """Or the text of an unreadable entry; then the other fields are None."""
-    paid_by: str | None = None
-    pinned: str | None = None
-    requested_at: int | None = None
-    at: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ReconcileReport:
     """The result of a comparison."""
 
     windows: Sequence[Window]
     ours: Mapping[str, Total]
     theirs: Mapping[str, Total]
+    without_totals: Sequence[str]
+    """Processors whose connector can't ask for totals: only their payments are compared."""
     payments: Sequence[Differing]
     unexplained: Sequence[Unexplained]
     incidents: Sequence[Incident]
@@ -85,13 +77,13 @@ class ReconcileReport:
 
 
 class Reconciliation:
-    """Compares one ledger with its processors' books."""
+    """Compares one ledger with its processors' books. The payments of a processor that can't tell
+    totals are looked up with those that differ elsewhere, or all of them if thorough."""
 
     def __init__(
         self,
         redis: Redis,
         ledger: Ledger,
-        books: Mapping[str, ProcessorBooks],
         processors: Mapping[str, Processor],
         *,
         pause_s: float = 1.5,
@@ -99,8 +91,8 @@ class Reconciliation:
     ) -> None:
         self._redis = redis
         self._ledger = ledger
-        self._books = books
         self._processors = processors
+        self._with_totals = [name for name, each in processors.items() if each.tells_totals]
         self._pause_s = pause_s
         self._on_looked_up = on_looked_up
         self._summaries = asyncio.Semaphore(_SUMMARIES_AT_ONCE)
@@ -129,12 +121,13 @@ class Reconciliation:
             windows=windows,
             ours={
                 name: sum((each.ours for each in totals if each.processor == name), Total())
-                for name in self._books
+                for name in self._with_totals
             },
             theirs={
                 name: sum((each.theirs for each in totals if each.processor == name), Total())
-                for name in self._books
+                for name in self._with_totals
             },
+            without_totals=[name for name in self._processors if name not in self._with_totals],
             payments=payments,
             unexplained=unexplained(totals, differences, payments),
             incidents=[
@@ -150,7 +143,7 @@ class Reconciliation:
         self, windows: Sequence[Window]
     ) -> tuple[list[Difference], list[Difference]]:
         """The totals of every processor and window, and the narrow windows that differ."""
-        whole = [(name, window) for name in self._books for window in windows]
+        whole = [(name, window) for name in self._with_totals for window in windows]
         totals = await self._measure(whole)
         for _ in range(_LOOKS):
             if not (wide := _differing(totals)):
@@ -194,7 +187,7 @@ class Reconciliation:
     async def _measure_one(self, name: str, window: Window) -> Difference:
         async with self._summaries:
             summed, ours = await self._sum_here(window)
-            theirs = await self._books[name].total(summed.first, summed.last)
+            theirs = await self._processors[name].total(summed.first, summed.last)
         return Difference(name, summed, ours[name], theirs)
 
     async def _compare_payments(
@@ -262,74 +255,35 @@ class Reconciliation:
         return [each for each in found if each is not None]
 
     async def _look_at(self, record: Record) -> Differing | None:
-        theirs = {name: await self._find(name, record.correlation_id) for name in self._processors}
+        theirs = {name: await self._find(name, record) for name in self._processors}
         kind = judge(record, theirs)
         return None if kind is None else Differing(kind, record, theirs)
 
-    async def _find(self, name: str, correlation_id: str) -> Found | None:
+    async def _find(self, name: str, record: Record) -> Found | None:
         """A processor's record of a payment; asks again if the answer is unclear."""
+        requested_at = record.requested_at or record.accepted_at
+        instruction = Instruction(
+            record.correlation_id, record.cents, requested_at, record.metadata
+        )
         async with self._finds:
             for tried in range(_FIND_TRIES):
                 await asyncio.sleep(tried * _FIND_PAUSE_S)
-                finding = await self._processors[name].find(correlation_id)
+                finding = await self._processors[name].find(instruction)
                 if not isinstance(finding, Unclear):
                     return finding if isinstance(finding, Found) else None
                 reason = finding.reason
-        raise CannotAskError(f"{name}: asked for payment {correlation_id}: {reason}")
+        raise CannotAskError(f"{name}: asked for payment {record.correlation_id}: {reason}")
 
     async def _pages(self, *, everything: bool) -> AsyncIterator[tuple[list[bytes], bool]]:
         """Pages of ids, each with whether its payments are unpaid; those come first."""
-        async for ids in self._unpaid_ids():
-            yield ids, True
-        if everything:
-            async for ids in self._all_ids():
-                yield ids, False
-
-    async def _all_ids(self) -> AsyncIterator[list[bytes]]:
-        """The ids of all records in Redis, in pages."""
-        cursor = 0
-        while True:
-            cursor, found = await self._redis.scan(
-                cursor, match=f"{keys.RECORD_PREFIX}*", count=_PAGE, _type="hash"
-            )
-            yield [key.removeprefix(keys.RECORD_PREFIX.encode()) for key in found]
-            if cursor == 0:
-                return
-
-    async def _unpaid_ids(self) -> AsyncIterator[list[bytes]]:
-        """The ids of the backlog and of the dead letters, in pages."""
         for key in _UNPAID:
-            cursor = 0
-            while True:
-                cursor, entries = await self._redis.zscan(key, cursor, count=_PAGE)
-                yield [member for member, _ in entries]
-                if cursor == 0:
-                    break
-
-
-async def read_incidents(redis: Redis) -> list[Incident]:
-    """All incidents, the oldest first. Raises `RedisError`."""
-    found: list[Incident] = []
-    first = 0
-    while page := await redis.lrange(keys.INCIDENTS, first, first + _PAGE - 1):  # type: ignore[misc]
-        found += map(parse_incident, page)
-        first += len(page)
-    return found
-
-
-def parse_incident(raw: bytes) -> Incident:
-    """Read an incident as `settle.lua` writes it."""
-    try:
-        document = orjson.loads(raw)
-        return Incident(
-            correlation_id=str(document["correlationId"]),
-            paid_by=str(document["paidBy"]),
-            pinned=str(document["pinned"]),
-            requested_at=int(document["requestedAt"]),
-            at=int(document["at"]),
-        )
-    except (ValueError, KeyError, TypeError):
-        return Incident(raw.decode(errors="replace"))
+            async for entries in pages(partial(self._redis.zscan, key, count=_PAGE)):
+                yield [member for member, _ in entries], True
+        if everything:
+            prefix = keys.RECORD_PREFIX
+            scan = partial(self._redis.scan, match=f"{prefix}*", count=_PAGE, _type="hash")
+            async for found in pages(scan):
+                yield [key.removeprefix(prefix.encode()) for key in found], False
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

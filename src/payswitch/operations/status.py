@@ -16,7 +16,6 @@ from payswitch.money import Currency
 from payswitch.operations.controls import Order
 from payswitch.operations.history import WINDOW_S, Sample
 from payswitch.operations.overview import Overview
-from payswitch.settings import DEFAULT
 from payswitch.telemetry.heartbeat import REFUSES, Process
 
 _RATE_OVER_MS = 5000
@@ -105,6 +104,7 @@ class Status:
             *_of_processors(self.overview),
             *_of_breakers(self.overview, self.rates),
             *_of_payments(self.overview, self.rates),
+            *_of_held(self.overview),
             *_of_orders(self.overview),
         ]
         return sorted(found, key=lambda each: -_LEVELS.index(each.level))
@@ -145,10 +145,10 @@ def _of_processes(overview: Overview) -> Iterator[Finding]:
 def _of_processors(overview: Overview) -> Iterator[Finding]:
     choice = overview.choice
     if choice is None:
-        yield Finding(Level.WARNING, "No selection is cached: payments go to default")
+        yield Finding(Level.WARNING, f"No selection is cached: payments go to {overview.preferred}")
     elif not choice.healthy:
         yield Finding(Level.ERROR, f"No processor is healthy: {choice.reason}")
-    elif choice.processor != DEFAULT:
+    elif choice.processor != overview.preferred:
         yield Finding(Level.WARNING, f"The dearer {choice.processor} is selected")
     for name, seen in overview.health.items():
         if not seen.known:
@@ -185,18 +185,25 @@ def _of_payments(overview: Overview, now: Rates | None) -> Iterator[Finding]:
     if now is not None and now.unavailable:
         yield Finding(Level.ERROR, f"{_payments(now.unavailable)} refused with 503 just now")
     if overview.backlog and now is not None and not now.all_settled_per_s and not overview.paused:
-        yield Finding(Level.ERROR, f"Nothing is being settled, {_waiting(overview.backlog)}")
+        level = Level.WARNING if any(overview.held.values()) else Level.ERROR
+        yield Finding(level, f"Nothing is being settled, {_waiting(overview.backlog)}")
     age = overview.oldest_age_ms
     if age is not None and age > _LONG_MS:
         yield Finding(Level.WARNING, f"The oldest unpaid payment has waited {duration(age)}")
     if overview.incidents:
-        text = f"{overview.incidents} proofs of payment match no pin: payswitch reconcile"
+        text = f"{overview.incidents} proofs of payment match no pin: payswitch incidents list"
         yield Finding(Level.ERROR, text)
     if overview.reconciled is not None and overview.reconciled.differences:
         text = f"Reconciliation found {overview.reconciled.differences} differences"
         yield Finding(Level.ERROR, text)
     if overview.dead:
         yield Finding(Level.WARNING, f"{_payments(overview.dead)} dead: payswitch dead list")
+
+
+def _of_held(overview: Overview) -> Iterator[Finding]:
+    for name, count in overview.held.items():
+        if count:
+            yield Finding(Level.NOTE, f"{_waiting(count)} until {name} works again")
 
 
 def _of_orders(overview: Overview) -> Iterator[Finding]:
@@ -293,6 +300,7 @@ def _processor(status: Status, name: str, currency: Currency) -> dict[str, Any]:
         "amount": _amount(total.cents, currency),
         "perSecond": now and round(now.settled_per_s.get(name, 0), 1),
         "failedTries": now and now.failed.get(name, 0),
+        "held": overview.held[name],
         "fee": orjson.Fragment(f"{fee[name]:f}") if name in fee else None,
         "health": seen
         and {
@@ -337,6 +345,7 @@ def _fees(overview: Overview, currency: Currency) -> dict[str, Any] | None:
         "paid": _amount(fees.paid, currency),
         "allDefault": _amount(fees.all_default, currency),
         "extra": _amount(fees.extra, currency),
+        "saved": None if overview.saved is None else _amount(overview.saved, currency),
         "share": round(float(fees.paid / settled), 5) if settled else None,
     }
 

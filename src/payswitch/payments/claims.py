@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from payswitch.telemetry.histogram import Histogram
 
 logger = logging.getLogger(__name__)
 
-_TRY = re.compile(r"(\d+)(e?)")
+_TRY = re.compile(r"(\d+)([ep]?)")
 
 LifeOfTry = tuple[str, int, int]
 """Generation, instant of acceptance and number of a try."""
@@ -25,10 +25,16 @@ LifeOfTry = tuple[str, int, int]
 @dataclass(frozen=True, slots=True)
 class OpenTry:
     """A try whose outcome is unknown. If `ended`, the processor has answered it, so it can't be
-    recorded after that answer."""
+    recorded after that answer. If `pending`, the processor has it and will decide."""
 
     number: int
     ended: bool
+    pending: bool = False
+
+    @property
+    def text(self) -> str:
+        """As it stands in the record's `open` field."""
+        return f"{self.number}{'e' if self.ended else 'p' if self.pending else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,15 @@ class Claim:
     """ms by Redis' clock."""
     claimed_at: int = 0
     """ms by Redis' clock."""
+    declined: str = ""
+    """The code with which a try was declined while another was open."""
     metadata: bytes | None = field(default=None, repr=False)
     """The client's JSON object, in canonical form; logs never show it."""
+
+    @property
+    def age_ms(self) -> int:
+        """The time from acceptance to this claim, by Redis' clock."""
+        return self.claimed_at - self.accepted_at
 
     def life_of_try(self, number: int) -> LifeOfTry:
         """An identity that no other try shares. An id may return after a purge, or after its record
@@ -68,7 +81,9 @@ class Claim:
 
 def parse_open_tries(text: str) -> tuple[OpenTry, ...]:
     """Read the record's `open` field, such as `3 4e`."""
-    return tuple(OpenTry(int(number), mark == "e") for number, mark in _TRY.findall(text))
+    return tuple(
+        OpenTry(int(number), mark == "e", mark == "p") for number, mark in _TRY.findall(text)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +131,12 @@ class Claims:
         self.waits = Histogram()
         """From acceptance to the first claim, by Redis' clock."""
 
-    async def take(self, limit: int) -> Batch:
-        """Take up to `limit` due payments. Raises `RedisError`."""
+    async def take(self, limit: int, *, back: Sequence[str] = (), drain: int = 0) -> Batch:
+        """Take up to `limit` due payments. Before, make up to `drain` due that are held for each
+        processor of `back`. Raises `RedisError`."""
         expires_at = self._clock() + self._lease_ms
-        answer = scripts.named(await self._script(args=[limit, self._lease_ms, self._max_delay_ms]))
+        args: list[str | int] = [limit, self._lease_ms, self._max_delay_ms, drain, *back]
+        answer = scripts.named(await self._script(args=args))
         next_due = answer["next_due"]
         return Batch(
             taken=list(self._readable(answer, expires_at)),
@@ -165,6 +182,7 @@ class Claims:
             overdue=now - int(entry["replayed_at"] or accepted_at) > self._deadline_ms,
             accepted_at=accepted_at,
             claimed_at=now,
+            declined=(entry["declined"] or b"").decode(errors="replace"),
             metadata=entry["metadata"] or None,
         )
         if claim.job_try == 1 and not claim.tries:  # a replayed dead letter has tries

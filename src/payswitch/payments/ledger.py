@@ -46,8 +46,9 @@ class Summary:
 COARSE_AFTER_MS = 400 * 24 * 3600 * 1000
 """From this age on the ledger keeps entries of 1,000 s: the days of the last year stay exact."""
 
-Settling = tuple[Claim, str, int]
-"""A claim, the processor that has the payment, and its `requestedAt` (ms) there."""
+Settling = tuple[Claim, str, int, str, str]
+"""A claim, the processor that has the payment, its `requestedAt` (ms) there, the outcome of the
+last try (`Findings.last_try`), and the processor's own reference."""
 
 
 class Ledger:
@@ -71,10 +72,19 @@ class Ledger:
         self._fold = scripts.load(redis, "fold")
         self._settlements: GroupCommit[Settling, Settlement] = GroupCommit(self._flush)
 
-    async def settle(self, claim: Claim, processor: str, requested_at: int) -> Settlement:
-        """Record that `processor` has the payment with this `requestedAt` (ms). Any worker with the
-        proof may call it, and repeat it. Raises `RedisError`."""
-        return await self._settlements.submit((claim, processor, requested_at))
+    async def settle(
+        self,
+        claim: Claim,
+        processor: str,
+        requested_at: int,
+        last_try: str = "",
+        reference: str = "",
+    ) -> Settlement:
+        """Record that `processor` has the payment with this `requestedAt` (ms), under its own id
+        `reference`. Any worker with the proof may call it, and repeat it. `last_try` is
+        `Findings.last_try`, for the history. Raises `RedisError`."""
+        settling = claim, processor, requested_at, last_try, reference
+        return await self._settlements.submit(settling)
 
     async def window(self, first_ms: int | None, last_ms: int | None) -> Summary:
         """Totals by processor of the payments whose `requestedAt` lies in the window, both bounds
@@ -102,8 +112,9 @@ class Ledger:
 
     async def _flush(self, items: list[Settling]) -> list[Settlement]:
         args: list[str | int] = [self._retention_ms]
-        for claim, processor, requested_at in items:
+        for claim, processor, requested_at, last_try, reference in items:
             args += (claim.correlation_id, claim.generation, processor, requested_at)
+            args += (last_try, reference)
         try:
             verdicts = await self._settle(args=args)
         except ResponseError as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from payswitch.settings import PROCESSORS
+from payswitch.payments.audit import Signature
 from payswitch.store import keys, scripts
 from payswitch.store.redis_clock import redis_now_ms
 
@@ -26,8 +27,9 @@ class Purge:
     """Begins a new generation and removes the keys of the old ones. `limit_ms` bounds each step
     that waits for Redis."""
 
-    def __init__(self, redis: Redis, *, limit_ms: int = 1200) -> None:
+    def __init__(self, redis: Redis, processors: Sequence[str], *, limit_ms: int = 1200) -> None:
         self._redis = redis
+        self._processors = processors
         # Below the time limit of a call: Redis never executes an abandoned call.
         self._latest_ms = limit_ms * 2 // 3
         self._limit_s = limit_ms / 1000
@@ -37,9 +39,9 @@ class Purge:
         self._delete_if = scripts.load(redis, "delete_if")
         self._removal: asyncio.Task[None] | None = None
 
-    async def run(self) -> int:
-        """Begin a new generation and return its number. Workers stop claiming before, and calls
-        under way get up to 1 s to end.
+    async def run(self, signature: Signature) -> int:
+        """Begin a new generation and return its number; the audit trail gets the act. Workers
+        stop claiming before, and calls under way get up to 1 s to end.
 
         From then on the old generation counts nowhere. Its keys are removed page by page: a small
         purge has removed them when this returns, a large one continues in the background, and the
@@ -55,7 +57,8 @@ class Purge:
             logger.warning("purge: calls under way did not end in time and will not be recorded")
         async with asyncio.timeout(self._limit_s):
             latest = await redis_now_ms(self._redis) + self._latest_ms
-            generation = int(await self._purge(args=[latest, *PROCESSORS]))
+            args: list[str | int] = [latest, *signature.arguments(), *self._processors]
+            generation = int(await self._purge(args=args))
         if generation == 0:
             raise RedisTimeoutError("Redis took the purge too late, so nothing was purged")
         self._removal = asyncio.create_task(self._remove_in_background())

@@ -11,17 +11,20 @@ from redis.asyncio import Redis
 
 from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant
 from payswitch.money import Currency
+from payswitch.payments.audit import Resolution
 from payswitch.payments.claims import OpenTry, parse_open_tries
+from payswitch.payments.history import Event, parse_history
 from payswitch.payments.payment import InvalidPaymentError, parse_correlation_id
 from payswitch.store import keys
 
-_STATES = frozenset({"queued", "processing", "settled", "dead"})
+_STATES = frozenset({"queued", "processing", "settled", "dead", "declined"})
 _MOST = 2**53
 """Redis' scripts and JSON represent amounts and counts up to here exactly."""
 _PUBLIC = (
     *("correlationId", "state", "amount", "currency", "metadata", "acceptedAt"),
     *("processor", "requestedAt", "settledAt", "tries"),
 )
+_PUBLIC_IF_THERE = ("reference", "declined")
 _LONGEST_VALUE = 64
 """An error message quotes so many characters of a value."""
 
@@ -32,7 +35,7 @@ class Record:
 
     correlation_id: str
     state: str
-    """`queued`, `processing`, `settled` or `dead`."""
+    """`queued`, `processing`, `settled`, `declined` or `dead`."""
     cents: int
     accepted_at: int
     processor: str | None
@@ -51,8 +54,17 @@ class Record:
     dead_at: int | None
     replayed_at: int | None
     settled_at: int | None
+    reference: str | None = None
+    """The processor's own id of a settled payment."""
+    declined: str | None = None
+    """The processor's code if it declined the payment."""
+    declined_at: int | None = None
     metadata: bytes | None = field(default=None, repr=False)
     """The client's JSON object, in canonical form; logs never show it."""
+    resolution: Resolution | None = None
+    """How an operator settled the matter of a dead letter."""
+    history: tuple[Event, ...] = ()
+    """The outcomes of tries that did not pay, and operators' acts; the oldest first."""
 
     @property
     def why(self) -> str | None:
@@ -73,7 +85,10 @@ class Record:
             "processor": self.processor,
             "requestedAt": _instant(self.requested_at),
             "tries": self.tries,
-            "openTries": [{"number": each.number, "ended": each.ended} for each in self.open_tries],
+            "openTries": [
+                {"number": each.number, "ended": each.ended, "pending": each.pending}
+                for each in self.open_tries
+            ],
             "horizon": _instant(self.horizon),
             "quietMs": self.quiet_ms,
             "leaseUntil": _instant(self.lease_until),
@@ -81,12 +96,17 @@ class Record:
             "deadAt": _instant(self.dead_at),
             "replayedAt": _instant(self.replayed_at),
             "settledAt": _instant(self.settled_at),
+            "reference": self.reference,
+            "declined": self.declined,
+            "declinedAt": _instant(self.declined_at),
+            "resolution": self.resolution and self.resolution.as_json(),
         }
 
     def public_json(self, currency: Currency) -> bytes:
         """The body of `GET /payments/{id}`."""
         every = self.as_json(currency)
         told = {name: every[name] for name in _PUBLIC}
+        told |= {name: every[name] for name in _PUBLIC_IF_THERE if every[name] is not None}
         return orjson.dumps({**told, "lastError": self.why})
 
 
@@ -195,8 +215,19 @@ def _parse(correlation_id: str, raw: Mapping[bytes, bytes]) -> Record:
         dead_at=instant("dead_at"),
         replayed_at=instant("replayed_at"),
         settled_at=instant("settled_at"),
+        reference=fields.get("reference"),
+        declined=fields.get("declined"),
+        declined_at=instant("declined_at"),
         metadata=_metadata(raw.get(b"metadata")),
+        resolution=_resolution(instant("resolved_at"), fields),
+        history=parse_history(fields),
     )
+
+
+def _resolution(at: int | None, fields: Mapping[str, str]) -> Resolution | None:
+    if at is None:
+        return None
+    return Resolution(at, fields.get("resolved_by", ""), fields.get("resolution", ""))
 
 
 def _metadata(text: bytes | None) -> bytes | None:
@@ -214,9 +245,7 @@ def _open_tries(text: str) -> tuple[OpenTry, ...]:
         found = parse_open_tries(text)
     except ValueError:
         found = ()
-    if " ".join(f"{each.number}{'e' * each.ended}" for each in found) != text or any(
-        each.number > _MOST for each in found
-    ):
+    if " ".join(each.text for each in found) != text or any(each.number > _MOST for each in found):
         raise ValueError(f"open is {text[:_LONGEST_VALUE]!r}")
     return found
 

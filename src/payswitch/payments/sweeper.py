@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from payswitch.payments.purge import Purge
-from payswitch.settings import PROCESSORS
 from payswitch.store import keys, scripts
 from payswitch.text import printable
 
@@ -31,12 +30,18 @@ class Sweeper:
     returns whether there is more."""
 
     def __init__(
-        self, redis: Redis, *, every_ms: int, fold: Callable[[], Awaitable[bool]] | None = None
+        self,
+        redis: Redis,
+        processors: Sequence[str],
+        *,
+        every_ms: int,
+        fold: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
+        self._processors = processors
         self._take = scripts.load(redis, "take")
         self._every_ms = every_ms
         self._sweep = scripts.load(redis, "sweep")
-        self._purge = Purge(redis)
+        self._purge = Purge(redis, processors)
         self._fold = fold
 
     async def run(self) -> None:
@@ -62,7 +67,9 @@ class Sweeper:
         first = 0
         repaired = 0
         while True:
-            seen, requeued, dropped, states = await self._sweep(args=[first, _PAGE, *PROCESSORS])
+            seen, requeued, dropped, states = await self._sweep(
+                args=[first, _PAGE, *self._processors]
+            )
             for correlation_id in requeued:
                 logger.warning(
                     "payment %(payment)s had left the queue unpaid",

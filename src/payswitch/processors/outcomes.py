@@ -9,17 +9,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import httpx
-import orjson
 
 from payswitch.http.transport import NotSent, bytes_left
-from payswitch.instants import parse_instant_ms
-from payswitch.money import Currency
 from payswitch.reasons import reason
 
 
 @dataclass(frozen=True, slots=True)
 class Paid:
     """The payment is recorded, with the `requestedAt` that was sent."""
+
+    reference: str = ""
+    """The provider's own id of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """The provider has decided not to take this payment, finally: nothing is recorded, and no other
+    processor is tried."""
+
+    code: str
+    """The provider's code, such as `insufficient_funds`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """The provider has the payment and will decide: it is asked, and never sent again."""
+
+    reference: str = ""
+    retry_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +79,10 @@ class NotSentInTime:
     """Nothing was written, because the lease had run out."""
 
 
-Outcome = Paid | Refused | NotPaid | Ended | Unknown | NotSentInTime
+PayOutcome = Paid | Declined | Pending | Refused | Ended | Unknown
+"""The meaning of a complete response."""
+
+Outcome = PayOutcome | NotPaid | NotSentInTime
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +91,8 @@ class Found:
 
     cents: int
     requested_at: int
+    """ms since the epoch, as the processor has it; what was sent, if it doesn't keep that."""
+    reference: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +108,7 @@ class Unclear:
     retry_after_ms: int | None = None
 
 
-FindOutcome = Found | Missing | Unclear
+FindOutcome = Found | Declined | Pending | Missing | Unclear
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +119,6 @@ class HealthReport:
     min_response_ms: int
 
 
-_GAVE_UP_WAITING = frozenset({408, 499})
-"""Statuses below 500 with which a gateway abandons a request that it has passed on."""
-
-_LEDGER_ENDS_MS = 10**13
-"""The year 2286: the ledger's windows end there."""
-
-
-def classify(status: int, retry_after_ms: int | None, content: bytes) -> Outcome:
-    """The meaning of a complete answer to a payment; `retry_after_ms` is the pause it asks for."""
-    if 200 <= status < 300:
-        if content and not _is_json(content):
-            return Unknown(f"status {status} with a body that is not JSON")
-        return Paid()
-    if status in (400, 422):
-        return Refused(status)
-    if status > 500 or status in _GAVE_UP_WAITING:
-        return Unknown(f"status {status}", retry_after_ms)
-    return Ended(status, retry_after_ms)
-
-
 def classify_error(error: httpx.RequestError) -> Outcome:
     """The meaning of a payment without a complete answer."""
     if isinstance(error, NotSent):
@@ -124,52 +126,3 @@ def classify_error(error: httpx.RequestError) -> Outcome:
     if not isinstance(error, httpx.TransportError) or bytes_left(error):
         return Unknown(reason(error))
     return NotPaid(reason(error), healthy=isinstance(error, httpx.PoolTimeout))
-
-
-def classify_finding(
-    status: int,
-    content: bytes,
-    correlation_id: str,
-    currency: Currency,
-    retry_after_ms: int | None = None,
-) -> FindOutcome:
-    """The meaning of a complete answer to `GET /payments/{id}`; `retry_after_ms` as in
-    `classify`."""
-    if status == 404:
-        return Missing()
-    if status != 200:
-        return Unclear(f"status {status}", retry_after_ms)
-    try:
-        document = orjson.loads(content)
-        found_id, amount = document["correlationId"], document["amount"]
-        requested_at = parse_instant_ms(document["requestedAt"])
-    except (ValueError, KeyError, TypeError):
-        return Unclear("a body that is no payment")
-    cents = currency.nearest_cents(amount)
-    if cents is None or type(found_id) is not str or found_id.lower() != correlation_id:
-        return Unclear("a body that is another payment")
-    if not 0 <= requested_at < _LEDGER_ENDS_MS:
-        return Unclear("an absurd instant")
-    return Found(cents, requested_at)
-
-
-def classify_health(status: int, content: bytes) -> HealthReport | None:
-    """The report; None, which is unknown health, if the answer is anything else."""
-    if status != 200:
-        return None
-    try:
-        document = orjson.loads(content)
-        failing, slowness = document["failing"], document["minResponseTime"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    if type(failing) is not bool or type(slowness) is not int or slowness < 0:
-        return None
-    return HealthReport(failing, slowness)
-
-
-def _is_json(content: bytes) -> bool:
-    try:
-        orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return False
-    return True

@@ -1,34 +1,55 @@
-"""The processor client: pay, find, health."""
+"""The processor client: it sends what a connector makes, and hands it the responses."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
-from typing import Any
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import httpx
 
 from payswitch.http.transport import Transport
-from payswitch.instants import format_instant
-from payswitch.money import Currency
+from payswitch.instants import LEDGER_ENDS_MS
+from payswitch.money import Total
 from payswitch.processor_url import parse_processor_url
+from payswitch.processors.connector import (
+    Connector,
+    ConnectorSettings,
+    Instruction,
+    NotUnderstoodError,
+    Request,
+    Response,
+)
+from payswitch.processors.connectors import ConnectorError, find_connector
 from payswitch.processors.outcomes import (
     FindOutcome,
+    Found,
     HealthReport,
+    NotPaid,
     Outcome,
+    PayOutcome,
     Unclear,
-    classify,
+    Unknown,
     classify_error,
-    classify_finding,
-    classify_health,
 )
 from payswitch.processors.retry_after import asked_pause_ms
+from payswitch.processors.rinha import RinhaConnector
 from payswitch.reasons import reason
-from payswitch.settings import Settings
+from payswitch.settings import ProcessorSettings, SettingProblem, Settings, SettingsError
 from payswitch.telemetry.tracing import NO_STEP, Step
+
+T = TypeVar("T")
 
 CONNECT_LIMIT_MS = 1000
 _BEYOND_THE_DELAY_MS = 500
+_ALWAYS_UP = HealthReport(failing=False, min_response_ms=0)
+
+
+class CannotAskError(Exception):
+    """A processor did not give its totals; the message names it and the reason."""
 
 
 class Processor:
@@ -42,90 +63,168 @@ class Processor:
         self,
         name: str,
         url: str,
+        connector: Connector,
         transport: httpx.AsyncBaseTransport,
         *,
-        currency: Currency,
         pay_limit_ms: int,
         find_limit_ms: int,
         connect_limit_ms: int = CONNECT_LIMIT_MS,
+        fixed_fee: Decimal | None = None,
+        token_variable: str = "its token",
     ) -> None:
         self.name = name
-        self._currency = currency
+        self._token_variable = token_variable
+        self._fixed_fee = fixed_fee
+        self.connector = connector
         self._transport = transport
-        self._url, _ = place = parse_processor_url(url)
-        self._payments = httpx.URL(f"{self._url}/payments")
+        self._base, _ = place = parse_processor_url(url)
+        self._url = lru_cache(maxsize=64)(self._url_of)
+        # Sent before the connector's headers: a base URL with credentials is HTTP Basic.
+        self._credentials = [(name.encode(), text.encode()) for name, text in place.headers.items()]
         connect = connect_limit_ms / 1000
         self._pay_limits = _limits(connect, pay_limit_ms / 1000)
         self._find_limits = _limits(connect, find_limit_ms / 1000)
-        self._question_headers = place.headers
-        self._payment_headers = [
-            (b"host", self._payments.netloc),
-            (b"content-type", b"application/json"),
-            *((name.encode(), value.encode()) for name, value in place.headers.items()),
-        ]
+        self._preparing = asyncio.Lock()
 
     async def pay(
-        self,
-        correlation_id: str,
-        cents: int,
-        requested_at: int,
-        may_send: Callable[[], bool],
-        step: Step = NO_STEP,
+        self, instruction: Instruction, may_send: Callable[[], bool], step: Step = NO_STEP
     ) -> Outcome:
         """Send a payment. The call of `may_send` comes directly before the write, with no await in
         between. Every outcome is a value; only cancellation is raised. `step` traces the call."""
-        amount = self._currency.format_cents(cents)
-        body = (
-            f'{{"correlationId":"{correlation_id}","amount":{amount},'
-            f'"requestedAt":"{format_instant(requested_at)}"}}'
-        ).encode()
-        # A stream and its length: httpx takes 7 µs to find both out from the content.
-        request = httpx.Request(
-            "POST",
-            self._payments,
-            headers=[*self._payment_headers, (b"content-length", b"%d" % len(body))],
-            stream=httpx.ByteStream(body),
-            extensions={"timeout": self._pay_limits, "before_write": may_send},
-        )
         try:
-            response, content = await self._exchange(request, step)
+            request = self._httpx_request(self.connector.pay(instruction), self._pay_limits)
+        except Exception as error:  # nothing was sent
+            return NotPaid(_at_fault("makes no request", error), healthy=False)
+        request.extensions["before_write"] = may_send
+        try:
+            response = await self._exchange(request, step)
         except httpx.RequestError as error:
             return classify_error(error)
-        return classify(response.status_code, asked_pause_ms(response), content)
+        try:
+            outcome = self.connector.read_payment(instruction, response)
+        except Exception as error:
+            return Unknown(_at_fault(f"can't read status {response.status}", error))
+        return outcome if isinstance(outcome, PayOutcome) else Unknown(_at_fault("gave no outcome"))
 
-    async def find(self, correlation_id: str, step: Step = NO_STEP) -> FindOutcome:
+    async def find(self, instruction: Instruction, step: Step = NO_STEP) -> FindOutcome:
         """Ask whether the processor has a payment. Only cancellation is raised. `step` traces the
         call."""
-        request = self._question(correlation_id)
+        if (unprepared := await self.prepare()) is not None:
+            return Unclear(unprepared)
         try:
-            response, content = await self._exchange(request, step)
+            response = await self._ask(self.connector.find(instruction), step)
+            finding = self.connector.read_finding(instruction, response)
         except httpx.RequestError as error:
             return Unclear(reason(error))
-        return classify_finding(
-            response.status_code,
-            content,
-            correlation_id,
-            self._currency,
-            asked_pause_ms(response),
-        )
+        except Exception as error:
+            return Unclear(_at_fault("can't find out", error))
+        if not isinstance(finding, FindOutcome):
+            return Unclear(_at_fault("gave no outcome"))
+        if isinstance(finding, Found) and not 0 <= finding.requested_at < LEDGER_ENDS_MS:
+            return Unclear("an absurd instant")
+        return finding
 
     async def health(self, limit_ms: int) -> HealthReport | None:
         """Ask for the processor's health report; None if it doesn't give one in time."""
         try:
             async with asyncio.timeout(limit_ms / 1000):
-                response, content = await self._exchange(self._question("service-health"))
-        except (httpx.RequestError, TimeoutError):
+                request = self.connector.health()
+                if request is None:
+                    return _ALWAYS_UP
+                if await self.prepare() is not None:
+                    return None
+                return self.connector.read_health(await self._ask(request))
+        except Exception:  # unknown health is a safe answer
             return None
-        return classify_health(response.status_code, content)
 
-    def _question(self, name: str) -> httpx.Request:
-        url, limits = f"{self._url}/payments/{name}", {"timeout": self._find_limits}
-        return httpx.Request("GET", url, headers=self._question_headers, extensions=limits)
+    async def total(self, first_ms: int, last_ms: int) -> Total:
+        """The total of the payments requested in a window, all of both milliseconds included.
+        Raises `CannotAskError`."""
+        request = self.connector.total(first_ms, last_ms)
+        return self._told(self.connector.read_total, await self._books(request))
 
-    async def _exchange(
-        self, request: httpx.Request, step: Step = NO_STEP
-    ) -> tuple[httpx.Response, bytes]:
-        """The response and its raw body: a decoded one could have any size."""
+    async def fee(self) -> Decimal:
+        """The share of each payment's amount that the processor takes: as it is set, or as the
+        processor says. Raises `CannotAskError`."""
+        if self._fixed_fee is not None:
+            return self._fixed_fee
+        return self._told(self.connector.read_fee, await self._books(self.connector.fee()))
+
+    @property
+    def tells_totals(self) -> bool:
+        """Whether the connector can ask for totals."""
+        return self.connector.total(0, 0) is not None
+
+    async def prepare(self) -> str | None:
+        """Make the call that the connector needs before others, if any; the reason if it failed."""
+        if self.connector.prepare(_now_ms()) is None:
+            return None
+        async with self._preparing:
+            request = self.connector.prepare(_now_ms())
+            if request is None:  # another call has just made it
+                return None
+            try:
+                response = await self._ask(request)
+                self.connector.read_preparation(response, _now_ms())
+            except httpx.RequestError as error:
+                return f"preparation: {reason(error)}"
+            except NotUnderstoodError as error:
+                return f"preparation: {error}"
+            except Exception as error:
+                return _at_fault("can't prepare", error)
+        return None
+
+    async def _books(self, request: Request | None) -> Response:
+        """The response to a question about books. Raises `CannotAskError`."""
+        if request is None:
+            raise CannotAskError(f"{self.name}: its connector can't ask for that")
+        if (unprepared := await self.prepare()) is not None:
+            raise CannotAskError(f"{self.name}: {unprepared}")
+        try:
+            response = await self._ask(request)
+        except httpx.RequestError as error:
+            where = f"{self._base} (PAYMENT_PROCESSOR_URL_{self.name.upper()})"
+            raise CannotAskError(
+                f"{self.name} at {where} can't be asked: {reason(error)}"
+            ) from None
+        if response.status == 401:
+            raise CannotAskError(f"{self.name} refuses {self._token_variable}")
+        if response.status != 200:
+            raise CannotAskError(f"{self.name}: status {response.status} for its summary")
+        return response
+
+    def _told(self, read: Callable[[Response], T], response: Response) -> T:
+        try:
+            return read(response)
+        except NotUnderstoodError as error:
+            raise CannotAskError(f"{self.name}: {error}") from None
+
+    async def _ask(self, request: Request, step: Step = NO_STEP) -> Response:
+        return await self._exchange(self._httpx_request(request, self._find_limits), step)
+
+    def _httpx_request(self, request: Request, limits: dict[str, Any]) -> httpx.Request:
+        url = self._url(request.path)
+        headers = [
+            (b"host", url.netloc),
+            *self._credentials,
+            *((name.encode(), value.encode()) for name, value in request.headers),
+        ]
+        if request.body or request.method not in ("GET", "HEAD"):
+            headers.append((b"content-length", b"%d" % len(request.body)))
+        # A stream and its length: httpx takes 7 µs to find both out from the content.
+        return httpx.Request(
+            request.method,
+            url,
+            headers=headers,
+            stream=httpx.ByteStream(request.body),
+            extensions={"timeout": limits},
+        )
+
+    def _url_of(self, path: str) -> httpx.URL:
+        return httpx.URL(path if path.startswith("http") else self._base + path)
+
+    async def _exchange(self, request: httpx.Request, step: Step = NO_STEP) -> Response:
+        """The response with its raw body: a decoded one could have any size."""
         if step.traceparent is not None:
             request.headers["traceparent"] = step.traceparent
         try:
@@ -135,7 +234,16 @@ class Processor:
             raise
         step.answered(response.status_code)
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        return response, b"".join([part async for part in response.stream])
+        body = b"".join([part async for part in response.stream])
+        return Response(response.status_code, body, response.headers, asked_pause_ms(response))
+
+
+def _at_fault(what: str, error: Exception | None = None) -> str:
+    return f"the connector {what}" + ("" if error is None else f": {type(error).__name__}: {error}")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _limits(connect_s: float, read_s: float) -> dict[str, Any]:
@@ -143,7 +251,7 @@ def _limits(connect_s: float, read_s: float) -> dict[str, Any]:
 
 
 def make_transport(settings: Settings) -> Transport:
-    """The process' pool of connections, to both processors.
+    """The process' pool of connections, to all processors.
 
     A payment is sent before the lease's margin begins. If its bytes aren't acknowledged within the
     margin, the connection is dropped. So no payment reaches its processor after the lease.
@@ -158,16 +266,33 @@ def make_transport(settings: Settings) -> Transport:
 def make_processors(
     settings: Settings, transport: httpx.AsyncBaseTransport
 ) -> dict[str, Processor]:
-    """Both processors by name. A call times out only after the processor's longest delay: an
-    earlier end stops nothing over there and only makes outcomes unknown."""
-    return {
-        name: Processor(
-            name,
-            url,
-            transport,
-            currency=settings.currency,
-            pay_limit_ms=settings.processor_max_delay_ms + _BEYOND_THE_DELAY_MS,
-            find_limit_ms=settings.processor_find_limit_ms,
-        )
-        for name, url in settings.processor_urls.items()
-    }
+    """All processors by name, in order of preference. Raises `SettingsError` if a connector can't
+    be loaded.
+
+    A call times out only after the processor's longest delay: an earlier end stops nothing over
+    there and only makes outcomes unknown.
+    """
+    return {each.name: _make_processor(settings, each, transport) for each in settings.processors}
+
+
+def _make_processor(
+    settings: Settings, processor: ProcessorSettings, transport: httpx.AsyncBaseTransport
+) -> Processor:
+    variable = f"PAYSWITCH_CONNECTOR_{processor.name.upper()}"
+    try:
+        kind = find_connector(processor.connector)
+    except ConnectorError as error:
+        raise SettingsError([SettingProblem((variable,), f"{variable}: {error}")]) from None
+    token, token_variable = processor.token, f"PAYSWITCH_TOKEN_{processor.name.upper()}"
+    if not token and kind is RinhaConnector:
+        token, token_variable = settings.processor_admin_token, "PAYSWITCH_PROCESSOR_ADMIN_TOKEN"
+    return Processor(
+        processor.name,
+        processor.url,
+        kind(ConnectorSettings(processor.name, token, settings.currency)),
+        transport,
+        pay_limit_ms=settings.processor_max_delay_ms + _BEYOND_THE_DELAY_MS,
+        find_limit_ms=settings.processor_find_limit_ms,
+        fixed_fee=processor.fixed_fee,
+        token_variable=token_variable,
+    )

@@ -1,4 +1,4 @@
-"""The health check: throttled, locked, both processors at once.
+"""The health check: throttled, locked, all processors at once.
 
 Throttle and lock live in Redis. So any process may trigger it at any time: a processor sees at most
 one call per throttle time.
@@ -12,11 +12,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import httpx
 from redis.asyncio import Redis
 
 from payswitch.processors.outcomes import HealthReport
-from payswitch.processors.processor import Processor, make_processors
+from payswitch.processors.processor import Processor
 from payswitch.selection.selector import Limits, Selection, Selector
 from payswitch.settings import Settings
 from payswitch.store import keys, scripts
@@ -39,7 +38,7 @@ class Times:
 
 
 class HealthCheck:
-    """Asks both processors for health reports and hands them to the Selector."""
+    """Asks all processors for health reports and hands them to the Selector."""
 
     def __init__(
         self, redis: Redis, processors: Sequence[Processor], selector: Selector, times: Times
@@ -109,12 +108,12 @@ def _log_selection(selection: Selection) -> None:
 
 
 def make_health_check(
-    settings: Settings, redis: Redis, transport: httpx.AsyncBaseTransport, times: Times = Times()
+    settings: Settings, redis: Redis, processors: Sequence[Processor], times: Times = Times()
 ) -> HealthCheck:
     """The health check of a health worker."""
     return HealthCheck(
         redis,
-        list(make_processors(settings, transport).values()),
+        processors,
         Selector(redis, Limits(settings.fast_enough_ms, settings.fallback_advantage_ms)),
         times,
     )

@@ -1,6 +1,6 @@
 """The Selector: it chooses the processor of new payments.
 
-The choice is a pure function of the two health reports. Redis caches it for 10 seconds under
+The choice is a pure function of the health reports. Redis caches it for 10 seconds under
 `selected_payment_processor`; only the holder of the health check's lock writes it. An operator's
 override (`selection:override`) takes precedence until it expires.
 """
@@ -15,7 +15,6 @@ import orjson
 from redis.asyncio import Redis
 
 from payswitch.instants import format_instant
-from payswitch.settings import DEFAULT, FALLBACK, PROCESSORS
 from payswitch.store import keys, scripts
 from payswitch.store.notes import read_note
 
@@ -41,65 +40,77 @@ class Selection:
     healthy: bool
     reason: str
     overridden: bool = False
-    """Whether an operator has chosen: then the other processor never steps in."""
+    """Whether an operator has chosen: then no other processor steps in."""
+    down: tuple[str, ...] = ()
+    """The processors that are failing, or whose health is unknown."""
 
 
-UNSELECTED = Selection(DEFAULT, True, "no selection is cached")
-"""The reading of a missing, corrupt or foreign cache entry: `default`, until a worker's own results
-say otherwise."""
+def unselected(processors: Sequence[str]) -> Selection:
+    """The selection where none is cached: the first processor, until a worker's own results say
+    otherwise."""
+    return Selection(processors[0], True, "no selection is cached")
 
 
 def decide(reports: Mapping[str, HealthReport | None], limits: Limits) -> Selection:
-    """Choose by two health reports; a report of None is unknown.
+    """Choose by health reports in order of preference; a report of None is unknown.
 
-    If one processor is healthy: that one. If both are: `default` if it answers within
-    `fast_enough_ms`, else `fallback` if that does, else `default` unless it is slower by more than
-    `fallback_advantage_ms`. If neither is: `default`, marked unhealthy.
+    The first healthy processor that answers within `fast_enough_ms` is chosen; else the first
+    healthy one, unless a later one is faster by more than `fallback_advantage_ms`. If none is
+    healthy: the first one, marked unhealthy.
     """
-    default, fallback = reports.get(DEFAULT), reports.get(FALLBACK)
-    default_is_healthy = default is not None and not default.failing
-    fallback_is_healthy = fallback is not None and not fallback.failing
-    if not default_is_healthy and not fallback_is_healthy:
-        return Selection(DEFAULT, False, f"default {_word(default)}, fallback {_word(fallback)}")
-    if default is None or not default_is_healthy:
-        return Selection(FALLBACK, True, f"default {_word(default)}")
-    if fallback is None or not fallback_is_healthy:
-        return Selection(DEFAULT, True, f"fallback {_word(fallback)}")
-    speeds = f"default {default.min_response_ms} ms, fallback {fallback.min_response_ms} ms"
-    if default.min_response_ms <= limits.fast_enough_ms:
-        return Selection(DEFAULT, True, speeds)
-    slower_by = default.min_response_ms - fallback.min_response_ms
-    if (
-        fallback.min_response_ms <= limits.fast_enough_ms
-        or slower_by > limits.fallback_advantage_ms
-    ):
-        return Selection(FALLBACK, True, speeds)
-    return Selection(DEFAULT, True, speeds)
+    speeds = {
+        name: report.min_response_ms
+        for name, report in reports.items()
+        if report is not None and not report.failing
+    }
+    down = tuple(name for name in reports if name not in speeds)
+    told = [f"{name} {_word(reports[name])}" for name in down]
+    if not speeds:
+        return Selection(next(iter(reports)), False, ", ".join(told), down=down)
+    if len(speeds) > 1:
+        told += [f"{name} {speed} ms" for name, speed in speeds.items()]
+    healthy = list(speeds)
+    fast = [name for name in healthy if speeds[name] <= limits.fast_enough_ms]
+    steady = (
+        name
+        for place, name in enumerate(healthy)
+        if all(
+            speeds[name] - speeds[later] <= limits.fallback_advantage_ms
+            for later in healthy[place + 1 :]
+        )
+    )
+    return Selection(fast[0] if fast else next(steady), True, ", ".join(told), down=down)
 
 
-def parse_selection(raw: bytes | None) -> Selection:
-    """Read the cached selection; anything else is `UNSELECTED`."""
+def parse_selection(raw: bytes | None, processors: Sequence[str]) -> Selection | None:
+    """Read the cached selection; None if there is none, or none of a known processor."""
     document = read_note(raw)
     processor, healthy = document.get("processor"), document.get("healthy")
-    if processor not in PROCESSORS or type(healthy) is not bool:
-        return UNSELECTED
-    return Selection(processor, healthy, str(document.get("reason", "")))
+    if not isinstance(processor, str) or processor not in processors or type(healthy) is not bool:
+        return None
+    named = document.get("down")
+    down = tuple(each for each in processors if isinstance(named, list) and each in named)
+    return Selection(processor, healthy, str(document.get("reason", "")), down=down)
 
 
-def parse_override(raw: bytes | None) -> Selection | None:
+def parse_override(raw: bytes | None, processors: Sequence[str]) -> Selection | None:
     """Read an operator's choice; None if there is none of a known processor."""
     document = read_note(raw)
     processor = document.get("processor")
-    if processor not in PROCESSORS:
+    if not isinstance(processor, str) or processor not in processors:
         return None
     return Selection(processor, True, f"chosen by {document.get('by')}", overridden=True)
 
 
-def parse_standing(raw: Sequence[bytes | None]) -> Selection:
+def parse_standing(raw: Sequence[bytes | None], processors: Sequence[str]) -> Selection:
     """The current selection by the values of `keys.SELECTIONS`: an operator's, else the health
     check's."""
     override, selection = raw
-    return parse_override(override) or parse_selection(selection)
+    return (
+        parse_override(override, processors)
+        or parse_selection(selection, processors)
+        or unselected(processors)
+    )
 
 
 class Selector:
@@ -120,6 +131,7 @@ class Selector:
                 "processor": selection.processor,
                 "healthy": selection.healthy,
                 "reason": selection.reason,
+                "down": selection.down,
                 "at": format_instant(at_ms),
             }
         )

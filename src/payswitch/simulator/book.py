@@ -10,15 +10,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
+from enum import Enum, auto
 from itertools import accumulate
 from operator import itemgetter, sub
 from typing import Any, NamedTuple
 
 import orjson
 
-from payswitch.money import BRL, Currency
+from payswitch.money import BRL, Currency, Total
 
-_MAX_AMOUNT = 10**13
+MAX_AMOUNT = 10**13
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)  # the processor shows instants without a zone
 _EARLIEST_US = (datetime.min - _NAIVE_EPOCH) // timedelta(microseconds=1)
@@ -35,11 +36,12 @@ class BookEntry(NamedTuple):
     requested_at_us: int
 
 
-class BookTotals(NamedTuple):
-    """How many payments, and their sum in cents."""
+class Standing(Enum):
+    """What a processor has decided about a payment."""
 
-    requests: int
-    cents: int
+    SUCCEEDED = auto()
+    PENDING = auto()
+    FAILED = auto()
 
 
 def parse_instant(text: str) -> int:
@@ -80,8 +82,8 @@ def parse_entry(body: bytes | bytearray, currency: Currency = BRL) -> BookEntry:
     amount = fields.get("amount")
     if isinstance(amount, bool) or not isinstance(amount, int | float):
         raise ValueError("amount is not a number")
-    if not 0 < amount < _MAX_AMOUNT:
-        raise ValueError(f"amount is not above 0 and below {_MAX_AMOUNT}")
+    if not 0 < amount < MAX_AMOUNT:
+        raise ValueError(f"amount is not above 0 and below {MAX_AMOUNT}")
     requested_at = fields.get("requestedAt")
     if not isinstance(requested_at, str):
         raise ValueError("requestedAt is not an ISO-8601 instant")
@@ -103,6 +105,7 @@ def json_object(body: bytes | bytearray) -> dict[str, Any]:
 
 class Book:
     """The payments that a processor has recorded, and their totals over any window of instants.
+    Pending and failed ones stand beside them: they can be looked up, and count nowhere.
 
     Payments arrive almost in the order of their instants. So `record` only appends, and the next
     `totals` merges the new payments into running sums, which changes only the few that overlap.
@@ -121,26 +124,52 @@ class Book:
     def purge(self) -> None:
         """Forget every payment."""
         self._payments: dict[str, tuple[int, int]] = {}
+        self._unpaid: dict[str, tuple[BookEntry, Standing]] = {}
         self._committed_ns: list[int] = []  # in the order of _payments
         self._cents = 0
         self._unmerged: list[tuple[int, int]] = []
         self._instants: list[int] = []
         self._sums = [0]  # _sums[n] is the sum of the first n of _instants
 
-    def record(self, entry: BookEntry) -> bool:
+    def record(self, entry: BookEntry, standing: Standing = Standing.SUCCEEDED) -> bool:
         """Enter a payment. If its id is known, nothing changes and this is False."""
-        if entry.correlation_id in self._payments:
+        if entry.correlation_id in self._payments or entry.correlation_id in self._unpaid:
             return False
+        if standing is Standing.SUCCEEDED:
+            self._enter(entry)
+        else:
+            self._unpaid[entry.correlation_id] = entry, standing
+        return True
+
+    def decide(self, entry: BookEntry, standing: Standing) -> bool:
+        """End a payment's being pending; False if it is not pending."""
+        if self._unpaid.get(entry.correlation_id) != (entry, Standing.PENDING):
+            return False
+        if standing is Standing.SUCCEEDED:
+            del self._unpaid[entry.correlation_id]
+            self._enter(entry)
+        else:
+            self._unpaid[entry.correlation_id] = entry, standing
+        return True
+
+    def _enter(self, entry: BookEntry) -> None:
         payment = (entry.requested_at_us, entry.cents)
         self._payments[entry.correlation_id] = payment
         self._committed_ns.append(self._clock())
         self._unmerged.append(payment)
         self._cents += entry.cents
-        return True
+
+    def standing(self, correlation_id: str) -> Standing | None:
+        """What is decided about a payment, its id in lower case; None if it is unknown."""
+        if correlation_id in self._payments:
+            return Standing.SUCCEEDED
+        return self._unpaid[correlation_id][1] if correlation_id in self._unpaid else None
 
     def find(self, correlation_id: str) -> BookEntry | None:
-        """Look a payment up by its id, in upper or lower case."""
+        """Look a payment of any standing up by its id, in upper or lower case."""
         correlation_id = correlation_id.lower()
+        if correlation_id in self._unpaid:
+            return self._unpaid[correlation_id][0]
         payment = self._payments.get(correlation_id)
         if payment is None:
             return None
@@ -154,17 +183,17 @@ class Book:
         ):
             yield BookEntry(correlation_id, cents, requested_at_us), committed_ns // 1000
 
-    def totals(self, first_us: int | None = None, last_us: int | None = None) -> BookTotals:
+    def totals(self, first_us: int | None = None, last_us: int | None = None) -> Total:
         """Sum up the payments requested from `first_us` to `last_us`, both included.
 
         If either bound is missing, it sums up all of them: the real processor's rule.
         """
         if first_us is None or last_us is None:
-            return BookTotals(len(self._payments), self._cents)
+            return Total(len(self._payments), self._cents)
         self._merge()
         start = bisect_left(self._instants, first_us)
         stop = max(start, bisect_right(self._instants, last_us))
-        return BookTotals(stop - start, self._sums[stop] - self._sums[start])
+        return Total(stop - start, self._sums[stop] - self._sums[start])
 
     def _merge(self) -> None:
         if not self._unmerged:

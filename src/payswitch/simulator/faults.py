@@ -3,8 +3,7 @@ choice of a request's fault, and the broken answers."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
@@ -14,10 +13,10 @@ from random import Random
 from typing import Any, NamedTuple, TypeVar
 
 from payswitch.http.server import Reply, message, reply
-from payswitch.simulator.book import json_object
+from payswitch.simulator.book import Standing, json_object
 from payswitch.simulator.streams import Ending, Stream
 
-MAX_MS = 2**31 - 1
+_MAX_MS = 2**31 - 1
 DRIP_MS = 1000.0
 HUGE_BYTES = 10_000_000
 
@@ -25,7 +24,10 @@ _PIECE = b"x" * 65_536
 _SLOWEST_LIE_MS = 3000
 _ROUNDING = 1e-9
 _FIELDS = frozenset(
-    {"seed", "payments", "health", "lateMs", "laterMs", "goneMs", "journal", "silent"}
+    {
+        *("seed", "payments", "decisions", "health"),
+        *("lateMs", "laterMs", "decideMs", "goneMs", "journal", "silent"),
+    }
 )
 
 
@@ -53,6 +55,13 @@ class PaymentFault(StrEnum):
     BAD_REQUEST = "400"
 
 
+class Decision(StrEnum):
+    """What may come of a payment where the protocol knows more than paid and refused."""
+
+    DECLINE = "decline"
+    PENDING = "pending"
+
+
 class HealthFault(StrEnum):
     """The faults of a GET /payments/service-health."""
 
@@ -62,7 +71,7 @@ class HealthFault(StrEnum):
     WRONG_TYPES = "wrong-types"
 
 
-_Mode = TypeVar("_Mode", PaymentFault, HealthFault)
+_Mode = TypeVar("_Mode", bound=StrEnum)
 
 GATEWAY_STATUSES = (
     HTTPStatus.REQUEST_TIMEOUT,
@@ -122,14 +131,17 @@ class Faults:
 
     `commit-late` answers `late_ms` after its commit. `close-commit` and `gateway-early` take the
     time until their commit from the range `later_ms`, `gateway-late` the time until its answer. A
-    `silent` processor answers neither payments nor questions, and records no payment.
+    pending payment is decided after a time from the range `decide_ms`. A `silent` processor answers
+    neither payments nor questions, and records no payment.
     """
 
     seed: int = 0
     payments: Mapping[PaymentFault, float] = field(default_factory=dict)
+    decisions: Mapping[Decision, float] = field(default_factory=dict)
     health: Mapping[HealthFault, float] = field(default_factory=dict)
     late_ms: int = 11_000
     later_ms: tuple[int, int] = (200, 8000)
+    decide_ms: tuple[int, int] = (200, 2000)
     journal: bool = False
     silent: bool = False
 
@@ -138,9 +150,11 @@ class Faults:
         return {
             "seed": self.seed,
             "payments": {mode.value: part for mode, part in self.payments.items()},
+            "decisions": {mode.value: part for mode, part in self.decisions.items()},
             "health": {mode.value: part for mode, part in self.health.items()},
             "lateMs": self.late_ms,
             "laterMs": self.later_ms,
+            "decideMs": self.decide_ms,
             "journal": self.journal,
             "silent": self.silent,
         }
@@ -162,13 +176,15 @@ def parse_faults(body: bytes | bytearray) -> tuple[Faults, int | None]:
     faults = Faults(
         seed,
         _probabilities("payments", fields, PaymentFault),
+        _probabilities("decisions", fields, Decision),
         _probabilities("health", fields, HealthFault),
-        _milliseconds("lateMs", fields.get("lateMs", Faults.late_ms)),
+        milliseconds("lateMs", fields.get("lateMs", Faults.late_ms)),
         _range("laterMs", fields.get("laterMs", list(Faults.later_ms))),
-        _truth("journal", fields.get("journal", Faults.journal)),
-        _truth("silent", fields.get("silent", Faults.silent)),
+        _range("decideMs", fields.get("decideMs", list(Faults.decide_ms))),
+        truth("journal", fields.get("journal", Faults.journal)),
+        truth("silent", fields.get("silent", Faults.silent)),
     )
-    gone_ms = _milliseconds("goneMs", fields["goneMs"]) if "goneMs" in fields else None
+    gone_ms = milliseconds("goneMs", fields["goneMs"]) if "goneMs" in fields else None
     return faults, gone_ms
 
 
@@ -188,14 +204,16 @@ def _probabilities(group: str, fields: Mapping[str, Any], modes: type[_Mode]) ->
     return {mode: given[mode] for mode in modes if given.get(mode)}
 
 
-def _truth(name: str, value: object) -> bool:
+def truth(name: str, value: object) -> bool:
+    """Check that a field is true or false. Raises `ValueError`."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} is neither true nor false")
     return value
 
 
-def _milliseconds(name: str, value: object) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_MS:
+def milliseconds(name: str, value: object) -> int:
+    """Check that a field is a whole number of milliseconds. Raises `ValueError`."""
+    if type(value) is not int or not 0 <= value <= _MAX_MS:
         raise ValueError(f"{name} is not a whole number of milliseconds")
     return value
 
@@ -203,7 +221,7 @@ def _milliseconds(name: str, value: object) -> int:
 def _range(name: str, value: object) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"{name} is not a pair of milliseconds")
-    low, high = (_milliseconds(name, bound) for bound in value)
+    low, high = (milliseconds(name, bound) for bound in value)
     if low > high:
         raise ValueError(f"{name} begins after its end")
     return low, high
@@ -228,16 +246,14 @@ class PaymentLots:
 
     def __init__(self, faults: Faults) -> None:
         self._random = Random(f"payments {faults.seed}")
-        self._modes = list(faults.payments)
-        self._bounds = _bounds(faults.payments.values())
+        self._modes = faults.payments
         self._later_ms = faults.later_ms
 
     def draw(self) -> Misfortune | None:
         """Draw the next payment's fault; None is the ordinary outcome."""
-        place = bisect_right(self._bounds, self._random.random())
-        if place == len(self._modes):
+        mode = _draw(self._random, self._modes)
+        if mode is None:
             return None
-        mode = self._modes[place]
         commits = mode in _COMMITTING or (mode in _BY_COIN and self._random.random() < 0.5)
         later_ms = self._random.uniform(*self._later_ms) if mode in _LATER else 0.0
         status = self._random.choice(GATEWAY_STATUSES) if mode in _GATEWAY else None
@@ -247,18 +263,43 @@ class PaymentLots:
         return Misfortune(mode, commits, commits_later, later_ms, status)
 
 
+class Deliberation(NamedTuple):
+    """What the processor says of a payment at first, and `after_ms` later, if that is something
+    else."""
+
+    first: Standing
+    last: Standing
+    after_ms: float = 0.0
+
+
+_AT_ONCE = Deliberation(Standing.SUCCEEDED, Standing.SUCCEEDED)
+
+
+def deliberate(faults: Faults, correlation_id: str) -> Deliberation:
+    """Decide about a payment. Only seed and id count, so that each time brings the same."""
+    if not faults.decisions:
+        return _AT_ONCE
+    chance = Random(f"{faults.seed} {correlation_id}")
+    declines = faults.decisions.get(Decision.DECLINE, 0.0)
+    place = chance.random()
+    if place < declines:
+        return Deliberation(Standing.FAILED, Standing.FAILED)
+    if place >= declines + faults.decisions.get(Decision.PENDING, 0.0):
+        return _AT_ONCE
+    last = chance.choice((Standing.SUCCEEDED, Standing.FAILED))
+    return Deliberation(Standing.PENDING, last, chance.uniform(*faults.decide_ms))
+
+
 class HealthLots:
     """The faults of one report of health after the other, chosen by the setting's seed."""
 
     def __init__(self, faults: Faults) -> None:
         self._random = Random(f"health {faults.seed}")
-        self._modes = list(faults.health)
-        self._bounds = _bounds(faults.health.values())
+        self._modes = faults.health
 
     def draw(self) -> HealthFault | None:
         """Draw the next report's fault; None is the truth."""
-        place = bisect_right(self._bounds, self._random.random())
-        return self._modes[place] if place < len(self._modes) else None
+        return _draw(self._random, self._modes)
 
     def slowness_ms(self) -> int:
         """Make up a `minResponseTime` for a lie."""
@@ -269,12 +310,10 @@ class HealthLots:
         return self._random.choice(WRONG_REPORTS)
 
 
-def _bounds(probabilities: Iterable[float]) -> list[float]:
-    """The end of each mode's part of [0, 1); the last is 1 if they sum to 1 within rounding."""
-    bounds = list(accumulate(probabilities))
-    if bounds and bounds[-1] > 1 - _ROUNDING:
-        bounds[-1] = 1.0
-    return bounds
+def _draw(random: Random, modes: Mapping[_Mode, float]) -> _Mode | None:
+    """Choose a mode by the probabilities; None is the rest to 1."""
+    lots: list[_Mode | None] = [*modes, None]
+    return random.choices(lots, cum_weights=[*accumulate(modes.values()), 1.0])[0]
 
 
 _FAULTY = message(HTTPStatus.INTERNAL_SERVER_ERROR, "something went wrong")

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal
 
 import orjson
 
 from payswitch.simulator.book import BookEntry
 
-JournalStep = Literal["arrived", "committed", "known", "failed", "hung-up", "answered"]
-
-
-class JournalEvent(NamedTuple):
-    """One step of one request; instants in µs since 1970, `fault` and `status` where they apply."""
-
-    at_us: int
-    correlation_id: str
-    event: JournalStep
-    fault: str | None
-    status: int | None
-    requested_at_us: int
+JournalStep = Literal[
+    "arrived", "committed", "pending", "declined", "known", "failed", "hung-up", "answered"
+]
 
 
 class Journal:
@@ -36,7 +27,7 @@ class Journal:
     def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
         self.on = False
         self._clock = clock
-        self._events: list[JournalEvent] = []
+        self._events: list[tuple[str, bytes]] = []  # a payment's id, and the event's line
 
     def note(
         self,
@@ -45,13 +36,19 @@ class Journal:
         fault: str | None = None,
         status: int | None = None,
     ) -> None:
-        """Add an event that happens now, if the journal is on."""
+        """Add an event that happens now, if the journal is on; instants are in µs since 1970,
+        `fault` and `status` null where they don't apply."""
         if self.on:
-            at_us = self._clock() // 1000
-            found = JournalEvent(
-                at_us, entry.correlation_id, event, fault, status, entry.requested_at_us
-            )
-            self._events.append(found)
+            fields = {
+                "atUs": self._clock() // 1000,
+                "correlationId": entry.correlation_id,
+                "event": event,
+                "fault": fault,
+                "status": status,
+                "requestedAtUs": entry.requested_at_us,
+            }
+            line = orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+            self._events.append((entry.correlation_id, line))
 
     def clear(self) -> None:
         """Forget every event."""
@@ -59,20 +56,5 @@ class Journal:
 
     def lines(self, correlation_id: str | None = None) -> bytes:
         """The events of one payment, its id in any case, or of all: one JSON object a line."""
-        events: Iterable[JournalEvent] = self._events
-        if correlation_id is not None:
-            wanted = correlation_id.lower()
-            events = (event for event in events if event.correlation_id == wanted)
-        return b"".join(map(_line, events))
-
-
-def _line(event: JournalEvent) -> bytes:
-    fields = {
-        "atUs": event.at_us,
-        "correlationId": event.correlation_id,
-        "event": event.event,
-        "fault": event.fault,
-        "status": event.status,
-        "requestedAtUs": event.requested_at_us,
-    }
-    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+        wanted = correlation_id and correlation_id.lower()
+        return b"".join(line for of, line in self._events if wanted is None or of == wanted)

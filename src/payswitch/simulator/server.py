@@ -1,41 +1,37 @@
 """A payment processor for development and tests: it behaves as the challenge's real processor does.
 
-Statuses, headers and quirks are the real one's, slots and windows included; payments are kept in
-memory. `Book` and `HealthWindows` decide without I/O; `Simulator` serves them over HTTP, with the
-faults that an admin call sets (`faults`).
+Slots, delays and windows are the real one's; payments are kept in memory. `Book` and
+`HealthWindows` decide without I/O; `Simulator` serves them over HTTP, in one of the `DIALECTS`,
+with the faults that an admin call sets (`faults`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import signal
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from decimal import Decimal
 from http import HTTPStatus
 from math import ceil
-from typing import Self
 from urllib.parse import parse_qs
 
 import orjson
 
 from payswitch.http.server import Exchange, Listener, Reply, message, reply
-from payswitch.money import BRL, Currency
 from payswitch.reasons import reason
 from payswitch.simulator.book import (
     Book,
     BookEntry,
     HealthWindows,
-    format_instant,
+    Standing,
     json_object,
-    parse_entry,
     parse_instant,
 )
+from payswitch.simulator.charges import ChargesDialect
+from payswitch.simulator.dialect import Dialect, RejectedError, SimulatorConfig
 from payswitch.simulator.faults import (
-    MAX_MS,
     Faults,
     HealthFault,
     HealthLots,
@@ -43,11 +39,17 @@ from payswitch.simulator.faults import (
     PaymentFault,
     PaymentLots,
     broken_answer,
+    deliberate,
     gateway_answer,
+    milliseconds,
     parse_faults,
+    truth,
 )
 from payswitch.simulator.journal import Journal, JournalStep
+from payswitch.simulator.rinha import RinhaDialect
 from payswitch.simulator.streams import Stream, send_stream
+
+DIALECTS: dict[str, type[Dialect]] = {"rinha": RinhaDialect, "charges": ChargesDialect}
 
 RUNNING_SLOTS = 800
 WAITING_SLOTS = 500
@@ -56,7 +58,6 @@ _RELISTEN_S = 0.1
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_PROCESSED = message(HTTPStatus.OK, "payment processed successfully")
 _FAILING = message(HTTPStatus.INTERNAL_SERVER_ERROR, "the payment processor is failing")
 _NO_SLOT = message(HTTPStatus.TOO_MANY_REQUESTS, "too many requests at once", b"Retry-After: 5")
 _NOT_FOUND = reply(HTTPStatus.NOT_FOUND)
@@ -66,56 +67,15 @@ _PURGED = message(HTTPStatus.OK, "All payments purged.")
 
 _LINES = b"application/x-ndjson"
 
+_ENTERED: dict[Standing, JournalStep] = {
+    Standing.SUCCEEDED: "committed",
+    Standing.PENDING: "pending",
+    Standing.FAILED: "declined",
+}
+
 _Methods = dict[bytes, Callable[[Exchange], None]]
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass
-class SimulatorConfig:
-    """A processor's settings. All but `rate_limit_s` may be changed while it runs.
-
-    `fee` is the part of an amount that the processor keeps, `rate_limit_s` the length in seconds
-    of the windows that limit calls for its health (0: no limit), `delay_ms` every payment's delay,
-    `token` the `X-Rinha-Token` of its /admin calls.
-    """
-
-    name: str
-    fee: Decimal = Decimal("0.05")
-    token: str = "123"
-    rate_limit_s: float = 5.0
-    delay_ms: int = 0
-    failing: bool = False
-    currency: Currency = BRL
-
-    @classmethod
-    def from_environment(cls, name: str, environment: Mapping[str, str]) -> Self:
-        """Read the real processor's variables, TRANSACTION_FEE, INITIAL_TOKEN and
-        RATE_LIMIT_SECONDS, and PAYSWITCH_CURRENCY. Each has its default.
-
-        Raises:
-            ValueError: a variable is not a number, negative, or out of all proportion; or the
-                currency is unknown.
-        """
-        code = environment.get("PAYSWITCH_CURRENCY") or BRL.code
-        try:
-            currency = Currency(code)
-        except ValueError:
-            raise ValueError(f"PAYSWITCH_CURRENCY is no currency of ISO 4217: {code!r}") from None
-        return cls(
-            name,
-            fee=Decimal(_number(environment, "TRANSACTION_FEE", "0.05")),
-            token=environment.get("INITIAL_TOKEN", cls.token),
-            rate_limit_s=float(_number(environment, "RATE_LIMIT_SECONDS", "5")),
-            currency=currency,
-        )
-
-
-def _number(environment: Mapping[str, str], variable: str, default: str) -> str:
-    text = environment.get(variable, default)
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
-        raise ValueError(f"{variable} is not a decimal number: {text!r}")
-    return text
 
 
 class Simulator:
@@ -126,9 +86,10 @@ class Simulator:
     keeps its book and its settings.
     """
 
-    def __init__(self, config: SimulatorConfig) -> None:
+    def __init__(self, config: SimulatorConfig, dialect: type[Dialect] = RinhaDialect) -> None:
         self.config = config
         self.book = Book()
+        self.dialect = dialect(config, self.book)
         self.journal = Journal()
         self._faults = Faults()
         self._payment_lots: PaymentLots | None = None
@@ -137,15 +98,23 @@ class Simulator:
         self._health_calls: deque[Exchange] = deque()
         self._health_timer: asyncio.TimerHandle | None = None
         self._running: dict[Exchange, asyncio.TimerHandle] = {}
+        self._under_way: set[str] = set()
         self._late: set[asyncio.TimerHandle] = set()
         self._waiting: deque[Exchange] = deque()
         self._listener = Listener(self._route)
         self._address = ("", 0)
         self._absence: asyncio.Task[None] | None = None
-        self._payment_by_id: _Methods = {b"GET": self._take_slot}
+        self._look_up: _Methods = {b"GET": self._take_slot}
+        at_pay_path: _Methods = {b"POST": self._take_slot}
+        if self.dialect.pay_path == self.dialect.find_prefix:
+            at_pay_path |= self._look_up
         self._routes: dict[bytes, _Methods] = {
-            b"/payments": {b"POST": self._take_slot},
-            b"/payments/service-health": {b"GET": self._ask_health},
+            self.dialect.pay_path: at_pay_path,
+            self.dialect.health_path: {b"GET": self._ask_health},
+            **{
+                path: {b"GET": _answering(answer)}
+                for path, answer in self.dialect.questions.items()
+            },
             b"/admin/payments-summary": {b"GET": self._guarded(self._summary)},
             b"/admin/configurations/token": {b"PUT": self._guarded(self._set_token)},
             b"/admin/configurations/delay": {b"PUT": self._guarded(self._set_delay)},
@@ -180,6 +149,7 @@ class Simulator:
         for timer in (*self._running.values(), *self._late):
             timer.cancel()
         self._running.clear()
+        self._under_way.clear()
         self._late.clear()
         self._waiting.clear()
         self._health_calls.clear()
@@ -194,8 +164,8 @@ class Simulator:
 
     def _route(self, exchange: Exchange) -> None:
         methods = self._routes.get(exchange.path)
-        if methods is None and exchange.path.startswith(b"/payments/"):
-            methods = self._payment_by_id
+        if methods is None and exchange.path.startswith(self.dialect.find_prefix):
+            methods = self._look_up
         if methods is None:
             exchange.answer(_NOT_FOUND)
         elif exchange.method in methods:
@@ -219,27 +189,31 @@ class Simulator:
     def _begin(self, exchange: Exchange) -> None:
         """Serve a request that has a slot; one that ends at once leaves the slot free."""
         if exchange.method == b"GET":
-            exchange.answer(self._find(exchange))
+            exchange.answer(self.dialect.find(exchange))
             return
         try:
-            entry = parse_entry(exchange.body, self.config.currency)
-        except ValueError as error:
-            exchange.answer(message(HTTPStatus.BAD_REQUEST, str(error)))
+            entry = self.dialect.parse(exchange)
+        except RejectedError as error:
+            exchange.answer(error.outcome)
+            return
+        if entry.correlation_id in self._under_way and (busy := self.dialect.busy(entry)):
+            exchange.answer(busy)
             return
         lot = self._payment_lots.draw() if self._payment_lots is not None else None
-        if self.journal.on:
-            self.journal.note("arrived", entry, lot.mode if lot is not None else None)
+        self.journal.note("arrived", entry, lot.mode if lot is not None else None)
         if lot is not None and lot.mode is PaymentFault.CLOSE:
             self._hang_up(exchange, entry, lot.mode)
         elif self.config.delay_ms:
             loop = asyncio.get_running_loop()
             delay_s = self.config.delay_ms / 1000
+            self._under_way.add(entry.correlation_id)
             self._running[exchange] = loop.call_later(delay_s, self._end, exchange, entry, lot)
         else:
             self._settle(exchange, entry, lot)
 
     def _end(self, exchange: Exchange, entry: BookEntry, lot: Misfortune | None) -> None:
         del self._running[exchange]
+        self._under_way.discard(entry.correlation_id)
         self._settle(exchange, entry, lot)
         while self._waiting and len(self._running) < RUNNING_SLOTS:
             self._begin(self._waiting.popleft())
@@ -249,30 +223,34 @@ class Simulator:
         if lot is not None and lot.mode in self._faults.payments:
             self._misbehave(exchange, entry, lot)
             return
-        outcome = self._commit(entry)
-        if self.journal.on:
-            self._note_answer(exchange, entry, outcome.status)
-        exchange.answer(outcome)
+        self._answer(exchange, entry, self._commit(entry))
 
     def _commit(self, entry: BookEntry, fault: PaymentFault | None = None) -> Reply:
         """Enter a payment in the book, if possible, and return the true answer."""
         event: JournalStep
+        thought = deliberate(self._faults, entry.correlation_id)
         if self.config.failing:
             event, outcome = "failed", _FAILING
-        elif self.book.record(entry):
-            event, outcome = "committed", _PROCESSED
+        elif self.book.record(entry, thought.first):
+            event, outcome = _ENTERED[thought.first], self.dialect.recorded(entry)
+            if thought.last is not thought.first:
+                self._later(thought.after_ms, lambda: self._decide(entry, thought.last))
         else:
-            event, outcome = "known", _known(entry)
-        if self.journal.on:
-            self.journal.note(event, entry, fault)
+            event, outcome = "known", self.dialect.known(entry)
+        self.journal.note(event, entry, fault)
         return outcome
+
+    def _decide(self, entry: BookEntry, standing: Standing) -> None:
+        if self.book.decide(entry, standing):
+            self.journal.note(_ENTERED[standing], entry)
 
     def _misbehave(self, exchange: Exchange, entry: BookEntry, lot: Misfortune) -> None:
         """Do what a fault does; the payment has waited out its delay."""
         fault = lot.mode
         if fault is PaymentFault.CLOSE_COMMIT:
             self._hang_up(exchange, entry, fault)
-        truth = self._commit(entry, fault) if lot.commits else _PROCESSED
+        processed = self.dialect.processed(entry)
+        truth = self._commit(entry, fault) if lot.commits else processed
         if lot.commits_later:
             self._later(lot.later_ms, lambda: self._commit(entry, fault))
         match fault:
@@ -284,35 +262,30 @@ class Simulator:
                 late_ms = self._faults.late_ms
                 self._later(late_ms, lambda: self._answer(exchange, entry, truth, fault))
             case PaymentFault.UNKNOWN_422:
-                self._answer(exchange, entry, _known(entry), fault)
+                self._answer(exchange, entry, self.dialect.refused(entry), fault)
             case _ if lot.status is not None:
                 said = gateway_answer(lot.status)
                 after_ms = lot.later_ms if fault is PaymentFault.GATEWAY_LATE else 0
                 self._later(after_ms, lambda: self._answer(exchange, entry, said, fault))
             case _:
-                broken = broken_answer(fault, _PROCESSED, exchange.separator)
+                broken = broken_answer(fault, processed, exchange.separator)
                 self._answer(exchange, entry, broken, fault)
 
     def _answer(
-        self, exchange: Exchange, entry: BookEntry, outcome: Reply | Stream, fault: PaymentFault
-    ) -> None:
-        self._note_answer(exchange, entry, outcome.status, fault)
-        if isinstance(outcome, Stream):
-            send_stream(outcome, exchange, self._later)
-        else:
-            exchange.answer(outcome)
-
-    def _note_answer(
         self,
         exchange: Exchange,
         entry: BookEntry,
-        status: int | None,
+        outcome: Reply | Stream,
         fault: PaymentFault | None = None,
     ) -> None:
         if exchange.abandoned:
             self.journal.note("hung-up", entry, fault)
         else:
-            self.journal.note("answered", entry, fault, status)
+            self.journal.note("answered", entry, fault, outcome.status)
+        if isinstance(outcome, Stream):
+            send_stream(outcome, exchange, self._later)
+        else:
+            exchange.answer(outcome)
 
     def _hang_up(self, exchange: Exchange, entry: BookEntry, fault: PaymentFault) -> None:
         self.journal.note("hung-up", entry, fault)
@@ -325,16 +298,6 @@ class Simulator:
 
         timer = asyncio.get_running_loop().call_later(after_ms / 1000, run)
         self._late.add(timer)
-
-    def _find(self, exchange: Exchange) -> Reply:
-        entry = self.book.find(exchange.path.removeprefix(b"/payments/").decode("latin-1"))
-        if entry is None:
-            return _NOT_FOUND
-        body = (
-            f'{{"correlationId":"{entry.correlation_id}","amount":{self._decimal(entry.cents)},'
-            f'"requestedAt":"{format_instant(entry.requested_at_us)}"}}'
-        )
-        return reply(HTTPStatus.OK, body.encode())
 
     # Health.
 
@@ -370,12 +333,12 @@ class Simulator:
         """Decide about a health report, and send it."""
         lots = self._health_lots
         fault = lots.draw() if lots is not None else None
-        health = {"failing": self.config.failing, "minResponseTime": self.config.delay_ms}
         if lots is None or fault is None:
-            exchange.answer(reply(HTTPStatus.OK, orjson.dumps(health)))
+            truth = self.dialect.report(self.config.failing, self.config.delay_ms)
+            exchange.answer(reply(HTTPStatus.OK, truth))
         elif fault is HealthFault.LIE:
-            lie = {"failing": not self.config.failing, "minResponseTime": lots.slowness_ms()}
-            exchange.answer(reply(HTTPStatus.OK, orjson.dumps(lie)))
+            lie = self.dialect.report(not self.config.failing, lots.slowness_ms())
+            exchange.answer(reply(HTTPStatus.OK, lie))
         elif fault is HealthFault.WRONG_TYPES:
             exchange.answer(reply(HTTPStatus.OK, lots.wrong_report()))
         elif fault is HealthFault.TOO_MANY:
@@ -393,11 +356,7 @@ class Simulator:
             if exchange.headers.get(b"x-rinha-token") != self.config.token.encode():
                 exchange.answer(_UNAUTHORIZED)
                 return
-            try:
-                outcome = administer(exchange)
-            except ValueError as error:
-                outcome = message(HTTPStatus.BAD_REQUEST, str(error))
-            exchange.answer(outcome)
+            _answering(administer)(exchange)
 
         return handle
 
@@ -407,10 +366,11 @@ class Simulator:
         first_us, last_us = (
             parse_instant(query[bound][0]) if bound in query else None for bound in ("from", "to")
         )
-        requests, cents = self.book.totals(first_us, last_us)
+        total = self.book.totals(first_us, last_us)
+        amount = self._decimal(total.cents)
         body = (
-            f'{{"totalRequests":{requests},"totalAmount":{self._decimal(cents)},'
-            f'"totalFee":{self.config.fee * self._decimal(cents):f},'
+            f'{{"totalRequests":{total.count},"totalAmount":{amount},'
+            f'"totalFee":{self.config.fee * amount:f},'
             f'"feePerTransaction":{self.config.fee:f}}}'
         )
         return reply(HTTPStatus.OK, body.encode())
@@ -423,21 +383,19 @@ class Simulator:
         return _NO_CONTENT
 
     def _set_delay(self, exchange: Exchange) -> Reply:
-        delay = json_object(exchange.body).get("delay")
-        if type(delay) is not int or not 0 <= delay <= MAX_MS:
-            raise ValueError("delay is not a whole number of milliseconds")
+        delay = milliseconds("delay", json_object(exchange.body).get("delay"))
         was, self.config.delay_ms = self.config.delay_ms, delay
         return _changed("delay", was, delay)
 
     def _set_failure(self, exchange: Exchange) -> Reply:
-        failure = json_object(exchange.body).get("failure")
-        if not isinstance(failure, bool):
-            raise ValueError("failure is neither true nor false")
+        failure = truth("failure", json_object(exchange.body).get("failure"))
         was, self.config.failing = self.config.failing, failure
         return _changed("failure", was, failure)
 
     def _set_faults(self, exchange: Exchange) -> Reply:
         faults, gone_ms = parse_faults(exchange.body)
+        if faults.decisions and not self.dialect.deliberates:
+            raise ValueError("this protocol has no declined or pending payments")
         was, self._faults = self._faults, faults
         self._payment_lots = PaymentLots(faults) if faults.payments else None
         self._health_lots = HealthLots(faults) if faults.health else None
@@ -488,9 +446,17 @@ class Simulator:
         return Decimal(cents).scaleb(-self.config.currency.decimals)
 
 
-def _known(entry: BookEntry) -> Reply:
-    text = f"CorrelationId already exists: {entry.correlation_id}"
-    return message(HTTPStatus.UNPROCESSABLE_ENTITY, text)
+def _answering(answer: Callable[[Exchange], Reply]) -> Callable[[Exchange], None]:
+    """Handles a request by its answer, or by a 400 that says why there is none."""
+
+    def handle(exchange: Exchange) -> None:
+        try:
+            outcome = answer(exchange)
+        except ValueError as error:
+            outcome = message(HTTPStatus.BAD_REQUEST, str(error))
+        exchange.answer(outcome)
+
+    return handle
 
 
 def _changed(setting: str, was: object, now: object) -> Reply:
@@ -498,7 +464,9 @@ def _changed(setting: str, was: object, now: object) -> Reply:
     return reply(HTTPStatus.OK, orjson.dumps(body))
 
 
-async def serve(config: SimulatorConfig, host: str, port: int) -> None:
+async def serve(
+    config: SimulatorConfig, host: str, port: int, dialect: type[Dialect] = RinhaDialect
+) -> None:
     """Run a processor until SIGTERM or SIGINT.
 
     Raises:
@@ -506,7 +474,7 @@ async def serve(config: SimulatorConfig, host: str, port: int) -> None:
     """
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
-    simulator = Simulator(config)
+    simulator = Simulator(config, dialect)
     await simulator.start(host, port)
     for number in _STOP_SIGNALS:
         loop.add_signal_handler(number, stopped.set)

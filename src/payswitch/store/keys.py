@@ -20,12 +20,24 @@ IN_FLIGHT = "payments:in-flight"
 """Payments in a worker's hands by the end of their lease."""
 DEAD = "payments:dead"
 """Dead letters by the instant at which each died."""
+RESOLVED = "payments:resolved"
+"""Resolved dead letters by the instant of their resolution."""
+RESOLUTIONS = "payments:resolutions"
+"""The number of dead letters resolved since the last purge."""
 INCIDENTS = "payments:incidents"
+RESOLVED_INCIDENTS = "payments:incidents:resolved"
+"""Resolved incidents by the instant of their resolution."""
+AUDIT = "payments:audit"
+"""The stream of operators' acts; a purge keeps it."""
 GENERATION = "payments:generation"
 WAKE = "payments:wake"
 """The list on which an idle worker blocks."""
+SAVED = "payments:saved"
+"""The sums of the payments that were held, and then paid by the processor that they waited for."""
 PAUSED = "payments:paused"
 """The operator's order to pause."""
+PROCESSORS = "payments:processors"
+"""The processors that workers know: URL by name."""
 CURRENCY = "payments:currency"
 """The currency of all payments since the last purge."""
 LEFTOVERS = "payments:leftovers"
@@ -80,6 +92,11 @@ def record(correlation_id: str) -> str:
 def waiting(processor: str) -> str:
     """The key of the payments that wait for a processor."""
     return f"payments:waiting:{processor}"
+
+
+def held(processor: str) -> str:
+    """The key of the payments that are held until a processor works again."""
+    return f"payments:held:{processor}"
 
 
 def heartbeat(kind: str, name: str) -> str:

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from prometheus_client import CollectorRegistry, generate_latest
 
 from payswitch.http.listening import ListenError, numeric
-from payswitch.http.server import Exchange, Listener, Reply, message, reply
+from payswitch.http.server import Exchange, Listener, message, reply
 from payswitch.reasons import reason
 from payswitch.telemetry import metrics
 
@@ -49,18 +49,15 @@ class MetricsServer:
     def _answer(self, exchange: Exchange) -> None:
         # A scrape takes the loop for 2 ms, and one packet could hold thousands of them.
         exchange.close_after()
-        answer = self._reply(exchange)
-        exchange.answer(answer.without_body() if exchange.method == b"HEAD" else answer)
-
-    def _reply(self, exchange: Exchange) -> Reply:
         if exchange.path != b"/metrics":
-            return message(HTTPStatus.NOT_FOUND, "there is nothing but /metrics")
-        if exchange.method not in (b"GET", b"HEAD"):
-            return message(
-                HTTPStatus.METHOD_NOT_ALLOWED, "only GET is allowed here", b"Allow: GET, HEAD"
-            )
-        text = generate_latest(self._registry)
-        return reply(HTTPStatus.OK, text, content_type=metrics.CONTENT_TYPE.encode())
+            answer = message(HTTPStatus.NOT_FOUND, "there is nothing but /metrics")
+        elif exchange.method not in (b"GET", b"HEAD"):
+            allowed = b"Allow: GET, HEAD"
+            answer = message(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is allowed here", allowed)
+        else:
+            text = generate_latest(self._registry)
+            answer = reply(HTTPStatus.OK, text, content_type=metrics.CONTENT_TYPE.encode())
+        exchange.answer(answer)
 
 
 def _name(host: str, port: int) -> str:

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -130,12 +130,7 @@ class SpanStep(Step):
         self._error = ""
         self.traceparent = _traceparent(span.get_span_context())
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._fail(kind.__name__)
         self._span.end()
@@ -174,6 +169,7 @@ class _Wait(NamedTuple):
     ended_ms: int
 
 
+@dataclass(slots=True, eq=False)
 class SpanPaymentTrace(PaymentTrace):
     """The spans of one claim of a payment.
 
@@ -181,20 +177,11 @@ class SpanPaymentTrace(PaymentTrace):
     for want of a processor add no spans.
     """
 
-    __slots__ = ("_context", "_parent", "_places", "_tracer", "_wait")
-
-    def __init__(
-        self,
-        tracer: Tracer,
-        places: Mapping[str, Attributes],
-        wait: _Wait,
-        parent: SpanContext | None,
-    ) -> None:
-        self._tracer = tracer
-        self._places = places
-        self._wait = wait
-        self._parent = parent
-        self._context: Context | None = None
+    _tracer: Tracer
+    _places: Mapping[str, Attributes]
+    _wait: _Wait
+    _parent: SpanContext | None
+    _context: Context | None = None
 
     def pay(self, processor: str, number: int) -> Step:
         attributes = self._place(processor) | {

@@ -6,8 +6,6 @@ and are loaded only if `PAYSWITCH_TRACES` asks for them.
 
 from __future__ import annotations
 
-from types import TracebackType
-
 
 class Step:
     """A step of a payment, for as long as its `with` block runs. An exception from the block marks
@@ -20,12 +18,7 @@ class Step:
     def __enter__(self) -> Step:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         pass
 
     def is_for(self, correlation_id: str) -> None:

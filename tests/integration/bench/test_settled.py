@@ -40,7 +40,8 @@ def pay_for_real(redis: Redis, payment: Payment) -> None:
     call["accept"](args=[10, name, payment.cents, 2**53, "{}", ""])
     token = scripts.named(call["claim"](args=[10, 30_000, 5_000]))["token"]
     call["route"](args=[5_000, 30_000, name, token, "0", payment.processor, "", ""])
-    settle: list[str | int] = [RETENTION_MS, name, "0", payment.processor, payment.requested_at]
+    settle: list[str | int] = [RETENTION_MS, name, "0", payment.processor]
+    settle += (payment.requested_at, "", "")
     assert call["settle"](args=settle) == [b"settled"]
 
 

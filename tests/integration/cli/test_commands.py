@@ -16,9 +16,9 @@ from tests.support import RedisServer, free_port
 
 PARTS = {("up",), ("ingress",), ("worker",), ("health",), ("simulator",), ("chaos",)}
 """They start a Redis, or wait for it."""
-GROUPS = {(), ("dead",)}
-ALONE = {("completion",), ("settings",)}
-"""They need nothing; `test_settings_command` has the settings."""
+GROUPS = {(), ("dead",), ("incidents",)}
+ALONE = {("certify",), ("completion",), ("settings",)}
+"""They need no Redis; `test_settings_command` has the settings."""
 
 SAY_WHETHER_ALL_IS_WELL = {("reconcile",), ("status",)}
 """Exit code 1 is for what they find."""
@@ -80,7 +80,7 @@ echo "${{COMPREPLY[*]}}"
         ("pa", "pause payment"),
         ("select f", "fallback"),
         ("pause --f", "--for"),
-        ("dead r", "replay"),
+        ("dead rep", "replay"),
     ],
 )
 async def test_bash_completes(words: str, completed: str) -> None:

@@ -255,6 +255,7 @@ async def test_a_pinned_payment_tells_to_whom(b: Bench, payswitch: Payswitch) ->
     assert await history_of(payswitch, payment) == [
         "accepted",
         "pinned to default, tries in all: 1",
+        "try 1 at default: the connection ended without an answer; open: it may still be recorded",
     ]
 
 
@@ -298,10 +299,19 @@ async def test_a_dead_letter_tells_why_and_that_it_was_put_back(
     b.default.script = [Reply(422)]
     await b.dispatch_until_done(payment)
     history = await history_of(payswitch, payment)
-    assert history[-1] == "dead letter: default: refused with status 422"
-    await payswitch("dead", "replay", payment)
-    history = await history_of(payswitch, payment)
-    assert history[-1] == "a dead letter, put back by an operator"
+    died = "dead letter: default: refused with status 422"
+    assert history[-1] == died
+    await payswitch("dead", "replay", payment, "--by", "ana", "--reason", "default is mended")
+    assert (await b.dispatch_until_done(payment)).state == "settled"
+    assert await history_of(payswitch, payment) == [
+        "accepted",
+        "try 1 at default: refused with status 422; closed, as default doesn't have the payment",
+        died,
+        "put back by ana: default is mended",
+        "try 1: closed, as default doesn't have the payment",
+        "requested from default",
+        "settled: paid by default, tries in all: 2",
+    ]
 
 
 async def test_an_incident_belongs_to_the_history(

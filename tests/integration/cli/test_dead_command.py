@@ -139,7 +139,7 @@ async def test_all_that_is_known_of_one_is_shown(b: Bench, payswitch: Payswitch)
     assert shown["open tries"].strip() == "1 (may still be recorded)"
     assert "default" in shown["last error"]
     document = (await payswitch("dead", "show", payment, "--json")).json()
-    assert document["openTries"] == [{"number": 1, "ended": False}]
+    assert document["openTries"] == [{"number": 1, "ended": False, "pending": False}]
     assert document["horizon"] is not None
 
 
@@ -161,6 +161,68 @@ async def test_replay_of_all_says_how_many(b: Bench, payswitch: Payswitch) -> No
         await b.dispatcher.dispatch(replace(claim, overdue=True))
     assert await payswitch("dead", "replay", "--all") == Ended(0, "700 replayed\n", "")
     assert await payswitch("dead", "replay", "--all") == Ended(0, "0 replayed\n", "")
+
+
+async def test_a_filter_chooses_what_is_listed_and_replayed(b: Bench, payswitch: Payswitch) -> None:
+    payment = await refused(b)
+    of_others = ("--with-reason", "deadline", "--processor", "default", "--younger-than", "1h")
+    ended = await payswitch("dead", "list", *of_others)
+    assert (ended.code, ended.out.splitlines()[-1]) == (0, "0 of 1 dead letters shown")
+    assert await payswitch("dead", "replay", "--all", *of_others) == Ended(0, "0 replayed\n", "")
+    document = (await payswitch("dead", "list", "--with-reason", "422", "--json")).json()
+    assert [each["correlationId"] for each in document["deadLetters"]] == [payment]
+    ended = await payswitch("dead", "replay", "--all", "--with-reason", "422")
+    assert ended == Ended(0, "1 replayed\n", "")
+
+
+async def test_a_resolved_dead_letter_is_listed_apart_and_not_replayed(
+    b: Bench, payswitch: Payswitch
+) -> None:
+    payment = await refused(b)
+    by_ana = ("--by", "ana", "--reason", "paid by hand")
+    ended = await payswitch("dead", "resolve", payment, UNKNOWN_ID, *by_ana)
+    assert ended == Ended(1, "1 resolved\n", f"payswitch: {UNKNOWN_ID}: no such payment\n")
+    assert (await payswitch("dead", "list")).out == "There are no dead letters.\n"
+    [line] = [
+        line
+        for line in (await payswitch("dead", "list", "--resolved")).out.splitlines()
+        if payment in line
+    ]
+    assert line.rstrip().endswith("ana   paid by hand")
+    document = (await payswitch("dead", "list", "--resolved", "--json")).json()
+    resolution = document["deadLetters"][0]["resolution"]
+    assert (resolution["by"], resolution["reason"]) == ("ana", "paid by hand")
+    ended = await payswitch("dead", "replay", payment)
+    assert (ended.code, ended.out) == (1, "0 replayed\n")
+    assert ended.err == (
+        f"payswitch: {payment}: it is resolved, so a replay may pay it twice; "
+        "--even-resolved replays it\n"
+    )
+    assert (
+        (await payswitch("payment", payment)).out.rstrip().endswith("resolved by ana: paid by hand")
+    )
+    ended = await payswitch("dead", "replay", payment, "--even-resolved")
+    assert ended == Ended(0, "1 replayed\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("resolve", UNKNOWN_ID),
+        ("resolve", "--reason", "refunded"),
+        ("resolve", UNKNOWN_ID, "--reason", " "),
+        ("resolve", UNKNOWN_ID, "--reason", "refunded", "--by", ""),
+        ("list", "--older-than", "soon"),
+        ("list", "--older-than", "4000d"),
+        ("list", "--resolved", "--processor", "default"),
+        ("replay", UNKNOWN_ID, "--processor", "default"),
+        ("replay", "--all", "--even-resolved"),
+    ],
+    ids=" ".join,
+)
+async def test_wrong_use_is_one_line(payswitch: Payswitch, arguments: tuple[str, ...]) -> None:
+    ended = await payswitch("dead", *arguments)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
 
 
 @pytest.mark.parametrize("command", ["show", "replay"])

@@ -27,8 +27,8 @@ def payswitch(b: Books, redis_server: RedisServer) -> Payswitch:
     return Payswitch(
         redis_server.url,
         {
-            "PAYMENT_PROCESSOR_URL_DEFAULT": b.settings.processor_url_default,
-            "PAYMENT_PROCESSOR_URL_FALLBACK": b.settings.processor_url_fallback,
+            "PAYMENT_PROCESSOR_URL_DEFAULT": b.settings.processor_urls["default"],
+            "PAYMENT_PROCESSOR_URL_FALLBACK": b.settings.processor_urls["fallback"],
         },
     )
 

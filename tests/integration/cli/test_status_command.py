@@ -15,7 +15,7 @@ from payswitch.operations.history import HistoryWriter
 from payswitch.telemetry.heartbeat import Heartbeat
 from tests.integration.command import Payswitch
 from tests.integration.harness import bench
-from tests.support import SLACK_S, RedisServer, free_port
+from tests.support import PROCESSORS, SLACK_S, RedisServer, free_port
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ async def test_json_is_what_the_page_gets(redis: ArqRedis, payswitch: Payswitch)
     await live_parts(redis)
     for _ in range(2):
         await redis.delete("overview:beat")
-        assert await HistoryWriter(redis).write()
+        assert await HistoryWriter(redis, PROCESSORS).write()
     status = (await payswitch("status", "--json")).json()
     assert status["level"] == "warning"
     assert status["accepted"] == {"total": 0, "perSecond": 0, "unavailable": 0}

@@ -27,7 +27,7 @@ from payswitch.settings import Settings
 from payswitch.store import keys
 from payswitch.store.client import connect
 from tests.integration.harness import FAST, PATIENT, Bench, bench, worker_process
-from tests.support import LOST_REPLY, NEVER, RedisServer, Reply, eventually
+from tests.support import LOST_REPLY, NEVER, PROCESSORS, RedisServer, Reply, eventually
 
 
 @pytest.fixture
@@ -60,6 +60,7 @@ async def running_worker(
         max_jobs=settings.worker_slots,
         job_deserializer=orjson.loads,
         health_check_interval=1,
+        processors=PROCESSORS,
         claim_pause_ms=settings.claim_pause_ms,
         lease_ms=settings.lease_ms,
         deadline_ms=settings.payment_deadline_ms,
@@ -192,8 +193,9 @@ async def test_an_exception_of_the_job_function_loses_no_payment(
     async with running_worker(b, redis_server.url, job=fails):
 
         async def given_back() -> bool:
-            record = await b.record(payment)
-            return record.state == "queued" and await redis.exists(f"arq:retry:{payment}") == 1
+            # In this order, as it is queued before it is claimed as well.
+            was_claimed = await redis.exists(f"arq:retry:{payment}") == 1
+            return was_claimed and (await b.record(payment)).state == "queued"
 
         await eventually(given_back, what="the payment is given back")
     assert (await b.record(payment)).why == error

@@ -16,7 +16,7 @@ from payswitch.money import Total
 from payswitch.payments.sweeper import Sweeper
 from payswitch.payments.tries import Findings, Tries
 from tests.integration.harness import PATIENT, Bench, bench, worker_process
-from tests.support import RedisServer, Reply, eventually
+from tests.support import PROCESSORS, RedisServer, Reply, eventually
 
 UNAVAILABLE = Reply(503, b"")
 PACE_MS = 500
@@ -32,7 +32,7 @@ async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
 async def pinned(b: Bench, processor: str = "default") -> str:
     """A payment with an open try of unknown outcome."""
     payment = await b.accept()
-    tries = Tries(b.redis, max_delay_ms=60_000, lease_ms=b.settings.lease_ms)
+    tries = Tries(b.redis, max_delay_ms=60_000, lease_ms=b.settings.lease_ms, retention_ms=600_000)
     assert await tries.open(await b.claim_when_due(payment), processor, Findings())
     return payment
 
@@ -150,7 +150,7 @@ async def test_the_sweep_brings_one_forward_where_the_first_in_line_is_gone(b: B
         await b.redis.zadd(key, {second: 9_000_000_000_000})
     await b.redis.zrem("arq:queue", first)
     await b.redis.zrem("payments:open", first)
-    await Sweeper(b.redis, every_ms=1000).sweep()
+    await Sweeper(b.redis, PROCESSORS, every_ms=1000).sweep()
     assert (await due(b))[second] <= PACE_MS
     assert await in_line(b) == {second}
 
@@ -169,7 +169,7 @@ async def test_gone_entries_do_not_count_among_those_that_are_woken(b: Bench) ->
 async def test_something_else_under_one_key_stops_no_wake_up(b: Bench) -> None:
     await waiting(b, 3)
     await b.redis.set("payments:waiting:fallback", "not ours")
-    tries = Tries(b.redis, max_delay_ms=60_000, lease_ms=b.settings.lease_ms)
+    tries = Tries(b.redis, max_delay_ms=60_000, lease_ms=b.settings.lease_ms, retention_ms=600_000)
     await asyncio.gather(tries.wake("fallback"), tries.wake("fallback"), tries.wake("default"))
     assert all(at <= 0 for at in (await due(b)).values())
 

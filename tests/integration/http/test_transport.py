@@ -36,7 +36,7 @@ from payswitch.http.transport import NotSent, Transport, bytes_left
 HOST = "127.0.0.1"
 SLACK_S = 20
 SOON_S = 0.1
-LATER_S = 0.3
+LATER_S = 0.6
 LIMIT = 64 * 1024
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

@@ -7,13 +7,16 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from payswitch.http.transport import Transport
-from payswitch.money import BRL
+from payswitch.processors.connector import ConnectorSettings, Instruction
 from payswitch.processors.outcomes import Ended, Unclear
 from payswitch.processors.processor import Processor
+from payswitch.processors.rinha import RinhaConnector
 from tests.integration.http.test_transport import Server, on_both_loops, serving, warm
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 ERROR = b"HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n"
+
+PAYMENT = Instruction(ID, 1990, 0)
 
 Call = Callable[[Processor], Awaitable[object]]
 
@@ -25,15 +28,22 @@ def told(status: int, body: bytes = b"") -> bytes:
 
 def processor_of(server: Server, transport: Transport) -> Processor:
     url = str(server.url.copy_with(path="/"))
-    limits = {"pay_limit_ms": 5000, "find_limit_ms": 5000, "connect_limit_ms": 5000}
-    return Processor("default", url, transport, currency=BRL, **limits)
+    return Processor(
+        "default",
+        url,
+        RinhaConnector(ConnectorSettings("default")),
+        transport,
+        pay_limit_ms=5000,
+        find_limit_ms=5000,
+        connect_limit_ms=5000,
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "lie", "truth"),
     [
-        (lambda each: each.pay(ID, 1990, 0, lambda: True), told(200, b"{}"), Ended(500)),
-        (lambda each: each.find(ID), told(404), Unclear("status 500")),
+        (lambda each: each.pay(PAYMENT, lambda: True), told(200, b"{}"), Ended(500)),
+        (lambda each: each.find(PAYMENT), told(404), Unclear("status 500")),
         (
             lambda each: each.health(5000),
             told(200, b'{"failing":false,"minResponseTime":0}'),

@@ -25,7 +25,7 @@ from payswitch.money import BRL
 from payswitch.operations.history import HistoryWriter
 from payswitch.settings import Settings
 from payswitch.store.client import connect
-from tests.support import SLACK_S, RedisServer, eventually, free_port
+from tests.support import PROCESSORS, SLACK_S, RedisServer, eventually, free_port
 
 FILES = {
     "/": "text/html",
@@ -78,14 +78,14 @@ class Viewer:
 
 @contextlib.asynccontextmanager
 async def live_of(redis: ArqRedis, **options: Any) -> AsyncIterator[Live]:
-    live = Live(redis, asyncio.Event(), currency=BRL, **options)
+    live = Live(redis, PROCESSORS, asyncio.Event(), currency=BRL, **options)
     yield live
     await live.close()
 
 
 async def keep(redis: ArqRedis, samples: int) -> None:
     """Have so many samples in the history, each with an instant (ms) of its own."""
-    writer = HistoryWriter(redis)
+    writer = HistoryWriter(redis, PROCESSORS)
     for _ in range(samples):
         await redis.delete("overview:beat")
         assert await writer.write()
@@ -231,11 +231,11 @@ async def test_who_reads_nothing_holds_no_events_and_is_let_go(
 
 async def test_a_stream_ends_in_time_and_when_the_process_stops(redis: ArqRedis) -> None:
     stopping = asyncio.Event()
-    live = Live(redis, stopping, currency=BRL, stream_s=0.3)
+    live = Live(redis, PROCESSORS, stopping, currency=BRL, stream_s=0.3)
     viewer = Viewer(live)
     await viewer.next()
     await viewer.ended()
-    live = Live(redis, stopping, currency=BRL)
+    live = Live(redis, PROCESSORS, stopping, currency=BRL)
     viewer = Viewer(live)
     await viewer.next()
     stopping.set()

@@ -8,13 +8,10 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from arq.connections import ArqRedis
 
-from tests.end_to_end.harness import System
 from tests.support import RedisServer, eventually, free_port
 
 LOW = 256
@@ -26,15 +23,6 @@ pytestmark = pytest.mark.skipif(RAISED < 2 * CONNECTIONS, reason="the hard limit
 only_linux = pytest.mark.skipif(
     sys.platform != "linux", reason="asks the kernel for others' limits"
 )
-
-
-@pytest.fixture
-def low_limit() -> Iterator[None]:
-    """Processes that are started meanwhile begin with a low soft limit."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (LOW, HARD))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def started(url: str, *command: str) -> asyncio.subprocess.Process:
@@ -98,14 +86,3 @@ async def test_a_worker_raises_its_limit(
 
     await eventually(works, what="it works")
     await stopped(process)
-
-
-@only_linux
-def test_every_part_that_up_starts_has_the_raised_limit(tmp_path: Path, low_limit: None) -> None:
-    system = System.start(tmp_path, "--workers=1", environment={})
-    try:
-        system.wait_until_ready()
-        for pid in system.pids().values():
-            assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] >= RAISED
-    finally:
-        assert system.stop() == 0

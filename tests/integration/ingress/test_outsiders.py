@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from payswitch.money import Total
 from payswitch.payments.accepting import Acceptance, AcceptQueue
 from payswitch.payments.claims import Claims
-from payswitch.payments.dead_letters import DeadLetters, Replay
+from payswitch.payments.dead_letters import DeadLetters, Handling
 from payswitch.payments.ledger import Settlement
 from payswitch.payments.payment import Payment
 from payswitch.payments.purge import Purge
@@ -23,7 +23,7 @@ from payswitch.selection.selector import Limits, Selector
 from payswitch.store.lock import Lock
 from payswitch.telemetry.tracing import Traces
 from tests.integration.harness import Bench, bench
-from tests.support import Reply
+from tests.support import ANA, PROCESSORS, Reply
 from workers.payments import pay
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
@@ -199,7 +199,7 @@ async def test_a_payment_is_given_back_or_buried_as_a_whole_or_not_at_all(
     await redis.set(key, "foreign")
     with pytest.raises(ResponseError, match=f"{key} holds a string"):
         await b.dispatcher.give_back(claim, delay_ms=0)
-    tries = Tries(redis, max_delay_ms=500, lease_ms=1000)
+    tries = Tries(redis, max_delay_ms=500, lease_ms=1000, retention_ms=600_000)
     with pytest.raises(ResponseError, match=f"{key} holds a string"):
         await tries.bury(claim, "no reason", Findings(), horizon_passed=True)
     assert await redis.hgetall(f"payment:{payment}") == before  # type: ignore[misc]
@@ -212,7 +212,7 @@ async def test_a_spoilt_record_keeps_no_other_payment_of_its_call_from_being_rou
 ) -> None:
     claims = [await b.claim_when_due(await b.accept()) for _ in range(2)]
     await redis.hset(f"payment:{claims[0].correlation_id}", field, "x")  # type: ignore[misc]
-    tries = Tries(redis, max_delay_ms=500, lease_ms=1000)
+    tries = Tries(redis, max_delay_ms=500, lease_ms=1000, retention_ms=600_000)
     spoilt, good = await asyncio.gather(
         *(tries.open(claim, "default", Findings()) for claim in claims)
     )
@@ -227,7 +227,7 @@ async def test_a_purge_that_can_not_begin_a_generation_takes_nothing(
     await redis.set("payments:generation", number)
     await b.accept()
     with pytest.raises(ResponseError, match="payments:generation holds no number"):
-        await Purge(redis).run()
+        await Purge(redis, PROCESSORS).run(ANA)
     assert await redis.zcard("arq:queue") == 1
 
 
@@ -276,9 +276,9 @@ async def test_out_of_memory_locks_are_taken_and_selections_written(full: ArqRed
 async def test_out_of_memory_a_purge_frees_it(b: Bench, redis: ArqRedis) -> None:
     payment = await b.accept()
     await redis.config_set("maxmemory", 1)
-    purge = Purge(redis)
+    purge = Purge(redis, PROCESSORS)
     try:
-        assert await purge.run() == 1
+        assert await purge.run(ANA) == 1
         await purge.remove_leftovers()
     finally:
         await redis.config_set("maxmemory", 0)
@@ -328,6 +328,6 @@ async def test_a_spoilt_dead_letter_is_not_put_back(b: Bench, redis: ArqRedis) -
     b.default.script.append(Reply(422))
     await b.dispatch_until_done(payment)
     await redis.hset(f"payment:{payment}", "cents", "many")  # type: ignore[misc]
-    [verdicts] = [page async for page in DeadLetters(redis).replay([payment])]
-    assert verdicts == {payment: Replay.BROKEN}
+    [verdicts] = [page async for page in DeadLetters(redis).replay([payment], ANA)]
+    assert verdicts == {payment: Handling.BROKEN}
     assert await redis.zcard("arq:queue") == 0

@@ -66,7 +66,7 @@ async def client(redis_server: RedisServer) -> AsyncIterator[httpx.AsyncClient]:
 async def port_of(serve: Serve) -> AsyncIterator[tuple[PaymentsPort, int]]:
     number = free_port()
     port = PaymentsPort(serve, serve)
-    await port.start(HOST, number)
+    await port.open(HOST, number)
     try:
         yield port, number
     finally:

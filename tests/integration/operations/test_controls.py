@@ -18,7 +18,7 @@ from payswitch.store import keys
 from payswitch.store.client import connect
 from tests.integration.command import Payswitch
 from tests.integration.harness import FAST, Bench, bench, worker_process
-from tests.support import RedisServer, Reply, eventually
+from tests.support import ANA, PROCESSORS, RedisServer, Reply, eventually
 
 WAKE = "payments:wake"
 QUICK = {
@@ -143,21 +143,21 @@ async def test_while_the_chosen_one_fails_payments_wait_and_it_is_probed(
 
 
 async def test_an_override_reaches_the_dispatcher_with_the_claim(b: Bench) -> None:
-    await Controls(b.redis).select("fallback", life_ms=60_000, by="ana", reason=None)
+    await Controls(b.redis).select("fallback", life_ms=60_000, signature=ANA)
     batch = await take(b)
-    assert parse_standing(batch.selection) == Selection(
+    assert parse_standing(batch.selection, PROCESSORS) == Selection(
         "fallback", True, "chosen by ana", overridden=True
     )
 
 
 async def test_a_spoilt_override_is_ignored(b: Bench, redis: ArqRedis) -> None:
     await redis.hset(keys.OVERRIDE, "processor", "fallback")  # type: ignore[misc]
-    assert not parse_standing((await take(b)).selection).overridden
-    assert await Controls(redis).override() is None
+    assert not parse_standing((await take(b)).selection, PROCESSORS).overridden
+    assert await Controls(redis).override(PROCESSORS) is None
     await redis.set(keys.OVERRIDE, "{")
-    assert not parse_standing((await take(b)).selection).overridden
-    assert await Controls(redis).override() is None
-    assert await Controls(redis).select_automatically()
+    assert not parse_standing((await take(b)).selection, PROCESSORS).overridden
+    assert await Controls(redis).override(PROCESSORS) is None
+    assert await Controls(redis).select_automatically(ANA)
 
 
 # A pause.
@@ -191,7 +191,7 @@ async def test_a_pause_ends_by_itself(
 async def test_what_is_in_flight_is_finished_and_what_comes_back_waits(b: Bench) -> None:
     paid, retried = await b.accept(), await b.accept()
     claims = {claim.correlation_id: claim for claim in await b.claim()}
-    await Controls(b.redis).pause(life_ms=None, by="ana", reason=None)
+    await Controls(b.redis).pause(life_ms=None, signature=ANA)
     await b.dispatcher.dispatch(claims[paid])
     b.default.script = [Reply(429)]
     await b.dispatcher.dispatch(claims[retried])
@@ -199,26 +199,26 @@ async def test_what_is_in_flight_is_finished_and_what_comes_back_waits(b: Bench)
     assert (await b.record(retried)).state == "queued"
     await b.redis.zadd("arq:queue", {retried: 0}, xx=True)
     assert await b.claim() == []
-    await Controls(b.redis).resume()
+    await Controls(b.redis).resume(ANA)
     assert [claim.correlation_id for claim in await b.claim()] == [retried]
 
 
 async def test_no_worker_is_woken_while_paused_and_one_at_once_after(b: Bench) -> None:
     controls = Controls(b.redis)
-    await controls.pause(life_ms=None, by="ana", reason=None)
+    await controls.pause(life_ms=None, signature=ANA)
     for _ in range(3):
         await b.accept()
     batch = await take(b)
     assert (batch.taken, batch.next_due_ms) == ([], None)
     assert await b.redis.llen(WAKE) == 0  # type: ignore[misc]
-    assert await controls.resume()
+    assert await controls.resume(ANA)
     assert await b.redis.llen(WAKE) == 1  # type: ignore[misc]
     assert len(await b.claim(limit=2)) == 2
     assert await b.redis.llen(WAKE) == 1  # type: ignore[misc]  # for who takes the third
 
 
 async def test_a_worker_sleeps_until_the_pause_ends(b: Bench) -> None:
-    await Controls(b.redis).pause(life_ms=60_000, by="ana", reason=None)
+    await Controls(b.redis).pause(life_ms=60_000, signature=ANA)
     await b.accept()
     next_due_ms = (await take(b)).next_due_ms
     assert next_due_ms is not None
@@ -228,7 +228,7 @@ async def test_a_worker_sleeps_until_the_pause_ends(b: Bench) -> None:
 async def test_a_pause_outlives_redis_and_workers(own_redis: RedisServer) -> None:
     redis = connect(own_redis.url, limit_s=10)
     async with bench(redis, replace(FAST, lease_ms=15_000)) as b:
-        await Controls(redis).pause(life_ms=None, by="ana", reason=None)
+        await Controls(redis).pause(life_ms=None, signature=ANA)
         async with worker_process(b, own_redis.url):
             await b.accept()
         own_redis.kill()
@@ -236,7 +236,7 @@ async def test_a_pause_outlives_redis_and_workers(own_redis: RedisServer) -> Non
         async with worker_process(b, own_redis.url):
             await workers_have_looked(redis, workers=1)
             assert b.default.posts == []
-            await Controls(redis).resume()
+            await Controls(redis).resume(ANA)
             await all_settled(b, 1)
     await redis.aclose(close_connection_pool=True)
 
@@ -277,11 +277,11 @@ async def test_pausing_and_choosing_under_load_loses_nothing(
 
 async def test_orders_survive_a_purge(b: Bench) -> None:
     controls = Controls(b.redis)
-    await controls.pause(life_ms=None, by="ana", reason=None)
-    await controls.select("fallback", life_ms=60_000, by="ana", reason=None)
+    await controls.pause(life_ms=None, signature=ANA)
+    await controls.select("fallback", life_ms=60_000, signature=ANA)
     await b.purge()
     assert await controls.paused() is not None
-    assert await controls.override() is not None
+    assert await controls.override(PROCESSORS) is not None
 
 
 async def test_orders_are_taken_when_redis_has_no_memory_left(

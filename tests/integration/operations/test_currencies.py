@@ -16,7 +16,7 @@ from payswitch.payments.accepting import AcceptQueue
 from payswitch.payments.payment import Payment
 from tests.integration.books import Books, books
 from tests.integration.command import Payswitch
-from tests.support import RedisServer
+from tests.support import PROCESSORS, RedisServer
 
 CENTS = 1_234_567
 
@@ -32,7 +32,7 @@ async def paid(b: Books, redis: ArqRedis) -> str:
     """A payment that the processor has recorded, then answered 500: so it was asked about it."""
     async with httpx.AsyncClient(verify=False) as client:
         answer = await client.put(
-            f"{b.settings.processor_url_default}/admin/configurations/faults",
+            b.settings.processor_urls["default"] + "/admin/configurations/faults",
             headers={"X-Rinha-Token": "123"},
             json={"payments": {"commit-500": 1}},
         )
@@ -64,8 +64,8 @@ async def test_commands_and_metrics_show_amounts_in_it(
         redis_server.url,
         {
             "PAYSWITCH_CURRENCY": b.settings.currency_code,
-            "PAYMENT_PROCESSOR_URL_DEFAULT": b.settings.processor_url_default,
-            "PAYMENT_PROCESSOR_URL_FALLBACK": b.settings.processor_url_fallback,
+            "PAYMENT_PROCESSOR_URL_DEFAULT": b.settings.processor_urls["default"],
+            "PAYMENT_PROCESSOR_URL_FALLBACK": b.settings.processor_urls["fallback"],
         },
     )
     shown = (await payswitch("payment", paid)).out.splitlines()
@@ -80,7 +80,7 @@ async def test_commands_and_metrics_show_amounts_in_it(
         "code": b.settings.currency_code,
         "decimals": b.settings.currency.decimals,
     }
-    history = HistoryWriter(redis)
+    history = HistoryWriter(redis, PROCESSORS)
     await history.write()
     labels = {"processor": "default"}
     registry = health_registry(history, b.settings.currency)

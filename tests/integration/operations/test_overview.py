@@ -25,15 +25,16 @@ from payswitch.operations.history import (
     read_history,
 )
 from payswitch.operations.overview import Overview, read_overview
+from payswitch.payments.audit import Signature
 from payswitch.payments.ledger import Ledger
-from payswitch.processors.books import make_books
+from payswitch.processors.processor import make_processors
 from payswitch.selection.health_check import make_health_check
 from payswitch.store import keys
 from payswitch.store.client import connect
 from payswitch.store.notes import write_note
 from payswitch.telemetry.heartbeat import Heartbeat
 from tests.integration.harness import PATIENT, Bench, bench
-from tests.support import RedisServer, Reply, eventually
+from tests.support import ANA, PROCESSORS, RedisServer, Reply, eventually
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
 
 
 async def look(redis: ArqRedis) -> Overview:
-    return await read_overview(redis)
+    return await read_overview(redis, PROCESSORS)
 
 
 async def test_an_empty_redis_is_an_empty_overview(redis: ArqRedis) -> None:
@@ -74,7 +75,9 @@ async def test_every_payment_is_counted_in_whichever_state(b: Bench, redis: ArqR
 async def test_the_health_check_leaves_choice_and_reports(b: Bench, redis: ArqRedis) -> None:
     b.default.health = Reply(200, b'{"failing":true,"minResponseTime":7}')
     b.fallback.health = Reply(500)
-    await make_health_check(b.settings, redis, b.transport).check()
+    await make_health_check(
+        b.settings, redis, list(make_processors(b.settings, b.transport).values())
+    ).check()
     overview = await look(redis)
     assert overview.choice is not None
     assert (overview.choice.processor, overview.choice.healthy) == ("default", False)
@@ -107,14 +110,14 @@ async def test_an_order_without_a_foreseeable_end_ends_with_the_calendar(redis: 
 
 async def test_what_controls_order_is_seen(redis: ArqRedis) -> None:
     controls = Controls(redis)
-    chosen = await controls.select("fallback", life_ms=60_000, by="ann", reason="a test")
-    paused = await controls.pause(life_ms=None, by="bea", reason=None)
+    chosen = await controls.select("fallback", life_ms=60_000, signature=Signature("ann", "a test"))
+    paused = await controls.pause(life_ms=None, signature=Signature("bea"))
     overview = await look(redis)
     assert overview.override is not None
     assert replace(overview.override, until_ms=chosen.until_ms) == chosen
     assert overview.paused == paused
-    await controls.resume()
-    await controls.select_automatically()
+    await controls.resume(ANA)
+    await controls.select_automatically(ANA)
     overview = await look(redis)
     assert (overview.override, overview.paused) == (None, None)
 
@@ -154,7 +157,7 @@ async def test_numbers_beyond_all_measure_are_no_heartbeat_and_the_history_goes_
     await redis.hset("vitals:x", mapping=who | fields)  # type: ignore[misc]
     await redis.zadd("vitals", {"vitals:x": 1})
     assert (await look(redis)).processes == []
-    assert await HistoryWriter(redis).write()
+    assert await HistoryWriter(redis, PROCESSORS).write()
 
 
 @pytest.mark.parametrize("fee", ["1e999999", "-1", "NaN", "2"])
@@ -195,9 +198,9 @@ async def test_processes_with_one_host_name_and_one_pid_are_two(
     for _ in range(3):
         for worker in workers:
             await worker.write()
-        sample = changes.sample(await read_overview(redis))
+        sample = changes.sample(await read_overview(redis, PROCESSORS))
         assert sample.failed == {"default": 0, "fallback": 0}
-    found = (await read_overview(redis)).processes
+    found = (await read_overview(redis, PROCESSORS)).processes
     assert sorted(
         (each.host, each.pid, each.of("tries:default:")["Unknown"]) for each in found
     ) == [
@@ -211,7 +214,7 @@ async def test_heartbeats_go_on_if_redis_is_full(redis: ArqRedis) -> None:
     await redis.config_set("maxmemory", 1)
     try:
         await Heartbeat(redis, "health", dict).write()
-        assert await HistoryWriter(redis).write()
+        assert await HistoryWriter(redis, PROCESSORS).write()
         await write_note(redis, keys.RECONCILED, {"at": 1, "differences": 2})
     finally:
         await redis.config_set("maxmemory", 0)
@@ -285,20 +288,26 @@ async def test_a_settlement_said_again_counts_once(b: Bench, redis: ArqRedis) ->
 
 
 async def test_fees_are_those_that_the_processors_say(b: Bench, redis: ArqRedis) -> None:
-    watch = FeeWatch(redis, make_books(b.settings, b.transport))
+    watch = FeeWatch(redis, make_processors(b.settings, b.transport))
     b.default.finds = [Reply(200, b'{"totalRequests":0,"totalAmount":0,"feePerTransaction":0.05}')]
     b.fallback.finds = [Reply(200, b'{"feePerTransaction":"free"}')]
-    assert not await watch.ask()
+    await watch.turn()
+    assert watch.every_s == 15
     assert (await look(redis)).fee_rates == {"default": Decimal("0.05")}
     b.default.finds = [Reply(401)]
     b.fallback.finds = [Reply(200, b'{"feePerTransaction":0.15}')]
-    assert not await watch.ask()
+    await watch.turn()
+    assert watch.every_s == 15
     known = {"default": Decimal("0.05"), "fallback": Decimal("0.15")}
     assert (await look(redis)).fee_rates == known
+    b.default.finds = [Reply(200, b'{"feePerTransaction":0.05}')]
+    b.fallback.finds = [Reply(200, b'{"feePerTransaction":0.15}')]
+    await watch.turn()
+    assert watch.every_s == 600
 
 
 async def test_one_sample_a_second_is_kept_from_any_writer(redis: ArqRedis) -> None:
-    first, second = HistoryWriter(redis), HistoryWriter(redis)
+    first, second = HistoryWriter(redis, PROCESSORS), HistoryWriter(redis, PROCESSORS)
     assert await first.write()
     assert not await second.write()
     await redis.delete("overview:beat")
@@ -310,6 +319,6 @@ async def test_one_sample_a_second_is_kept_from_any_writer(redis: ArqRedis) -> N
 
 async def test_the_history_has_its_length_and_goes_with_its_writers(redis: ArqRedis) -> None:
     await redis.rpush(keys.HISTORY, *range(2 * KEPT))  # type: ignore[misc]
-    await HistoryWriter(redis).write()
+    await HistoryWriter(redis, PROCESSORS).write()
     assert await redis.llen(keys.HISTORY) == KEPT  # type: ignore[misc]
     assert 0 < await redis.pttl(keys.HISTORY) <= KEPT * 1000

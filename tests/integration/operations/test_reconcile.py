@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from payswitch.dispatch.assembly import make_dispatcher
 from payswitch.money import Total
 from payswitch.operations.comparison import DifferenceKind, Unexplained, Window
-from payswitch.operations.reconcile import Incident, ReconcileReport
+from payswitch.operations.reconcile import ReconcileReport
 from payswitch.payments.accepting import AcceptQueue
 from payswitch.payments.claims import Claims
+from payswitch.payments.incidents import Incident
 from payswitch.payments.payment import Payment
 from payswitch.payments.records import Unreadable
-from payswitch.processors.books import CannotAskError
+from payswitch.processors.processor import CannotAskError
 from payswitch.simulator.book import BookEntry
 from tests.integration.books import AT, Books, books
-from tests.support import free_port
+from tests.support import SLACK_S, free_port
 
 SECOND = 1000
 
@@ -70,7 +71,7 @@ async def test_a_running_system_is_equal(redis: ArqRedis) -> None:
     async with books(redis) as b:
         b.simulators["default"].config.delay_ms = 100
         dispatcher = make_dispatcher(b.settings, redis, b.transport)
-        queue = AcceptQueue(redis, limit_ms=5000, max_backlog=10**6)
+        queue = AcceptQueue(redis, limit_ms=SLACK_S * 1000, max_backlog=10**6)
         claims = Claims(redis, lease_ms=15_000, deadline_ms=10**8, max_delay_ms=10_000)
 
         async def pay_for_ever() -> None:
@@ -238,7 +239,7 @@ async def test_incidents_are_differences(b: Books, redis: ArqRedis) -> None:
     await redis.rpush("payments:incidents", entry, "nonsense")  # type: ignore[misc]
     report = await b.reconcile()
     assert report.incidents == [
-        Incident(payment, "default", "fallback", AT, AT + 5),
+        Incident(payment, "default", "fallback", AT, AT + 5, "proof"),
         Incident("nonsense"),
     ]
     assert not report.equal
@@ -417,7 +418,7 @@ async def test_one_of_ten_thousand_is_found_with_few_questions(redis: ArqRedis) 
 
 
 async def test_a_processor_that_is_away_is_never_equal(b: Books) -> None:
-    b.settings = replace(b.settings, processor_url_fallback=f"http://127.0.0.1:{free_port()}")
+    b.settings = b.settings.with_urls(fallback=f"http://127.0.0.1:{free_port()}")
     with pytest.raises(CannotAskError, match=r"fallback at http.*: connection refused"):
         await b.reconcile()
 

@@ -124,8 +124,8 @@ async def test_many_payments_share_a_round_trip(redis: ArqRedis) -> None:
 
 
 async def test_what_was_given_up_is_not_executed_when_redis_goes_on(own_redis: RedisServer) -> None:
-    redis = connect(own_redis.url, limit_s=0.5)
-    queue = accept_queue(redis, limit_ms=500)
+    redis = connect(own_redis.url, limit_s=1.0)
+    queue = accept_queue(redis, limit_ms=1000)
     await queue.accept(new_payment())
     own_redis.signal(signal.SIGSTOP)
     refused = [new_payment() for _ in range(5)]
@@ -178,8 +178,8 @@ async def test_out_of_memory_refuses_and_leaves_nothing_behind(redis: ArqRedis) 
 async def test_a_payment_is_told_that_redis_is_away_or_frozen_or_back(
     own_redis: RedisServer,
 ) -> None:
-    redis = connect(own_redis.url, limit_s=0.5)
-    queue = accept_queue(redis, limit_ms=500)
+    redis = connect(own_redis.url, limit_s=1.0)
+    queue = accept_queue(redis, limit_ms=1000)
     payment = new_payment()
     assert await queue.accept(payment) is Acceptance.NEW
     own_redis.signal(signal.SIGSTOP)

@@ -14,7 +14,7 @@ from payswitch.payments.purge import Purge
 from payswitch.payments.records import read_record
 from payswitch.store import scripts
 from tests.integration.harness import Bench, bench
-from tests.support import NEVER, Reply
+from tests.support import ANA, NEVER, PROCESSORS, Reply
 
 NOTHING = {"default": Total(), "fallback": Total()}
 
@@ -35,7 +35,7 @@ async def test_a_purge_forgets_what_is_queued_settled_and_dead(b: Bench, redis: 
     for payment in (settled, dead, queued):
         assert await read_record(redis, payment) is None
     keys = {key.decode() for key in await redis.keys("*")}
-    assert keys == {"payments:generation", "payments:token"}
+    assert keys == {"payments:audit", "payments:generation", "payments:token"}
 
 
 async def test_throttle_lock_and_selection_survive_a_purge(b: Bench, redis: ArqRedis) -> None:
@@ -99,8 +99,8 @@ async def test_a_purge_of_much_answers_before_it_has_removed_all(b: Bench, redis
             for number in range(first, first + 1000):
                 pipe.hset(f"payment:{number}", mapping={"generation": 0, "state": "settled"})
             await pipe.execute()
-    purge = Purge(redis)
-    await purge.run()
+    purge = Purge(redis, PROCESSORS)
+    await purge.run(ANA)
     assert await b.summary() == NOTHING
     new = await b.accept()
     await purge.remove_leftovers()
@@ -110,7 +110,7 @@ async def test_a_purge_of_much_answers_before_it_has_removed_all(b: Bench, redis
 
 async def test_a_purge_that_redis_takes_too_late_does_nothing(b: Bench, redis: ArqRedis) -> None:
     payment = await b.accept()
-    assert await scripts.load(redis, "purge")(args=[1]) == 0
+    assert await scripts.load(redis, "purge")(args=[1, "ana", ""]) == 0
     assert (await b.record(payment)).state == "queued"
     assert not await redis.exists("payments:generation")
 

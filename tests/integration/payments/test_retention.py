@@ -18,7 +18,7 @@ from payswitch.payments.payment import Payment
 from payswitch.payments.records import read_record
 from payswitch.payments.sweeper import Sweeper
 from tests.integration.harness import FAST, Bench, bench
-from tests.support import Reply, eventually
+from tests.support import PROCESSORS, Reply, eventually
 
 ONCE = {"default": Total(1, 1990), "fallback": Total()}
 
@@ -101,7 +101,7 @@ async def test_the_sweep_folds_what_is_older_than_the_retention(redis: ArqRedis)
     old = time.time_ns() // 1_000_000 - 700_000
     for number, at in enumerate((old - 50_000, old, old + 700_000)):
         await settle(redis, ledger, str(number), at)
-    sweeping = asyncio.create_task(Sweeper(redis, every_ms=50, fold=ledger.fold).run())
+    sweeping = asyncio.create_task(Sweeper(redis, PROCESSORS, every_ms=50, fold=ledger.fold).run())
 
     async def folded() -> bool:
         return len(await finest_nodes(redis)) == 1

@@ -26,7 +26,9 @@ async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
 
 
 def tries(b: Bench, *, max_delay_ms: int = 60_000) -> Tries:
-    return Tries(b.redis, max_delay_ms=max_delay_ms, lease_ms=b.settings.lease_ms)
+    return Tries(
+        b.redis, max_delay_ms=max_delay_ms, lease_ms=b.settings.lease_ms, retention_ms=600_000
+    )
 
 
 async def sent(b: Bench, *, max_delay_ms: int = 60_000) -> tuple[Claim, Routed]:

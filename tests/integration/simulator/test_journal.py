@@ -12,7 +12,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from payswitch.simulator.server import SimulatorConfig
+from payswitch.simulator.dialect import SimulatorConfig
 from tests.integration.simulator.test_faults import FAULTS, fault, lines
 from tests.integration.simulator.test_server import (
     SLACK_S,

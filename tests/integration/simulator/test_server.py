@@ -20,8 +20,9 @@ import pytest
 
 from payswitch.http import server as http_server
 from payswitch.http.server import Bounds, ServerConnection
-from payswitch.simulator.book import BookTotals
-from payswitch.simulator.server import Simulator, SimulatorConfig
+from payswitch.money import Total
+from payswitch.simulator.dialect import SimulatorConfig
+from payswitch.simulator.server import Simulator
 
 HOST = "127.0.0.1"
 TOKEN = {"X-Rinha-Token": "123"}
@@ -188,7 +189,7 @@ async def test_a_known_id_is_refused_in_any_case_and_changes_nothing(processor: 
     response = await processor.http.post("/payments", json=again)
     assert response.status_code == 422
     assert "already exists" in response.json()["message"]
-    assert processor.simulator.book.totals() == BookTotals(1, 1990)
+    assert processor.simulator.book.totals() == Total(1, 1990)
 
 
 async def test_a_failing_processor_records_nothing(processor: Processor) -> None:
@@ -228,21 +229,21 @@ async def test_a_bad_payment_is_refused_at_once(processor: Processor, body: byte
 
 
 async def test_a_payment_waits_for_the_delay_that_it_began_with(processor: Processor) -> None:
-    processor.simulator.config.delay_ms = 200
+    processor.simulator.config.delay_ms = 500
     started = time.monotonic()
     answer = asyncio.create_task(processor.pay())
     await until(lambda: processor.simulator.running == 1)
     processor.simulator.config.delay_ms = 3_600_000
     assert len(processor.simulator.book) == 0
     assert (await answer).status_code == 200
-    assert time.monotonic() - started > 0.19
+    assert time.monotonic() - started > 0.49
 
 
 @pytest.mark.parametrize(("then", "status"), [(True, 500), (False, 200)])
 async def test_whether_a_payment_fails_is_decided_when_the_delay_ends(
     processor: Processor, then: bool, status: int
 ) -> None:
-    processor.simulator.config.delay_ms = 200
+    processor.simulator.config.delay_ms = 500
     processor.simulator.config.failing = not then
     answer = asyncio.create_task(processor.pay())
     await until(lambda: processor.simulator.running == 1)
@@ -261,7 +262,7 @@ async def test_a_payment_that_is_looked_up_is_neither_delayed_nor_failed(
 
 
 async def test_a_client_that_hangs_up_does_not_stop_the_payment(processor: Processor) -> None:
-    processor.simulator.config.delay_ms = 300
+    processor.simulator.config.delay_ms = 500
     wire = await processor.wire()
     await wire.send(post())
     await until(lambda: processor.simulator.running == 1)
@@ -374,7 +375,7 @@ async def test_a_call_that_waits_tells_the_settings_of_the_moment_of_its_answer(
 
 
 async def test_a_client_that_hangs_up_gives_its_place_in_the_wait_for_health_back() -> None:
-    async with running(SimulatorConfig("default", rate_limit_s=1)) as processor:
+    async with running(SimulatorConfig("default", rate_limit_s=2)) as processor:
         gone = await processor.wire()
         started = time.monotonic()
         await gone.send(HEALTH * 3)
@@ -386,7 +387,7 @@ async def test_a_client_that_hangs_up_gives_its_place_in_the_wait_for_health_bac
             while response.status_code == 429:
                 response = await processor.http.get("/payments/service-health")
         assert response.status_code == 200
-        assert time.monotonic() - started < 2.9  # the second window; else it were the fourth
+        assert time.monotonic() - started < 5.9  # the second window; else it were the fourth
 
 
 # Administration.
@@ -773,7 +774,7 @@ async def test_closing_stops_what_is_under_way_and_keeps_the_book() -> None:
     before = Wire(*await asyncio.open_connection(HOST, port))
     await before.send(post())
     assert (await before.answer()).status == 200
-    simulator.config.delay_ms = 100
+    simulator.config.delay_ms = 1000  # a busy machine must not miss that they are under way
     await before.send(posts(SLOTS + 1), HEALTH, HEALTH)
     await until(lambda: simulator.running == SLOTS)
     await simulator.close()
@@ -794,7 +795,8 @@ async def test_closing_stops_what_is_under_way_and_keeps_the_book() -> None:
 
 SERVE = """
 import sys, uvloop
-from payswitch.simulator.server import SimulatorConfig, serve
+from payswitch.simulator.dialect import SimulatorConfig
+from payswitch.simulator.server import serve
 uvloop.run(serve(SimulatorConfig("default"), "127.0.0.1", int(sys.argv[1])))
 """
 

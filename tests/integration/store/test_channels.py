@@ -12,7 +12,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -170,10 +171,20 @@ async def with_tls(
     server.kill()
 
 
+async def is_in_time(call: Callable[[], Awaitable[object]]) -> bool:
+    """Whether a call is answered; a busy machine may take more than the second that a new
+    connection has, and then it is to be made again."""
+    with contextlib.suppress(RedisTimeoutError):
+        await call()
+        return True
+    return False
+
+
 async def test_scripts_go_through_tls(with_tls: tuple[int, Path]) -> None:
     port, certificate = with_tls
     redis = connect(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}", limit_s=10)
     script = cast(Any, redis.register_script("return #ARGV[1]"))
+    await eventually(partial(is_in_time, partial(script, args=["x"])), what="a connection")
     for size in (1, 100_000, 2_000_000, 1):
         assert await script(args=["x" * size]) == size
     await redis.aclose(close_connection_pool=True)
@@ -187,9 +198,9 @@ async def test_a_certificate_must_be_for_the_host_unless_that_is_not_asked(
     careful, careless = (
         connect(each, limit_s=10) for each in (url, f"{url}&ssl_check_hostname=false")
     )
+    await eventually(partial(is_in_time, careless.ping), what="a connection")
     with pytest.raises(RedisError, match="certificate"):
-        await careful.ping()
-    assert await careless.ping()
+        await eventually(partial(is_in_time, careful.ping), what="a connection")
     for client in (careful, careless):
         await client.aclose(close_connection_pool=True)
 
@@ -265,7 +276,7 @@ async def test_a_redis_that_ends_during_a_call_is_said(own_redis: RedisServer) -
 async def test_a_frozen_redis_times_out_and_its_late_answer_reaches_no_call(
     own_redis: RedisServer,
 ) -> None:
-    client = connect(own_redis.url, limit_s=0.3)
+    client = connect(own_redis.url, limit_s=1.0)
     script = cast(Any, client.register_script(ECHO))
     try:
         assert await script(args=["before"]) == [[], [b"before"]]

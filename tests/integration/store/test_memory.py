@@ -26,7 +26,7 @@ from payswitch.store import keys
 from payswitch.store.client import connect
 from payswitch.store.watch import RedisWatch
 from tests.integration.harness import Bench, bench
-from tests.support import RedisServer, Reply, eventually
+from tests.support import SLACK_S, RedisServer, Reply, eventually
 
 FULL = 1
 """A `maxmemory` (bytes) that is passed by an empty Redis, and still when all is paid."""
@@ -159,7 +159,7 @@ async def test_while_redis_is_frozen_a_look_ends_and_the_last_one_stands(
     await set_used_share(redis, 0.9)
     await watch.look()
     own_redis.signal(signal.SIGSTOP)
-    await asyncio.wait_for(watch.look(), 20)
+    await asyncio.wait_for(watch.look(), SLACK_S)
     assert watch.is_short
     own_redis.signal(signal.SIGCONT)
     await redis.config_set("maxmemory", 0)

@@ -23,7 +23,7 @@ from payswitch.telemetry.shared_counts import shared, shared_by_processes
 from tests.end_to_end.harness import processes
 from tests.integration.harness import Bench, bench
 from tests.metrics import value
-from tests.support import SLACK_S, RedisServer, Reply, eventually, free_port
+from tests.support import PROCESSORS, SLACK_S, RedisServer, Reply, eventually, free_port
 
 MEMORY = Path("/dev/shm")
 
@@ -295,7 +295,7 @@ async def test_a_worker_shows_a_processor_that_refuses_most(one_worker: Worker) 
 
 async def test_a_redis_that_is_away_is_counted(own_redis: RedisServer) -> None:
     client = connect(own_redis.url, limit_s=1)
-    writer = HistoryWriter(client)
+    writer = HistoryWriter(client, PROCESSORS)
     writer.start()
 
     async def knows() -> bool:
@@ -315,7 +315,7 @@ async def test_a_redis_that_is_away_is_counted(own_redis: RedisServer) -> None:
 async def test_what_was_read_long_ago_is_not_shown(
     redis: ArqRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer = HistoryWriter(redis)
+    writer = HistoryWriter(redis, PROCESSORS)
     await writer.write()
     assert writer.latest is not None
     monkeypatch.setattr(history_module, "FRESH_S", -1)

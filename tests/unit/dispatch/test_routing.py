@@ -18,8 +18,9 @@ from hypothesis.stateful import (
 )
 
 from payswitch.dispatch.routing import Breaker, BreakerLimits, BreakerState, Router, Verdict
-from payswitch.selection.selector import UNSELECTED, Selection
+from payswitch.selection.selector import Selection, unselected
 from payswitch.telemetry.heartbeat import REFUSES
+from tests.support import PROCESSORS
 
 SLOTS = 4
 FAILURES = 3
@@ -480,9 +481,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 def test_any_sequence_of_calls_leaves_the_breaker_as_its_model_says() -> None:
-    run_state_machine_as_test(
-        BreakerMachine, settings=settings(max_examples=150, stateful_step_count=40)
-    )
+    run_state_machine_as_test(BreakerMachine, settings=settings(stateful_step_count=40))
 
 
 # The router.
@@ -510,7 +509,7 @@ def test_the_selected_processor_comes_first(processor: str) -> None:
 
 def test_without_any_selection_default_is_chosen() -> None:
     router = router_of()
-    assert (router.selection, router.choose(0)) == (UNSELECTED, "default")
+    assert (router.selection, router.choose(0)) == (unselected(PROCESSORS), "default")
 
 
 @pytest.mark.parametrize(("selected", "other"), [("default", "fallback"), ("fallback", "default")])
@@ -594,7 +593,7 @@ def test_seeing_a_newer_selection_asks_for_a_newer_success() -> None:
 
 def test_a_selection_that_has_expired_is_forgotten() -> None:
     router = selecting(router_of(), "fallback", healthy=False)
-    router.see(None, UNSELECTED, 1)
+    router.see(None, unselected(PROCESSORS), 1)
     assert router.choose(2) == "default"
 
 
@@ -694,3 +693,67 @@ def test_an_operators_choice_whose_probe_succeeds_is_taken_again() -> None:
 def test_after_an_operators_choice_the_other_one_steps_in_again() -> None:
     router = overriding(router_of(default=opened(0)), "default")
     assert selecting(router, "default").choose(0) == "fallback"
+
+
+# Patience.
+
+PATIENCE_MS = 5000
+
+
+def patient(**breakers: Breaker) -> Router:
+    """A router over these breakers whose payments wait."""
+    return Router(router_of(**breakers).breakers, probe_ms=PROBE_MS, patience_ms=PATIENCE_MS)
+
+
+def with_down(router: Router, processor: str, *down: str) -> Router:
+    """The router once the health check has found these down, and chosen this one."""
+    healthy = processor not in down
+    router.see((processor, *down), Selection(processor, healthy, "", down=down), 0)
+    return router
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "awaited"), [(0, "default"), (PATIENCE_MS - 1, "default"), (PATIENCE_MS, None)]
+)
+def test_a_payment_waits_for_a_preferred_processor_that_is_down(
+    age_ms: int, awaited: str | None
+) -> None:
+    router = with_down(patient(), "fallback", "default")
+    assert router.awaited("fallback", age_ms) == awaited
+    assert router.back() == ["fallback"]
+
+
+def test_a_payment_waits_while_the_selected_processors_breaker_is_not_closed() -> None:
+    router = with_down(patient(default=opened(0)), "default")
+    assert router.choose(0) == "fallback"
+    assert router.awaited("fallback", 0) == "default"
+    call(router.breakers["default"], GOOD, PROBE_MS)
+    assert router.back() == ["default", "fallback"]
+
+
+def test_no_payment_waits_for_a_processor_that_is_only_slow() -> None:
+    router = with_down(patient(default=opened(0)), "fallback")
+    assert router.awaited("fallback", 0) is None
+    assert router.back() == ["default", "fallback"]
+
+
+def test_no_payment_waits_for_a_processor_that_may_not_get_it() -> None:
+    router = with_down(patient(), "fallback", "default")
+    assert router.awaited("fallback", 0, ["fallback"]) is None
+
+
+def test_no_payment_that_the_preferred_processor_would_take_waits_for_another() -> None:
+    router = with_down(patient(), "default", "fallback")
+    assert router.awaited("default", 0) is None
+
+
+def test_no_payment_waits_where_an_operator_has_chosen() -> None:
+    router = patient()
+    router.see(b"1", Selection("fallback", True, "", overridden=True, down=("default",)), 0)
+    assert router.awaited("fallback", 0) is None
+    assert router.back() == ["default", "fallback"]
+
+
+def test_without_patience_no_payment_waits() -> None:
+    router = with_down(router_of(default=opened(0)), "fallback", "default")
+    assert router.awaited("fallback", 0) is None

@@ -36,9 +36,12 @@ WELL = Overview(
     at=NOW,
     settled={"default": Total(10, 100_000), "fallback": Total(0, 0)},
     backlog=0,
+    held={"default": 0, "fallback": 0},
+    held_and_paid={},
     oldest_accepted_at=None,
     in_flight=0,
     dead=0,
+    resolved=0,
     incidents=0,
     choice=Choice("default", True, "default 0 ms", NOW - 1000, 9000),
     health={
@@ -69,6 +72,13 @@ def sample(at: int, *, accepted: int = 0, settled: int = 0, unavailable: int = 0
         p50_ms=2.0,
         p99_ms=9.0,
     )
+
+
+def test_waiting_saved_the_difference_of_the_fees() -> None:
+    sums = {("default", "fallback"): 10_000}
+    assert replace(WELL, held_and_paid=sums).saved == 1000
+    unknown = replace(WELL, held_and_paid=sums, fee_rates={"default": Decimal("0.05")})
+    assert unknown.saved is None
 
 
 def test_a_system_that_is_well_has_nothing_to_say() -> None:
@@ -146,6 +156,10 @@ SAID = {
     "has waited 1 min 1 s": (
         replace(WELL, backlog=1, oldest_accepted_at=NOW - 61_000),
         Level.WARNING,
+    ),
+    "3 payments are waiting until default works again": (
+        replace(WELL, held={"default": 3, "fallback": 0}),
+        Level.NOTE,
     ),
     "2 proofs": (replace(WELL, incidents=2), Level.ERROR),
     "found 3 differences": (replace(WELL, reconciled=Reconciled(NOW, 3)), Level.ERROR),
@@ -243,7 +257,13 @@ def test_fees_are_exact_and_compared_with_all_by_default() -> None:
     assert fees.paid == Decimal("249.65")
     assert fees.extra == Decimal("100.1")
     shown = orjson.loads(orjson.dumps(document(Status(replace(WELL, settled=settled), None), BRL)))
-    assert shown["fees"] == {"paid": 2.5, "allDefault": 1.5, "extra": 1.0, "share": 0.08347}
+    assert shown["fees"] == {
+        "paid": 2.5,
+        "allDefault": 1.5,
+        "extra": 1.0,
+        "saved": 0.0,
+        "share": 0.08347,
+    }
 
 
 def test_fees_are_unknown_while_one_in_question_is() -> None:
@@ -279,7 +299,7 @@ def test_times_to_settle_are_those_of_the_window() -> None:
 
 def test_a_sample_is_read_as_it_was_written_and_nothing_else_is() -> None:
     written = sample(NOW, accepted=3)
-    assert parse_sample(written.as_json()) == written
+    assert parse_sample(orjson.dumps(written)) == written
     for raw in (b"", b"[]", b"{}", b'"x"', b"7", b'{"at":1}'):
         assert parse_sample(raw) is None
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import fakeredis
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
@@ -328,7 +328,6 @@ def brute_force(payments: list[Paid], first: int | None, last: int | None) -> di
     return totals
 
 
-@settings(max_examples=100)
 @given(PAYMENTS, st.data())
 async def test_the_summary_of_any_window_is_that_of_walking_every_payment(
     payments: list[Paid], data: st.DataObject

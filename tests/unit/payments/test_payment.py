@@ -11,7 +11,7 @@ from uuid import UUID
 
 import orjson
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from payswitch.money import BRL, MAX_CENTS, Currency
@@ -444,7 +444,6 @@ _NAMES = ["amount", "am\\u006funt", "correlationId", "c\\u006frrelationId", "not
 _VALUES = ["1", "2.50", "null", f'"{ID}"', '"amount"', '{"amount":1}', "19.900000000000000000"]
 
 
-@settings(max_examples=300)
 @given(st.lists(st.tuples(st.sampled_from(_NAMES), st.sampled_from(_VALUES)), max_size=5))
 def test_an_accepted_body_has_each_known_field_once(members: list[tuple[str, str]]) -> None:
     body = "{" + ",".join(f'"{name}":{value}' for name, value in members) + "}"
@@ -600,7 +599,6 @@ def written(value: object, rng: Random) -> str:
     return str(value) if isinstance(value, Decimal) else json.dumps(value)
 
 
-@settings(max_examples=200)
 @given(METADATA, st.randoms(use_true_random=False))
 def test_metadata_survives_exactly_and_however_it_is_written(
     metadata: dict[str, object], rng: Random
@@ -670,13 +668,11 @@ def test_white_space_around_and_inside_is_no_matter() -> None:
     assert parse_payment(body) == Payment(ID, 1990)
 
 
-@settings(max_examples=300)
 @given(st.binary(max_size=400))
 def test_no_bytes_raise_anything_but_the_two_errors(body: bytes) -> None:
     assert parse_or_refuse(body) is None
 
 
-@settings(max_examples=300)
 @given(st.integers(0, 80), st.integers(0, 4), st.binary(max_size=4))
 def test_a_damaged_payment_is_refused_or_still_a_payment(
     at: int, removed: int, inserted: bytes

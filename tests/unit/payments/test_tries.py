@@ -32,6 +32,7 @@ def claim_of(tries: int, correlation_id: str = ID, *, quiet_ms: int = QUIET_MS) 
         ("", ()),
         ("1", (OpenTry(1, False),)),
         ("1e", (OpenTry(1, True),)),
+        ("1p", (OpenTry(1, False, True),)),
         ("3 4e", (OpenTry(3, False), OpenTry(4, True))),
         ("3e 4", (OpenTry(3, True), OpenTry(4, False))),
         ("9 10 11e", (OpenTry(9, False), OpenTry(10, False), OpenTry(11, True))),
@@ -51,18 +52,20 @@ def test_any_open_tries_are_read_as_they_were_written(open_tries: list[OpenTry])
 
 
 @pytest.mark.parametrize(
-    ("closed", "ended", "arguments"),
+    ("closed", "ended", "pending", "arguments"),
     [
-        (set(), set(), ("", "")),
-        ({1}, set(), ("1", "")),
-        (set(), {2}, ("", "2")),
-        ({10, 9, 2}, {11, 3}, ("2,9,10", "3,11")),
+        (set(), set(), set(), ("", "")),
+        ({1}, set(), set(), ("1", "")),
+        (set(), {2}, set(), ("", "2e")),
+        (set(), set(), {2}, ("", "2p")),
+        (set(), {2}, {2}, ("", "2p")),
+        ({10, 9, 2}, {11, 3}, {4}, ("2,9,10", "3e,4p,11e")),
     ],
 )
 def test_findings_are_lists_of_numbers_in_order(
-    closed: set[int], ended: set[int], arguments: tuple[str, str]
+    closed: set[int], ended: set[int], pending: set[int], arguments: tuple[str, str]
 ) -> None:
-    assert Findings(closed, ended).arguments() == arguments
+    assert Findings(closed, ended, pending).arguments() == arguments
 
 
 def test_two_findings_share_nothing() -> None:

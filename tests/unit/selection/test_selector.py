@@ -13,15 +13,16 @@ from redis.asyncio import Redis
 
 from payswitch.processors.outcomes import HealthReport
 from payswitch.selection.selector import (
-    UNSELECTED,
     Limits,
     Selection,
     Selector,
     decide,
     parse_selection,
     parse_standing,
+    unselected,
 )
 from payswitch.store import keys
+from tests.support import PROCESSORS
 
 LOCK = "healthcheck:lock"
 AT_MS = 1_795_363_500_123
@@ -127,8 +128,74 @@ def test_the_limits_are_settings(default_ms: int, fallback_ms: int, chosen: str)
     assert choice(healthy(default_ms), healthy(fallback_ms), limits) == (chosen, True)
 
 
-def test_a_processor_without_a_report_is_unknown() -> None:
-    assert decide({}, Limits()) == Selection("default", False, "default unknown, fallback unknown")
+def test_a_report_of_none_is_unknown() -> None:
+    assert decide({"default": None, "fallback": None}, Limits()) == Selection(
+        "default",
+        False,
+        "default unknown, fallback unknown",
+        down=("default", "fallback"),
+    )
+
+
+def test_a_choice_names_the_processors_that_are_down_and_not_those_that_are_slow() -> None:
+    reports = {"a": failing(), "b": healthy(9000), "c": None, "d": healthy(1)}
+    found = decide(reports, Limits())
+    assert (found.processor, found.down) == ("d", ("a", "c"))
+
+
+# Any number of processors.
+
+NAMES = ("a", "b", "c", "d", "e")
+MANY = st.lists(REPORTS, min_size=1, max_size=5).map(lambda found: dict(zip(NAMES, found)))  # noqa: B905
+
+
+@given(MANY, LIMITS)
+def test_of_many_the_first_healthy_one_is_chosen_unless_speeds_speak_against_it(
+    reports: dict[str, HealthReport | None], limits: Limits
+) -> None:
+    """What `decide` promises, said in another way."""
+    speeds = {
+        name: each.min_response_ms for name, each in reports.items() if each and not each.failing
+    }
+    chosen = decide(reports, limits)
+    assert chosen.healthy is bool(speeds)
+    if not speeds:
+        assert chosen.processor == "a"
+        return
+    healthy = list(speeds)
+    before = healthy[: healthy.index(chosen.processor)]
+    after = healthy[len(before) + 1 :]
+    fast, gain = limits.fast_enough_ms, limits.fallback_advantage_ms
+    if speeds[chosen.processor] <= fast:
+        assert all(speeds[name] > fast for name in before)
+        return
+    assert all(speed > fast for speed in speeds.values())
+    assert all(speeds[chosen.processor] - speeds[name] <= gain for name in after)
+    for place, name in enumerate(before):
+        assert any(speeds[name] - speeds[later] > gain for later in healthy[place + 1 :])
+
+
+@given(MANY, LIMITS, REPORTS)
+def test_a_dearer_processor_that_is_down_changes_nothing(
+    reports: dict[str, HealthReport | None], limits: Limits, last: HealthReport | None
+) -> None:
+    down = last and HealthReport(True, last.min_response_ms)
+    with_it = decide({**reports, "z": down}, limits)
+    assert (with_it.processor, with_it.healthy) == (
+        decide(reports, limits).processor,
+        decide(reports, limits).healthy,
+    )
+
+
+def test_one_processor_alone_is_chosen() -> None:
+    assert decide({"only": healthy(9000)}, Limits()) == Selection("only", True, "")
+
+
+def test_the_reason_names_all_that_was_weighed() -> None:
+    reports = {"a": failing(), "b": healthy(300), "c": healthy(20), "d": None}
+    assert decide(reports, Limits()) == Selection(
+        "c", True, "a failing, d unknown, b 300 ms, c 20 ms", down=("a", "d")
+    )
 
 
 @given(REPORTS, REPORTS, LIMITS)
@@ -187,11 +254,11 @@ def test_a_default_that_becomes_faster_never_loses_the_selection(
     ],
 )
 def test_what_is_no_selection_of_a_known_processor_reads_as_default(raw: bytes | None) -> None:
-    assert parse_selection(raw) is UNSELECTED
+    assert parse_selection(raw, PROCESSORS) is None
 
 
 def test_no_selection_is_taken_to_mean_a_healthy_default() -> None:
-    assert (UNSELECTED.processor, UNSELECTED.healthy) == ("default", True)
+    assert (unselected(PROCESSORS).processor, unselected(PROCESSORS).healthy) == ("default", True)
 
 
 @pytest.mark.parametrize(
@@ -206,15 +273,20 @@ def test_no_selection_is_taken_to_mean_a_healthy_default() -> None:
             b'{"processor":"default","healthy":true,"reason":7}',
             Selection("default", True, "7"),
         ),
+        (
+            b'{"processor":"fallback","healthy":true,"down":["default","third"]}',
+            Selection("fallback", True, "", down=("default",)),
+        ),
+        (b'{"processor":"fallback","healthy":true,"down":7}', Selection("fallback", True, "")),
     ],
 )
 def test_a_selection_is_read_from_its_json(raw: bytes, selection: Selection) -> None:
-    assert parse_selection(raw) == selection
+    assert parse_selection(raw, PROCESSORS) == selection
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_in_the_cache_raise_anything(raw: bytes) -> None:
-    assert parse_selection(raw).processor in ("default", "fallback")
+    assert parse_standing((None, raw), PROCESSORS).processor in PROCESSORS
 
 
 CACHED = b'{"processor":"default","healthy":false,"reason":"why"}'
@@ -223,7 +295,7 @@ CACHED = b'{"processor":"default","healthy":false,"reason":"why"}'
 @pytest.mark.parametrize("cached", [CACHED, b"{", None])
 def test_an_operators_choice_stands_above_the_health_checks(cached: bytes | None) -> None:
     override = b'{"processor":"fallback","by":"ana","at":"now","reason":null}'
-    assert parse_standing((override, cached)) == Selection(
+    assert parse_standing((override, cached), PROCESSORS) == Selection(
         "fallback", True, "chosen by ana", overridden=True
     )
 
@@ -233,12 +305,12 @@ def test_an_operators_choice_stands_above_the_health_checks(cached: bytes | None
     [None, b"", b"{", b"null", b"[]", b"{}", b'{"processor":"third"}', b'{"processor":[]}'],
 )
 def test_what_is_no_operators_choice_leaves_it_to_the_health_check(override: bytes | None) -> None:
-    assert parse_standing((override, CACHED)) == Selection("default", False, "why")
+    assert parse_standing((override, CACHED), PROCESSORS) == Selection("default", False, "why")
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_in_the_override_raise_anything(raw: bytes) -> None:
-    assert parse_standing((raw, CACHED)).processor in ("default", "fallback")
+    assert parse_standing((raw, CACHED), PROCESSORS).processor in ("default", "fallback")
 
 
 # Writing and reading.
@@ -251,7 +323,7 @@ async def select(redis: Redis, token: str) -> Selection | None:
 
 
 async def standing(redis: Redis) -> Selection:
-    return parse_standing(await redis.mget(keys.SELECTIONS))
+    return parse_standing(await redis.mget(keys.SELECTIONS), PROCESSORS)
 
 
 async def test_the_holder_of_the_lock_writes_the_selection(redis: Redis) -> None:
@@ -260,12 +332,15 @@ async def test_the_holder_of_the_lock_writes_the_selection(redis: Redis) -> None
         "processor": "fallback",
         "healthy": True,
         "reason": "default failing",
+        "down": ["default"],
         "at": "2026-11-22T16:05:00.123Z",
     }
 
 
 async def test_a_written_selection_is_returned(redis: Redis) -> None:
-    assert await select(redis, "mine") == Selection("fallback", True, "default failing")
+    assert await select(redis, "mine") == Selection(
+        "fallback", True, "default failing", down=("default",)
+    )
 
 
 async def test_a_written_selection_is_read_again(redis: Redis) -> None:
@@ -304,9 +379,9 @@ async def test_nobody_writes_once_the_lock_has_expired(redis: Redis) -> None:
 
 
 async def test_an_empty_cache_reads_as_default(redis: Redis) -> None:
-    assert await standing(redis) is UNSELECTED
+    assert await standing(redis) == unselected(PROCESSORS)
 
 
 async def test_a_corrupt_cache_reads_as_default(redis: Redis) -> None:
     await redis.set(keys.SELECTION, b"\x00{")
-    assert await standing(redis) is UNSELECTED
+    assert await standing(redis) == unselected(PROCESSORS)

@@ -12,17 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payswitch.money import Currency
+from payswitch.money import Currency, Total
 from payswitch.simulator.book import (
     Book,
     BookEntry,
-    BookTotals,
     HealthWindows,
     format_instant,
     parse_entry,
     parse_instant,
 )
-from payswitch.simulator.server import SimulatorConfig
+from payswitch.simulator.dialect import SimulatorConfig
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -178,7 +177,7 @@ def test_a_known_id_changes_nothing() -> None:
     assert book.record(BookEntry(ID, 1990, 5))
     assert not book.record(BookEntry(ID, 700, 6))
     assert book.find(ID.upper()) == BookEntry(ID, 1990, 5)
-    assert book.totals() == book.totals(0, 9) == BookTotals(1, 1990)
+    assert book.totals() == book.totals(0, 9) == Total(1, 1990)
 
 
 def test_a_purged_book_is_empty_and_takes_the_same_id_again() -> None:
@@ -189,9 +188,9 @@ def test_a_purged_book_is_empty_and_takes_the_same_id_again() -> None:
     book.purge()
     assert len(book) == 0
     assert book.find(ID) is None
-    assert book.totals() == book.totals(0, 9) == BookTotals(0, 0)
+    assert book.totals() == book.totals(0, 9) == Total(0, 0)
     assert book.record(BookEntry(ID, 700, 5))
-    assert book.totals() == book.totals(5, 5) == BookTotals(1, 700)
+    assert book.totals() == book.totals(5, 5) == Total(1, 700)
 
 
 MOMENTS = st.integers(min_value=-20, max_value=20)
@@ -211,7 +210,7 @@ def test_the_totals_of_a_window_are_those_that_counting_gives(
         recorded += payments
         everything = first is None or last is None
         cents = [c for at, c in recorded if everything or first <= at <= last]  # type: ignore[operator]
-        assert book.totals(first, last) == BookTotals(len(cents), sum(cents))
+        assert book.totals(first, last) == Total(len(cents), sum(cents))
         assert len(book) == len(recorded)
 
 
@@ -221,7 +220,7 @@ def test_a_window_of_a_long_book_is_summed_without_walking_it() -> None:
     for batch in range(1, 5001):
         for number in range(20):
             book.record(BookEntry(f"{batch}/{number}", 1990, batch * 20 - number * 37 % 100))
-        assert book.totals(-100, 10**6) == BookTotals(batch * 20, batch * 20 * 1990)
+        assert book.totals(-100, 10**6) == Total(batch * 20, batch * 20 * 1990)
     assert time.process_time() - started < 4  # half a second; a walk for every window takes 10 s
 
 

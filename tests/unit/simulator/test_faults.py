@@ -8,17 +8,22 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from payswitch.processors.outcomes import classify_health
+from payswitch.processors.connector import ConnectorSettings, Response
+from payswitch.processors.rinha import RinhaConnector
+from payswitch.simulator.book import Standing
 from payswitch.simulator.faults import (
     WRONG_REPORTS,
+    Decision,
+    Deliberation,
     Faults,
     HealthFault,
     HealthLots,
     PaymentFault,
     PaymentLots,
+    deliberate,
     parse_faults,
 )
 
@@ -26,7 +31,9 @@ SEEDS = st.integers(-(2**63), 2**63 - 1)
 DRAWS = 5000
 
 
-def parts_of(modes: type[PaymentFault] | type[HealthFault]) -> st.SearchStrategy[dict[str, float]]:
+def parts_of(
+    modes: type[PaymentFault] | type[Decision] | type[HealthFault],
+) -> st.SearchStrategy[dict[str, float]]:
     """Probabilities of some modes that come to 1 at most, in any order of the modes."""
     share = st.integers(0, 1000 // len(modes)).map(lambda thousandths: thousandths / 1000)
     return (
@@ -41,13 +48,17 @@ CALLS = st.fixed_dictionaries(
     optional={
         "seed": SEEDS,
         "payments": parts_of(PaymentFault),
+        "decisions": parts_of(Decision),
         "health": parts_of(HealthFault),
         "lateMs": st.integers(0, 10**6),
         "laterMs": st.lists(st.integers(0, 10**6), min_size=2, max_size=2).map(sorted),
+        "decideMs": st.lists(st.integers(0, 10**6), min_size=2, max_size=2).map(sorted),
         "journal": st.booleans(),
         "silent": st.booleans(),
     },
 )
+
+RINHA = RinhaConnector(ConnectorSettings("default"))
 
 
 def faults_of(**call: object) -> Faults:
@@ -62,9 +73,11 @@ def test_a_call_without_fields_is_all_faults_off() -> None:
     assert Faults().document() == {
         "seed": 0,
         "payments": {},
+        "decisions": {},
         "health": {},
         "lateMs": 11_000,
         "laterMs": (200, 8000),
+        "decideMs": (200, 2000),
         "journal": False,
         "silent": False,
     }
@@ -128,6 +141,9 @@ def test_probabilities_may_come_to_one_in_spite_of_binary_fractions() -> None:
         (b'{"laterMs":[2,1]}', "laterMs begins after its end"),
         (b'{"laterMs":[-1,1]}', "laterMs"),
         (b'{"laterMs":[false,1]}', "laterMs"),
+        (b'{"decisions":{"close":0.5}}', "decisions: unknown mode: close"),
+        (b'{"decisions":{"decline":0.6,"pending":0.5}}', "decisions: .* more than 1"),
+        (b'{"decideMs":[2,1]}', "decideMs begins after its end"),
         (b'{"goneMs":-1}', "goneMs"),
         (b'{"goneMs":null}', "goneMs"),
         (b'{"journal":1}', "journal"),
@@ -192,7 +208,6 @@ def test_only_what_is_set_happens(call: dict[str, Any]) -> None:
         assert report is None or report in faults.health
 
 
-@settings(max_examples=30)
 @given(SEEDS)
 def test_every_mode_comes_as_often_as_it_should(seed: int) -> None:
     parts = {"commit-close": 0.5, "429": 0.2, "not-json": 0.1, "drip": 0.05}
@@ -252,4 +267,27 @@ def test_no_wrong_report_can_be_taken_for_one() -> None:
     assert {lots.wrong_report() for _ in range(DRAWS)} == set(WRONG_REPORTS)
     for body in WRONG_REPORTS:
         orjson.loads(body)
-        assert classify_health(200, body) is None
+        assert RINHA.read_health(Response(200, body)) is None
+
+
+# Decisions.
+
+
+@given(SEEDS, st.uuids().map(str))
+def test_a_payment_meets_the_same_decision_every_time(seed: int, correlation_id: str) -> None:
+    faults = faults_of(seed=seed, decisions={"decline": 0.3, "pending": 0.4})
+    assert deliberate(faults, correlation_id) == deliberate(faults, correlation_id)
+
+
+def test_decisions_come_as_often_as_they_are_set() -> None:
+    faults = faults_of(decisions={"decline": 0.2, "pending": 0.3}, decideMs=[10, 20])
+    thoughts = [deliberate(faults, str(number)) for number in range(DRAWS)]
+    counts = Counter((each.first, each.last) for each in thoughts)
+    assert abs(counts[Standing.FAILED, Standing.FAILED] / DRAWS - 0.2) < 0.03
+    for last in (Standing.SUCCEEDED, Standing.FAILED):
+        assert abs(counts[Standing.PENDING, last] / DRAWS - 0.15) < 0.03
+    assert all(10 <= each.after_ms <= 20 for each in thoughts if each.first is Standing.PENDING)
+
+
+def test_without_decisions_every_payment_succeeds_at_once() -> None:
+    assert deliberate(Faults(), "any") == Deliberation(Standing.SUCCEEDED, Standing.SUCCEEDED)

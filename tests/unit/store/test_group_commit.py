@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payswitch.store.group_commit import GroupCommit
+from tests.support import SLACK_S
 
 
 @dataclass
@@ -215,14 +216,14 @@ async def test_a_flush_that_answers_too_few_fails_instead_of_leaving_someone_wai
     flushes = Flushes()
     tasks = submit(GroupCommit(flushes), 1, 2)
     (await flushes.next()).answer.set_result(["1"])
-    async with asyncio.timeout(0.1):
+    async with asyncio.timeout(SLACK_S):
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results[1], Exception)
 
 
 async def test_who_has_waited_too_long_gets_a_time_out_and_takes_its_item_with_it() -> None:
     flushes = Flushes()
-    commits = GroupCommit(flushes, limit_s=0.02)
+    commits = GroupCommit(flushes, limit_s=0.3)
     submit(commits, 1)
     first = await flushes.next()
     [waiting] = submit(commits, 2)
@@ -258,7 +259,7 @@ async def test_each_waits_for_its_own_limit() -> None:
 
 async def test_an_answer_in_time_stands() -> None:
     flushes = Flushes()
-    commits = GroupCommit(flushes, limit_s=0.01)
+    commits = GroupCommit(flushes, limit_s=0.3)
     [early] = submit(commits, 1)
     (await flushes.next()).succeed()
     assert await early == "1"

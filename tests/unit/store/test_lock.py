@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from payswitch.store.lock import Lock
+from tests.support import SLACK_S
 
 KEY = "healthcheck:lock"
 
@@ -24,7 +25,7 @@ async def redis() -> AsyncIterator[Redis]:
 
 async def acquired_once_expired(lock: Lock) -> str:
     """Acquire a lock whose holder has but a few ms left."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SLACK_S):
         while (token := await lock.acquire()) is None:
             await asyncio.sleep(0.001)
     return token

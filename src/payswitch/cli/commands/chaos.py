@@ -26,59 +26,28 @@ _TABLE_WIDTH = 110
 
 
 @click.command()
+@click.option("--seed", default=1, type=click.IntRange(0), help="Of the first run.")
+@click.option("--runs", default=1, type=click.IntRange(1, 1000), help="Each has the next seed.")
 @click.option(
-    "--seed", default=1, show_default=True, type=click.IntRange(0), help="Of the first run."
-)
-@click.option(
-    "--runs",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1, 1000),
-    help="Each has the next seed.",
-)
-@click.option(
-    "--minutes",
-    default=2.0,
-    show_default=True,
-    type=click.FloatRange(0.1, 600),
-    help="Time under load and faults.",
+    "--minutes", default=2.0, type=click.FloatRange(0.1, 600), help="Time under load and faults."
 )
 @click.option(
     "--faults",
     default="all",
-    show_default=True,
     help="Groups (clean, processor, process, redis, client, clock) or single ones, with commas.",
 )
-@click.option(
-    "--rate",
-    default=300.0,
-    show_default=True,
-    type=click.FloatRange(1, 20_000),
-    help="Payments a second.",
-)
-@click.option(
-    "--workers", default=3, show_default=True, type=click.IntRange(1, 32), help="Payment workers."
-)
+@click.option("--rate", default=300.0, type=click.FloatRange(1, 20_000), help="Payments a second.")
+@click.option("--workers", default=3, type=click.IntRange(1, 32), help="Payment workers.")
 @click.option(
     "--out",
     default=".payswitch/chaos",
-    show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for verdict.json, timeline.png and system.log of each run.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the verdicts as JSON instead of a table."
 )
-def chaos(
-    seed: int,
-    runs: int,
-    minutes: float,
-    faults: str,
-    rate: float,
-    workers: int,
-    out: Path,
-    as_json: bool,
-) -> None:
+def chaos(seed: int, runs: int, faults: str, out: Path, as_json: bool, **of_each_run: Any) -> None:
     """Run the real system on ports of its own, under load, and break it by a schedule that follows
     from the seed; then compare every payment with the processors' journals.
 
@@ -97,7 +66,7 @@ def chaos(
         fail(str(error))
     make_files_private()
     orders = [
-        RunOrder(number, minutes, kinds, rate, workers, out / f"seed-{number}")
+        RunOrder(seed=number, kinds=kinds, folder=out / f"seed-{number}", **of_each_run)
         for number in range(seed, seed + runs)
     ]
     outcomes, documents = zip(*_run_all(orders), strict=True)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
+from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
-_SHELLS: dict[str, type[ShellComplete]] = {
-    "bash": BashComplete,
-    "zsh": ZshComplete,
-    "fish": FishComplete,
-}
+_SHELLS = {shell.name: shell for shell in (BashComplete, ZshComplete, FishComplete)}
 
 
 @click.command()

@@ -10,6 +10,7 @@ from payswitch.cli.durations import format_duration
 from payswitch.cli.output import in_order, print_pairs, run
 from payswitch.instants import format_instant
 from payswitch.operations.controls import Controls
+from payswitch.payments.audit import Signature
 from payswitch.settings import Settings
 
 
@@ -30,15 +31,15 @@ def pause(life_ms: int | None, by: str, reason: str | None) -> None:
 
     Example: payswitch pause --for 15m --reason 'upgrade of default'
     """
-    run(lambda settings, redis: _pause(settings, redis, life_ms, by, reason))
+    run(lambda settings, redis: _pause(settings, redis, life_ms, Signature(by, reason)))
 
 
 async def _pause(
-    settings: Settings, redis: ArqRedis, life_ms: int | None, by: str, reason: str | None
+    settings: Settings, redis: ArqRedis, life_ms: int | None, signature: Signature
 ) -> int:
     controls = Controls(redis)
     was_paused = await controls.paused() is not None
-    order = await controls.pause(life_ms=life_ms, by=by, reason=reason)
+    order = await controls.pause(life_ms=life_ms, signature=signature)
     waiting = await controls.waiting(settings.payment_deadline_ms)
     how_long = "until `payswitch resume`" if life_ms is None else f"for {format_duration(life_ms)}"
     click.echo(f"{'Paused already; now' if was_paused else 'Paused'} {how_long}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -13,16 +14,14 @@ from payswitch.cli.main import fail
 from payswitch.cli.output import print_json, print_pairs, run
 from payswitch.cli.records import in_words
 from payswitch.instants import LATEST_MS, format_instant
-from payswitch.money import Currency
 from payswitch.operations.controls import Controls, Order
-from payswitch.operations.reconcile import Incident, read_incidents
 from payswitch.payments.dead_letters import DeadLetters
+from payswitch.payments.history import Event
+from payswitch.payments.incidents import Incident, Incidents
 from payswitch.payments.records import Record, Unreadable
+from payswitch.settings import Settings
 from payswitch.store import keys
 from payswitch.text import printable
-
-_Event = tuple[int, str]
-"""Its instant (ms since the epoch by Redis' clock) and its words."""
 
 
 @click.command()
@@ -35,16 +34,19 @@ def payment(correlation_id: str, as_json: bool) -> None:
 
     Example: payswitch payment 4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3
     """
-    run(lambda settings, redis: _payment(redis, correlation_id, settings.currency, as_json=as_json))
+    run(lambda settings, redis: _payment(settings, redis, correlation_id, as_json=as_json))
 
 
-async def _payment(redis: Redis, correlation_id: str, currency: Currency, *, as_json: bool) -> int:
+async def _payment(settings: Settings, redis: Redis, correlation_id: str, *, as_json: bool) -> int:
     record = await DeadLetters(redis).find(correlation_id)
     due = await redis.zscore(keys.QUEUE, correlation_id)
     paused = await Controls(redis).paused()
     ahead = await _ahead(redis, record)
+    of_all = Incidents(redis, retention_ms=settings.retention_ms)
     incidents = [
-        each for each in await read_incidents(redis) if each.correlation_id == correlation_id
+        each
+        for each in (*await of_all.unresolved(), *await of_all.resolved())
+        if each.correlation_id == correlation_id
     ]
     if record is None:
         fail(f"{correlation_id}: no such payment")
@@ -55,13 +57,15 @@ async def _payment(redis: Redis, correlation_id: str, currency: Currency, *, as_
         due_at = int(min(max(due, 0), LATEST_MS))
     events = _history(record, incidents)
     if as_json:
-        document = record.as_json(currency)
+        document = record.as_json(settings.currency)
         print_json(document | _beyond(record, due_at, ahead, paused, events))
         return 0
-    print_pairs({**in_words(record, currency), "next": _next(record, due_at, ahead, paused)})
+    print_pairs(
+        {**in_words(record, settings.currency), "next": _next(record, due_at, ahead, paused)}
+    )
     click.echo("\nhistory")
-    for at, what in events:
-        click.echo(f"{format_instant(at)}  {printable(what)}")
+    for event in events:
+        click.echo(f"{format_instant(event.at)}  {printable(event.what)}")
     return 0
 
 
@@ -90,7 +94,7 @@ def _next(
     return f"nothing until {until}: paused by {paused.by}"
 
 
-def _history(record: Record, incidents: list[Incident]) -> list[_Event]:
+def _history(record: Record, incidents: Sequence[Incident]) -> list[Event]:
     """The events of a payment, the oldest first."""
     is_settled = record.state == "settled"
     pinned = (
@@ -98,21 +102,22 @@ def _history(record: Record, incidents: list[Incident]) -> list[_Event]:
         if is_settled
         else f"pinned to {record.processor}, tries in all: {record.tries}"
     )
+    how = record.resolution
     known: list[tuple[int | None, str]] = [
         (record.accepted_at, "accepted"),
         (record.requested_at, pinned),
         (record.dead_at, f"dead letter: {record.reason}"),
-        (record.replayed_at, "a dead letter, put back by an operator"),
+        (None if how is None else how.at, f"resolved {how}"),
         (record.settled_at, f"settled: paid by {record.processor}, tries in all: {record.tries}"),
+        *((each.at, f"incident: {each}") for each in incidents),
         *(
-            (
-                each.at,
-                f"incident: {each.paid_by} has it, though pinned to {each.pinned or 'nobody'}",
-            )
+            (each.resolution.at, f"incident resolved {each.resolution}")
             for each in incidents
+            if each.resolution is not None
         ),
     ]
-    return sorted(((at, what) for at, what in known if at is not None), key=lambda event: event[0])
+    events = [*record.history, *(Event(at, what) for at, what in known if at is not None)]
+    return sorted(events, key=lambda event: event.at)
 
 
 def _beyond(
@@ -120,12 +125,12 @@ def _beyond(
     due_at: int | None,
     ahead: int | None,
     paused: Order | None,
-    events: list[_Event],
+    events: list[Event],
 ) -> dict[str, Any]:
     """What JSON has beyond the record."""
     return {
         "dueAt": None if due_at is None else format_instant(due_at),
         "waitsFor": None if ahead is None else record.processor,
         "paused": paused is not None,
-        "history": [{"at": format_instant(at), "what": what} for at, what in events],
+        "history": [{"at": format_instant(each.at), "what": each.what} for each in events],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -15,12 +15,11 @@ from payswitch.cli.output import print_json, print_table, progress, run
 from payswitch.instants import EARLIEST_MS, LATEST_MS, format_instant, parse_instant_ms
 from payswitch.money import Currency, Total
 from payswitch.operations.comparison import Differing
-from payswitch.operations.reconcile import Incident, ReconcileReport, Reconciliation
+from payswitch.operations.reconcile import ReconcileReport, Reconciliation
+from payswitch.payments.incidents import Incident
 from payswitch.payments.ledger import Ledger
-from payswitch.payments.records import Unreadable
-from payswitch.processors.books import CannotAskError, make_books
 from payswitch.processors.outcomes import Found
-from payswitch.processors.processor import make_processors, make_transport
+from payswitch.processors.processor import CannotAskError, make_processors, make_transport
 from payswitch.settings import Settings
 from payswitch.store import keys
 from payswitch.store.notes import write_note
@@ -83,7 +82,6 @@ async def _reconcile(
             report = await Reconciliation(
                 redis,
                 ledger,
-                make_books(settings, transport),
                 make_processors(settings, transport),
                 on_looked_up=advance,
             ).run(first, last, thorough=thorough)
@@ -119,8 +117,25 @@ async def _note(redis: Redis, report: ReconcileReport) -> None:
 
 def _print(report: ReconcileReport, currency: Currency) -> None:
     _print_totals(report, currency)
-    _print_payments(report, currency)
-    _print_unreadable(report.unreadable)
+    if report.without_totals:
+        names = ", ".join(report.without_totals)
+        click.echo(f"Without totals, as their connectors can't ask for them: {names}")
+    if report.payments:
+        shown = report.payments[:_MOST_ROWS]
+        print_table(
+            f"{len(shown)} of {len(report.payments)} payments that differ",
+            ("payment", "difference", "ours", *report.ours),
+            (_payment_row(each, report.ours, currency) for each in shown),
+            numbers=(),
+        )
+    if report.unreadable:
+        gone = report.unreadable[:_MOST_ROWS]
+        print_table(
+            f"{len(gone)} of {len(report.unreadable)} payments whose record is gone or spoilt",
+            ("payment", "what is wrong"),
+            ((each.correlation_id, each.problem) for each in gone),
+            numbers=(),
+        )
     if report.unexplained:
         print_table(
             "Payments that we have no record of: expired, purged, or never ours",
@@ -151,7 +166,7 @@ def _print_totals(report: ReconcileReport, currency: Currency) -> None:
     rows: list[tuple[str, ...]] = []
     for name in report.ours:
         ours, theirs = report.ours[name], report.theirs[name]
-        missing = _missing_here(report, name)
+        missing = theirs - ours
         rows += [
             (name, "ours", str(ours.count), currency.format_cents(ours.cents)),
             ("", "theirs", str(theirs.count), currency.format_cents(theirs.cents)),
@@ -161,42 +176,14 @@ def _print_totals(report: ReconcileReport, currency: Currency) -> None:
     print_table("Totals", columns, rows, numbers=columns[2:])
 
 
-def _print_payments(report: ReconcileReport, currency: Currency) -> None:
-    if not report.payments:
-        return
-    shown = report.payments[:_MOST_ROWS]
-    print_table(
-        f"{len(shown)} of {len(report.payments)} payments that differ",
-        ("payment", "difference", "ours", *report.ours),
-        (
-            (
-                each.record.correlation_id,
-                each.kind.value,
-                _our_side(each, currency),
-                *(_their_side(each.theirs.get(name), currency) for name in report.ours),
-            )
-            for each in shown
-        ),
-        numbers=(),
-    )
-
-
-def _print_unreadable(unreadable: Sequence[Unreadable]) -> None:
-    if not unreadable:
-        return
-    shown = unreadable[:_MOST_ROWS]
-    print_table(
-        f"{len(shown)} of {len(unreadable)} payments whose record is gone or spoilt",
-        ("payment", "what is wrong"),
-        ((each.correlation_id, each.problem) for each in shown),
-        numbers=(),
-    )
-
-
-def _our_side(payment: Differing, currency: Currency) -> str:
+def _payment_row(
+    payment: Differing, processors: Iterable[str], currency: Currency
+) -> tuple[str, ...]:
     record = payment.record
     instant = "" if record.requested_at is None else f", {_instant(record.requested_at)}"
-    return f"{record.state}, {record.processor}, {currency.format_cents(record.cents)}{instant}"
+    ours = f"{record.state}, {record.processor}, {currency.format_cents(record.cents)}{instant}"
+    theirs = (_their_side(payment.theirs.get(name), currency) for name in processors)
+    return record.correlation_id, payment.kind.value, ours, *theirs
 
 
 def _their_side(found: Found | None, currency: Currency) -> str:
@@ -259,27 +246,21 @@ def _payment(each: Differing, currency: Currency) -> dict[str, Any]:
     }
 
 
-def _missing_here(report: ReconcileReport, name: str) -> Total:
-    ours, theirs = report.ours[name], report.theirs[name]
-    return theirs - ours
-
-
 def _as_json(report: ReconcileReport, currency: Currency) -> dict[str, Any]:
-    totals: Mapping[str, Any] = {
-        name: {
-            "ours": _total(report.ours[name], currency),
-            "theirs": _total(report.theirs[name], currency),
-            "difference": _total(_missing_here(report, name), currency),
-        }
-        for name in report.ours
-    }
     return {
         "equal": report.equal,
         "windows": [
             {"from": _instant(window.first), "to": _instant(window.last)}
             for window in report.windows
         ],
-        "totals": totals,
+        "totals": {
+            name: {
+                "ours": _total(ours, currency),
+                "theirs": _total(report.theirs[name], currency),
+                "difference": _total(report.theirs[name] - ours, currency),
+            }
+            for name, ours in report.ours.items()
+        },
         "payments": [_payment(each, currency) for each in report.payments],
         "unreadable": [
             {"correlationId": each.correlation_id, "problem": each.problem}

@@ -5,24 +5,27 @@ from __future__ import annotations
 import click
 from arq.connections import ArqRedis
 
+from payswitch.cli.arguments import signed
 from payswitch.cli.output import run
 from payswitch.operations.controls import Controls
+from payswitch.payments.audit import Signature
 from payswitch.settings import Settings
 
 
 @click.command()
-def resume() -> None:
+@signed
+def resume(by: str, reason: str | None) -> None:
     """Go on paying after `payswitch pause`, at once. Where nothing was paused, nothing happens.
 
     Example: payswitch resume
     """
-    run(_resume)
+    run(lambda settings, redis: _resume(settings, redis, Signature(by, reason)))
 
 
-async def _resume(settings: Settings, redis: ArqRedis) -> int:
+async def _resume(settings: Settings, redis: ArqRedis, signature: Signature) -> int:
     controls = Controls(redis)
     waiting = await controls.waiting(settings.payment_deadline_ms)
-    if not await controls.resume():
+    if not await controls.resume(signature):
         click.echo("Nothing was paused.")
         return 0
     click.echo(f"Resumed: {waiting.payments} unpaid payments.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -31,8 +32,9 @@ def settings(as_json: bool) -> None:
         effective = Settings.from_environment()
     except SettingsError as error:
         sys.exit(_refuse(error, as_json=as_json))
-    rows = [_row(effective, name) for name in variables()]
-    unknown = _unknown_variables()
+    known = variables(list(effective.processor_urls))
+    rows = [_row(effective, key, variable) for key, variable in known.items()]
+    unknown = _unknown_variables(known.values())
     if as_json:
         print_json({"settings": rows, "unknown": sorted(unknown)})
         return
@@ -46,13 +48,12 @@ def settings(as_json: bool) -> None:
         click.echo(f"payswitch: {printable(variable)} is no setting{hint}", err=True)
 
 
-def _row(effective: Settings, name: str) -> dict[str, Any]:
-    variable = variables()[name]
+def _row(effective: Settings, key: str, variable: Variable) -> dict[str, Any]:
     return {
         "variable": variable.name,
-        "value": variable.shown(getattr(effective, name)),
+        "value": variable.shown(effective.value(key)),
         "from": _origin(variable),
-        "default": variable.shown(getattr(Settings, name)),
+        "default": variable.shown(effective.default(key)),
         "allowed": variable.allowed,
         "purpose": variable.purpose,
     }
@@ -78,14 +79,9 @@ def _refuse(error: SettingsError, *, as_json: bool) -> int:
     return 1
 
 
-def _unknown_variables() -> dict[str, str]:
+def _unknown_variables(variables: Iterable[Variable]) -> dict[str, str]:
     """Variables that look like settings but are none, each with a hint."""
-    known = [
-        name
-        for variable in variables().values()
-        for name in (variable.name, variable.file_name)
-        if name
-    ]
+    known = [name for variable in variables for name in (variable.name, variable.file_name) if name]
     found = {}
     for name in sorted(os.environ):
         if name.startswith("PAYSWITCH_") and name not in {*known, *_OTHER_PROGRAMS}:

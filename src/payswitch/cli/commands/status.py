@@ -48,7 +48,7 @@ def status(watch: bool, as_json: bool) -> None:
 
 
 async def _show(settings: Settings, redis: ArqRedis, *, as_json: bool) -> int:
-    now = await _read(redis)
+    now = await _read(redis, settings)
     if as_json:
         print_json(document(now, settings.currency))
     else:
@@ -59,7 +59,7 @@ async def _show(settings: Settings, redis: ArqRedis, *, as_json: bool) -> int:
 async def _watch(settings: Settings, redis: ArqRedis, *, as_json: bool) -> int:
     if as_json:
         while True:
-            click.echo(orjson.dumps(document(await _read(redis), settings.currency)))
+            click.echo(orjson.dumps(document(await _read(redis, settings), settings.currency)))
             await asyncio.sleep(_EVERY_S)
     console = Console(highlight=False)
     while not console.is_terminal:  # a pipe or a file gets one after another
@@ -73,15 +73,15 @@ async def _watch(settings: Settings, redis: ArqRedis, *, as_json: bool) -> int:
 
 async def _picture(redis: ArqRedis, settings: Settings) -> RenderableType:
     try:
-        return _drawn(await _read(redis), settings)
+        return _drawn(await _read(redis, settings), settings)
     except (RedisError, OSError) as error:
         where = shown(settings.redis_url)
         return Text(f"Redis at {where}: {in_words(error)}", style="red")
 
 
-async def _read(redis: ArqRedis) -> Status:
+async def _read(redis: ArqRedis, settings: Settings) -> Status:
     kept = await read_history(redis, _SAMPLES)
-    overview = await read_overview(redis)
+    overview = await read_overview(redis, list(settings.processor_urls))
     samples = [sample for raw in kept if (sample := parse_sample(raw)) is not None]
     return Status(overview, rates(samples, overview.at))
 
@@ -119,8 +119,9 @@ def _numbers(now: Status, currency: Currency) -> Table:
     if fees is None:
         _add(table, "fees", "unknown", "the processors have not said what they take")
     else:
+        saved = f", {money(overview.saved, currency)} saved by waiting" if overview.saved else ""
         extra = f"{money(fees.extra, currency)} more than all by default"
-        _add(table, "fees", money(fees.paid, currency), extra)
+        _add(table, "fees", money(fees.paid, currency), extra + saved)
     _add(table, "dead letters", f"{overview.dead:,}", "")
     _add(table, "reconciliation", *_reconciled(overview))
     return table

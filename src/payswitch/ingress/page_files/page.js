@@ -163,7 +163,8 @@ function showFigures(status) {
   write("fees", fees ? money(fees.paid) : "–");
   const sign = fees?.extra > 0 ? "+" : "";
   const extra = fees?.extra ? `${sign}${money(fees.extra)} vs default` : "all at default's";
-  write("fees-note", fees ? extra : "not known");
+  const saved = fees?.saved ? `, ${money(fees.saved)} saved by waiting` : "";
+  write("fees-note", fees ? extra + saved : "not known");
   showDead(status);
 }
 
@@ -198,6 +199,7 @@ function processorCard(name, processor, selection) {
     facts.append(make("div", "", make("dt", "", label), make("dd", "", ...value)));
   const seen = processor.health;
   fact("Settled", whole.format(processor.settled));
+  if (processor.held) fact("Wait until it works", whole.format(processor.held));
   fact("Amount", cents.format(processor.amount));
   fact("Fee", processor.fee === null ? "not known" : percent.format(processor.fee));
   fact("Least answer time", seen?.known ? duration(seen.minResponseMs) : "not known");

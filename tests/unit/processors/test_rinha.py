@@ -10,25 +10,32 @@ from hypothesis import strategies as st
 from payswitch.http.transport import Transport
 from payswitch.instants import EARLIEST_MS, LATEST_MS
 from payswitch.money import BRL, Total
-from payswitch.processors.books import (
-    CannotAskError,
-    ProcessorBooks,
-    parse_total,
-)
-from payswitch.settings import Settings
+from payswitch.processors.connector import ConnectorSettings, NotUnderstoodError, Response
+from payswitch.processors.processor import CannotAskError, Processor
+from payswitch.processors.rinha import RinhaConnector
 from tests.support import Reply, ScriptedProcessor
+
+RINHA = RinhaConnector(ConnectorSettings("default", token="123"))
+
+
+def parse_total(body: bytes) -> Total | None:
+    """The total in a summary; None if it is none."""
+    try:
+        return RINHA.read_total(Response(200, body))
+    except NotUnderstoodError:
+        return None
 
 
 @given(st.integers(0, 10**12), st.integers(0, 10**24))
 def test_an_amount_is_read_to_the_cent(count: int, cents: int) -> None:
     body = f'{{"totalRequests":{count},"totalAmount":{BRL.format_cents(cents)},"totalFee":0.1}}'
-    assert parse_total(body.encode(), BRL) == Total(count, cents)
+    assert parse_total(body.encode()) == Total(count, cents)
 
 
 @pytest.mark.parametrize("amount", ["19.9", "19.900", "1.99e1", "19.90000"])
 def test_any_spelling_of_a_number_is_read(amount: str) -> None:
     body = f'{{"totalRequests":1,"totalAmount":{amount}}}'
-    assert parse_total(body.encode(), BRL) == Total(1, 1990)
+    assert parse_total(body.encode()) == Total(1, 1990)
 
 
 @pytest.mark.parametrize(
@@ -60,18 +67,18 @@ def test_any_spelling_of_a_number_is_read(amount: str) -> None:
     ],
 )
 def test_any_other_answer_is_no_summary(body: str) -> None:
-    assert parse_total(body.encode(), BRL) is None
+    assert parse_total(body.encode()) is None
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_judged(body: bytes) -> None:
-    parse_total(body, BRL)
+    parse_total(body)
 
 
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        (Reply(401), "refuses PAYSWITCH_PROCESSOR_ADMIN_TOKEN"),
+        (Reply(401), "refuses its token"),
         (Reply(500), "status 500 for its summary"),
         (Reply(302, headers=(("location", "http://elsewhere/"),)), "status 302 for its summary"),
         (Reply(200, b"{}"), "the answer is not a summary"),
@@ -84,23 +91,15 @@ def test_any_bytes_are_judged(body: bytes) -> None:
 async def test_a_processor_without_a_summary_can_not_be_asked(reply: Reply, message: str) -> None:
     transport = Transport(max_connections_per_host=1)
     async with ScriptedProcessor(finds=[reply]).running() as processor:
-        books = ProcessorBooks(
-            "default",
-            processor.url,
-            transport,
-            currency=BRL,
-            token=Settings().processor_admin_token,
-            connect_limit_ms=1000,
-            limit_ms=200 if reply.silent else 10_000,
-        )
+        books = books_at(processor.url, transport, 200 if reply.silent else 10_000)
         with pytest.raises(CannotAskError, match=message):
             await books.total(EARLIEST_MS, LATEST_MS)
     await transport.aclose()
 
 
-def books_at(url: str, transport: httpx.AsyncBaseTransport) -> ProcessorBooks:
-    return ProcessorBooks(
-        "default", url, transport, currency=BRL, token="123", connect_limit_ms=1000, limit_ms=1000
+def books_at(url: str, transport: httpx.AsyncBaseTransport, limit_ms: int = 1000) -> Processor:
+    return Processor(
+        "default", url, RINHA, transport, pay_limit_ms=limit_ms, find_limit_ms=limit_ms
     )
 
 

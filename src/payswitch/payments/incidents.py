@@ -1,0 +1,99 @@
+"""Incidents: proofs of payment that match no pin, for operators to list and resolve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from payswitch.payments.audit import Resolution, Signature
+from payswitch.store import keys, scripts
+from payswitch.store.redis_clock import redis_now_ms
+
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """A proof of payment that matched no pin. Instants are ms since the epoch."""
+
+    correlation_id: str
+    """Or the text of an unreadable entry; then the other fields are None."""
+    paid_by: str | None = None
+    pinned: str | None = None
+    requested_at: int | None = None
+    at: int | None = None
+    what: str | None = None
+    resolution: Resolution | None = None
+
+    def __str__(self) -> str:
+        if self.pinned == self.paid_by:
+            return f"{self.paid_by} has paid it, though it was resolved"
+        return f"{self.paid_by} has it, though pinned to {self.pinned or 'nobody'}"
+
+
+class Incidents:
+    """The incidents of one Redis; a resolved one stays for `retention_ms`. Every method raises
+    `RedisError` or `OSError`."""
+
+    def __init__(self, redis: Redis, *, retention_ms: int) -> None:
+        self._redis = redis
+        self._retention_ms = retention_ms
+        self._resolve = scripts.load(redis, "resolve_incidents")
+
+    async def unresolved(self) -> list[Incident]:
+        """All that a person must still look at, the oldest first."""
+        return await read_incidents(self._redis)
+
+    async def resolved(self) -> list[Incident]:
+        """Those resolved within the retention, in the order of their resolution."""
+        first = await redis_now_ms(self._redis) - self._retention_ms
+        entries = await self._redis.zrevrangebyscore(keys.RESOLVED_INCIDENTS, "+inf", first)
+        return [parse_incident(entry) for entry in reversed(entries)]
+
+    async def resolve(self, correlation_ids: Sequence[str], signature: Signature) -> dict[str, int]:
+        """Resolve all incidents of these payments; returns how many each had."""
+        unique = list(dict.fromkeys(correlation_ids))
+        counts = await self._resolve(args=[self._retention_ms, *signature.arguments(), *unique])
+        return dict(zip(unique, counts, strict=True))
+
+
+async def read_incidents(redis: Redis) -> list[Incident]:
+    """All unresolved incidents, the oldest first. Raises `RedisError`."""
+    found: list[Incident] = []
+    first = 0
+    while page := await redis.lrange(keys.INCIDENTS, first, first + _PAGE - 1):  # type: ignore[misc]
+        found += map(parse_incident, page)
+        first += len(page)
+    return found
+
+
+def parse_incident(raw: bytes) -> Incident:
+    """Read an incident as the scripts write it."""
+    try:
+        document = orjson.loads(raw)
+        return Incident(
+            correlation_id=str(document["correlationId"]),
+            paid_by=str(document["paidBy"]),
+            pinned=str(document["pinned"]),
+            requested_at=int(document["requestedAt"]),
+            at=int(document["at"]),
+            what=str(document.get("what", "")),
+            resolution=_resolution(document),
+        )
+    except (ValueError, KeyError, TypeError):
+        return Incident(raw.decode(errors="replace"))
+
+
+def _resolution(document: dict[str, Any]) -> Resolution | None:
+    """Raises `ValueError`, `KeyError` or `TypeError` for a spoilt one."""
+    if "resolvedAt" not in document:
+        return None
+    return Resolution(
+        at=int(document["resolvedAt"]),
+        by=str(document["resolvedBy"]),
+        reason=str(document["resolution"]),
+    )
