@@ -58,7 +58,7 @@ def _of_money(overview: Overview, currency: Currency) -> Iterable[Metric]:
         yield metrics.FEES.by(
             {
                 ("paid",): float(fees.paid / currency.scale),
-                ("default",): float(fees.all_default / currency.scale),
+                ("preferred",): float(fees.all_preferred / currency.scale),
             }
         )
 

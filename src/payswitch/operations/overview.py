@@ -61,12 +61,12 @@ class Fees:
     processor."""
 
     paid: Decimal
-    all_default: Decimal
+    all_preferred: Decimal
 
     @property
     def extra(self) -> Decimal:
         """The cost of failing over."""
-        return self.paid - self.all_default
+        return self.paid - self.all_preferred
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +120,13 @@ class Overview:
     @property
     def fees(self) -> Fees | None:
         """The fees; None unless every fee involved is known."""
-        default = self.fee_rates.get(self.preferred)
+        preferred = self.fee_rates.get(self.preferred)
         used = {name: total.cents for name, total in self.settled.items() if total.cents}
-        if default is None or not used.keys() <= self.fee_rates.keys():
+        if preferred is None or not used.keys() <= self.fee_rates.keys():
             return None
         return Fees(
             paid=sum((self.fee_rates[name] * cents for name, cents in used.items()), Decimal()),
-            all_default=default * sum(used.values()),
+            all_preferred=preferred * sum(used.values()),
         )
 
     @property

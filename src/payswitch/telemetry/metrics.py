@@ -185,8 +185,8 @@ LEDGER_AMOUNT = _counter(
 )
 FEES = _gauge(
     "payswitch_fees",
-    "The processors' fees on the ledger's payments, in the currency's unit: paid, and default as "
-    "if all had gone through that one. Left out while the fees are unknown.",
+    "The processors' fees on the ledger's payments, in the currency's unit: paid, and preferred as "
+    "if all had gone through the first processor. Left out while the fees are unknown.",
     ("through",),
 )
 SELECTED = _gauge(

@@ -250,7 +250,7 @@ def test_without_a_fresh_history_rates_are_unknown(samples: list[Sample]) -> Non
     assert document(Status(WELL, None), BRL)["settled"]["perSecond"] is None
 
 
-def test_fees_are_exact_and_compared_with_all_by_default() -> None:
+def test_fees_are_exact_and_compared_with_all_by_the_preferred_one() -> None:
     settled = {"default": Total(1, 1990), "fallback": Total(1, 1001)}
     fees = replace(WELL, settled=settled).fees
     assert fees is not None
@@ -259,7 +259,7 @@ def test_fees_are_exact_and_compared_with_all_by_default() -> None:
     shown = orjson.loads(orjson.dumps(document(Status(replace(WELL, settled=settled), None), BRL)))
     assert shown["fees"] == {
         "paid": 2.5,
-        "allDefault": 1.5,
+        "allPreferred": 1.5,
         "extra": 1.0,
         "saved": 0.0,
         "share": 0.08347,
