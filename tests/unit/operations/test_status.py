@@ -234,6 +234,19 @@ def test_rates_are_those_of_the_last_seconds() -> None:
     assert Status(WELL, now).headline == "50 payments/s through default"
 
 
+@pytest.mark.parametrize(
+    ("names", "through"),
+    [("a", "a"), ("ab", "a and b"), ("abc", "a, b and c"), ("abcd", "4 processors")],
+)
+def test_the_headline_names_the_processors_unless_they_are_many(names: str, through: str) -> None:
+    samples = [
+        replace(sample(NOW - 1000 + 1000 * n), settled={**dict.fromkeys(names, n), "idle": 0})
+        for n in range(2)
+    ]
+    headline = Status(WELL, rates(samples, NOW)).headline
+    assert headline == f"{len(names)} payments/s through {through}"
+
+
 def test_a_purge_makes_no_negative_rate() -> None:
     now = rates([sample(NOW - 1000, accepted=9, settled=9), sample(NOW)], NOW)
     assert now is not None
