@@ -42,6 +42,7 @@ WELL = Overview(
     in_flight=0,
     dead=0,
     resolved=0,
+    declined={"default": 0, "fallback": 0},
     incidents=0,
     choice=Choice("default", True, "default 0 ms", NOW - 1000, 9000),
     health={

@@ -122,6 +122,8 @@ def _numbers(now: Status, currency: Currency) -> Table:
         saved = f", {money(overview.saved, currency)} saved by waiting" if overview.saved else ""
         extra = f"{money(fees.extra, currency)} more than all by {overview.preferred}"
         _add(table, "fees", money(fees.paid, currency), extra + saved)
+    if declined := sum(overview.declined.values()):
+        _add(table, "declined", f"{declined:,}", "")
     _add(table, "dead letters", f"{overview.dead:,}", "")
     _add(table, "reconciliation", *_reconciled(overview))
     return table

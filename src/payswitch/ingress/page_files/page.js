@@ -212,6 +212,7 @@ function processorCard(name, processor, selection) {
   const seen = processor.health;
   fact("Settled", whole.format(processor.settled));
   if (processor.held) fact("Wait until it works", whole.format(processor.held));
+  if (processor.declined) fact("Declined", whole.format(processor.declined));
   fact("Amount", cents.format(processor.amount));
   fact("Fee", processor.fee === null ? "not known" : percent.format(processor.fee));
   fact("Least answer time", seen?.known ? duration(seen.minResponseMs) : "not known");
@@ -324,7 +325,7 @@ setInterval(watch, 1000);
 
 // The search.
 
-const TONES = { settled: "ok", dead: "error" };
+const TONES = { settled: "ok", declined: "warning", dead: "error" };
 const instant = (text) => (text ? text.replace("T", " ").replace("Z", " UTC") : "");
 const between = (first, last) => duration(Math.max(0, Date.parse(last) - Date.parse(first)));
 
@@ -347,6 +348,9 @@ function history(record) {
   }
   if (record.state === "dead") {
     steps.push(step("Dead letter", "", record.lastError ?? "", "dead"));
+  } else if (record.state === "declined") {
+    const note = `${record.processor} will not take it: ${record.declined}`;
+    steps.push(step("Declined", "", note, "dead"));
   } else if (record.settledAt) {
     const took = between(record.acceptedAt, record.settledAt);
     steps.push(step("Settled", instant(record.settledAt), `${took} after it was accepted`, "yes"));
