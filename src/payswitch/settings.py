@@ -436,8 +436,8 @@ class Settings:
         "PAYSWITCH_FALLBACK_ADVANTAGE_MS",
         200,
         _whole(0, _MS),
-        "If all healthy processors are slower, the first one is selected that no later one beats by "
-        "more than this.",
+        "If all healthy processors are slower, the first one is selected that no later one beats "
+        "by more than this.",
     )
     patience_ms: int = _setting(
         "PAYSWITCH_PATIENCE_MS",

@@ -212,13 +212,13 @@ function processorCard(name, processor, selection) {
   const seen = processor.health;
   fact("Settled", whole.format(processor.settled));
   if (processor.held) fact("Wait until it works", whole.format(processor.held));
-  if (processor.declined) fact("Declined", whole.format(processor.declined));
   fact("Amount", cents.format(processor.amount));
   fact("Fee", processor.fee === null ? "not known" : percent.format(processor.fee));
   fact("Least answer time", seen?.known ? duration(seen.minResponseMs) : "not known");
   fact("Health asked", seen ? ago(seen.ageMs) : "never");
   const tags = breakerTags(processor.breakers);
   fact("Circuit breakers", ...(tags.length ? tags.flatMap((each) => [each, " "]) : ["no worker"]));
+  if (processor.declined) fact("Declined", whole.format(processor.declined));
   card.append(heading, facts);
   return card;
 }
@@ -231,7 +231,8 @@ function processRow(process) {
       return refused ? `${accepted}, ${whole.format(refused)} refused` : accepted;
     },
     worker: () => {
-      const failed = sum(process.tries) - (process.tries.Paid ?? 0);
+      const { Paid = 0, Pending = 0, Declined = 0, ...failures } = process.tries;
+      const failed = sum(failures);
       const settled = `${whole.format(sum(process.settled))} settled`;
       return failed ? `${settled}, ${whole.format(failed)} tries failed` : settled;
     },
