@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from payswitch.store import keys
-from tests.model.processors import REFUSED_CONNECTION, UNCLEAR
+from tests.model.processors import MISSING, REFUSED_CONNECTION, UNCLEAR, Wire
 from tests.model.promise import Snapshot
 from tests.model.stepped import Gate
 from tests.model.world import (
@@ -24,6 +24,7 @@ from tests.support import PROCESSORS
 _MOST_IN_HAND = 4
 _MOST_PAYMENTS = 8
 _HOUR_MS = 3_600_000
+_DAY_MS = 24 * _HOUR_MS
 
 
 class Action:
@@ -55,8 +56,12 @@ def possible(world: World, seen: Snapshot) -> Iterator[Action]:
             if world.temper.strict and ("429" in what or what == "refuses with 422"):
                 weight *= 12
             yield Action(f"{wire.processor} {what}: {wire.payment}", weight, happen)
+    if world.temper.deliberate:
+        for wire in [*world.books.wires, *world.books.undecided()]:
+            yield from _of_deliberation(world, wire)
     for gate in world.gates:
         yield from _of_gate(world, gate)
+        yield from _of_lie(world, gate, seen)
     for ghost in world.ghosts:
         yield Action(f"after all, Redis does {ghost.label}", 2, partial(wake, world, ghost))
     yield from _of_clients(world, seen)
@@ -143,6 +148,8 @@ def _of_clients(world: World, seen: Snapshot) -> Iterator[Action]:
     for known in sorted(seen.dead):
         yield Action(f"replay {known}", 3, partial(second.call_replay, known))
         yield Action(f"resolve {known}", 1, partial(second.call_resolve, known))
+    for known in sorted(world.declined):
+        yield Action(f"replay {known}, which was declined", 3, partial(second.call_replay, known))
     for known in sorted(world.resolved):
         yield Action(f"replay {known}, which was resolved", 4, partial(second.call_replay, known))
 
@@ -181,6 +188,32 @@ def _of_worker(world: World, worker: Worker, *, is_due: bool) -> Iterator[Action
     if world.temper.crashes and worker.tasks:
         yield Action(f"{name} is killed", 2, partial(world.crash, worker))
         yield Action(f"{name} is stopped", 1, partial(world.stop, worker))
+
+
+def _of_deliberation(world: World, wire: Wire) -> Iterator[Action]:
+    books = world.books
+    where = f"{wire.processor} {{}}: {wire.payment}"
+    for what, (weight, happen) in books.deliberations(wire).items():
+        yield Action(where.format(what), weight, happen)
+    if books.pending[wire.processor].get(wire.payment) is wire:
+        yield Action(where.format("decides for it"), 2, partial(books.decide, wire, paid=True))
+        yield Action(where.format("decides against it"), 1, partial(books.decide, wire, paid=False))
+
+
+def _of_lie(world: World, gate: Gate, seen: Snapshot) -> Iterator[Action]:
+    """Once a worker has written down that a payment is pending, its processor may deny it. Without
+    a deadline: there the payment would become a dead letter."""
+    if gate.kind != "find" or world.temper.deadline_ms < _DAY_MS:
+        return
+    processor, _, payment = gate.label.split()[-3:]
+    is_known = "p" in seen.records.get(payment, {}).get("open", "")
+    if is_known and payment in world.books.pending[processor]:
+        yield Action(f"{gate.label}: denied", 6, partial(_deny, world, gate))
+
+
+def _deny(world: World, gate: Gate) -> None:
+    world.counts["find: denied"] += 1
+    gate.answer(MISSING)
 
 
 def _of_gate(world: World, gate: Gate) -> Iterator[Action]:
