@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from payswitch.store import keys
-from tests.model.processors import MISSING, REFUSED_CONNECTION, UNCLEAR, Wire
+from tests.model.processors import REFUSED_CONNECTION, UNCLEAR, Wire
 from tests.model.promise import Snapshot
 from tests.model.stepped import Gate
 from tests.model.world import (
@@ -58,10 +58,9 @@ def possible(world: World, seen: Snapshot) -> Iterator[Action]:
             yield Action(f"{wire.processor} {what}: {wire.payment}", weight, happen)
     if world.temper.deliberate:
         for wire in [*world.books.wires, *world.books.undecided()]:
-            yield from _of_deliberation(world, wire)
+            yield from _of_deliberation(world, wire, seen)
     for gate in world.gates:
         yield from _of_gate(world, gate)
-        yield from _of_lie(world, gate, seen)
     for ghost in world.ghosts:
         yield Action(f"after all, Redis does {ghost.label}", 2, partial(wake, world, ghost))
     yield from _of_clients(world, seen)
@@ -190,30 +189,20 @@ def _of_worker(world: World, worker: Worker, *, is_due: bool) -> Iterator[Action
         yield Action(f"{name} is stopped", 1, partial(world.stop, worker))
 
 
-def _of_deliberation(world: World, wire: Wire) -> Iterator[Action]:
+def _of_deliberation(world: World, wire: Wire, seen: Snapshot) -> Iterator[Action]:
+    """Once a worker has written down that a payment is pending, its processor may even deny it.
+    Without a deadline: there the payment would become a dead letter."""
     books = world.books
     where = f"{wire.processor} {{}}: {wire.payment}"
     for what, (weight, happen) in books.deliberations(wire).items():
         yield Action(where.format(what), weight, happen)
-    if books.pending[wire.processor].get(wire.payment) is wire:
-        yield Action(where.format("decides for it"), 2, partial(books.decide, wire, paid=True))
-        yield Action(where.format("decides against it"), 1, partial(books.decide, wire, paid=False))
-
-
-def _of_lie(world: World, gate: Gate, seen: Snapshot) -> Iterator[Action]:
-    """Once a worker has written down that a payment is pending, its processor may deny it. Without
-    a deadline: there the payment would become a dead letter."""
-    if gate.kind != "find" or world.temper.deadline_ms < _DAY_MS:
+    if books.pending[wire.processor].get(wire.payment) is not wire:
         return
-    processor, _, payment = gate.label.split()[-3:]
-    is_known = "p" in seen.records.get(payment, {}).get("open", "")
-    if is_known and payment in world.books.pending[processor]:
-        yield Action(f"{gate.label}: denied", 6, partial(_deny, world, gate))
-
-
-def _deny(world: World, gate: Gate) -> None:
-    world.counts["find: denied"] += 1
-    gate.answer(MISSING)
+    yield Action(where.format("decides for it"), 3, partial(books.decide, wire, paid=True))
+    yield Action(where.format("decides against it"), 3, partial(books.decide, wire, paid=False))
+    is_known = "p" in seen.records.get(wire.payment, {}).get("open", "")
+    if is_known and not wire.denied and world.temper.deadline_ms == _DAY_MS:
+        yield Action(where.format("denies it"), 6, partial(setattr, wire, "denied", True))
 
 
 def _of_gate(world: World, gate: Gate) -> Iterator[Action]:

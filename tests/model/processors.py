@@ -58,6 +58,8 @@ class Wire:
     """By this very request."""
     ended: bool = False
     """The processor is done with it."""
+    denied: bool = False
+    """The processor has it pending, and says that it doesn't have it."""
 
     @property
     def payment(self) -> str:
@@ -155,7 +157,11 @@ class Books:
         return [wire for pending in self.pending.values() for wire in pending.values()]
 
     def find(self, processor: str, correlation_id: str) -> FindOutcome:
-        """The truth of this instant."""
+        """The truth of this instant, unless it is denied."""
+        pending = self.pending[processor].get(correlation_id)
+        if pending is not None and pending.denied:
+            self.counts["find: denied"] += 1
+            return MISSING
         finding = self._standing(processor, correlation_id)
         self.counts[f"find: {type(finding).__name__.lower()}"] += 1
         return finding
@@ -174,8 +180,8 @@ class Books:
         wire.reply.set_result(outcome)
 
     def pay(self, wire: Wire) -> None:
-        """Record it, unless that is done, and answer: 200, or what was there before, where 422 means
-        that it was paid."""
+        """Record it, unless that is done, and answer: 200, or what was there before: 422 if it was
+        paid."""
         if not wire.recorded and not wire.ended:
             self.record(wire)
         match self._standing(wire.processor, wire.payment):

@@ -118,7 +118,9 @@ def _check_payment(
     books = world.books.books
     pending = world.books.pending
     holders = [
-        name for name in PROCESSORS if correlation_id in books[name] or correlation_id in pending[name]
+        name
+        for name in PROCESSORS
+        if correlation_id in books[name] or correlation_id in pending[name]
     ]
     demand(len(holders) < 2, f"{correlation_id} is paid twice")
     _check_pin(world, correlation_id, record, holders)
@@ -249,7 +251,9 @@ def _let_all_pass(world: World) -> None:
 
 
 def _all_are_done(seen: Snapshot) -> bool:
-    return all(record["state"] in ("settled", "dead", "declined") for record in seen.records.values())
+    return all(
+        record["state"] in ("settled", "dead", "declined") for record in seen.records.values()
+    )
 
 
 def _until_next(world: World, seen: Snapshot) -> int:

@@ -148,10 +148,9 @@ SCHEDULES = [
         "Pending re-routed",
         (
             *("worker 1 claims and sends", "fallback has it pending: pay-1", "worker 1 runs"),
-            *("time passes until something is due", "worker 2 claims", "25000 ms pass"),
-            *("worker 2: ask fallback for pay-1: denied", "worker 2 runs"),
-            *("25000 ms pass", "worker 2 claims"),
-            *("worker 2: ask fallback for pay-1: denied", "worker 2 runs"),
+            *("fallback denies it: pay-1", "time passes until something is due"),
+            *("worker 2 claims and sends", "25000 ms pass"),
+            *("worker 2 claims and sends", "1 ms pass"),
         ),
     ),
     Schedule(

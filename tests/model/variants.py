@@ -176,10 +176,13 @@ _ONE_PAYMENT: Mapping[str, object] = {
 """Nothing but two workers and a processor that is hard to understand."""
 
 _NOT_FENCED = [
-    ("of ~= current or known[2] ~= token then", "of ~= current then"),
+    ("of ~= current or known[2] ~= token or", "of ~= current or"),
     (" and tonumber(known[7]) and ", " and "),
     ("tonumber(known[7])", "tonumber(known[7] or now)"),
 ]
+
+_PENDING_DOES_NOT_STAY = ("if mark == 'p' and not is_decided then", "if false then")
+_ROUTED_ALL_THE_SAME = (" or is_pending_or_declined(known) then", " then")
 
 VARIANTS = [
     Protocol(
@@ -288,17 +291,20 @@ VARIANTS = [
     ),
     Protocol(
         "Pending re-routed",
+        scripts={"route": [_ROUTED_ALL_THE_SAME]},
         dispatcher=_ForgetsThatItIsPending,
         temper={**_ONE_PAYMENT, "deliberate": True},
-        steer={"pending": 4, "denied": 4, "decides": 0.1},
+        steer={"pending": 4, "denies": 4, "decides": 0.1},
     ),
     Protocol(
         "a pending try gives way to an ended one",
+        scripts={"release": [_PENDING_DOES_NOT_STAY]},
         temper={**_ONE_PAYMENT, "deliberate": True},
         rare=True,
     ),
     Protocol(
         "Pending sent again by one that doesn't know",
+        scripts={"route": [_ROUTED_ALL_THE_SAME]},
         temper={**_ONE_PAYMENT, "deliberate": True},
         rare=True,
     ),
@@ -321,8 +327,8 @@ VARIANTS = [
         scripts={
             "bury": [
                 (
-                    "if may_be_recorded_later(open) and not horizon_passed then",
-                    "if may_be_recorded_later(open) and not horizon_passed and state == 'dead' then",
+                    "if may_be_recorded_later(open) and",
+                    "if state == 'dead' and may_be_recorded_later(open) and",
                 )
             ]
         },
@@ -331,6 +337,12 @@ VARIANTS = [
     ),
     Protocol(
         "a former holder's decline is dropped",
+        scripts={
+            "bury": [
+                ("if state == 'declined' and (known[8] == 'queued' or", "if false and (false or")
+            ],
+            "route": [_ROUTED_ALL_THE_SAME],
+        },
         temper={**_ONE_PAYMENT, "deliberate": True},
         rare=True,
     ),

@@ -126,6 +126,64 @@ async def test_a_former_holder_can_not_bury(b: Bench) -> None:
     assert (await b.record(claim.correlation_id)).state == "processing"
 
 
+# What a processor has pending or has declined.
+
+
+async def test_a_pending_try_stays_so_whatever_a_former_holder_brings(b: Bench) -> None:
+    claim, _ = await sent(b)
+    await tries(b).release(claim, delay_ms=0, findings=Findings(pending={1}), error="")
+    for late in (Findings(ended={1}), Findings(closed={1})):
+        await tries(b).release(claim, delay_ms=0, findings=late, error="")
+        assert await b.field(claim.correlation_id, "open") == "1p"
+
+
+async def test_a_pending_payment_is_not_routed_by_a_holder_that_does_not_know(b: Bench) -> None:
+    former, _ = await sent(b)
+    claim = await b.claim_when_due(former.correlation_id)
+    await tries(b).release(former, delay_ms=0, findings=Findings(pending={1}), error="")
+    assert await tries(b).open(claim, "fallback", Findings(closed={1})) is None
+    assert await b.field(claim.correlation_id, "open") == "1p"
+
+
+async def test_a_decline_closes_what_was_pending(b: Bench) -> None:
+    claim, _ = await sent(b)
+    await tries(b).release(claim, delay_ms=0, findings=Findings(pending={1}), error="")
+    claim = await b.claim_when_due(claim.correlation_id)
+    assert await decline(b, claim, Findings(closed={1})) is Burial.BURIED
+    assert (await b.record(claim.correlation_id)).state == "declined"
+
+
+async def test_a_former_holders_decline_is_kept_and_ends_the_payment(b: Bench) -> None:
+    former, _ = await sent(b)
+    claim = await b.claim_when_due(former.correlation_id)
+    assert await decline(b, former, Findings(closed={1})) is Burial.LOST
+    assert await tries(b).open(claim, "fallback", NOTHING) is None
+    assert await tries(b).bury(claim, "why", NOTHING, horizon_passed=True) is Burial.BURIED
+    record = await b.record(claim.correlation_id)
+    assert (record.state, record.declined, record.why) == ("declined", "no_funds", None)
+
+
+async def test_a_kept_decline_does_not_end_a_payment_whose_earlier_try_is_open(b: Bench) -> None:
+    former, _ = await sent(b)
+    claim = await b.claim_when_due(former.correlation_id)
+    await tries(b).open(claim, "default", NOTHING)
+    assert await decline(b, former, Findings(closed={1})) is Burial.LOST
+    assert await decline(b, claim, NOTHING) is Burial.STILL_OPEN
+    assert await b.field(claim.correlation_id, "open") == "2"
+
+
+async def test_a_decline_does_not_touch_what_is_settled(b: Bench) -> None:
+    claim, routed = await sent(b)
+    await b.ledger.settle(claim, "default", routed.requested_at)
+    assert await decline(b, claim, Findings(closed={1})) is Burial.LOST
+    record = await b.record(claim.correlation_id)
+    assert (record.state, record.declined) == ("settled", None)
+
+
+async def decline(b: Bench, claim: Claim, findings: Findings) -> Burial:
+    return await tries(b).bury(claim, "no_funds", findings, horizon_passed=False, declined=True)
+
+
 async def test_a_purged_payment_is_neither_routed_released_nor_buried(b: Bench) -> None:
     claim, _ = await sent(b)
     await b.redis.incr("payments:generation")
