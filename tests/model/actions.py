@@ -24,7 +24,6 @@ from tests.support import PROCESSORS
 _MOST_IN_HAND = 4
 _MOST_PAYMENTS = 8
 _HOUR_MS = 3_600_000
-_DAY_MS = 24 * _HOUR_MS
 
 
 class Action:
@@ -190,8 +189,7 @@ def _of_worker(world: World, worker: Worker, *, is_due: bool) -> Iterator[Action
 
 
 def _of_deliberation(world: World, wire: Wire, seen: Snapshot) -> Iterator[Action]:
-    """Once a worker has written down that a payment is pending, its processor may even deny it.
-    Without a deadline: there the payment would become a dead letter."""
+    """Once a worker has written down that a payment is pending, its processor may even deny it."""
     books = world.books
     where = f"{wire.processor} {{}}: {wire.payment}"
     for what, (weight, happen) in books.deliberations(wire).items():
@@ -201,7 +199,7 @@ def _of_deliberation(world: World, wire: Wire, seen: Snapshot) -> Iterator[Actio
     yield Action(where.format("decides for it"), 3, partial(books.decide, wire, paid=True))
     yield Action(where.format("decides against it"), 3, partial(books.decide, wire, paid=False))
     is_known = "p" in seen.records.get(wire.payment, {}).get("open", "")
-    if is_known and not wire.denied and world.temper.deadline_ms == _DAY_MS:
+    if is_known and not wire.denied:
         yield Action(where.format("denies it"), 6, partial(setattr, wire, "denied", True))
 
 

@@ -142,16 +142,21 @@ def _check_payment(
         coming = _is_coming(world, correlation_id)
         demand(not holders and not coming, f"{correlation_id} is declined, but it is paid")
     elif state == "dead":
-        reason = record.get("reason", "")
         is_told = correlation_id in seen.dead or "resolved_at" in record
-        demand(bool(reason) and is_told, f"{correlation_id} died untold")
-        if "can't tell" not in reason:
+        demand(bool(record.get("reason")) and is_told, f"{correlation_id} died untold")
+        if not _is_uncertain(record):
             coming = _is_coming(world, correlation_id)
             demand(not holders and not coming, f"{correlation_id} is dead, but it is paid")
             demand("declined" not in record, f"{correlation_id} is dead, but it was declined")
     else:
         waits = correlation_id in seen.queue and correlation_id in seen.open
         demand(waits, f"{correlation_id} is {state}, but not queued")
+
+
+def _is_uncertain(record: dict[str, str]) -> bool:
+    """Whether it is a dead letter that its processor may have."""
+    reason = record.get("reason", "")
+    return "can't tell" in reason or "had it pending" in reason
 
 
 def _is_coming(world: World, correlation_id: str) -> bool:
@@ -221,7 +226,7 @@ def heal(world: World) -> None:
         if not _all_are_done(seen):
             world.wait(max(pause, _until_next(world, seen)))
     check(world, seen)
-    _check_windows(world)
+    _check_windows(world, seen)
 
 
 def _behind(world: World, seen: Snapshot) -> int:
@@ -264,10 +269,12 @@ def _until_next(world: World, seen: Snapshot) -> int:
     return max(1, int(min(seen.queue.values(), default=now)) - now)
 
 
-def _check_windows(world: World) -> None:
-    """The summary equals the books over every window between the instants there are."""
+def _check_windows(world: World, seen: Snapshot) -> None:
+    """The summary equals the books over every window between the instants there are, except for
+    dead letters that say so."""
+    known = [key for key, record in seen.records.items() if not _is_uncertain(record)]
     entries = {
-        name: [entry for key, entry in book.items() if key in world.present]
+        name: [entry for key, entry in book.items() if key in known]
         for name, book in world.books.books.items()
     }
     instants = sorted({each.requested_at for book in entries.values() for each in book})

@@ -31,7 +31,7 @@ local function bury(id, record, state, reason)
     redis.call('HSET', record, 'state', 'dead', 'reason', reason, 'dead_at', now)
     redis.call('ZADD', DEAD, now, id)
   else
-    redis.call('HDEL', record, 'open', 'horizon', 'quiet', 'delay')
+    redis.call('HDEL', record, 'open', 'horizon', 'quiet', 'delay', 'pending_at')
     redis.call('HSET', record, 'state', 'declined', 'declined', reason, 'declined_at', now)
     redis.call('PEXPIRE', record, ARGV[2])
   end

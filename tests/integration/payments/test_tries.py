@@ -145,6 +145,19 @@ async def test_a_pending_payment_is_not_routed_by_a_holder_that_does_not_know(b:
     assert await b.field(claim.correlation_id, "open") == "1p"
 
 
+async def test_the_deadline_begins_again_with_each_word_that_a_payment_is_pending(
+    b: Bench,
+) -> None:
+    claim, _ = await sent(b)
+    payment = claim.correlation_id
+    await b.redis.hset(f"payment:{payment}", "accepted_at", "1")  # type: ignore[misc]
+    assert (claim := await b.claim_when_due(payment)).overdue
+    await tries(b).release(claim, delay_ms=0, findings=Findings(pending={1}), error="")
+    assert not (await b.claim_when_due(payment)).overdue
+    await b.redis.hset(f"payment:{payment}", "pending_at", "1")  # type: ignore[misc]
+    assert (await b.claim_when_due(payment)).overdue
+
+
 async def test_a_decline_closes_what_was_pending(b: Bench) -> None:
     claim, _ = await sent(b)
     await tries(b).release(claim, delay_ms=0, findings=Findings(pending={1}), error="")
