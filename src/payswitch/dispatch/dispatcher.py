@@ -362,7 +362,7 @@ class Dispatcher:
             routed = await self._tries.open(work.claim, processor, work.findings)
             if routed is None:
                 logger.debug(
-                    "lease of payment %(payment)s lost before it was sent",
+                    "payment %(payment)s may no longer be sent",
                     {"payment": work.claim.correlation_id},
                 )
                 return

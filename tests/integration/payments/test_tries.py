@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import orjson
 import pytest
 from arq.connections import ArqRedis
 
@@ -191,6 +192,18 @@ async def test_a_decline_does_not_touch_what_is_settled(b: Bench) -> None:
     assert await decline(b, claim, Findings(closed={1})) is Burial.LOST
     record = await b.record(claim.correlation_id)
     assert (record.state, record.declined) == ("settled", None)
+
+
+async def test_proof_of_payment_for_a_declined_payment_settles_it_and_is_an_incident(
+    b: Bench,
+) -> None:
+    claim, routed = await sent(b)
+    await decline(b, claim, Findings(closed={1}))
+    await b.ledger.settle(claim, "default", routed.requested_at)
+    assert (await b.record(claim.correlation_id)).state == "settled"
+    [raw] = await b.redis.lrange("payments:incidents", 0, -1)  # type: ignore[misc]
+    incident = orjson.loads(raw)
+    assert (incident["correlationId"], incident["state"]) == (claim.correlation_id, "declined")
 
 
 async def decline(b: Bench, claim: Claim, findings: Findings) -> Burial:
