@@ -193,14 +193,14 @@ class ScriptedProcessor:
         if method == "POST":
             payment = orjson.loads(body)
             self.posts.append(payment)
-            if payment["correlationId"] in self.refuses:
+            correlation_id = payment.get("correlationId") or payment["reference"]
+            if correlation_id in self.refuses:
                 return Reply(422)
             reply = self.script.pop(0) if self.script else PAID
-            known = payment["correlationId"] in self.books
-            if reply.record and known:
+            if reply.record and correlation_id in self.books:
                 return Reply(422, b'{"message":"CorrelationId already exists"}')
             if reply.record:
-                self.books[payment["correlationId"]] = payment
+                self.books[correlation_id] = payment
             return reply
         if path.endswith("/service-health"):
             self.health_calls.append(asyncio.get_running_loop().time())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from payswitch.store import keys
-from tests.model.processors import REFUSED_CONNECTION, UNCLEAR
+from tests.model.processors import REFUSED_CONNECTION, UNCLEAR, Wire
 from tests.model.promise import Snapshot
 from tests.model.stepped import Gate
 from tests.model.world import (
@@ -55,6 +55,9 @@ def possible(world: World, seen: Snapshot) -> Iterator[Action]:
             if world.temper.strict and ("429" in what or what == "refuses with 422"):
                 weight *= 12
             yield Action(f"{wire.processor} {what}: {wire.payment}", weight, happen)
+    if world.temper.deliberate:
+        for wire in [*world.books.wires, *world.books.undecided()]:
+            yield from _of_deliberation(world, wire, seen)
     for gate in world.gates:
         yield from _of_gate(world, gate)
     for ghost in world.ghosts:
@@ -142,7 +145,9 @@ def _of_clients(world: World, seen: Snapshot) -> Iterator[Action]:
         yield Action("sweep", 1, second.call_sweep)
     for known in sorted(seen.dead):
         yield Action(f"replay {known}", 3, partial(second.call_replay, known))
-        yield Action(f"resolve {known}", 2, partial(second.call_resolve, known))
+        yield Action(f"resolve {known}", 1, partial(second.call_resolve, known))
+    for known in sorted(world.declined):
+        yield Action(f"replay {known}, which was declined", 3, partial(second.call_replay, known))
     for known in sorted(world.resolved):
         yield Action(f"replay {known}, which was resolved", 12, partial(second.call_replay, known))
 
@@ -181,6 +186,21 @@ def _of_worker(world: World, worker: Worker, *, is_due: bool) -> Iterator[Action
     if world.temper.crashes and worker.tasks:
         yield Action(f"{name} is killed", 2, partial(world.crash, worker))
         yield Action(f"{name} is stopped", 1, partial(world.stop, worker))
+
+
+def _of_deliberation(world: World, wire: Wire, seen: Snapshot) -> Iterator[Action]:
+    """Once a worker has written down that a payment is pending, its processor may even deny it."""
+    books = world.books
+    where = f"{wire.processor} {{}}: {wire.payment}"
+    for what, (weight, happen) in books.deliberations(wire).items():
+        yield Action(where.format(what), weight, happen)
+    if books.pending[wire.processor].get(wire.payment) is not wire:
+        return
+    yield Action(where.format("decides for it"), 3, partial(books.decide, wire, paid=True))
+    yield Action(where.format("decides against it"), 3, partial(books.decide, wire, paid=False))
+    is_known = "p" in seen.records.get(wire.payment, {}).get("open", "")
+    if is_known and not wire.denied:
+        yield Action(where.format("denies it"), 6, partial(setattr, wire, "denied", True))
 
 
 def _of_gate(world: World, gate: Gate) -> Iterator[Action]:

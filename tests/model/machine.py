@@ -36,6 +36,7 @@ TEMPERS = st.builds(
     orders=st.sampled_from([False, False, True]),
     patient=st.sampled_from([False, False, True]),
     slower=st.sampled_from([False, False, True]),
+    deliberate=st.sampled_from([False, False, True]),
 )
 
 

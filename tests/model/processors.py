@@ -4,7 +4,7 @@ that workers call instead of HTTP."""
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, cast
@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from payswitch.payments.claims import Claim
 from payswitch.processors.connector import ConnectorSettings, Instruction
 from payswitch.processors.outcomes import (
+    Declined,
     Ended,
     FindOutcome,
     Found,
@@ -21,6 +22,7 @@ from payswitch.processors.outcomes import (
     NotSentInTime,
     Outcome,
     Paid,
+    Pending,
     Refused,
     Unclear,
     Unknown,
@@ -30,6 +32,7 @@ from payswitch.telemetry.tracing import NO_STEP, Step
 from tests.model.stepped import Process
 
 UNCLEAR = Unclear("status 503")
+MISSING = Missing()
 REFUSED_CONNECTION = NotPaid("connection refused", healthy=False)
 
 
@@ -55,6 +58,8 @@ class Wire:
     """By this very request."""
     ended: bool = False
     """The processor is done with it."""
+    denied: bool = False
+    """The processor has it pending, and says that it doesn't have it."""
 
     @property
     def payment(self) -> str:
@@ -67,7 +72,9 @@ class Books:
     """What the processors of the model do with the requests on the wire.
 
     Their assumptions are the design's: idempotent by id, truthful to questions, and nothing is
-    recorded later than `max_delay_ms` after it was written, nor after its end was answered.
+    recorded later than `max_delay_ms` after it was written, nor after its end was answered. What is
+    pending is recorded or declined at any later time. A decline that is kept is about the id, and
+    one that isn't is about its request: another that is under way may yet be recorded.
     """
 
     max_delay_ms: int
@@ -77,6 +84,23 @@ class Books:
     wires: list[Wire] = field(default_factory=list)
     proofs: list[Wire] = field(default_factory=list)
     """Every request that was ever recorded."""
+    pending: dict[str, dict[str, Wire]] = field(default_factory=lambda: defaultdict(dict))
+    """By processor and id."""
+    declined: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """By processor: the ids whose decline it keeps."""
+    refused: set[str] = field(default_factory=set)
+    """The ids that any processor has ever declined, kept or not."""
+
+    def purge(self) -> None:
+        """Forget every payment, but not the requests on the wire."""
+        for book in (*self.books.values(), *self.pending.values()):
+            book.clear()
+        for ids in (*self.declined.values(), self.refused):
+            ids.clear()
+
+    def comes(self, wire: Wire) -> bool:
+        """Whether it may be recorded, or pending, now or later."""
+        return self.may_record(wire) and wire.payment not in self.declined[wire.processor]
 
     def may_record(self, wire: Wire) -> bool:
         """Whether it may be recorded now or later."""
@@ -93,25 +117,62 @@ class Books:
 
     def record(self, wire: Wire) -> None:
         """The processor records the payment, or finds that it has it."""
-        book = self.books[wire.processor]
-        if wire.claim.correlation_id in book:
+        if self._standing(wire.processor, wire.payment) != MISSING:
             self.counts["the processor knew it already"] += 1
             wire.ended = True
         else:
-            book[wire.claim.correlation_id] = wire.entry
-            wire.recorded = True
-            self.proofs.append(wire)
+            self._enter(wire)
             if not self.waits(wire):
                 self.counts["recorded after the sender had given up"] += 1
 
+    def _enter(self, wire: Wire) -> None:
+        self.books[wire.processor][wire.payment] = wire.entry
+        wire.recorded = True
+        self.proofs.append(wire)
+
+    def deliberate(self, wire: Wire) -> None:
+        """The processor has it pending from now on, unless it knows the id."""
+        wire.ended = True
+        if self._standing(wire.processor, wire.payment) == MISSING:
+            self.pending[wire.processor][wire.payment] = wire
+
+    def decline(self, wire: Wire, *, kept: bool = True) -> None:
+        """The processor declines the request, or the id for good."""
+        wire.ended = True
+        self.refused.add(wire.payment)
+        if kept:
+            self.declined[wire.processor].add(wire.payment)
+
+    def decide(self, wire: Wire, *, paid: bool) -> None:
+        """A payment is pending no longer."""
+        del self.pending[wire.processor][wire.payment]
+        self.counts[f"decided: {'paid' if paid else 'declined'}"] += 1
+        if paid:
+            self._enter(wire)
+        else:
+            self.decline(wire)
+
+    def undecided(self) -> list[Wire]:
+        """Every request that made a payment pending."""
+        return [wire for pending in self.pending.values() for wire in pending.values()]
+
     def find(self, processor: str, correlation_id: str) -> FindOutcome:
-        """The truth of this instant."""
+        """The truth of this instant, unless it is denied."""
+        pending = self.pending[processor].get(correlation_id)
+        if pending is not None and pending.denied:
+            self.counts["find: denied"] += 1
+            return MISSING
+        finding = self._standing(processor, correlation_id)
+        self.counts[f"find: {type(finding).__name__.lower()}"] += 1
+        return finding
+
+    def _standing(self, processor: str, correlation_id: str) -> FindOutcome:
+        if correlation_id in self.declined[processor]:
+            return Declined("kept")
+        if correlation_id in self.pending[processor]:
+            return Pending()
         entry = self.books[processor].get(correlation_id)
-        if entry is None:
-            self.counts["find: missing"] += 1
-            return Missing()
-        self.counts["find: found"] += 1
-        return Found(entry.cents, entry.requested_at)
+        return MISSING if entry is None else Found(entry.cents, entry.requested_at)
 
     def answer(self, wire: Wire, outcome: Outcome) -> None:
         """Answer the sender."""
@@ -119,11 +180,15 @@ class Books:
         wire.reply.set_result(outcome)
 
     def pay(self, wire: Wire) -> None:
-        """Record it, unless that is done, and answer: 200, or 422 where it was there before."""
+        """Record it, unless that is done, and answer: 200, or what was there before: 422 if it was
+        paid."""
         if not wire.recorded and not wire.ended:
             self.record(wire)
-        self.answer(wire, Paid() if wire.recorded else Refused(422))
-        wire.ended = True
+        match self._standing(wire.processor, wire.payment):
+            case Declined() | Pending() as standing:
+                self.end(wire, standing)
+            case _:
+                self.end(wire, Paid() if wire.recorded else Refused(422))
 
     def end(self, wire: Wire, outcome: Outcome) -> None:
         """Answer that it is over; it is not recorded later than now."""
@@ -161,6 +226,33 @@ class Books:
             found["answers 401"] = (1, lambda: self.end(wire, Ended(401)))
         found["says 500"] = (3, lambda: self.end(wire, Ended(500)))
         return found
+
+    def deliberations(self, wire: Wire) -> dict[str, tuple[int, Callable[[], None]]]:
+        """As `answers`: what else a processor does that declines payments and has some pending."""
+        found: dict[str, tuple[int, Callable[[], None]]] = {}
+        standing = self._standing(wire.processor, wire.payment)
+        if self.waits(wire) and isinstance(standing, Declined | Pending):
+            found["says what it decided"] = (6, lambda: self.end(wire, standing))
+        if standing != MISSING or not self.may_record(wire):
+            return found
+        found["has it pending, unheard"] = (3, lambda: self.deliberate(wire))
+        found["declines it, unheard"] = (1, lambda: self.decline(wire))
+        if self.waits(wire):
+            found["has it pending"] = (8, lambda: self._deliberate_and_say_so(wire))
+            found["declines it"] = (3, lambda: self._decline_and_say_so(wire, kept=True))
+            found["declines it, keeping nothing"] = (
+                5,
+                lambda: self._decline_and_say_so(wire, kept=False),
+            )
+        return found
+
+    def _deliberate_and_say_so(self, wire: Wire) -> None:
+        self.deliberate(wire)
+        self.answer(wire, Pending())
+
+    def _decline_and_say_so(self, wire: Wire, *, kept: bool) -> None:
+        self.decline(wire, kept=kept)
+        self.answer(wire, Declined("kept" if kept else "forgotten"))
 
     def _record_and_end(self, wire: Wire, outcome: Outcome) -> None:
         if not wire.recorded:

@@ -96,8 +96,11 @@ def check(world: World, seen: Snapshot) -> None:
     for correlation_id, cents in world.acknowledged.items():
         record = seen.records.get(correlation_id, {})
         demand(record.get("cents") == str(cents), f"{correlation_id} is not kept as acknowledged")
+    demand(not world.sent_again, f"{world.sent_again} pending or declined, and sent again")
     for correlation_id, record in seen.records.items():
         _check_payment(world, seen, correlation_id, record)
+        if "p" in record.get("open", ""):
+            world.final.add(correlation_id)
     for name, total in seen.totals.items():
         settled = [
             int(record["cents"])
@@ -113,29 +116,52 @@ def _check_payment(
     world: World, seen: Snapshot, correlation_id: str, record: dict[str, str]
 ) -> None:
     books = world.books.books
-    holders = [name for name in PROCESSORS if correlation_id in books[name]]
+    pending = world.books.pending
+    holders = [
+        name
+        for name in PROCESSORS
+        if correlation_id in books[name] or correlation_id in pending[name]
+    ]
     demand(len(holders) < 2, f"{correlation_id} is paid twice")
     _check_pin(world, correlation_id, record, holders)
     state = record["state"]
     is_paid_elsewhere = correlation_id in world.resolved and state not in ("dead", "settled")
     demand(not is_paid_elsewhere, f"{correlation_id} was resolved and is paid again")
+    goes_on = correlation_id in world.declined and state != "declined"
+    demand(not goes_on, f"{correlation_id} was declined and is {state}")
     if state == "settled":
         entry = books[record["processor"]].get(correlation_id)
         told = Entry(int(record["cents"]), int(record["requested_at"]))
         demand(entry == told, f"{correlation_id} is settled as {told}; the book has {entry}")
+    elif state == "declined":
+        world.declined.add(correlation_id)
+        is_told = bool(record.get("declined")) and correlation_id in world.books.refused
+        demand(is_told, f"{correlation_id} is declined, but nobody declined it")
+        is_queued = correlation_id in {*seen.queue, *seen.open, *seen.dead}
+        demand(not is_queued, f"{correlation_id} is declined, but still queued")
+        coming = _is_coming(world, correlation_id)
+        demand(not holders and not coming, f"{correlation_id} is declined, but it is paid")
     elif state == "dead":
-        reason = record.get("reason", "")
         is_told = correlation_id in seen.dead or "resolved_at" in record
-        demand(bool(reason) and is_told, f"{correlation_id} died untold")
-        if "can't tell" not in reason:
-            coming = any(
-                wire.claim.correlation_id == correlation_id and world.books.may_record(wire)
-                for wire in world.books.wires
-            )
+        demand(bool(record.get("reason")) and is_told, f"{correlation_id} died untold")
+        if not _is_uncertain(record):
+            coming = _is_coming(world, correlation_id)
             demand(not holders and not coming, f"{correlation_id} is dead, but it is paid")
+            demand("declined" not in record, f"{correlation_id} is dead, but it was declined")
     else:
         waits = correlation_id in seen.queue and correlation_id in seen.open
         demand(waits, f"{correlation_id} is {state}, but not queued")
+
+
+def _is_uncertain(record: dict[str, str]) -> bool:
+    """Whether it is a dead letter that its processor may have."""
+    reason = record.get("reason", "")
+    return "can't tell" in reason or "had it pending" in reason
+
+
+def _is_coming(world: World, correlation_id: str) -> bool:
+    wires = world.books.wires
+    return any(wire.payment == correlation_id and world.books.comes(wire) for wire in wires)
 
 
 def _check_pin(
@@ -148,7 +174,7 @@ def _check_pin(
         for wire in world.books.wires
         if wire.payment == correlation_id
         and wire.claim.generation == str(world.generation)
-        and world.books.may_record(wire)
+        and world.books.comes(wire)
     ]
     for name in {*holders, *coming}:
         pin = record.get("processor")
@@ -163,6 +189,10 @@ def count_depth(world: World, seen: Snapshot) -> None:
             world.counts["several tries open"] += 1
         if any(each.ended for each in tries):
             world.counts["an ended try open"] += 1
+        if any(each.pending for each in tries):
+            world.counts["a pending try open"] += 1
+        if "declined" in record and record["state"] != "declined":
+            world.counts["a decline kept for later"] += 1
     for worker in world.workers:
         for breaker in worker.dispatcher.router.breakers.values():
             world.counts["a breaker open"] += breaker.state is not BreakerState.CLOSED
@@ -196,7 +226,7 @@ def heal(world: World) -> None:
         if not _all_are_done(seen):
             world.wait(max(pause, _until_next(world, seen)))
     check(world, seen)
-    _check_windows(world)
+    _check_windows(world, seen)
 
 
 def _behind(world: World, seen: Snapshot) -> int:
@@ -210,7 +240,9 @@ def _behind(world: World, seen: Snapshot) -> int:
 
 def _let_all_pass(world: World) -> None:
     world.settle_down()
-    while world.gates or world.books.wires:
+    while world.gates or world.books.wires or world.books.undecided():
+        for wire in world.books.undecided():
+            world.books.decide(wire, paid=len(world.books.proofs) % 2 == 0)
         for gate in list(world.gates):
             gate.pass_on()
         for wire in list(world.books.wires):
@@ -224,7 +256,9 @@ def _let_all_pass(world: World) -> None:
 
 
 def _all_are_done(seen: Snapshot) -> bool:
-    return all(record["state"] in ("settled", "dead") for record in seen.records.values())
+    return all(
+        record["state"] in ("settled", "dead", "declined") for record in seen.records.values()
+    )
 
 
 def _until_next(world: World, seen: Snapshot) -> int:
@@ -235,10 +269,12 @@ def _until_next(world: World, seen: Snapshot) -> int:
     return max(1, int(min(seen.queue.values(), default=now)) - now)
 
 
-def _check_windows(world: World) -> None:
-    """The summary equals the books over every window between the instants there are."""
+def _check_windows(world: World, seen: Snapshot) -> None:
+    """The summary equals the books over every window between the instants there are, except for
+    dead letters that say so."""
+    known = [key for key, record in seen.records.items() if not _is_uncertain(record)]
     entries = {
-        name: [entry for key, entry in book.items() if key in world.present]
+        name: [entry for key, entry in book.items() if key in known]
         for name, book in world.books.books.items()
     }
     instants = sorted({each.requested_at for book in entries.values() for each in book})

@@ -52,6 +52,9 @@ DEPTHS = (
     *("claim: an operator has chosen", "claim: paused"),
     *("the processors become slower", "sent again without a question"),
     *("a breaker open", "refusals are held", "held"),
+    *("outcome: Declined", "outcome: Pending", "find: declined", "find: pending", "find: denied"),
+    *("decided: paid", "decided: declined", "a pending try open", "a decline kept for later"),
+    *("bury declined: buried", "bury declined: open", "bury declined: lost", "replay: declined"),
 )
 """What every run of normal length must have come across."""
 

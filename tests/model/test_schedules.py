@@ -27,7 +27,8 @@ def play(store: Store, protocol: Protocol, schedule: Schedule) -> int:
     """Let it happen to pay-1 as far as it can, then heal; returns how many steps could not happen.
     Raises `BrokenPromiseError`."""
     impossible = 0
-    world = World(store, protocol, Temper(slower="the processors become slower" in schedule.steps))
+    temper = Temper(slower="the processors become slower" in schedule.steps, deliberate=True)
+    world = World(store, protocol, temper)
     try:
         accept(world, world.ingresses[0], "pay-1", 1000)
         for step in schedule.steps:
@@ -141,6 +142,58 @@ SCHEDULES = [
             *("resolve pay-1", "ingress 2: resolve pay-1"),
             *("replay pay-1, which was resolved", "ingress 2: replay pay-1"),
             "100 ms pass",
+        ),
+    ),
+    Schedule(
+        "Pending re-routed",
+        (
+            *("worker 1 claims and sends", "fallback has it pending: pay-1", "worker 1 runs"),
+            *("fallback denies it: pay-1", "time passes until something is due"),
+            *("worker 2 claims and sends", "25000 ms pass"),
+            *("worker 2 claims and sends", "1 ms pass"),
+        ),
+    ),
+    Schedule(
+        "a pending try gives way to an ended one",
+        (
+            *("worker 1 claims and sends", "fallback has it pending, unheard: pay-1"),
+            *("15000 ms pass", "worker 2 claims", "worker 2 runs", "fallback answers 401: pay-1"),
+            *("worker 1: ask fallback for pay-1: unclear", "worker 1 runs"),
+            *("time passes until something is due", "worker 1 claims and sends"),
+        ),
+    ),
+    Schedule(
+        "Pending sent again by one that doesn't know",
+        (
+            *("worker 1 claims", "worker 1 runs", "10000 ms pass"),
+            *("worker 1: write pay-1 to fallback", "5000 ms pass", "worker 2 claims"),
+            "worker 2: ask fallback for pay-1, answered later",
+            *("fallback has it pending: pay-1", "worker 1 runs"),
+            *("worker 2: ask fallback for pay-1", "worker 2 runs", "1 ms pass"),
+        ),
+    ),
+    Schedule(
+        "Declined replayed",
+        (
+            *("worker 1 claims and sends", "fallback declines it: pay-1", "worker 1 runs"),
+            *("replay pay-1, which was declined", "ingress 2: replay pay-1", "1 ms pass"),
+        ),
+    ),
+    Schedule(
+        "declined although an earlier try is open",
+        (
+            *("worker 1 claims and sends", "fallback stays silent: pay-1", "worker 1 runs"),
+            *("time passes until something is due", "worker 1 claims and sends"),
+            *("fallback declines it, keeping nothing: pay-1", "worker 1 runs"),
+            "fallback records it: pay-1",
+        ),
+    ),
+    Schedule(
+        "a former holder's decline is dropped",
+        (
+            "worker 1 claims and sends",
+            *("fallback declines it, keeping nothing: pay-1", "15000 ms pass"),
+            *("worker 2 claims", "worker 1 runs", "worker 2 runs", "1 ms pass"),
         ),
     ),
     Schedule(

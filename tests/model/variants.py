@@ -11,6 +11,7 @@ from payswitch.dispatch.quiet_watch import QuietWatch
 from payswitch.payments.claims import Batch, Claim, Claims, LifeOfTry
 from payswitch.payments.tries import Findings, Routed, Tries
 from payswitch.processors.outcomes import Ended, Missing, NotPaid, Outcome, Refused, Unknown
+from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
 from tests.model.stepped import Replacements
 
 
@@ -146,6 +147,14 @@ class _CountsTheLeaseFromTheAnswer(Claims):
         )
 
 
+class _ForgetsThatItIsPending(Dispatcher):
+    async def dispatch(
+        self, claim: Claim, trace: PaymentTrace = NO_TRACE, *, probe: str | None = None
+    ) -> None:
+        open_tries = tuple(replace(each, pending=False) for each in claim.open_tries)
+        await super().dispatch(replace(claim, open_tries=open_tries), trace, probe=probe)
+
+
 _ONE_PAYMENT: Mapping[str, object] = {
     "payments": 1,
     "workers": 2,
@@ -167,10 +176,13 @@ _ONE_PAYMENT: Mapping[str, object] = {
 """Nothing but two workers and a processor that is hard to understand."""
 
 _NOT_FENCED = [
-    ("of ~= current or known[2] ~= token then", "of ~= current then"),
+    ("of ~= current or known[2] ~= token or", "of ~= current or"),
     (" and tonumber(known[7]) and ", " and "),
     ("tonumber(known[7])", "tonumber(known[7] or now)"),
 ]
+
+_PENDING_DOES_NOT_STAY = ("if mark == 'p' and not is_decided then", "if false then")
+_ROUTED_ALL_THE_SAME = (" or is_pending_or_declined(known) then", " then")
 
 VARIANTS = [
     Protocol(
@@ -276,6 +288,63 @@ VARIANTS = [
         scripts={"replay": [("if known[8] and not even_resolved then return 'resolved' end", "")]},
         temper=_ONE_PAYMENT,
         steer={"refuses with 422": 4, "resolve": 4},
+    ),
+    Protocol(
+        "Pending re-routed",
+        scripts={"route": [_ROUTED_ALL_THE_SAME]},
+        dispatcher=_ForgetsThatItIsPending,
+        temper={**_ONE_PAYMENT, "deliberate": True},
+        steer={"pending": 4, "denies": 4, "decides": 0.1},
+    ),
+    Protocol(
+        "a pending try gives way to an ended one",
+        scripts={"release": [_PENDING_DOES_NOT_STAY]},
+        temper={**_ONE_PAYMENT, "deliberate": True},
+        rare=True,
+    ),
+    Protocol(
+        "Pending sent again by one that doesn't know",
+        scripts={"route": [_ROUTED_ALL_THE_SAME]},
+        temper={**_ONE_PAYMENT, "deliberate": True},
+        rare=True,
+    ),
+    Protocol(
+        "Declined replayed",
+        scripts={
+            "replay": [
+                ("    or known[2] == 'declined' then", "    then"),
+                (
+                    "if known[2] ~= 'dead' or",
+                    "if (known[2] ~= 'dead' and known[2] ~= 'declined') or",
+                ),
+            ]
+        },
+        temper={**_ONE_PAYMENT, "deliberate": True},
+        steer={"declines it": 4, "replay": 4},
+    ),
+    Protocol(
+        "declined although an earlier try is open",
+        scripts={
+            "bury": [
+                (
+                    "if may_be_recorded_later(open) and",
+                    "if state == 'dead' and may_be_recorded_later(open) and",
+                )
+            ]
+        },
+        temper={**_ONE_PAYMENT, "deliberate": True},
+        steer={"stays silent": 3, "keeping nothing": 6, "pending": 0, "unheard": 0},
+    ),
+    Protocol(
+        "a former holder's decline is dropped",
+        scripts={
+            "bury": [
+                ("if state == 'declined' and (known[8] == 'queued' or", "if false and (false or")
+            ],
+            "route": [_ROUTED_ALL_THE_SAME],
+        },
+        temper={**_ONE_PAYMENT, "deliberate": True},
+        rare=True,
     ),
     Protocol(
         "release not fenced",

@@ -85,6 +85,8 @@ class Temper:
     """Whether payments wait for a processor that is down: every one that isn't preferred is."""
     slower: bool = False
     """Whether the processors become slower, and the workers are replaced by some that know it."""
+    deliberate: bool = False
+    """Whether the processors decline payments and have some pending."""
 
 
 class World:
@@ -111,6 +113,13 @@ class World:
         """Of those, what a client was told: cents by id."""
         self.resolved: set[str] = set()
         """Of those, the dead letters that an operator has resolved."""
+        self.declined: set[str] = set()
+        """Of those, which were seen to have ended as declined."""
+        self.final: set[str] = set()
+        """Of those, which Redis was told to be declined, or seen to hold as pending: none of them
+        may be sent again."""
+        self.sent_again: list[str] = []
+        """Of those, which were routed all the same."""
         self.amounts: dict[str, int] = {}
         """What was first asked for under an id."""
         self._pins: dict[tuple[str, int], tuple[bytes, bytes]] = {}
@@ -224,7 +233,9 @@ class World:
         be used again."""
         in_hand = {claim.correlation_id for claim in self.claims_in_hand()}
         on_wire = {wire.claim.correlation_id for wire in self.books.wires}
-        in_books = {key for book in self.books.books.values() for key in book}
+        books = self.books
+        known = (*books.books.values(), *books.pending.values(), *books.declined.values())
+        in_books = {key for ids in known for key in ids}
         if self.ghosts or self.gates:
             return []
         return sorted(set(self.amounts) - self.present - in_hand - on_wire - in_books)
@@ -260,6 +271,8 @@ class World:
                 self.counts["held"] += sum(bool(held) for held in args[9::10])
             for verdict in answer:
                 self.counts[f"{name}: {verdict.decode()}"] += 1
+            if name == "bury":
+                self._note_burials(args, answer)
         elif name == "resolve":
             for correlation_id, verdict in zip(args[3:], answer, strict=True):
                 self.counts[f"resolve: {verdict.decode()}"] += 1
@@ -277,10 +290,18 @@ class World:
         elif name == "purge" and answer:
             self._note_purge()
 
+    def _note_burials(self, args: Sequence[Any], answer: Any) -> None:
+        for correlation_id, state, verdict in zip(args[2::9], args[5::9], answer, strict=True):
+            self.counts[f"bury {state}: {verdict.decode()}"] += 1
+            if state == "declined" and verdict != b"gone":
+                self.final.add(correlation_id)
+
     def _note_route(self, correlation_id: str, routed: list[bytes] | None) -> None:
         if routed is None:
             self.counts["route: fenced"] += 1
             return
+        if correlation_id in self.final:
+            self.sent_again.append(correlation_id)
         pin = (routed[0], routed[1])
         before = self._pins.get((correlation_id, self.generation))
         self._pins[correlation_id, self.generation] = pin
@@ -312,8 +333,9 @@ class World:
         self.present.clear()
         self.acknowledged.clear()
         self.resolved.clear()
-        for book in self.books.books.values():
-            book.clear()
+        self.declined.clear()
+        self.final.clear()
+        self.books.purge()
 
 
 class Ingress(Process):

@@ -11,9 +11,11 @@ import contextlib
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http import HTTPStatus
+from typing import TypeVar
 
 from redis.exceptions import RedisError
 
@@ -46,6 +48,8 @@ from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
 from payswitch.text import printable
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _MOST_QUESTIONS = 64
 """Questions about open tries to one processor at once: a silent processor must not hold every
@@ -358,7 +362,7 @@ class Dispatcher:
             routed = await self._tries.open(work.claim, processor, work.findings)
             if routed is None:
                 logger.debug(
-                    "lease of payment %(payment)s lost before it was sent",
+                    "payment %(payment)s may no longer be sent",
                     {"payment": work.claim.correlation_id},
                 )
                 return
@@ -481,7 +485,10 @@ class Dispatcher:
 
     async def _await_decision(self, work: Work, pending: Pending) -> None:
         """The provider has the payment: every open try waits for its decision."""
+        open_tries = work.claim.open_tries
         work.findings.pending |= work.open_numbers()
+        if open_tries and not any(each.pending for each in open_tries):
+            await self._wake_next(work.claim)
         await self._undecided(work, "pending", pending.retry_after_ms)
 
     async def _undecided(self, work: Work, error: str, asked_ms: int | None = None) -> None:
@@ -493,18 +500,19 @@ class Dispatcher:
     async def _decline(self, work: Work, code: str) -> None:
         """End the payment, or keep the decline in its record while another try may be recorded."""
         code = printable(code)[:_LONGEST_REFERENCE]
-        bury = self._tries.bury(
-            work.claim, code, work.findings, horizon_passed=False, declined=True
+        claim = work.claim
+        bury = partial(
+            self._tries.bury, claim, code, work.findings, horizon_passed=False, declined=True
         )
         with work.trace.bury(f"declined: {code}") as step:
-            burial = await bury
+            burial = await self._insist(bury)
             step.set_outcome(burial.value, failed=False)
         if burial is Burial.STILL_OPEN:
             await self._wait(work, f"declined ({code}), but an earlier try is open")
         elif burial is Burial.BURIED:
-            self._watch.forget(work.claim.correlation_id)
-            if work.open_numbers():
-                await self._wake_next(work.claim)
+            self._watch.forget(claim.correlation_id)
+            if claim.open_tries:
+                await self._wake_next(claim)
 
     async def _settle_found(
         self, work: Work, processor: str, found: Found, *, horizon_passed: bool = False
@@ -518,9 +526,13 @@ class Dispatcher:
 
     async def _settle(self, work: Work, processor: str, requested_at: int, reference: str) -> None:
         self._watch.forget(work.claim.correlation_id)
+        reference = printable(reference)[:_LONGEST_REFERENCE]
+        last_try = work.findings.last_try()
+        settle = partial(
+            self.ledger.settle, work.claim, processor, requested_at, last_try, reference
+        )
         with work.trace.settle(processor) as step:
-            proof = processor, requested_at, printable(reference)[:_LONGEST_REFERENCE]
-            settlement = await self._bring(work, *proof)
+            settlement = await self._insist(settle)
             failed = settlement in (Settlement.INCIDENT, Settlement.UNADDABLE)
             step.set_outcome(settlement.value, failed=failed)
         if settlement is Settlement.INCIDENT:
@@ -539,17 +551,12 @@ class Dispatcher:
         if work.open_numbers():
             await self._wake_next(work.claim)
 
-    async def _bring(
-        self, work: Work, processor: str, requested_at: int, reference: str
-    ) -> Settlement:
-        """Settle, and repeat until Redis answers: proof of payment is never dropped."""
+    async def _insist(self, tell: Callable[[], Awaitable[T]]) -> T:
+        """Repeat until Redis answers: proof of payment and a decline are never dropped."""
         tries = 0
-        last_try = work.findings.last_try()
         while True:
             try:
-                return await self.ledger.settle(
-                    work.claim, processor, requested_at, last_try, reference
-                )
+                return await tell()
             except (RedisError, OSError):
                 tries += 1
                 await asyncio.sleep(self._pauses.after(tries) / 1000)

@@ -1,7 +1,9 @@
 -- Bury: a payment that won't be paid ends: as a dead letter, which waits for a person and keeps pin and
 -- tries, or declined by its provider, which is final. Only the holder of its lease may do so, and never
 -- while a try may still be recorded: an open try that has not ended, until the horizon has passed by
--- both Redis' clock and the holder's. A decline is then kept for later in the record.
+-- both Redis' clock and the holder's. A decline is then kept for later in the record, and also if it
+-- comes without the lease: nobody else may be tried. A payment whose decline is kept ends declined as
+-- soon as no try is open, whatever its holder has found.
 --
 -- ARGV: the longest delay of a processor (ms), retention (ms); then for each payment: id, token,
 --   generation, 'dead' or 'declined', reason (the provider's code if declined), closed tries, marked
@@ -29,7 +31,7 @@ local function bury(id, record, state, reason, processor)
     redis.call('HSET', record, 'state', 'dead', 'reason', reason, 'dead_at', now)
     redis.call('ZADD', DEAD, now, id)
   else
-    redis.call('HDEL', record, 'open', 'horizon', 'quiet', 'delay')
+    redis.call('HDEL', record, 'open', 'horizon', 'quiet', 'delay', 'pending_at')
     redis.call('HSET', record, 'state', 'declined', 'declined', reason, 'declined_at', now)
     redis.call('PEXPIRE', record, ARGV[2])
     redis.pcall('HINCRBY', DECLINES, processor, 1)
@@ -37,20 +39,26 @@ local function bury(id, record, state, reason, processor)
 end
 
 for i = 3, #ARGV, 9 do
-  local id, token, of, state, reason = unpack(ARGV, i, i + 4)
+  local id, token, of, state, reason, closed, marked = unpack(ARGV, i, i + 6)
   local record = 'payment:' .. id
   local known = redis.pcall('HMGET', record, 'generation', 'token', 'open', 'horizon', 'tries',
-    'delay', 'processor')
+    'delay', 'processor', 'state', 'declined')
   local verdict
   if known.err or known[1] ~= current or of ~= current then
     verdict = 'gone'
   elseif known[2] ~= token then
     verdict = 'lost'
+    if state == 'declined' and (known[8] == 'queued' or known[8] == 'processing') then
+      remember_tries(record, now, known[7] or '', known[3] or '', closed, ARGV[i + 8], 'declined')
+      local open = changed_tries(known[3] or '', closed, marked, true)
+      redis.call('HSET', record, 'open', open, 'declined', reason)
+    end
   else
-    local open = changed_tries(known[3] or '', ARGV[i + 5], ARGV[i + 6])
-    remember_tries(record, now, known[7] or '', known[3] or '', ARGV[i + 5], ARGV[i + 8],
+    local open = changed_tries(known[3] or '', closed, marked, state == 'declined')
+    remember_tries(record, now, known[7] or '', known[3] or '', closed, ARGV[i + 8],
       state == 'declined' and 'declined')
     redis.call('HSET', record, 'open', open)
+    if known[9] and open == '' then state, reason = 'declined', known[9] end
     local later = math.max(0, ARGV[1] - counted_delay(known[6], known[5]))
     local horizon = tonumber(known[4] or '0') or math.huge
     local horizon_passed = ARGV[i + 7] == '1' and horizon + later <= now

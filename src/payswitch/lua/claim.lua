@@ -9,7 +9,7 @@
 --   horizon and quiet time for that delay.
 
 local FIELDS = { 'id', 'job', 'score', 'job_try', 'later', 'cents', 'accepted_at', 'processor',
-  'requested_at', 'open', 'horizon', 'tries', 'quiet', 'replayed_at', 'declined', 'metadata' }
+  'requested_at', 'open', 'horizon', 'tries', 'quiet', 'deadline_from', 'declined', 'metadata' }
 
 demand_queues()
 local limit, lease, max_delay = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -47,9 +47,9 @@ for i = 1, #due, 2 do
   local id = due[i]
   local record = 'payment:' .. id
   local born, state, delay, cents, accepted_at, processor, requested_at, open, horizon, tries, quiet,
-    replayed_at, declined, metadata, held = unpack(redis.pcall('HMGET', record, 'generation', 'state',
+    replayed_at, declined, metadata, held, pending_at = unpack(redis.pcall('HMGET', record, 'generation', 'state',
       'delay', 'cents', 'accepted_at', 'processor', 'requested_at', 'open', 'horizon', 'tries', 'quiet',
-      'replayed_at', 'declined', 'metadata', 'held'))
+      'replayed_at', 'declined', 'metadata', 'held', 'pending_at'))
   if born ~= current or not (tonumber(cents) and tonumber(accepted_at)) then
     put_aside(id)
   elseif state == 'settled' or state == 'dead' or state == 'declined' then
@@ -71,7 +71,8 @@ for i = 1, #due, 2 do
     if type(job) == 'table' then job = false end
     payments[#payments + 1] = { id, job, due[i + 1], job_try,
       math.max(0, max_delay - counted_delay(delay, tries)), cents, accepted_at, processor,
-      requested_at, open, horizon, tries, quiet, replayed_at, declined, metadata }
+      requested_at, open, horizon, tries, quiet, pending_at or replayed_at, declined,
+      metadata }
   end
 end
 if #leases > 0 then

@@ -70,15 +70,18 @@ end
 
 -- Open tries are numbers such as '3 4e 5p'. An e marks a try that has ended at the processor but may
 -- have been recorded, a p one that the processor has and will decide. Changes are lists: the numbers
--- of closed tries, such as '3,4', and new marks, such as '3e,5p'.
-local function changed_tries(open, closed, marked)
+-- of closed tries, such as '3,4', and new marks, such as '3e,5p'. A p stays, whatever a worker without
+-- the lease brings late, until the processor has decided.
+local function changed_tries(open, closed, marked, is_decided)
   if closed == '' and marked == '' then return open end
   local is_closed, marks = {}, {}
   for try in string.gmatch(closed, '%d+') do is_closed[try] = true end
   for try, mark in string.gmatch(marked, '(%d+)(%a)') do marks[try] = mark end
   local left = {}
   for try, mark in string.gmatch(open, '(%d+)(%a?)') do
-    if not is_closed[try] then
+    if mark == 'p' and not is_decided then
+      left[#left + 1] = try .. mark
+    elseif not is_closed[try] then
       left[#left + 1] = try .. (marks[try] or mark)
     end
   end

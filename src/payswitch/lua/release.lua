@@ -2,7 +2,8 @@
 -- gives the payment back to the queue.
 --
 -- A payment that waits for a processor goes behind the others that do. wake.lua brings the next ones
--- forward as soon as one of them makes progress.
+-- forward as soon as one of them makes progress. A payment's deadline begins again whenever its
+-- processor says that the payment is pending.
 --
 -- A payment that is held for a processor is due when its patience is over, so that payments go
 -- elsewhere at the pace at which they came. claim.lua brings them forward once the processor works.
@@ -42,7 +43,11 @@ for i = 1, #ARGV, 10 do
   else
     remember_tries(record, now, known[5] or '', known[3] or '', closed, ARGV[i + 8])
     if known[3] then
-      redis.call('HSET', record, 'open', changed_tries(known[3], closed, marked))
+      local open = changed_tries(known[3], closed, marked)
+      redis.call('HSET', record, 'open', open)
+      if string.find(marked, 'p', 1, true) and open ~= '' then
+        redis.call('HSET', record, 'pending_at', now)
+      end
     end
     if known[2] == token then
       if problem ~= '' then redis.call('HSET', record, 'last_error', problem) end

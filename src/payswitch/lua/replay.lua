@@ -59,6 +59,7 @@ for _, id in ipairs(replayed) do
   leave_the_dead(id, record)
   remember(record, { now, 'replayed', by, why })
   redis.call('PERSIST', record)
+  redis.call('HDEL', record, 'pending_at')
   redis.call('HSET', record, 'state', 'queued', 'replayed_at', now, 'open', dead[id].open)
   redis.call('SET', 'arq:job:' .. id, dead[id].job)
 end

@@ -1,16 +1,21 @@
 -- Route: opens a try before anything is sent. If another try is open, the pin stays (processor and
--- requestedAt); if none is, the payment is pinned to the given processor now. Horizon and quiet time
--- use the longest delay that this worker or an earlier one knew.
+-- requestedAt); if none is, the payment is pinned to the given processor now. No try is opened for a
+-- payment that a processor has pending or has declined, even if the holder of the lease doesn't know
+-- that yet. Horizon and quiet time use the longest delay that this worker or an earlier one knew.
 --
 -- ARGV: the longest delay of a processor (ms), the lease (ms); then for each payment: id, token,
 --   generation, processor, closed tries, marked tries
--- Returns for each payment: nil if the lease is lost, or { processor, requested_at (ms), try }
+-- Returns for each payment: { processor, requested_at (ms), try }, or nil if it may not be sent
 
 write_even_out_of_memory()
 local now = now_ms()
 local max_delay, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
 local current = generation()
 local answer = {}
+
+local function is_pending_or_declined(known)
+  return string.find(known[5] or '', 'p', 1, true) or known[11]
+end
 
 -- Whether tries, lease's end, horizon and quiet time are numbers; checked before the first write.
 local function holds_numbers(known)
@@ -22,9 +27,9 @@ for i = 3, #ARGV, 6 do
   local id, token, of, processor = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local record = 'payment:' .. id
   local known = redis.pcall('HMGET', record, 'generation', 'token', 'processor', 'requested_at',
-    'open', 'tries', 'lease_until', 'horizon', 'quiet', 'delay')
+    'open', 'tries', 'lease_until', 'horizon', 'quiet', 'delay', 'declined')
   if known.err or not holds_numbers(known) or known[1] ~= current
-    or of ~= current or known[2] ~= token then
+    or of ~= current or known[2] ~= token or is_pending_or_declined(known) then
     answer[#answer + 1] = false
   else
     local open = changed_tries(known[5] or '', ARGV[i + 4], ARGV[i + 5])

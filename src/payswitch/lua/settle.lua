@@ -1,7 +1,7 @@
 -- Settle: a payment enters the ledger once, with the instant that its processor recorded, and leaves
 -- queue and backlog in the same step. Proof from the pinned processor settles the payment, with or
 -- without a lease. Proof that matches no pin is kept as an incident, and so is proof of a payment that
--- an operator had resolved as a dead letter: it may have been paid twice.
+-- an operator had resolved as a dead letter, or its processor declined: it may have been paid twice.
 --
 -- What was held for the processor that paid it also counts as saved: by that processor and the one that
 -- would have taken it.
@@ -193,6 +193,9 @@ for id, settled in pairs(to_settle) do
   if settled.was == 'dead' and leave_the_dead(id, 'payment:' .. id) then
     incident(id, 'resolved', settled.processor, settled.processor, settled.requested_at,
       'proof of payment for a dead letter that an operator had resolved')
+  elseif settled.was == 'declined' then
+    incident(id, 'declined', settled.processor, settled.processor, settled.requested_at,
+      'proof of payment for a payment that its processor had declined')
   end
 end
 for _, entry in ipairs(incidents) do redis.call('RPUSH', INCIDENTS, entry) end
@@ -201,7 +204,7 @@ for id, settled in pairs(to_settle) do
   local record = 'payment:' .. id
   if settled.tried ~= '' then remember_tries(record, now, '', '', '', settled.tried) end
   redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'delay',
-    'reason', 'dead_at', 'declined', 'declined_at', 'held')
+    'reason', 'dead_at', 'declined', 'declined_at', 'held', 'pending_at')
   if settled.reference ~= '' then redis.call('HSET', record, 'reference', settled.reference) end
   redis.call('HSET', record, 'state', 'settled', 'requested_at', settled.requested_at,
     'settled_at', now)

@@ -58,7 +58,8 @@ class Claim:
     """How long after the last lease a call that was sent under it may still be recorded."""
     job_try: int = 1
     overdue: bool = False
-    """Its deadline has passed."""
+    """Its deadline has passed; it begins again with a replay, and with each word of the processor
+    that the payment is pending."""
     accepted_at: int = 0
     """ms by Redis' clock."""
     claimed_at: int = 0
@@ -179,7 +180,7 @@ class Claims:
             horizon_passed=int(entry["horizon"] or 0) + later_ms <= now,
             quiet_ms=int(entry["quiet"] or 0) + later_ms,
             job_try=int(entry["job_try"]),
-            overdue=now - int(entry["replayed_at"] or accepted_at) > self._deadline_ms,
+            overdue=now - int(entry["deadline_from"] or accepted_at) > self._deadline_ms,
             accepted_at=accepted_at,
             claimed_at=now,
             declined=(entry["declined"] or b"").decode(errors="replace"),

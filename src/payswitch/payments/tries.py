@@ -119,7 +119,7 @@ class Tries:
 
     async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
         """Open a try, before it is sent: at `processor` if no other try is open, else at the pinned
-        one. None if the lease is lost. Raises `RedisError`."""
+        one. None if the lease is lost, or the payment pending or declined. Raises `RedisError`."""
         return await self._routes.submit((claim, processor, findings))
 
     async def release(
@@ -153,7 +153,7 @@ class Tries:
     ) -> Burial:
         """Make the payment a dead letter that keeps pin and tries, or declined with its provider's
         code as the reason. `horizon_passed` is by the worker's own clock; the script checks Redis'
-        clock. Raises `RedisError`."""
+        clock. A decline is kept even if the lease is lost. Raises `RedisError`."""
         [verdict] = await self._bury(
             args=[
                 self._max_delay_ms,

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import httpx
 import orjson
 import pytest
 from arq.connections import ArqRedis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from payswitch.ingress import openapi
 from payswitch.money import BRL, Total
 from payswitch.operations.overview import read_overview
 from payswitch.payments.records import Record
+from payswitch.payments.tries import Burial
 from payswitch.settings import ProcessorSettings
 from payswitch.simulator.charges import ChargesDialect
 from payswitch.simulator.dialect import SimulatorConfig
 from payswitch.simulator.server import Simulator
 from tests.integration.harness import Bench, bench
-from tests.support import PROCESSORS, SLACK_S
+from tests.support import PROCESSORS, SLACK_S, Reply
 
 pytestmark = pytest.mark.usefixtures("redis")
 
@@ -104,6 +108,117 @@ async def test_a_pending_payment_ends_as_the_provider_decides(acme: Acme) -> Non
     assert states.count("settled") == paid
     assert await acme.bench.summary() == {"default": Total(paid, 100 * paid), "fallback": Total()}
     assert acme.bench.fallback.posts == []
+
+
+DECLINED = Reply(402, b'{"error":{"code":"no_funds"}}')
+NO_CHARGE = Reply(200, b'{"data":[]}')
+
+
+def charge(payment: str, status: str) -> dict[str, object]:
+    """A charge as `charges` tells it."""
+    return {
+        **{"id": "ch_1", "status": status, "amount": 1990, "currency": "BRL"},
+        **{"reference": payment, "requested_at": "2026-01-02T03:04:05Z"},
+    }
+
+
+@pytest.fixture
+async def forgetful(redis: ArqRedis) -> AsyncIterator[Bench]:
+    """A bench whose `default` speaks `charges`, and keeps no charge that it has declined."""
+    async with bench(redis) as made:
+        provider = replace(made.settings.processors[0], connector="charges", token="secret")
+        made.use(replace(made.settings, processors=(provider, made.settings.processors[1])))
+        made.default.script = [DECLINED]
+        made.default.finds = [NO_CHARGE] * 500
+        yield made
+
+
+def before_bury(
+    b: Bench, monkeypatch: pytest.MonkeyPatch, happen: Callable[[], Awaitable[None]]
+) -> None:
+    """Let something happen between a processor's answer and the end of the payment."""
+    tries = b.dispatcher._tries
+    bury = tries.bury
+
+    async def late(*args: Any, **options: Any) -> Burial:
+        await happen()
+        return await bury(*args, **options)
+
+    monkeypatch.setattr(tries, "bury", late)
+
+
+async def test_a_decline_that_comes_after_the_lease_was_lost_ends_the_payment(
+    forgetful: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payment = await forgetful.accept()
+    former = await forgetful.claim_when_due(payment)
+
+    async def take_over() -> None:
+        await forgetful.claim_when_due(payment)
+
+    before_bury(forgetful, monkeypatch, take_over)
+    await forgetful.dispatcher.dispatch(former)
+    monkeypatch.undo()
+    assert (await forgetful.record(payment)).state == "processing"
+    record = await forgetful.dispatch_until_done(payment)
+    assert (record.state, record.declined) == ("declined", "no_funds")
+    assert (len(forgetful.default.posts), forgetful.fallback.posts) == (1, [])
+
+
+async def test_a_decline_is_brought_again_until_redis_answers(
+    forgetful: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payment = await forgetful.accept()
+    failures = [RedisConnectionError("cut"), RedisConnectionError("cut")]
+
+    async def fail() -> None:
+        if failures:
+            raise failures.pop()
+
+    before_bury(forgetful, monkeypatch, fail)
+    await forgetful.dispatcher.dispatch(await forgetful.claim_when_due(payment))
+    assert (await forgetful.record(payment)).state == "declined"
+
+
+async def test_a_decline_waits_for_an_earlier_try_that_is_recorded_after_it(
+    forgetful: Bench,
+) -> None:
+    payment = await forgetful.accept(cents=1990)
+    forgetful.default.script = [Reply(hang_up=True), DECLINED]
+    for _ in range(2):
+        await forgetful.dispatcher.dispatch(await forgetful.claim_when_due(payment))
+    record = await forgetful.record(payment)
+    assert (record.state, record.declined) == ("queued", "no_funds")
+    found = {"data": [charge(payment, "succeeded")]}
+    forgetful.default.finds = [Reply(200, orjson.dumps(found))]
+    record = await forgetful.dispatch_until_done(payment)
+    assert (record.state, record.declined, record.reference) == ("settled", None, "ch_1")
+    assert len(forgetful.default.posts) == 2
+
+
+async def test_a_decline_counts_once_an_earlier_try_can_not_be_recorded(forgetful: Bench) -> None:
+    payment = await forgetful.accept()
+    forgetful.default.script = [Reply(hang_up=True), DECLINED]
+    record = await forgetful.dispatch_until_done(payment, times=500)
+    assert (record.state, record.declined) == ("declined", "no_funds")
+    assert (len(forgetful.default.posts), forgetful.fallback.posts) == (2, [])
+
+
+async def test_a_pending_payment_that_the_provider_denies_is_never_sent_again(
+    forgetful: Bench,
+) -> None:
+    payment = await forgetful.accept()
+    forgetful.default.script = [Reply(202, orjson.dumps(charge(payment, "pending")))]
+    await forgetful.dispatcher.dispatch(await forgetful.claim_when_due(payment))
+    forgetful.choose("fallback")
+    while not await forgetful.horizon_is_over(payment):
+        await forgetful.dispatcher.dispatch(await forgetful.claim_when_due(payment))
+        await asyncio.sleep(0.02)
+    assert (len(forgetful.default.posts), forgetful.fallback.posts) == (1, [])
+    assert await forgetful.field(payment, "open") == "1p"
+    forgetful.use(replace(forgetful.settings, payment_deadline_ms=1))
+    record = await forgetful.dispatch_until_done(payment, times=500)
+    assert record.why == "unpaid at its deadline; default had it pending and lost it"
 
 
 @pytest.mark.parametrize("fault", ["commit-close", "commit-500"])

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import pairwise
 
+import orjson
 import pytest
 from arq.connections import ArqRedis
 
@@ -112,6 +113,23 @@ async def test_the_first_that_gets_on_wakes_the_next_four(b: Bench, how: str) ->
     at = await due(b)
     assert [payment for payment in others if at[payment] <= 0] == others[:4]
     assert await in_line(b) == set(others[4:])
+
+
+@pytest.mark.parametrize("status", ["pending", "failed"])
+async def test_one_that_is_pending_or_declined_wakes_the_next_four(b: Bench, status: str) -> None:
+    first, *others = await waiting(b, 7)
+    charges = replace(b.settings.processors[0], connector="charges", token="secret")
+    b.use(replace(b.settings, processors=(charges, *b.settings.processors[1:])))
+    b.choose("fallback")
+    await b.redis.hset(f"payment:{first}", "open", "1e")  # type: ignore[misc]
+    charge = {
+        **{"id": "ch_1", "status": status, "amount": 1990, "currency": "BRL"},
+        **{"reference": first, "requested_at": "2026-01-02T03:04:05Z"},
+    }
+    b.default.finds = [Reply(200, orjson.dumps({"data": [charge]}))]
+    await b.dispatcher.dispatch(await b.claim_when_due(first))
+    at = await due(b)
+    assert [payment for payment in others if at[payment] <= 0] == others[:4]
 
 
 async def test_where_none_is_due_before_long_the_first_in_line_is_brought_forward(

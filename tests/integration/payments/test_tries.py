@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import orjson
 import pytest
 from arq.connections import ArqRedis
 
@@ -124,6 +125,89 @@ async def test_a_former_holder_can_not_bury(b: Bench) -> None:
     answer = await tries(b).bury(claim, "why", NOTHING, horizon_passed=True)
     assert answer is Burial.LOST
     assert (await b.record(claim.correlation_id)).state == "processing"
+
+
+# What a processor has pending or has declined.
+
+
+async def test_a_pending_try_stays_so_whatever_a_former_holder_brings(b: Bench) -> None:
+    claim, _ = await sent(b)
+    await tries(b).release(claim, delay_ms=0, findings=Findings(pending={1}), error="")
+    for late in (Findings(ended={1}), Findings(closed={1})):
+        await tries(b).release(claim, delay_ms=0, findings=late, error="")
+        assert await b.field(claim.correlation_id, "open") == "1p"
+
+
+async def test_a_pending_payment_is_not_routed_by_a_holder_that_does_not_know(b: Bench) -> None:
+    former, _ = await sent(b)
+    claim = await b.claim_when_due(former.correlation_id)
+    await tries(b).release(former, delay_ms=0, findings=Findings(pending={1}), error="")
+    assert await tries(b).open(claim, "fallback", Findings(closed={1})) is None
+    assert await b.field(claim.correlation_id, "open") == "1p"
+
+
+async def test_the_deadline_begins_again_with_each_word_that_a_payment_is_pending(
+    b: Bench,
+) -> None:
+    claim, _ = await sent(b)
+    payment = claim.correlation_id
+    await b.redis.hset(f"payment:{payment}", "accepted_at", "1")  # type: ignore[misc]
+    assert (claim := await b.claim_when_due(payment)).overdue
+    await tries(b).release(claim, delay_ms=0, findings=Findings(pending={1}), error="")
+    assert not (await b.claim_when_due(payment)).overdue
+    await b.redis.hset(f"payment:{payment}", "pending_at", "1")  # type: ignore[misc]
+    assert (await b.claim_when_due(payment)).overdue
+
+
+async def test_a_decline_closes_what_was_pending(b: Bench) -> None:
+    claim, _ = await sent(b)
+    await tries(b).release(claim, delay_ms=0, findings=Findings(pending={1}), error="")
+    claim = await b.claim_when_due(claim.correlation_id)
+    assert await decline(b, claim, Findings(closed={1})) is Burial.BURIED
+    assert (await b.record(claim.correlation_id)).state == "declined"
+
+
+async def test_a_former_holders_decline_is_kept_and_ends_the_payment(b: Bench) -> None:
+    former, _ = await sent(b)
+    claim = await b.claim_when_due(former.correlation_id)
+    assert await decline(b, former, Findings(closed={1})) is Burial.LOST
+    assert await tries(b).open(claim, "fallback", NOTHING) is None
+    assert await tries(b).bury(claim, "why", NOTHING, horizon_passed=True) is Burial.BURIED
+    record = await b.record(claim.correlation_id)
+    assert (record.state, record.declined, record.why) == ("declined", "no_funds", None)
+
+
+async def test_a_kept_decline_does_not_end_a_payment_whose_earlier_try_is_open(b: Bench) -> None:
+    former, _ = await sent(b)
+    claim = await b.claim_when_due(former.correlation_id)
+    await tries(b).open(claim, "default", NOTHING)
+    assert await decline(b, former, Findings(closed={1})) is Burial.LOST
+    assert await decline(b, claim, NOTHING) is Burial.STILL_OPEN
+    assert await b.field(claim.correlation_id, "open") == "2"
+
+
+async def test_a_decline_does_not_touch_what_is_settled(b: Bench) -> None:
+    claim, routed = await sent(b)
+    await b.ledger.settle(claim, "default", routed.requested_at)
+    assert await decline(b, claim, Findings(closed={1})) is Burial.LOST
+    record = await b.record(claim.correlation_id)
+    assert (record.state, record.declined) == ("settled", None)
+
+
+async def test_proof_of_payment_for_a_declined_payment_settles_it_and_is_an_incident(
+    b: Bench,
+) -> None:
+    claim, routed = await sent(b)
+    await decline(b, claim, Findings(closed={1}))
+    await b.ledger.settle(claim, "default", routed.requested_at)
+    assert (await b.record(claim.correlation_id)).state == "settled"
+    [raw] = await b.redis.lrange("payments:incidents", 0, -1)  # type: ignore[misc]
+    incident = orjson.loads(raw)
+    assert (incident["correlationId"], incident["state"]) == (claim.correlation_id, "declined")
+
+
+async def decline(b: Bench, claim: Claim, findings: Findings) -> Burial:
+    return await tries(b).bury(claim, "no_funds", findings, horizon_passed=False, declined=True)
 
 
 async def test_a_purged_payment_is_neither_routed_released_nor_buried(b: Bench) -> None:
