@@ -128,7 +128,9 @@ def test_nothing_listens_beyond_this_machine(system: System) -> None:
 
 
 def test_on_the_usual_ports_another_terminal_needs_no_variables(tmp_path: Path) -> None:
-    options = Options(HOST, 9999, 9001, 8001, 8002, 6379, 2, tmp_path, fresh=False, haproxy=False)
+    options = Options(
+        HOST, 9999, 9001, 8001, 8002, 6379, 2, 2, tmp_path, fresh=False, haproxy=False
+    )
     assert "export" not in " ".join(LocalSystem(options, {}).tries().values())
 
 

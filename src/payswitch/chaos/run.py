@@ -35,6 +35,7 @@ class RunOrder:
     minutes: float
     kinds: frozenset[str]
     rate: float
+    processors: int
     workers: int
     folder: Path
 
@@ -77,6 +78,7 @@ async def run(order: RunOrder, environment: Mapping[str, str], progress: Progres
         workers=order.workers,
         clocks="clock" in order.kinds,
         environment=environment,
+        processors=order.processors,
     ) as system:
         return await _run_on(system, order, progress)
 
@@ -98,10 +100,12 @@ async def _run_on(system: ChaosSystem, order: RunOrder, progress: Progress) -> R
         background.append(paying)
         await _break(system, order, paying, injector, watch, progress)
         clients.stop()
-        settled_after_s = await _rest(auditor, watch, progress)
+        accepted_until_ms = await auditor.redis_now_ms()
+        settled_after_s = await _rest(auditor, watch, progress, accepted_until_ms)
         await paying
         if settled_after_s is not None:
-            await _rest(auditor, watch, progress)
+            # All of them: while Redis' clock was ahead, payments were accepted in the future.
+            await _rest(auditor, watch, progress, None)
         if watching.done():
             watching.result()
         watching.cancel()
@@ -164,11 +168,14 @@ async def _break(
         await asyncio.wait([breaking])
 
 
-async def _rest(auditor: Auditor, watch: Watch, progress: Progress) -> float | None:
-    """Wait until all payments accepted by now are paid. Returns the time that took, in s."""
-    began, until_ms = time.monotonic(), await auditor.redis_now_ms()
+async def _rest(
+    auditor: Auditor, watch: Watch, progress: Progress, accepted_until_ms: int | None
+) -> float | None:
+    """Wait until the payments accepted until an instant of Redis' clock, or all, are paid. Returns
+    the time that took, in s."""
+    began = time.monotonic()
     while (elapsed_s := time.monotonic() - began) < _REST_LIMIT_S:
-        if await auditor.backlog(until_ms) == 0:
+        if await auditor.backlog(accepted_until_ms) == 0:
             return elapsed_s
         progress(watch.elapsed_s, f"settling the rest, {_standing(watch)}")
         await asyncio.sleep(_REST_POLL_S)

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from payswitch.chaos.inject import _sum_of
 from payswitch.chaos.plan import GROUPS, KINDS, WARM_UP_S, Scale, is_clean, kinds_of, plan
 
-SCALE = Scale(lease_s=15, max_delay_s=10, workers=3)
+SCALE = Scale(
+    lease_s=15,
+    max_delay_s=10,
+    workers=3,
+    processors=("default", "fallback", "acme"),
+    deciding=("acme",),
+)
 SEEDS = st.integers(0, 2**32)
 KIND_SETS = st.sets(st.sampled_from(sorted(KINDS)), min_size=1).map(frozenset)
 

@@ -16,7 +16,7 @@ def test_runs_that_begin_together_take_ports_far_apart(
     first_ports = []
     for pid in (4711, 4712, 4713):
         monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
-        first_ports.append(options_of(tmp_path, workers=3).port)
+        first_ports.append(options_of(tmp_path, workers=3, processors=3).port)
     lowest, middle, highest = sorted(first_ports)
     assert middle - lowest >= 150
     assert highest - middle >= 150
