@@ -48,7 +48,8 @@ def draw(outcome: RunOutcome) -> Path:
     figure.suptitle(
         f"chaos, seed {outcome.order.seed}: {verdict.accepted:,} accepted, "
         f"{sum(verdict.settled.values()):,} settled, "
-        f"{verdict.declined:,} declined, {verdict.dead:,} dead, {verdict.lost} lost, {verdict.double} double: {word}"
+        f"{verdict.declined:,} declined, {verdict.dead:,} dead, {verdict.lost} lost, "
+        f"{verdict.double} double: {word}"
     )
     _draw_rates(rates, outcome.samples, [*verdict.settled])
     _draw_backlog(backlog, outcome.samples)
