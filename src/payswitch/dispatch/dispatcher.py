@@ -299,7 +299,7 @@ class Dispatcher:
         passed_here = self._watch.passed(work.claim, self._clock())
         nothing_comes_later = work.claim.horizon_passed and passed_here
         finding = await self._find(work, work.claim.processor)
-        if is_first_look and (isinstance(finding, Missing) or work.claim.overdue):
+        if is_first_look and (isinstance(finding, Missing | Declined) or work.claim.overdue):
             await self._wake_next(work.claim)
         match finding:
             case Found():
@@ -503,7 +503,7 @@ class Dispatcher:
             await self._wait(work, f"declined ({code}), but an earlier try is open")
         elif burial is Burial.BURIED:
             self._watch.forget(work.claim.correlation_id)
-            if work.open_numbers():
+            if work.claim.open_tries:
                 await self._wake_next(work.claim)
 
     async def _settle_found(
