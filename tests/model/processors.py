@@ -93,8 +93,10 @@ class Books:
 
     def purge(self) -> None:
         """Forget every payment, but not the requests on the wire."""
-        for book in (*self.books.values(), *self.pending.values()):
+        for book in self.books.values():
             book.clear()
+        for pending in self.pending.values():
+            pending.clear()
         for ids in (*self.declined.values(), self.refused):
             ids.clear()
 

@@ -234,8 +234,9 @@ class World:
         in_hand = {claim.correlation_id for claim in self.claims_in_hand()}
         on_wire = {wire.claim.correlation_id for wire in self.books.wires}
         books = self.books
-        known = (*books.books.values(), *books.pending.values(), *books.declined.values())
-        in_books = {key for ids in known for key in ids}
+        in_books = {key for book in books.books.values() for key in book}
+        in_books |= {key for book in books.pending.values() for key in book}
+        in_books |= {key for book in books.declined.values() for key in book}
         if self.ghosts or self.gates:
             return []
         return sorted(set(self.amounts) - self.present - in_hand - on_wire - in_books)

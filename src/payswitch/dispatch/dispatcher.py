@@ -303,7 +303,7 @@ class Dispatcher:
         passed_here = self._watch.passed(work.claim, self._clock())
         nothing_comes_later = work.claim.horizon_passed and passed_here
         finding = await self._find(work, work.claim.processor)
-        if is_first_look and (isinstance(finding, Missing) or work.claim.overdue):
+        if is_first_look and (isinstance(finding, Missing | Declined) or work.claim.overdue):
             await self._wake_next(work.claim)
         match finding:
             case Found():
