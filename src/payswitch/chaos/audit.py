@@ -58,6 +58,7 @@ class RunVerdict:
     settle_gap: Spread | None
     """From the processor's commit to our settling; None if clocks were set."""
     violations: list[Violation] = field(default_factory=list)
+    declined: int = 0
     dead_by_reason: dict[str, int] = field(default_factory=dict)
     faults_met: dict[str, int] = field(default_factory=dict)
     """By fault, the number of calls at the processors that met it."""
@@ -85,6 +86,7 @@ def audit(
         *_wrongly_settled(books),
         *_wrongly_paid(sent, books),
         *_wrongly_dead(sent, books),
+        *_wrongly_declined(books),
         *_unequal_books(books),
         *(Violation("incident", incident) for incident in books.incidents),
         *(Violation("wrong answer", answer, payment) for payment, answer in wrong_answers),
@@ -119,6 +121,7 @@ def audit(
         ),
         settle_gap=None if clocks_were_set else Spread.of(_gaps_ms(books)),
         violations=violations,
+        declined=sum(_is(record, "declined") for record in books.records.values()),
         dead_by_reason=dict(sorted(reasons.items())),
         faults_met=_faults_met(books),
     )
@@ -133,10 +136,10 @@ def _pin(record: Mapping[str, str]) -> str | None:
 
 
 def _lost(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]:
-    """An acknowledged payment is paid, or a dead letter."""
+    """An acknowledged payment is paid, declined, or a dead letter."""
     for payment, each in sent.items():
         record = books.records.get(payment, {})
-        if each.acknowledged and not (_is(record, "settled") or _is(record, "dead")):
+        if each.acknowledged and record.get("state") not in ("settled", "declined", "dead"):
             state = record.get("state", "unknown")
             yield Violation("lost", f"acknowledged, and in the end it is {state}", payment)
 
@@ -211,6 +214,21 @@ def _wrongly_dead(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]
     for payment in dead ^ books.dead:
         where = "listed and not dead" if payment in books.dead else "dead and not listed"
         yield Violation("dead letters differ", where, payment)
+
+
+def _wrongly_declined(books: Books) -> Iterator[Violation]:
+    """Exactly what a processor has declined is declined here."""
+    by_them = {
+        event["correlationId"]
+        for journal in books.journals.values()
+        for event in journal
+        if event["event"] == "declined"
+    }
+    by_us = {payment for payment, record in books.records.items() if _is(record, "declined")}
+    for payment in by_them ^ by_us:
+        state = books.records.get(payment, {}).get("state", "unknown")
+        who = "a processor" if payment in by_them else "no processor"
+        yield Violation("declines differ", f"{who} declined it, and here it is {state}", payment)
 
 
 def _out_of_order(books: Books) -> Iterator[Violation]:

@@ -14,7 +14,7 @@ import httpx
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from payswitch.chaos.plan import BOTH, PROCESSORS, PlannedFault
+from payswitch.chaos.plan import BOTH, DECISIONS, PROCESSORS, PlannedFault
 from payswitch.chaos.system import ChaosSystem
 from payswitch.store.client import connect
 
@@ -28,6 +28,10 @@ _LATE_ANSWER_S = 1.0
 _SOONEST_MS, _SURVIVES_SHARE = 200, 0.6
 """The time until a payment is recorded whose client has hung up, in parts of a processor's longest
 delay. Its ordinary delay comes before (at most 0.2 of it); the rest is for its queue."""
+
+
+_OF_THEIR_OWN = ("health", DECISIONS)
+"""The kinds whose modes are no faults of a payment."""
 
 
 class Injector:
@@ -118,8 +122,9 @@ class Injector:
         limit_ms = self._system.settings.processor_max_delay_ms
         faults: dict[str, Any] = {
             "seed": self._seed * 1000 + self._changes,
-            "payments": _sum_of([event for event in events if event.kind != "health"]),
-            "health": _sum_of([event for event in events if event.kind == "health"]),
+            "payments": _sum_of([each for each in events if each.kind not in _OF_THEIR_OWN]),
+            "decisions": _sum_of([each for each in events if each.kind == DECISIONS]),
+            "health": _sum_of([each for each in events if each.kind == "health"]),
             "lateMs": int(limit_ms + _LATE_ANSWER_S * 1000),
             "laterMs": [_SOONEST_MS, int(limit_ms * _SURVIVES_SHARE)],
             "journal": True,

@@ -34,6 +34,8 @@ LIMITING_MODES = ("429", "429-retry-after", "commit-429")
 """The last one may come from a gateway, if its second try met the limit."""
 GATEWAY_MODES = ("gateway-early", "gateway-late", "gateway-commit")
 """A gateway before the processor answers 408, 429, 502, 503 or 504 in its stead."""
+DECISIONS = "decisions"
+"""The fault for which processors must speak `charges`."""
 HEALTH_MODES = ("lie", "hang", "429", "wrong-types")
 
 _Choose = Callable[[random.Random, "Scale"], dict[str, object]]
@@ -119,6 +121,12 @@ def _health_mix(choose: random.Random, scale: Scale) -> dict[str, object]:
     return {"modes": {mode: round(choose.uniform(0.2, 0.33), 3) for mode in chosen}}
 
 
+def _decisions(choose: random.Random, scale: Scale) -> dict[str, object]:
+    """Some payments are declined, many are decided later."""
+    declined, pending = choose.uniform(0.02, 0.1), choose.uniform(0.1, 0.4)
+    return {"modes": {"decline": round(declined, 3), "pending": round(pending, 3)}}
+
+
 def _refusals(choose: random.Random, scale: Scale) -> dict[str, object]:
     return {"modes": {REFUSING_MODES[0]: round(choose.uniform(0.002, 0.01), 4)}}
 
@@ -153,6 +161,7 @@ KINDS: dict[str, FaultKind] = {
         "processor", 20, _either_processor, _between(2, 5), _all_by_one_of(*REFUSING_MODES)
     ),
     "refusals": FaultKind("processor", 30, _either_processor, _between(2, 5), _refusals),
+    DECISIONS: FaultKind("processor", 10, _either_processor, _between(3, 9), _decisions),
     "health": FaultKind("processor", 15, _either_processor, _between(5, 12), _health_mix),
     "kill": FaultKind("process", 12, _any_process),
     "stop": FaultKind("process", 25, _any_process),

@@ -92,6 +92,7 @@ def as_document(outcome: RunOutcome) -> dict[str, Any]:
         "accepted": verdict.accepted,
         "unacknowledgedPaid": verdict.unacknowledged_paid,
         "settled": verdict.settled,
+        "declined": verdict.declined,
         "dead": verdict.dead,
         "deadByReason": verdict.dead_by_reason,
         "faultsMet": verdict.faults_met,

@@ -13,9 +13,11 @@ from payswitch.chaos.audit import RunVerdict, Spread, Violation, audit
 from payswitch.chaos.books import Auditor, Books
 from payswitch.chaos.clients import Clients, Sent
 from payswitch.chaos.inject import Injector
-from payswitch.chaos.plan import PlannedFault, Scale, is_clean, plan
+from payswitch.chaos.plan import DECISIONS, PROCESSORS, PlannedFault, Scale, is_clean, plan
 from payswitch.chaos.system import ChaosSystem, running
 from payswitch.chaos.watch import Audit, LoadSample, Watch
+from payswitch.local.machine import MachineError
+from payswitch.settings import Settings
 
 _SETTLED_WITHIN_S = 30.0
 _REST_LIMIT_S = 90.0
@@ -78,7 +80,18 @@ async def run(order: RunOrder, environment: Mapping[str, str], progress: Progres
         clocks="clock" in order.kinds,
         environment=environment,
     ) as system:
-        return await _run_on(system, order, progress)
+        return await _run_on(system, _possible(order, system.settings), progress)
+
+
+def _possible(order: RunOrder, settings: Settings) -> RunOrder:
+    """The order without decisions, unless both processors have words for them. Raises
+    `MachineError` if nothing is left."""
+    connectors = {each.connector for each in settings.processors if each.name in PROCESSORS}
+    if DECISIONS not in order.kinds or connectors == {"charges"}:
+        return order
+    if order.kinds == {DECISIONS}:
+        raise MachineError(f"{DECISIONS}: set PAYSWITCH_CONNECTOR_DEFAULT and _FALLBACK to charges")
+    return replace(order, kinds=order.kinds - {DECISIONS})
 
 
 async def _run_on(system: ChaosSystem, order: RunOrder, progress: Progress) -> RunOutcome:

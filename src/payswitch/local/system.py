@@ -35,12 +35,14 @@ from payswitch.local.metrics_targets import free_ports, targets_in
 from payswitch.local.screen import Screen
 from payswitch.local.supervisor import Part, Supervisor
 from payswitch.secret_files import variable_of
-from payswitch.settings import Settings
+from payswitch.settings import SettingProblem, Settings, SettingsError
 from payswitch.store import keys
 from payswitch.store.client import connect
 from payswitch.text import shown
 
 FEES = {"default": "0.05", "fallback": "0.15"}
+_SIMULATED = ("rinha", "charges")
+"""The connectors that the simulator's protocols are for."""
 
 _STOP_SLACK_S = 3.0
 _METRICS_PORTS_BEYOND = 100
@@ -94,16 +96,21 @@ class LocalSystem:
             if not variable_of(environment, _url_variable(name))
         }
         self.own_redis = not variable_of(environment, "REDIS_URL")
+        self._given = environment
         self._environment = dict(environment)
         for name in ("PAYMENTS_1", "PAYMENTS_2"):  # HAProxy's, if there are such ports
             self._environment.pop(name, None)
         for name, port in self.simulated.items():
             self._environment[_url_variable(name)] = f"http://{port.address}"
+            if self._lacks_token(name):
+                self._environment[_token_variable(name)] = environment.get("INITIAL_TOKEN", "123")
         if self.own_redis:
             self._environment["REDIS_URL"] = f"redis://{LOCAL}:{options.redis_port}/0"
         if self._is_playground and not environment.get("PAYSWITCH_PURGE"):
             self._environment["PAYSWITCH_PURGE"] = "open"
         self.settings = Settings.from_environment(self._environment)
+        self._protocols = {each.name: each.connector for each in self.settings.processors}
+        self._check_protocols()
         self._port = Port("endpoint", options.host, options.port, "--port")
         self._metrics_ports = self._free_metrics_ports()
         self.haproxy = find_haproxy() if options.haproxy else None
@@ -113,6 +120,18 @@ class LocalSystem:
     def _is_playground(self) -> bool:
         """Whether Redis and both processors are its own: then anyone may forget all payments."""
         return self.own_redis and self.simulated.keys() == FEES.keys()
+
+    def _lacks_token(self, name: str) -> bool:
+        """Whether a simulated processor wants a token for payments, and none is set."""
+        is_charges = self._environment.get(f"PAYSWITCH_CONNECTOR_{name.upper()}") == "charges"
+        return is_charges and not variable_of(self._environment, _token_variable(name))
+
+    def _check_protocols(self) -> None:
+        for name in self.simulated.keys() & self._protocols.keys():
+            protocol, variable = self._protocols[name], _url_variable(name)
+            if protocol not in _SIMULATED:
+                problem = f"no simulated processor speaks {protocol!r}: set {variable}"
+                raise SettingsError([SettingProblem((variable,), problem)])
 
     def groups(self, redis_folder: Path | None) -> list[list[Service]]:
         """The services in the order of their stop. Redis is among them if it has a folder. Raises
@@ -154,8 +173,8 @@ class LocalSystem:
         return self._port.url
 
     def _elsewhere(self) -> dict[str, str]:
-        """The URLs of its own Redis and simulators and the currency, by variable, unless they are
-        the defaults. The environment's URLs are not repeated: they may hold a password."""
+        """The URLs of its own Redis and simulators, their tokens and the currency, by variable,
+        unless they are the defaults. The environment's own are not repeated: they may be secret."""
         urls = {"REDIS_URL": self.settings.redis_url} if self.own_redis else {}
         urls |= {_url_variable(name): port.url for name, port in self.simulated.items()}
         defaults = Settings()
@@ -163,6 +182,9 @@ class LocalSystem:
         usual["REDIS_URL"] = defaults.redis_url
         urls["PAYSWITCH_CURRENCY"] = self.settings.currency_code
         usual["PAYSWITCH_CURRENCY"] = defaults.currency_code
+        for name in map(_token_variable, self.simulated):
+            if name in self._environment and not variable_of(self._given, name):
+                urls[name], usual[name] = self._environment[name], ""
         return {name: url for name, url in urls.items() if url != usual[name]}
 
     def _endpoint(self) -> list[list[Service]]:
@@ -235,6 +257,7 @@ class LocalSystem:
     def _simulator(self, port: Port) -> Service:
         name = port.part
         command = ["simulator", "--name", name, "--port", str(port.number), "--fee", FEES[name]]
+        command += ["--protocol", self._protocols.get(name, "rinha")]
         # Not its health: it answers one call in five seconds, which the health worker needs.
         part = self._own(name, command, _answers(port, "/", 404))
         return Service(part, port.url, f"simulated processor, fee {float(FEES[name]):.0%}", port)
@@ -343,6 +366,10 @@ async def _supervise(system: LocalSystem, groups: list[list[Service]]) -> None:
         await supervisor.run(show_banner)
     finally:
         await system.redis.aclose(close_connection_pool=True)
+
+
+def _token_variable(name: str) -> str:
+    return f"PAYSWITCH_TOKEN_{name.upper()}"
 
 
 def _url_variable(processor: str) -> str:

@@ -67,6 +67,23 @@ def leave_queued(books: Books) -> Books:
     return books
 
 
+def decline(books: Books) -> Books:
+    """The third is declined, as it should."""
+    books.records["c"] = {"state": "declined", "cents": "5", "processor": "default"}
+    del books.booked["default"]["c"]
+    books.ours["default"] = books.theirs["default"] = Total(1, 100)
+    declined = {"correlationId": "c", "event": "declined", "fault": None, "status": None}
+    return replace(books, journals={"default": [declined], "fallback": []})
+
+
+def decline_what_nobody_declined(books: Books) -> Books:
+    return replace(decline(books), journals={})
+
+
+def settle_what_was_declined(books: Books) -> Books:
+    return replace(right(), journals=decline(books).journals)
+
+
 def pay_twice(books: Books) -> Books:
     books.booked["fallback"]["a"] = booked("a")
     return books
@@ -175,6 +192,8 @@ def test_what_is_right_passes() -> None:
         (miss_a_cent_in_a_window, "window differs"),
         (find_an_incident, "incident"),
         (leave_an_entry, "left over"),
+        (decline_what_nobody_declined, "declines differ"),
+        (settle_what_was_declined, "declines differ"),
         (die_unrefused, "no cause"),
         (die_unlisted, "dead letters differ"),
         (die_with_another_amount, "differs"),
@@ -202,6 +221,12 @@ def test_a_difference_counts_in_cents_whatever_its_sign() -> None:
     books = right()
     books.ours.update(default=Total(2, 108), fallback=Total(1, 248))
     assert audit(sent(), books).difference_cents == 5
+
+
+def test_a_payment_that_its_processor_declined_is_no_violation() -> None:
+    verdict = audit(sent(), decline(right()))
+    assert verdict.holds
+    assert verdict.declined == 1
 
 
 @pytest.mark.parametrize("fault", ["422-unknown", "400"])

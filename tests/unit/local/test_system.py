@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from payswitch.local.system import LocalSystem, Options
+from payswitch.settings import SettingsError
 
 REDIS = {"REDIS_URL": "redis://elsewhere"}
 PROCESSORS = {
@@ -71,3 +72,34 @@ def test_its_parts_get_the_path_and_not_the_secret(folder: Path) -> None:
         for service in group:
             assert given.items() <= service.part.environment.items()
             assert REDIS["REDIS_URL"] not in service.part.environment.values()
+
+
+CHARGES = {"PAYSWITCH_CONNECTOR_DEFAULT": "charges"}
+
+
+def test_a_simulated_processor_speaks_the_protocol_that_is_set(folder: Path) -> None:
+    started = system(folder, CHARGES)
+    commands = {
+        service.part.name: service.part.command
+        for group in started.groups(None)
+        for service in group
+    }
+    assert commands["default"][-2:] == ["--protocol", "charges"]
+    assert commands["fallback"][-2:] == ["--protocol", "rinha"]
+
+
+def test_a_simulated_processor_that_wants_a_token_gets_one(folder: Path) -> None:
+    def token(environment: dict[str, str]) -> str:
+        return system(folder, CHARGES | environment).settings.processors[0].token
+
+    assert token({}) == "123"
+    assert token({"INITIAL_TOKEN": "other"}) == "other"
+    assert token({"PAYSWITCH_TOKEN_DEFAULT": "mine"}) == "mine"
+    assert system(folder, {}).settings.processors[0].token == ""
+
+
+def test_a_protocol_that_is_not_simulated_needs_a_url(folder: Path) -> None:
+    acme = {"PAYSWITCH_CONNECTOR_DEFAULT": "acme:Acme"}
+    with pytest.raises(SettingsError, match="set PAYMENT_PROCESSOR_URL_DEFAULT"):
+        system(folder, acme)
+    assert system(folder, acme | PROCESSORS).simulated == {}
