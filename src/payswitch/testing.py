@@ -163,7 +163,7 @@ class ConnectorTests:
             for body in _changed(response.body):
                 if (response.status, body) not in read:
                     read.add((response.status, body))
-                    self._require_sane(connector, EXAMPLE, replace(response, body=body))
+                    self._require_sane(connector, EXAMPLE, response._replace(body=body))
 
     def test_a_body_with_another_status_decides_nothing(self) -> None:
         connector = self._new()
@@ -346,7 +346,7 @@ def _cut_off(response: Response) -> Iterator[Response]:
     length = len(response.body)
     for part in {1, length // 2, length - 1}:
         if 0 < part < length:
-            yield replace(response, body=response.body[:part])
+            yield response._replace(body=response.body[:part])
 
 
 def _statuses(listed: _Listed, *kinds: type) -> set[int]:

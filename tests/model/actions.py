@@ -142,9 +142,9 @@ def _of_clients(world: World, seen: Snapshot) -> Iterator[Action]:
         yield Action("sweep", 1, second.call_sweep)
     for known in sorted(seen.dead):
         yield Action(f"replay {known}", 3, partial(second.call_replay, known))
-        yield Action(f"resolve {known}", 1, partial(second.call_resolve, known))
+        yield Action(f"resolve {known}", 2, partial(second.call_resolve, known))
     for known in sorted(world.resolved):
-        yield Action(f"replay {known}, which was resolved", 4, partial(second.call_replay, known))
+        yield Action(f"replay {known}, which was resolved", 12, partial(second.call_replay, known))
 
 
 def _of_operator(world: World) -> Iterator[Action]:

@@ -145,7 +145,7 @@ class TestCharges(ConnectorTests):
 
 class PaidByAnyStatus(ChargesConnector):
     def read_payment(self, instruction: Instruction, response: Response) -> PayOutcome:
-        return super().read_payment(instruction, replace(response, status=200))
+        return super().read_payment(instruction, response._replace(status=200))
 
 
 class MissingIfAnythingFails(ChargesConnector):
@@ -157,13 +157,13 @@ class LooksAtNoReference(ChargesConnector):
     def read_finding(self, instruction: Instruction, response: Response) -> FindOutcome:
         reference = instruction.correlation_id.encode()
         body = re.sub(rb'"reference":"[^"]*"', b'"reference":"%b"' % reference, response.body)
-        return super().read_finding(instruction, replace(response, body=body))
+        return super().read_finding(instruction, response._replace(body=body))
 
 
 class LooksAtNoAmount(ChargesConnector):
     def read_payment(self, instruction: Instruction, response: Response) -> PayOutcome:
         body = re.sub(rb'"amount":\d+', b'"amount":%d' % instruction.cents, response.body)
-        return super().read_payment(instruction, replace(response, body=body))
+        return super().read_payment(instruction, response._replace(body=body))
 
 
 class TrustsTheBody(ChargesConnector):
@@ -174,13 +174,13 @@ class TrustsTheBody(ChargesConnector):
 class NewKeyForEachTry(ChargesConnector):
     def pay(self, instruction: Instruction) -> Request:
         request = super().pay(instruction)
-        return replace(request, headers=(*request.headers[:-1], ("idempotency-key", str(uuid4()))))
+        return request._replace(headers=(*request.headers[:-1], ("idempotency-key", str(uuid4()))))
 
 
 class MetadataInAHeader(ChargesConnector):
     def pay(self, instruction: Instruction) -> Request:
         request, metadata = super().pay(instruction), (instruction.metadata or b"").decode()
-        return replace(request, headers=(*request.headers, ("x-metadata", metadata)))
+        return request._replace(headers=(*request.headers, ("x-metadata", metadata)))
 
 
 class SendsNoAmount(ChargesConnector):
