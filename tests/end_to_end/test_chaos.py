@@ -85,6 +85,19 @@ def test_two_minutes_of_everything_with_the_settings_that_users_have(tmp_path: P
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
+def test_declined_and_pending_payments_end_as_their_processor_decides(tmp_path: Path) -> None:
+    names = ("PAYSWITCH_CONNECTOR_DEFAULT", "PAYSWITCH_CONNECTOR_FALLBACK")
+    run = chaos(
+        tmp_path,
+        *("--seed=51", "--minutes=0.5", "--rate=100", "--faults=decisions,processor,kill"),
+        environment=QUICK | dict.fromkeys(names, "charges"),
+    )
+    found = assert_holds(run, tmp_path, 51)
+    assert found["declined"] > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
 def test_a_redis_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -> None:
     run = chaos(
         tmp_path,
@@ -156,6 +169,13 @@ def test_a_wrong_option_is_refused_in_words(
     run = chaos(tmp_path, *options)
     assert run.returncode == 2
     assert message in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_decisions_need_processors_that_have_words_for_them(tmp_path: Path) -> None:
+    run = chaos(tmp_path, "--minutes=0.1", "--faults=decisions")
+    assert run.returncode == 1
+    assert "set PAYSWITCH_CONNECTOR_DEFAULT" in run.stderr
     assert "Traceback" not in run.stderr
 
 

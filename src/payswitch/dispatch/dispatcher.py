@@ -485,11 +485,11 @@ class Dispatcher:
         await self._undecided(work, "pending", pending.retry_after_ms)
 
     async def _undecided(self, work: Work, error: str, asked_ms: int | None = None) -> None:
-        """Ask again after a pause that grows with the time since the try: up to as long again."""
+        """Ask again after a pause of up to half the time since the try."""
         claim = work.claim
         since = claim.requested_at if claim.open_tries else None
         waited_ms = 0 if since is None else claim.claimed_at - since
-        longest_ms = min(max(waited_ms, _SHORTEST_WAIT_MS), _LONGEST_WAIT_MS)
+        longest_ms = min(max(waited_ms // 2, _SHORTEST_WAIT_MS), _LONGEST_WAIT_MS)
         pause_ms = max(asked_ms or 0, random.randint(longest_ms // 2, longest_ms))
         await self._give_back(work, delay_ms=min(pause_ms, _LONGEST_WAIT_MS), error=error)
 
