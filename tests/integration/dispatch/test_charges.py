@@ -260,6 +260,23 @@ async def test_a_declined_payment_whose_horizon_passed_wakes_the_next_in_line(
     assert b.fallback.posts == []
 
 
+async def test_the_first_question_about_a_pending_payment_comes_soon_whatever_came_before(
+    acme: Acme, redis: ArqRedis
+) -> None:
+    payment = await acme.bench.accept()
+    acme.simulator.config.failing = True
+    for _ in range(12):
+        await acme.bench.dispatcher.dispatch(await acme.bench.claim_when_due(payment))
+    acme.simulator.config.failing = False
+    await acme.set_faults(decisions={"pending": 1}, decideMs=[10**8, 10**8])
+    await acme.bench.dispatcher.dispatch(await acme.bench.claim_when_due(payment))
+    assert (await acme.bench.field(payment, "open") or "").endswith("p")
+    seconds, microseconds = await redis.time()
+    due = await redis.zscore("arq:queue", payment)
+    assert due is not None
+    assert due - (seconds * 1000 + microseconds // 1000) <= 1000
+
+
 @pytest.mark.parametrize("fault", ["commit-close", "commit-500"])
 async def test_a_payment_whose_answer_was_lost_is_paid_once(acme: Acme, fault: str) -> None:
     await acme.set_faults(payments={fault: 1})
