@@ -47,6 +47,8 @@ _LONGEST_TEXT = 255
 class ChargesConnector(Connector):
     """The token is sent as `Authorization: Bearer`."""
 
+    needs_token = True
+
     def __init__(self, settings: ConnectorSettings) -> None:
         super().__init__(settings)
         self._headers = (("authorization", f"Bearer {settings.token}"),)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from payswitch.money import BRL, Currency, Total
 from payswitch.processors.outcomes import FindOutcome, HealthReport, PayOutcome
@@ -74,6 +74,9 @@ class NotUnderstoodError(ValueError):
 class Connector(ABC):
     """How to speak to one processor. One instance lives as long as its process, so it may keep what
     it was given, such as a token. All methods must be quick: they run on the hot path."""
+
+    needs_token: ClassVar[bool] = False
+    """Whether a start without `PAYSWITCH_TOKEN_<NAME>` is refused."""
 
     def __init__(self, settings: ConnectorSettings) -> None:
         self.settings = settings

@@ -287,6 +287,9 @@ def _make_processor(
     token, token_variable = processor.token, f"PAYSWITCH_TOKEN_{processor.name.upper()}"
     if not token and kind is RinhaConnector:
         token, token_variable = settings.processor_admin_token, "PAYSWITCH_PROCESSOR_ADMIN_TOKEN"
+    if kind.needs_token and not token:
+        why = f"{token_variable}='': the connector {processor.connector} needs a token"
+        raise SettingsError([SettingProblem((token_variable,), why)])
     return Processor(
         processor.name,
         processor.url,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import UUID
 
 import httpx
 import orjson
@@ -100,7 +101,8 @@ async def test_declined_payments_are_counted_until_there_is_proof_of_payment(acm
 
 async def test_a_pending_payment_ends_as_the_provider_decides(acme: Acme) -> None:
     await acme.set_faults(decisions={"pending": 1}, decideMs=[100, 200])
-    ids = [await acme.bench.accept(cents=100) for _ in range(8)]
+    # Decisions follow from the id, and of these some are paid and some declined.
+    ids = [await acme.bench.accept(cents=100, correlation_id=str(UUID(int=n))) for n in range(8)]
     records = [await acme.bench.dispatch_until_done(each, times=500) for each in ids]
     states = [each.state for each in records]
     paid = acme.simulator.book.totals().count

@@ -162,6 +162,18 @@ async def test_the_commands_show_and_move_them(b: Bench, payswitch: Payswitch) -
     assert again == Ended(1, "", "payswitch: fallback: its address has not changed\n")
 
 
+@pytest.mark.parametrize("command", [("worker",), ("reconcile",)])
+async def test_a_connector_without_the_token_that_it_needs_is_one_line(
+    redis: ArqRedis, payswitch: Payswitch, command: tuple[str, ...]
+) -> None:
+    payswitch.environment["PAYSWITCH_CONNECTOR_FALLBACK"] = "charges"
+    ended = await payswitch(*command)
+    assert ended.code == (2 if command == ("reconcile",) else 1)
+    assert ended.err.splitlines()[-1] == (
+        "payswitch: PAYSWITCH_TOKEN_FALLBACK='': the connector charges needs a token"
+    )
+
+
 @pytest.mark.parametrize("command", [("worker",), ("health",), ("reconcile",)])
 async def test_a_connector_that_there_is_not_is_one_line(
     redis: ArqRedis, payswitch: Payswitch, command: tuple[str, ...]
