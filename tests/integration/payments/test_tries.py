@@ -152,7 +152,8 @@ async def test_the_deadline_begins_again_with_each_word_that_a_payment_is_pendin
     claim, _ = await sent(b)
     payment = claim.correlation_id
     await b.redis.hset(f"payment:{payment}", "accepted_at", "1")  # type: ignore[misc]
-    assert (claim := await b.claim_when_due(payment)).overdue
+    claim = await b.claim_when_due(payment)
+    assert claim.overdue
     await tries(b).release(claim, delay_ms=0, findings=Findings(pending={1}), error="")
     assert not (await b.claim_when_due(payment)).overdue
     await b.redis.hset(f"payment:{payment}", "pending_at", "1")  # type: ignore[misc]
