@@ -18,6 +18,7 @@ PAID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 """The id in the pages' examples."""
 
 ELSEWHERE = {
+    "docs/how-to/connect-a-provider.md": "tests/integration/processors/test_connector_page.py",
     "docs/how-to/redis-password-tls.md": "tests/integration/store/test_redis_page.py",
     "docs/tutorial.md": "tests/end_to_end/test_tutorial.py",
     "docs/how-to/several-hosts.md": "tests/end_to_end/test_several_hosts.py",

@@ -19,6 +19,7 @@ from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.dispatch.metrics import worker_registry
 from payswitch.payments.accepting import JOB_FUNCTION
 from payswitch.payments.claims import Claim
+from payswitch.payments.known_processors import KnownProcessors
 from payswitch.processors.processor import make_transport
 from payswitch.settings import Settings
 from payswitch.store import keys
@@ -41,11 +42,12 @@ async def pay(
 
 
 async def startup(ctx: dict[Any, Any]) -> None:
-    """Make the dispatcher, traces, heartbeat and metrics server; raises `SystemExit` under arq's
-    own worker, which would delete unpaid payments."""
+    """Make the dispatcher, traces, heartbeat and metrics server. Raises `SystemExit` under arq's
+    own worker, which would delete unpaid payments, and `StrandedPaymentsError`."""
     if "payments_worker" not in ctx:
         raise SystemExit("arq's own worker would lose payments; start it as: payswitch worker")
     redis = ctx["redis"]
+    await KnownProcessors(redis, settings.processor_urls).check()
     ctx["transport"] = make_transport(settings)
     settled = SettleCounts()
     ctx["dispatcher"] = make_dispatcher(settings, redis, ctx["transport"], settled)

@@ -11,6 +11,9 @@ EARLIEST_MS = -62_135_596_800_000
 LATEST_MS = 253_402_300_799_999
 """The last one: the end of the year 9999."""
 
+LEDGER_ENDS_MS = 10**13
+"""The year 2286: the ledger's windows begin in 1970 and end there."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _DATE_AND_TIME = re.compile(

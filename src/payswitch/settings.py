@@ -430,14 +430,14 @@ class Settings:
         "PAYSWITCH_FAST_ENOUGH_MS",
         50,
         _whole(0, _MS),
-        "A healthy processor that answers within this is selected, `default` first.",
+        "The first healthy processor that answers within this is selected.",
     )
     fallback_advantage_ms: int = _setting(
         "PAYSWITCH_FALLBACK_ADVANTAGE_MS",
         200,
         _whole(0, _MS),
-        "If both are slow, `default` is selected unless it is slower than `fallback` by more than "
-        "this.",
+        "If all healthy processors are slower, the first one is selected that no later one beats "
+        "by more than this.",
     )
     patience_ms: int = _setting(
         "PAYSWITCH_PATIENCE_MS",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 from redis.asyncio import Redis
@@ -16,9 +20,9 @@ from selenium.webdriver.chrome.service import Service
 
 from payswitch.store import keys
 from tests.end_to_end.conftest import StartSystem
-from tests.end_to_end.harness import System, client
+from tests.end_to_end.harness import System, clean_environment, client
 from tests.end_to_end.load import configure, drive
-from tests.support import SLACK_S, eventually
+from tests.support import SLACK_S, eventually, free_port
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 in_chromium = pytest.mark.skipif(
@@ -31,9 +35,9 @@ WIDE, PHONE = (1280, 900), (375, 720)
 class Page:
     """The page as somebody sees it."""
 
-    def __init__(self, chrome: Chrome, system: System) -> None:
+    def __init__(self, chrome: Chrome, url: str) -> None:
         self._chrome = chrome
-        self._url = system.endpoint
+        self._url = url
 
     def open(self, size: tuple[int, int] = WIDE, scheme: str = "light") -> None:
         """Load it in a window of this size for somebody who likes these colors."""
@@ -89,7 +93,7 @@ def chrome() -> Iterator[Chrome]:
 @pytest.fixture
 async def page(chrome: Chrome, system: System) -> AsyncIterator[Page]:
     """The page; whatever a test does with it, the browser complains of nothing."""
-    shown = Page(chrome, system)
+    shown = Page(chrome, system.endpoint)
     shown.log()
     yield shown
     assert shown.log() == []
@@ -111,7 +115,7 @@ async def test_numbers_and_charts_move_under_load(page: Page, system: System) ->
         "#settled-note", lambda text: number(text) == before + 200, "all are counted as settled"
     )
     await page.shows("#settle-note", lambda text: text.startswith("p99 "), "times to settle")
-    paths = "document.querySelectorAll('.chart path.s-default').length"
+    paths = "document.querySelectorAll('.chart path.s-1').length"
     assert page.run(paths) > 0
     label = page.run("document.querySelector('.chart svg').getAttribute('aria-label')")
     assert label.startswith("Settled per second, the last five minutes. default: ")
@@ -127,7 +131,7 @@ async def test_a_failing_default_shows_within_seconds(page: Page, system: System
         await page.shows("#findings", lambda text: "default" in text, "default's trouble")
         await page.shows("#headline", lambda text: "fallback" in text, "the way through fallback")
         await page.shows("#fees-note", lambda text: text.startswith("+"), "what it costs")
-        await page.shows(".s-default h3", lambda text: "failing" in text, "default's health")
+        await page.shows(".processor.s-1 h3", lambda text: "failing" in text, "default's health")
         assert page.run("document.getElementById('verdict').dataset.level") != "ok"
         await load
     finally:
@@ -196,7 +200,7 @@ async def test_it_goes_on_by_itself_after_restarts_and_a_reload(
     chrome: Chrome, start_system: StartSystem
 ) -> None:
     system = start_system()
-    page = Page(chrome, system)
+    page = Page(chrome, system.endpoint)
     page.open()
     await page.is_live()
     for part in ("ingress-1", "ingress-2"):
@@ -208,6 +212,54 @@ async def test_it_goes_on_by_itself_after_restarts_and_a_reload(
     await page.shows("#accepted-note", lambda text: number(text) == 20, "all payments")
     chrome.get("about:blank")
     page.log()
+
+
+@contextlib.contextmanager
+def ingress(**environment: str) -> Iterator[str]:
+    """The URL of an ingress with these settings."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "payswitch", "ingress", f"--port={port}"],
+        env=clean_environment(environment),
+    )
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(SLACK_S)
+
+
+@in_chromium
+async def test_any_number_of_processors_has_colors_of_its_own_in_the_order_of_preference(
+    chrome: Chrome, system: System
+) -> None:
+    names = ["default", "fallback", "accepted", "none", "p50", *(f"acme_{n}" for n in range(11))]
+    urls = {f"PAYMENT_PROCESSOR_URL_{name.upper()}": f"http://{name}.test" for name in names}
+    variables = {**urls, **system.named, "PAYSWITCH_PROCESSORS": ",".join(names)}
+    with ingress(**variables) as url:
+        await eventually(lambda: answers(url), what="the ingress answers")
+        page = Page(chrome, url)
+        page.open(PHONE)
+        await page.is_live()
+        of_all = "[...document.querySelectorAll('{}')].map(each => {})"
+        assert page.run(of_all.format(".processor h3", "each.firstChild.data")) == names
+        colors = page.run(of_all.format(".processor", "getComputedStyle(each).borderTopColor"))
+        assert len(set(colors)) == len(names)
+        failed = ".chart:last-child .legend"
+        assert page.run(of_all.format(failed, "each.firstChild.data.trim()")) == names
+        legend = "getComputedStyle(each, '::before').backgroundColor"
+        assert page.run(of_all.format(failed, legend)) == colors
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        chrome.get("about:blank")
+        assert page.log() == []
+
+
+async def answers(url: str) -> bool:
+    """Whether something serves HTTP there."""
+    async with client(url) as http:
+        with contextlib.suppress(httpx.TransportError):
+            return (await http.get("/healthz")).status_code == 200
+    return False
 
 
 async def test_events_come_through_the_load_balancer_for_as_long_as_they_last(

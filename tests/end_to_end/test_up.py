@@ -130,6 +130,9 @@ def test_nothing_listens_beyond_this_machine(system: System) -> None:
 def test_on_the_usual_ports_another_terminal_needs_no_variables(tmp_path: Path) -> None:
     options = Options(HOST, 9999, 9001, 8001, 8002, 6379, 2, tmp_path, fresh=False, haproxy=False)
     assert "export" not in " ".join(LocalSystem(options, {}).tries().values())
+    yen = LocalSystem(options, {"PAYSWITCH_CURRENCY": "JPY"}).tries()
+    assert yen["another terminal"] == "export PAYSWITCH_CURRENCY=JPY"
+    assert '"amount":1990}' in yen["pay"]
 
 
 def test_every_line_has_the_name_of_its_part(system: System) -> None:

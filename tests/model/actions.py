@@ -149,7 +149,7 @@ def _of_clients(world: World, seen: Snapshot) -> Iterator[Action]:
     for known in sorted(world.declined):
         yield Action(f"replay {known}, which was declined", 3, partial(second.call_replay, known))
     for known in sorted(world.resolved):
-        yield Action(f"replay {known}, which was resolved", 4, partial(second.call_replay, known))
+        yield Action(f"replay {known}, which was resolved", 12, partial(second.call_replay, known))
 
 
 def _of_operator(world: World) -> Iterator[Action]:

@@ -118,6 +118,17 @@ def test_a_value_that_is_no_choice_is_named(field: str, value: str) -> None:
     assert f"{name}='{value}': must be {VARIABLES[field].allowed}" in errors_of(**{name: value})
 
 
+@pytest.mark.parametrize("code", ["brl", "XAU", "DEM", "R$", "BRL "])
+def test_what_is_no_currency_is_named(code: str) -> None:
+    refused = errors_of(PAYSWITCH_CURRENCY=code)
+    assert f"PAYSWITCH_CURRENCY={code!r}: must be the code of a currency in ISO 4217" in refused
+
+
+def test_the_currency_has_its_decimals() -> None:
+    settings = Settings.from_environment({"PAYSWITCH_CURRENCY": "BHD"})
+    assert (settings.currency.code, settings.currency.decimals) == ("BHD", 3)
+
+
 @pytest.mark.parametrize("field", URLS)
 @pytest.mark.parametrize(
     "value",

@@ -20,7 +20,7 @@ from payswitch.cli.main import read_settings
 from payswitch.cli.terminal import is_output_full
 from payswitch.instants import format_instant
 from payswitch.operations.controls import Order
-from payswitch.settings import Settings
+from payswitch.settings import Settings, SettingsError
 from payswitch.store import keys
 from payswitch.store.client import connect
 from payswitch.store.errors import in_words
@@ -46,7 +46,9 @@ def run(command: Callable[[Settings, ArqRedis], Awaitable[int]], *, failed: int 
     async def connected() -> int:
         redis = connect(settings.redis_url, limit_s=_REDIS_LIMIT_S)
         try:
-            held = await redis.get(keys.CURRENCY)
+            held = None
+            with contextlib.suppress(RedisError, OSError):  # then the command tells it, or waits
+                held = await redis.get(keys.CURRENCY)
             if problem := wrong_currency(held, settings.currency_code):
                 click.echo(f"payswitch: Redis at {shown(settings.redis_url)}: {problem}", err=True)
                 return failed
@@ -56,6 +58,9 @@ def run(command: Callable[[Settings, ArqRedis], Awaitable[int]], *, failed: int 
 
     try:
         sys.exit(asyncio.run(connected()))
+    except SettingsError as error:  # such as a connector that there is not
+        click.echo(f"payswitch: {error}", err=True)
+        sys.exit(failed)
     except BrokenPipeError:  # no reader is left; click ends quietly
         raise
     except (RedisError, OSError) as error:

@@ -24,7 +24,7 @@ local function may_be_recorded_later(open)
   return false
 end
 
-local function bury(id, record, state, reason)
+local function bury(id, record, state, reason, processor)
   leave_queue({ id })
   redis.call('HDEL', record, 'token', 'lease_until')
   if state == 'dead' then
@@ -34,6 +34,7 @@ local function bury(id, record, state, reason)
     redis.call('HDEL', record, 'open', 'horizon', 'quiet', 'delay', 'pending_at')
     redis.call('HSET', record, 'state', 'declined', 'declined', reason, 'declined_at', now)
     redis.call('PEXPIRE', record, ARGV[2])
+    redis.pcall('HINCRBY', DECLINES, processor, 1)
   end
 end
 
@@ -65,7 +66,7 @@ for i = 3, #ARGV, 9 do
       if state == 'declined' then redis.call('HSET', record, 'declined', reason) end
       verdict = 'open'
     else
-      bury(id, record, state, reason)
+      bury(id, record, state, reason, known[7] or '')
       verdict = 'buried'
     end
   end

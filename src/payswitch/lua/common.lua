@@ -5,6 +5,7 @@ local QUEUE = 'arq:queue'                     -- zset: payment id by due time (m
 local OPEN = 'payments:open'                  -- zset: unpaid payment id by acceptance (ms)
 local IN_FLIGHT = 'payments:in-flight'        -- zset: leased payment id by the lease's end (ms)
 local DEAD = 'payments:dead'                  -- zset: dead letter's id by time (ms)
+local DECLINES = 'payments:declines'          -- hash: processor -> the number of payments declined
 local INCIDENTS = 'payments:incidents'        -- list: proofs of payment that match no pin (JSON)
 local GENERATION = 'payments:generation'      -- string: the number of purges so far
 local TOKEN = 'payments:token'                -- string: the last lease token; never reset

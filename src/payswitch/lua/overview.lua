@@ -3,7 +3,8 @@
 --
 -- ARGV: the processors
 -- Returns the names and values below; now in ms, lives in ms as by PTTL, totals as count and cents
---   for each processor, held as the count for each, saved as settle.lua writes it, heartbeats as the hash of each living process
+--   for each processor, held and declined as the count for each, saved as settle.lua writes it,
+--   heartbeats as the hash of each living process
 
 local function read(...)
   local answer = redis.pcall(...)
@@ -34,6 +35,7 @@ return {
   'in_flight', read('ZCARD', IN_FLIGHT),
   'dead', read('ZCARD', DEAD),
   'resolved', read('GET', RESOLUTIONS),
+  'declined', read('HMGET', DECLINES, unpack(ARGV)),
   'incidents', read('LLEN', INCIDENTS),
   'selection', read('GET', SELECTION),
   'selection_life', read('PTTL', SELECTION),

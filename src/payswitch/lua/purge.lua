@@ -15,8 +15,8 @@ if not number or number >= 2 ^ 53 or string.format('%.0f', number) ~= generation
 end
 demand('stream', AUDIT)
 write_even_out_of_memory()
-redis.call('UNLINK', QUEUE, OPEN, IN_FLIGHT, DEAD, RESOLVED, RESOLUTIONS, INCIDENTS,
-  RESOLVED_INCIDENTS, WAKE, PURGING, FOLDED, LEDGER_FULL, CURRENCY, SAVED)
+redis.call('UNLINK', QUEUE, OPEN, IN_FLIGHT, DEAD, RESOLVED, RESOLUTIONS, DECLINES,
+  INCIDENTS, RESOLVED_INCIDENTS, WAKE, PURGING, FOLDED, LEDGER_FULL, CURRENCY, SAVED)
 for i = 4, #ARGV do redis.call('UNLINK', WAITING .. ARGV[i], HELD .. ARGV[i]) end
 local new = redis.call('INCR', GENERATION)
 redis.call('SET', LEFTOVERS, new)

@@ -23,7 +23,7 @@ from payswitch.processors.outcomes import (
 )
 from payswitch.processors.processor import CannotAskError, Processor
 
-_AMOUNTS = (1, 10, 1999)
+AMOUNTS = (1, 10, 1999)
 """In cents."""
 _AMOUNT = 101
 _AT_ONCE = 5
@@ -136,43 +136,41 @@ def _reachable() -> Iterator[None]:
 
 
 async def _amount(run: Certification) -> Checked:
-    for cents in _AMOUNTS:
-        payment = await run.trial.paid(cents)
+    amount = run.trial.amount
+    for cents in AMOUNTS:
+        payment, _ = await run.trial.paid(cents)
         finding = await run.trial.seen(payment)
         if not isinstance(finding, Found):
             raise UncheckableError(f"the look-up says: {in_words(finding)}")
         if finding.cents != cents:
-            raise RuleBrokenError(
-                f"{run.trial.amount(cents)} was sent, and {run.trial.amount(finding.cents)} is found"
-            )
+            raise RuleBrokenError(f"{amount(cents)} was sent, and {amount(finding.cents)} is found")
         if finding.requested_at != payment.requested_at:
             by_ms = finding.requested_at - payment.requested_at
             raise RuleBrokenError(f"its instant is found {by_ms:+} ms from the one that was sent")
         count = await run.trial.count(payment)
         if count is not None and count.count == 1 and count.cents != cents:
             raise RuleBrokenError(
-                f"{run.trial.amount(cents)} was sent, and the totals have {run.trial.amount(count.cents)}"
+                f"{amount(cents)} was sent, and the totals have {amount(count.cents)}"
             )
-    return Ruling.PASS, f"{', '.join(map(run.trial.amount, _AMOUNTS))} are found as they were sent"
+    return Ruling.PASS, f"{', '.join(map(amount, AMOUNTS))} are found as they were sent"
 
 
 async def _repeat(run: Certification) -> Checked:
-    payment = await run.trial.paid(_AMOUNT)
-    outcome = await run.trial.pay(payment)
-    _require_no_decline([outcome])
-    await run.trial.require_once(payment)
-    return Ruling.PASS, f"recorded once; the second answer: {in_words(outcome)}"
+    payment, first = await run.trial.paid(_AMOUNT)
+    second = await run.trial.pay(payment)
+    _require_no_decline([second])
+    once = await run.trial.require_once(payment, [first, second])
+    return Ruling.PASS, f"{once}; the second answer: {in_words(second)}"
 
 
 async def _simultaneous(run: Certification) -> Checked:
     payment = await run.trial.new(_AMOUNT)
     outcomes = await asyncio.gather(*(run.trial.pay(payment) for _ in range(_AT_ONCE)))
-    if not any(isinstance(each, Paid) for each in outcomes):
-        await run.trial.require_paid(payment)
-    _require_no_decline(outcomes)
-    await run.trial.require_once(payment)
     paid = sum(isinstance(each, Paid) for each in outcomes)
-    return Ruling.PASS, f"recorded once; {paid} of {_AT_ONCE} answers said paid"
+    answers = outcomes if paid else [await run.trial.require_paid(payment)]
+    _require_no_decline(outcomes)
+    once = await run.trial.require_once(payment, answers)
+    return Ruling.PASS, f"{once}; {paid} of {_AT_ONCE} answers said paid"
 
 
 def _require_no_decline(outcomes: Sequence[Outcome]) -> None:
@@ -182,15 +180,14 @@ def _require_no_decline(outcomes: Sequence[Outcome]) -> None:
 
 
 async def _hang_up(run: Certification) -> Checked:
-    hung_up = 0
+    hung_up, once = 0, ""
     for share in _GIVEN_UP_AFTER:
         payment = await run.trial.new(_AMOUNT)
         hung_up += await run.trial.give_up(payment, share * run.trial.latency_s) is None
-        await run.trial.require_paid(payment)
-        await run.trial.require_once(payment)
+        once = await run.trial.require_once(payment, [await run.trial.require_paid(payment)])
     if not hung_up:
         raise UncheckableError("every answer came before the connection was ended")
-    return Ruling.PASS, f"recorded once each, {hung_up} of {len(_GIVEN_UP_AFTER)} hung up on"
+    return Ruling.PASS, f"{once}; {hung_up} of {len(_GIVEN_UP_AFTER)} hung up on"
 
 
 async def _find_recorded(run: Certification) -> Checked:
@@ -248,7 +245,13 @@ async def _given_up(run: Certification) -> Checked:
             await asyncio.sleep(run.trial.max_delay_s / 50)
         return given_up, None
 
-    found = await asyncio.gather(*map(one, _GIVEN_UP_AFTER))
+    # All come to their end before the first that broke the rule is told.
+    ended = await asyncio.gather(*map(one, _GIVEN_UP_AFTER), return_exceptions=True)
+    found = []
+    for each in ended:
+        if isinstance(each, BaseException):
+            raise each
+        found.append(each)
     times = [recorded_s for given_up, recorded_s in found if given_up]
     if not times:
         raise UncheckableError("every answer came before the call was given up")
@@ -314,7 +317,7 @@ async def _books(run: Certification) -> Checked:
     """After all others, so that it sees what came late."""
     if not run.sandbox.processor.tells_totals:
         raise UncheckableError("the connector reads no totals")
-    number = 0
+    amount, number = run.trial.amount, 0
     for payment in run.trial.made:
         finding, count = await run.trial.find(payment), await run.trial.count(payment)
         assert count is not None
@@ -324,8 +327,8 @@ async def _books(run: Certification) -> Checked:
             raise RuleBrokenError(f"the totals hold {payment.correlation_id} {count.count} times")
         if isinstance(finding, Found) and (count.count, count.cents) != (1, finding.cents):
             raise RuleBrokenError(
-                f"{payment.correlation_id} is found with {run.trial.amount(finding.cents)}, and the "
-                f"totals hold {count.count} with {run.trial.amount(count.cents)}"
+                f"{payment.correlation_id} is found with {amount(finding.cents)}, and the "
+                f"totals hold {count.count} with {amount(count.cents)}"
             )
         number += count.count
     return Ruling.PASS, f"each of {number} payments once"

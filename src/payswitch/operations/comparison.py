@@ -61,9 +61,9 @@ class DifferenceKind(enum.Enum):
 
     UNKNOWN_THERE = "settled here, unknown there"
     OTHER_DETAILS = "settled here with another amount or instant"
-    ELSEWHERE = "settled here, recorded at the other processor"
+    ELSEWHERE = "settled here, recorded at another processor"
     NOT_SETTLED = "recorded there, not settled here"
-    PAID_TWICE = "recorded at both processors"
+    PAID_TWICE = "recorded at more than one processor"
 
 
 @dataclass(frozen=True, slots=True)

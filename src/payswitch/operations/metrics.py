@@ -37,6 +37,7 @@ def _of(overview: Overview, currency: Currency) -> Iterable[Metric]:
     yield metrics.OLDEST_AGE.one((overview.oldest_age_ms or 0) / 1000)
     yield metrics.IN_FLIGHT.one(overview.in_flight)
     yield metrics.HELD.by({(name,): count for name, count in overview.held.items()})
+    yield metrics.DECLINED.by({(name,): count for name, count in overview.declined.items()})
     yield metrics.DEAD_LETTERS.one(overview.dead)
     yield metrics.INCIDENTS.one(overview.incidents)
     yield metrics.PROCESSES.by({(part,): len(overview.of_kind(part)) for part in _PARTS})
@@ -58,7 +59,7 @@ def _of_money(overview: Overview, currency: Currency) -> Iterable[Metric]:
         yield metrics.FEES.by(
             {
                 ("paid",): float(fees.paid / currency.scale),
-                ("default",): float(fees.all_default / currency.scale),
+                ("preferred",): float(fees.all_preferred / currency.scale),
             }
         )
 

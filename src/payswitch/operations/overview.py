@@ -61,12 +61,12 @@ class Fees:
     processor."""
 
     paid: Decimal
-    all_default: Decimal
+    all_preferred: Decimal
 
     @property
     def extra(self) -> Decimal:
         """The cost of failing over."""
-        return self.paid - self.all_default
+        return self.paid - self.all_preferred
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,8 @@ class Overview:
     """Dead letters that nobody has resolved."""
     resolved: int
     """Dead letters that an operator has resolved since the last purge."""
+    declined: Mapping[str, int]
+    """Payments that a processor has declined since the last purge, by its name."""
     incidents: int
     """Incidents that nobody has resolved."""
     choice: Choice | None
@@ -106,9 +108,10 @@ class Overview:
 
     @property
     def accepted(self) -> int:
-        """All payments accepted since the last purge: settled, waiting, dead or resolved."""
-        settled = sum(total.count for total in self.settled.values())
-        return settled + self.backlog + self.dead + self.resolved
+        """All payments accepted since the last purge: settled, declined, waiting, dead or
+        resolved."""
+        ended = sum(total.count for total in self.settled.values()) + sum(self.declined.values())
+        return ended + self.backlog + self.dead + self.resolved
 
     @property
     def oldest_age_ms(self) -> int | None:
@@ -120,13 +123,13 @@ class Overview:
     @property
     def fees(self) -> Fees | None:
         """The fees; None unless every fee involved is known."""
-        default = self.fee_rates.get(self.preferred)
+        preferred = self.fee_rates.get(self.preferred)
         used = {name: total.cents for name, total in self.settled.items() if total.cents}
-        if default is None or not used.keys() <= self.fee_rates.keys():
+        if preferred is None or not used.keys() <= self.fee_rates.keys():
             return None
         return Fees(
             paid=sum((self.fee_rates[name] * cents for name, cents in used.items()), Decimal()),
-            all_default=default * sum(used.values()),
+            all_preferred=preferred * sum(used.values()),
         )
 
     @property
@@ -170,6 +173,12 @@ def _parse(answer: Mapping[str, Any], processors: Sequence[str]) -> Overview:
         in_flight=answer["in_flight"] or 0,
         dead=answer["dead"] or 0,
         resolved=_whole(answer["resolved"]),
+        declined={
+            name: _whole(count)
+            for name, count in zip(
+                processors, answer["declined"] or [None] * len(processors), strict=True
+            )
+        },
         incidents=answer["incidents"] or 0,
         choice=_choice(processors, answer["selection"], answer["selection_life"] or 0),
         health=dict(_health(processors, read_note(answer["reports"]))),

@@ -22,6 +22,8 @@ _RATE_OVER_MS = 5000
 _FRESH_MS = 5000
 _LONG_MS = 30_000
 """A payment that has waited longer becomes a finding."""
+_MOST_NAMED = 3
+"""More processors are a number in the headline."""
 
 
 class Level(enum.Enum):
@@ -123,7 +125,7 @@ class Status:
             return f"Paused, {waiting}"
         if now is not None and now.all_settled_per_s > 0:
             through = [name for name, rate in now.settled_per_s.items() if rate > 0]
-            return f"{now.all_settled_per_s:,.0f} payments/s through {' and '.join(through)}"
+            return f"{now.all_settled_per_s:,.0f} payments/s through {_listed(through)}"
         if overview.backlog:
             return f"No money flows, {waiting}" if now else waiting
         return "Nothing to pay"
@@ -301,6 +303,7 @@ def _processor(status: Status, name: str, currency: Currency) -> dict[str, Any]:
         "perSecond": now and round(now.settled_per_s.get(name, 0), 1),
         "failedTries": now and now.failed.get(name, 0),
         "held": overview.held[name],
+        "declined": overview.declined[name],
         "fee": orjson.Fragment(f"{fee[name]:f}") if name in fee else None,
         "health": seen
         and {
@@ -343,7 +346,7 @@ def _fees(overview: Overview, currency: Currency) -> dict[str, Any] | None:
     settled = sum(total.cents for total in overview.settled.values())
     return {
         "paid": _amount(fees.paid, currency),
-        "allDefault": _amount(fees.all_default, currency),
+        "allPreferred": _amount(fees.all_preferred, currency),
         "extra": _amount(fees.extra, currency),
         "saved": None if overview.saved is None else _amount(overview.saved, currency),
         "share": round(float(fees.paid / settled), 5) if settled else None,
@@ -373,6 +376,13 @@ def _amount(cents: Decimal | int, currency: Currency) -> orjson.Fragment:
 
 def _rounded(ms: float | None) -> float | None:
     return None if ms is None else round(ms, 1)
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) > _MOST_NAMED:
+        return f"{len(names)} processors"
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _payments(count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 from uuid import uuid4
 
@@ -58,14 +58,14 @@ class Trial:
         self._before: dict[str, Total] = {}
         self._last_instant = 0
 
+    def amount(self, cents: int) -> str:
+        """An amount in the deployment's currency."""
+        return self.processor.connector.settings.currency.format_cents(cents)
+
     @property
     def watch_s(self) -> float:
         """How long it looks for what may come late."""
         return _BEYOND * self.max_delay_s
-
-    def amount(self, cents: int) -> str:
-        """An amount in the currency's decimals."""
-        return self.processor.connector.settings.currency.format_cents(cents)
 
     async def new(self, cents: int) -> Instruction:
         """A payment with an id, and with an instant at which no other one was made here."""
@@ -119,18 +119,18 @@ class Trial:
             raise UncheckableError(f"a payment came to nothing: {reasons[-1]}")
         return found
 
-    async def paid(self, cents: int) -> Instruction:
+    async def paid(self, cents: int) -> tuple[Instruction, Found]:
         """A new payment that is paid. Raises `UncheckableError` if it can't be."""
         instruction = await self.new(cents)
-        await self.require_paid(instruction)
-        return instruction
+        return instruction, await self.require_paid(instruction)
 
-    async def require_paid(self, instruction: Instruction) -> None:
+    async def require_paid(self, instruction: Instruction) -> Found:
         """Send it, and ask, until it is paid. Raises `UncheckableError` if it can't be."""
         found = await self.resolve(instruction)
         if not isinstance(found, Found):
             amount = self.amount(instruction.cents)
             raise UncheckableError(f"a payment of {amount} was {in_words(found)}")
+        return found
 
     async def decided(self, instruction: Instruction) -> FindOutcome:
         """Ask; while it is pending, ask again for a minute."""
@@ -167,24 +167,39 @@ class Trial:
         count = await self.count(instruction)
         return isinstance(await self.find(instruction), Found) if count is None else count.count > 0
 
-    async def require_once(self, instruction: Instruction) -> None:
-        """Raises `RuleBrokenError` unless a payment that was answered as paid is there once."""
+    async def require_once(
+        self, instruction: Instruction, answers: Sequence[Outcome | FindOutcome]
+    ) -> str:
+        """How a payment that was answered as paid is seen to be there once: by the totals, or else
+        by one reference in all answers. Raises `RuleBrokenError` if it is there more often."""
+        if not self.processor.tells_totals:
+            return await self._require_one_reference(instruction, answers)
 
         async def counted() -> Total | None:
             count = await self.count(instruction)
             return None if count is None or count.count == 0 else count
 
-        if self.processor.tells_totals:
-            count = await self._poll(counted, self.watch_s) or Total()
-            if count.count != 1:
-                self.made.remove(instruction)
-                raise RuleBrokenError(f"the totals hold it {count.count} times")
-            return
+        count = await self._poll(counted, self.watch_s) or Total()
+        if count.count != 1:
+            self.made.remove(instruction)
+            raise RuleBrokenError(f"the totals hold it {count.count} times")
+        return "recorded once"
+
+    async def _require_one_reference(
+        self, instruction: Instruction, answers: Sequence[Outcome | FindOutcome]
+    ) -> str:
         finding = await self.seen(instruction)
         if isinstance(finding, Unclear):
             raise RuleBrokenError(f"the look-up says: {finding.reason}")
         if not isinstance(finding, Found):
             raise UncheckableError(f"no totals, and the look-up says: {in_words(finding)}")
+        paid = [each for each in (*answers, finding) if isinstance(each, Paid | Found)]
+        references = sorted({each.reference for each in paid})
+        if references[0] == "":
+            raise UncheckableError("no totals to count it, and no reference to compare")
+        if len(references) > 1:
+            raise RuleBrokenError(f"it has several references: {', '.join(references)}")
+        return "one reference in all answers (no totals to count it)"
 
     async def _total(self, instruction: Instruction) -> Total:
         return await self.processor.total(instruction.requested_at, instruction.requested_at)

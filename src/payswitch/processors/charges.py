@@ -6,7 +6,8 @@ decline, and a lookup by reference.
 
 from __future__ import annotations
 
-from decimal import Decimal, DecimalException
+import re
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -39,6 +40,8 @@ from payswitch.processors.outcomes import (
 _ABOUT_US = frozenset({401, 403, 404, 405, 425, 429, 500})
 """The call has ended, and its status is no verdict on the payment."""
 _ABOUT_THE_PAYMENT = frozenset({400, 422})
+_SHARE = re.compile(r"0(\.[0-9]{1,9})?|1(\.0{1,9})?", re.ASCII)
+_LONGEST_TEXT = 255
 
 
 class ChargesConnector(Connector):
@@ -127,13 +130,10 @@ class ChargesConnector(Connector):
     def read_fee(self, response: Response) -> Decimal:
         """A share in text, so that nothing rounds it."""
         document = _json(response.body)
-        try:
-            fee = Decimal(document["fee"])
-        except (KeyError, TypeError, ValueError, DecimalException):
-            raise NotUnderstoodError("an account without a fee") from None
-        if not 0 <= fee <= 1:
+        text = document.get("fee") if isinstance(document, dict) else None
+        if not isinstance(text, str) or not _SHARE.fullmatch(text):
             raise NotUnderstoodError("an account without a fee")
-        return fee
+        return Decimal(text)
 
     def _read_charge(self, instruction: Instruction, charge: Any) -> FindOutcome:
         try:
@@ -146,10 +146,12 @@ class ChargesConnector(Connector):
             return Unclear("a charge for another reference")
         if currency != self.settings.currency.code:
             return Unclear("a charge in another currency")
+        if not _is_short_text(charge_id):
+            return Unclear("a charge with an absurd id")
         if status == "succeeded":
-            return Found(cents, requested_at, str(charge_id))
+            return Found(cents, requested_at, charge_id)
         if status == "pending":
-            return Pending(str(charge_id))
+            return Pending(charge_id)
         if status == "failed":
             return Declined(_code(charge))
         return Unclear("a charge in an unknown state")
@@ -173,7 +175,11 @@ def _code(document: Any) -> str:
         code = document["error"]["code"]
     except (KeyError, TypeError):
         return "unknown"
-    return code if isinstance(code, str) and code.isprintable() else "unknown"
+    return code if _is_short_text(code) else "unknown"
+
+
+def _is_short_text(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= _LONGEST_TEXT
 
 
 def _json(body: bytes) -> Any:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import NamedTuple
 
 from payswitch.money import BRL, Currency, Total
 from payswitch.processors.outcomes import FindOutcome, HealthReport, PayOutcome
@@ -33,8 +34,7 @@ class Instruction:
     """The client's JSON object, in canonical form; logs never show it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A request to the processor; the base URL's credentials, host and length are added to it."""
 
     method: str
@@ -44,8 +44,7 @@ class Request:
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """A complete response; one that was cut off never reaches a connector."""
 
     status: int

@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import httpx
 
 from payswitch.http.transport import Transport
+from payswitch.instants import LEDGER_ENDS_MS
 from payswitch.money import Total
 from payswitch.processor_url import parse_processor_url
 from payswitch.processors.connector import (
     Connector,
     ConnectorSettings,
+    Headers,
     Instruction,
     NotUnderstoodError,
     Request,
@@ -25,6 +27,7 @@ from payswitch.processors.connector import (
 from payswitch.processors.connectors import ConnectorError, find_connector
 from payswitch.processors.outcomes import (
     FindOutcome,
+    Found,
     HealthReport,
     NotPaid,
     Outcome,
@@ -40,6 +43,9 @@ from payswitch.settings import ProcessorSettings, SettingProblem, Settings, Sett
 from payswitch.telemetry.tracing import NO_STEP, Step
 
 T = TypeVar("T")
+_RawHeaders = list[tuple[bytes, bytes]]
+_PAY_OUTCOMES = get_args(PayOutcome)
+_NO_OUTCOME = "the connector gave no outcome"
 
 CONNECT_LIMIT_MS = 1000
 _BEYOND_THE_DELAY_MS = 500
@@ -76,7 +82,7 @@ class Processor:
         self.connector = connector
         self._transport = transport
         self._base, _ = place = parse_processor_url(url)
-        self._url = lru_cache(maxsize=64)(self._url_of)
+        self._target = lru_cache(maxsize=64)(self._make_target)
         # Sent before the connector's headers: a base URL with credentials is HTTP Basic.
         self._credentials = [(name.encode(), text.encode()) for name, text in place.headers.items()]
         connect = connect_limit_ms / 1000
@@ -102,7 +108,7 @@ class Processor:
             outcome = self.connector.read_payment(instruction, response)
         except Exception as error:
             return Unknown(_at_fault(f"can't read status {response.status}", error))
-        return outcome if isinstance(outcome, PayOutcome) else Unknown(_at_fault("gave no outcome"))
+        return outcome if isinstance(outcome, _PAY_OUTCOMES) else Unknown(_NO_OUTCOME)
 
     async def find(self, instruction: Instruction, step: Step = NO_STEP) -> FindOutcome:
         """Ask whether the processor has a payment. Only cancellation is raised. `step` traces the
@@ -116,9 +122,11 @@ class Processor:
             return Unclear(reason(error))
         except Exception as error:
             return Unclear(_at_fault("can't find out", error))
-        return (
-            finding if isinstance(finding, FindOutcome) else Unclear(_at_fault("gave no outcome"))
-        )
+        if not isinstance(finding, FindOutcome):
+            return Unclear(_NO_OUTCOME)
+        if isinstance(finding, Found) and not 0 <= finding.requested_at < LEDGER_ENDS_MS:
+            return Unclear("an absurd instant")
+        return finding
 
     async def health(self, limit_ms: int) -> HealthReport | None:
         """Ask for the processor's health report; None if it doesn't give one in time."""
@@ -199,14 +207,9 @@ class Processor:
         return await self._exchange(self._httpx_request(request, self._find_limits), step)
 
     def _httpx_request(self, request: Request, limits: dict[str, Any]) -> httpx.Request:
-        url = self._url(request.path)
-        headers = [
-            (b"host", url.netloc),
-            *self._credentials,
-            *((name.encode(), value.encode()) for name, value in request.headers),
-        ]
-        if request.body or request.method not in ("GET", "HEAD"):
-            headers.append((b"content-length", b"%d" % len(request.body)))
+        url, headers = self._target(request.path, request.headers)
+        if request.body or request.method != "GET":
+            headers = [*headers, (b"content-length", b"%d" % len(request.body))]
         # A stream and its length: httpx takes 7 µs to find both out from the content.
         return httpx.Request(
             request.method,
@@ -216,8 +219,10 @@ class Processor:
             extensions={"timeout": limits},
         )
 
-    def _url_of(self, path: str) -> httpx.URL:
-        return httpx.URL(path if path.startswith("http") else self._base + path)
+    def _make_target(self, path: str, headers: Headers) -> tuple[httpx.URL, _RawHeaders]:
+        url = httpx.URL(path if path.startswith("http") else self._base + path)
+        encoded = ((name.encode(), value.encode()) for name, value in headers)
+        return url, [(b"host", url.netloc), *self._credentials, *encoded]
 
     async def _exchange(self, request: httpx.Request, step: Step = NO_STEP) -> Response:
         """The response with its raw body: a decoded one could have any size."""

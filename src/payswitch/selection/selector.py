@@ -67,7 +67,7 @@ def decide(reports: Mapping[str, HealthReport | None], limits: Limits) -> Select
     told = [f"{name} {_word(reports[name])}" for name in down]
     if not speeds:
         return Selection(next(iter(reports)), False, ", ".join(told), down=down)
-    if len(speeds) > 1:
+    if len(speeds) > 1 or not told:
         told += [f"{name} {speed} ms" for name, speed in speeds.items()]
     healthy = list(speeds)
     fast = [name for name in healthy if speeds[name] <= limits.fast_enough_ms]

@@ -168,6 +168,11 @@ OLDEST_AGE = _gauge(
 )
 IN_FLIGHT = _gauge("payswitch_in_flight", "Payments that all workers hold.")
 HELD = _gauge("payswitch_held", "Payments that wait until a processor works again.", ("processor",))
+DECLINED = _counter(
+    "payswitch_declined_total",
+    "Payments that a processor has declined; a purge resets it.",
+    ("processor",),
+)
 DEAD_LETTERS = _gauge(
     "payswitch_dead_letters", "Dead letters that nobody has replayed or resolved."
 )
@@ -185,8 +190,8 @@ LEDGER_AMOUNT = _counter(
 )
 FEES = _gauge(
     "payswitch_fees",
-    "The processors' fees on the ledger's payments, in the currency's unit: paid, and default as "
-    "if all had gone through that one. Left out while the fees are unknown.",
+    "The processors' fees on the ledger's payments, in the currency's unit: paid, and preferred as "
+    "if all had gone through the first processor. Left out while the fees are unknown.",
     ("through",),
 )
 SELECTED = _gauge(

@@ -37,10 +37,11 @@ def pay_for_real(redis: Redis, payment: Payment) -> None:
     name = payment.correlation_id
     call = {part: redis.register_script(scripts.source(part)) for part in ("accept", "claim")}
     call |= {part: redis.register_script(scripts.source(part)) for part in ("route", "settle")}
-    call["accept"](args=[10, name, payment.cents, 2**53, "{}"])
+    call["accept"](args=[10, name, payment.cents, 2**53, "{}", ""])
     token = scripts.named(call["claim"](args=[10, 30_000, 5_000]))["token"]
     call["route"](args=[5_000, 30_000, name, token, "0", payment.processor, "", ""])
-    settle: list[str | int] = [RETENTION_MS, name, "0", payment.processor, payment.requested_at]
+    settle: list[str | int] = [RETENTION_MS, name, "0", payment.processor]
+    settle += (payment.requested_at, "", "")
     assert call["settle"](args=settle) == [b"settled"]
 
 

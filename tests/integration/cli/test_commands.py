@@ -17,8 +17,8 @@ from tests.support import RedisServer, free_port
 PARTS = {("up",), ("ingress",), ("worker",), ("health",), ("simulator",), ("chaos",)}
 """They start a Redis, or wait for it."""
 GROUPS = {(), ("dead",), ("incidents",)}
-ALONE = {("completion",), ("settings",)}
-"""They need nothing; `test_settings_command` has the settings."""
+ALONE = {("certify",), ("completion",), ("settings",)}
+"""They need no Redis; `test_settings_command` has the settings."""
 
 SAY_WHETHER_ALL_IS_WELL = {("reconcile",), ("status",)}
 """Exit code 1 is for what they find."""

@@ -88,6 +88,23 @@ async def test_json_is_what_the_page_gets(redis: ArqRedis, payswitch: Payswitch)
     assert status["settled"]["amount"] == 0
 
 
+@pytest.mark.parametrize("names", [["acme"], ["acme", "globex", "initech"]], ids=["one", "three"])
+async def test_any_number_of_processors_is_shown_in_the_order_of_preference(
+    redis: ArqRedis, payswitch: Payswitch, names: list[str]
+) -> None:
+    await live_parts(redis)
+    await redis.set("processors:fees", orjson.dumps({"acme": "0.05"}))
+    for name in names:
+        payswitch.environment[f"PAYMENT_PROCESSOR_URL_{name.upper()}"] = f"http://{name}.test"
+    payswitch.environment["PAYSWITCH_PROCESSORS"] = ",".join(names)
+    lines = [line.split() for line in (await payswitch("status")).out.splitlines()]
+    assert [line[0] for line in lines if line[1:3] == ["0", "0.00"]] == names
+    assert "more than all by acme" in " ".join(word for line in lines for word in line)
+    status = (await payswitch("status", "--json")).json()
+    assert list(status["processors"]) == names
+    assert status["fees"]["allPreferred"] == 0
+
+
 async def test_watching_prints_until_it_is_interrupted(
     redis: ArqRedis, redis_server: RedisServer
 ) -> None:

@@ -13,14 +13,17 @@ import pytest
 from arq.connections import ArqRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from payswitch.money import Total
+from payswitch.ingress import openapi
+from payswitch.money import BRL, Total
+from payswitch.operations.overview import read_overview
+from payswitch.payments.records import Record
 from payswitch.payments.tries import Burial
 from payswitch.settings import ProcessorSettings
 from payswitch.simulator.charges import ChargesDialect
 from payswitch.simulator.dialect import SimulatorConfig
 from payswitch.simulator.server import Simulator
 from tests.integration.harness import Bench, bench
-from tests.support import SLACK_S, Reply
+from tests.support import PROCESSORS, SLACK_S, Reply
 
 pytestmark = pytest.mark.usefixtures("redis")
 
@@ -57,10 +60,18 @@ async def acme(redis: ArqRedis) -> AsyncIterator[Acme]:
     await simulator.close()
 
 
+def is_described(record: Record) -> bool:
+    """Whether the description of `GET /payments/{id}` has its state and all its members."""
+    shown = orjson.loads(record.public_json(BRL))
+    members = openapi.document()["components"]["schemas"]["PaymentState"]["properties"]
+    return shown.keys() <= members.keys() and shown["state"] in members["state"]["enum"]
+
+
 async def test_a_payment_is_settled_with_the_providers_reference(acme: Acme) -> None:
     payment = await acme.bench.accept(cents=1990)
     record = await acme.bench.dispatch_until_done(payment)
     assert (record.state, record.reference) == ("settled", f"ch_{payment}")
+    assert is_described(record)
     assert await acme.bench.summary() == {"default": Total(1, 1990), "fallback": Total()}
     assert acme.simulator.book.totals() == Total(1, 1990)
 
@@ -69,8 +80,22 @@ async def test_a_declined_payment_ends_as_declined(acme: Acme) -> None:
     await acme.set_faults(decisions={"decline": 1})
     record = await acme.bench.dispatch_until_done(await acme.bench.accept())
     assert (record.state, record.declined) == ("declined", "card_declined")
+    assert is_described(record)
     assert acme.bench.fallback.posts == []
     assert await acme.bench.summary() == {"default": Total(), "fallback": Total()}
+
+
+async def test_declined_payments_are_counted_until_there_is_proof_of_payment(acme: Acme) -> None:
+    await acme.set_faults(decisions={"decline": 1})
+    for _ in range(2):
+        payment = await acme.bench.accept()
+        claim = await acme.bench.claim_when_due(payment)
+        await acme.bench.dispatcher.dispatch(claim)
+    overview = await read_overview(acme.bench.redis, PROCESSORS)
+    assert (overview.accepted, overview.declined) == (2, {"default": 2, "fallback": 0})
+    await acme.bench.ledger.settle(claim, "default", 1)
+    overview = await read_overview(acme.bench.redis, PROCESSORS)
+    assert (overview.accepted, overview.declined) == (2, {"default": 1, "fallback": 0})
 
 
 async def test_a_pending_payment_ends_as_the_provider_decides(acme: Acme) -> None:

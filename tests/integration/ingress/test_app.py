@@ -38,7 +38,7 @@ async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def client(redis_server: RedisServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(Settings(redis_url=redis_server.url)) as client:
+    async with serving(Settings(redis_url=redis_server.url, accept_limit_ms=60_000)) as client:
         yield client
 
 
@@ -238,7 +238,7 @@ async def test_a_bug_in_here_is_answered_as_a_problem(
         raise KeyError(correlation_id)
 
     monkeypatch.setattr("payswitch.ingress.endpoints.read_record", read_with_a_bug)
-    app = create_app(Settings(redis_url=redis_server.url))
+    app = create_app(Settings(redis_url=redis_server.url, accept_limit_ms=60_000))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://ingress") as client:
@@ -409,7 +409,9 @@ async def test_nobody_may_purge_by_default(client: httpx.AsyncClient, redis: Arq
 async def test_anyone_may_purge_where_it_is_open(
     redis_server: RedisServer, redis: ArqRedis
 ) -> None:
-    async with serving(Settings(redis_url=redis_server.url, purge="open")) as client:
+    async with serving(
+        Settings(redis_url=redis_server.url, accept_limit_ms=60_000, purge="open")
+    ) as client:
         await client.post("/payments", json={"correlationId": ID, "amount": 1})
         assert (await client.post("/purge-payments")).status_code == 200
         assert await redis.zcard("arq:queue") == 0
@@ -417,7 +419,9 @@ async def test_anyone_may_purge_where_it_is_open(
 
 
 async def test_a_purge_may_demand_a_token(redis_server: RedisServer) -> None:
-    settings = Settings(redis_url=redis_server.url, purge="token", purge_token="s3cret")
+    settings = Settings(
+        redis_url=redis_server.url, accept_limit_ms=60_000, purge="token", purge_token="s3cret"
+    )
     async with serving(settings) as client:
         assert_problem(await client.post("/purge-payments"), 401)
         wrong = {"authorization": "Bearer wrong"}
@@ -484,7 +488,9 @@ async def test_many_at_once_without_redis_are_all_answered_within_the_limit(
 
 
 async def test_with_a_full_backlog_the_answer_is_503(redis_server: RedisServer) -> None:
-    async with serving(Settings(redis_url=redis_server.url, max_backlog=1)) as client:
+    async with serving(
+        Settings(redis_url=redis_server.url, accept_limit_ms=60_000, max_backlog=1)
+    ) as client:
         await client.post("/payments", json={"correlationId": ID, "amount": 1})
         other = {"correlationId": str(uuid4()), "amount": 1}
         assert_problem(await client.post("/payments", json=other), 503, says="too many")

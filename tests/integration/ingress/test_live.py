@@ -280,7 +280,7 @@ async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 async def test_the_page_is_served_under_a_strict_policy(
     redis_server: RedisServer, path: str
 ) -> None:
-    async with serving(Settings(redis_url=redis_server.url)) as client:
+    async with serving(Settings(redis_url=redis_server.url, accept_limit_ms=60_000)) as client:
         response = await client.get(path)
         assert response.status_code == 200
         assert response.headers["content-type"].startswith(FILES[path])
@@ -298,7 +298,9 @@ async def test_the_page_is_served_under_a_strict_policy(
 
 @pytest.mark.parametrize("path", [*FILES, "/events"])
 async def test_a_setting_turns_the_page_off(redis_server: RedisServer, path: str) -> None:
-    async with serving(Settings(redis_url=redis_server.url, page="off")) as client:
+    async with serving(
+        Settings(redis_url=redis_server.url, accept_limit_ms=60_000, page="off")
+    ) as client:
         response = await client.get(path)
         assert (response.status_code, response.json()["status"]) == (404, 404)
 
@@ -361,7 +363,7 @@ async def test_events_come_over_http_in_their_format_and_a_stop_waits_for_no_vie
 async def test_an_ingress_counts_what_it_accepts_and_refuses(
     redis: ArqRedis, redis_server: RedisServer
 ) -> None:
-    async with serving(Settings(redis_url=redis_server.url)) as client:
+    async with serving(Settings(redis_url=redis_server.url, accept_limit_ms=60_000)) as client:
         payment = {"correlationId": str(uuid4()), "amount": 1}
         await client.post("/payments", json=payment)
         await client.post("/payments", json=payment)

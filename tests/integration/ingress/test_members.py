@@ -55,7 +55,9 @@ def way_in(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def ingress(redis_server: RedisServer, way_in: str) -> AsyncIterator[Ingress]:
-    async with serving(Settings(redis_url=redis_server.url), way_in) as ingress:
+    async with serving(
+        Settings(redis_url=redis_server.url, accept_limit_ms=60_000), way_in
+    ) as ingress:
         yield ingress
 
 
@@ -109,7 +111,9 @@ async def test_an_unknown_member_is_refused_unless_it_may_be_ignored(
     assert answer.json()["detail"].startswith("'note' is unknown")
     schema = (await ingress.ask.get("/openapi.json")).json()["components"]["schemas"]["Payment"]
     assert schema["additionalProperties"] is False
-    settings = Settings(redis_url=redis_server.url, unknown_members="ignore")
+    settings = Settings(
+        redis_url=redis_server.url, accept_limit_ms=60_000, unknown_members="ignore"
+    )
     async with serving(settings, way_in) as lenient:
         assert (await lenient.post('"note":1,"metadata":{"a":1}')).status_code == 202
         assert '"metadata":{"a":1}' in await lenient.state()
@@ -128,7 +132,7 @@ async def test_an_unknown_member_is_refused_unless_it_may_be_ignored(
 async def test_amounts_have_the_decimals_of_the_currency(
     redis_server: RedisServer, way_in: str, code: str, amount: str, beyond: str, says: str
 ) -> None:
-    settings = Settings(redis_url=redis_server.url, currency_code=code)
+    settings = Settings(redis_url=redis_server.url, accept_limit_ms=60_000, currency_code=code)
     async with serving(settings, way_in) as ingress:
         refused = await ingress.post("", beyond)
         assert (refused.status_code, refused.json()["detail"]) == (422, says)
@@ -149,9 +153,13 @@ async def test_amounts_have_the_decimals_of_the_currency(
 async def test_a_redis_with_payments_in_another_currency_is_not_used_until_a_purge(
     redis_server: RedisServer, way_in: str
 ) -> None:
-    async with serving(Settings(redis_url=redis_server.url), way_in) as ingress:
+    async with serving(
+        Settings(redis_url=redis_server.url, accept_limit_ms=60_000), way_in
+    ) as ingress:
         assert (await ingress.post("")).status_code == 202
-    settings = Settings(redis_url=redis_server.url, currency_code="JPY", purge="open")
+    settings = Settings(
+        redis_url=redis_server.url, accept_limit_ms=60_000, currency_code="JPY", purge="open"
+    )
     why = "Redis can't be used: it holds payments in BRL, and PAYSWITCH_CURRENCY is JPY"
     async with serving(settings, way_in) as other:
         refused = await other.post("", "1990")

@@ -58,7 +58,7 @@ async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def client(redis_server: RedisServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(Settings(redis_url=redis_server.url)) as client:
+    async with serving(Settings(redis_url=redis_server.url, accept_limit_ms=60_000)) as client:
         yield client
 
 
@@ -150,7 +150,7 @@ async def test_before_a_payment_is_refused_redis_is_looked_at_again(
     monkeypatch.setattr("payswitch.store.watch._EVERY_S", 1000)
     monkeypatch.setattr("payswitch.store.watch._FRESH_S", 0)
     await redis.config_set("maxmemory", 1)
-    async with serving(Settings(redis_url=redis_server.url)) as client:
+    async with serving(Settings(redis_url=redis_server.url, accept_limit_ms=60_000)) as client:
         statuses = []
         for memory in (1, 0):
             await redis.config_set("maxmemory", memory)
@@ -161,7 +161,9 @@ async def test_before_a_payment_is_refused_redis_is_looked_at_again(
 
 async def test_its_payments_are_counted_as_all_others(redis_server: RedisServer) -> None:
     port = free_port()
-    app = create_app(Settings(redis_url=redis_server.url), payments_at=(HOST, port))
+    app = create_app(
+        Settings(redis_url=redis_server.url, accept_limit_ms=60_000), payments_at=(HOST, port)
+    )
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(verify=False) as client,
@@ -191,7 +193,9 @@ async def test_who_sends_bad_requests_without_waiting_gets_one_answer(
     redis_server: RedisServer,
 ) -> None:
     port = free_port()
-    app = create_app(Settings(redis_url=redis_server.url), payments_at=(HOST, port))
+    app = create_app(
+        Settings(redis_url=redis_server.url, accept_limit_ms=60_000), payments_at=(HOST, port)
+    )
     async with app.router.lifespan_context(app):
         reader, writer = await asyncio.open_connection(HOST, port)
         writer.write(POST * 1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
@@ -12,6 +13,9 @@ from urllib.parse import parse_qs
 import orjson
 
 from payswitch.http.server import Exchange, Listener, reply
+from payswitch.processors.charges import ChargesConnector
+from payswitch.processors.connector import Instruction, Response
+from payswitch.processors.outcomes import FindOutcome, Found, Paid, PayOutcome
 
 TOKEN = "secret"
 LATENCY_S = 0.03
@@ -19,6 +23,25 @@ DECLINED = 4002
 MAX_DELAY_MS = 500
 
 Charge = dict[str, Any]
+
+
+class WithoutTotals(ChargesConnector):
+    """It can't count."""
+
+    def total(self, first_ms: int, last_ms: int) -> None:  # type: ignore[override]
+        return None
+
+
+class WithoutTotalsAndReferences(WithoutTotals):
+    """It tells no provider's id either."""
+
+    def read_payment(self, instruction: Instruction, response: Response) -> PayOutcome:
+        outcome = super().read_payment(instruction, response)
+        return Paid() if isinstance(outcome, Paid) else outcome
+
+    def read_finding(self, instruction: Instruction, response: Response) -> FindOutcome:
+        finding = super().read_finding(instruction, response)
+        return replace(finding, reference="") if isinstance(finding, Found) else finding
 
 
 class Provider:
@@ -123,6 +146,20 @@ class RecordsARepeat(Provider):
 
     def known(self, reference: str) -> Charge | None:
         return None
+
+
+class NewIdForARepeat(Provider):
+    """The same id twice is recorded twice, and the look-up knows only the first."""
+
+    def known(self, reference: str) -> Charge | None:
+        return None
+
+    def record(self, exchange: Exchange, charge: Charge) -> None:
+        charge["id"] = f"ch_{len(self.charges)}"
+        super().record(exchange, charge)
+
+    def found(self, reference: str) -> list[Charge]:
+        return super().found(reference)[:1]
 
 
 class RecordsAtTheSameTime(Provider):

@@ -42,9 +42,9 @@ async def sandbox(processor: ProcessorSettings, **others: Any) -> AsyncIterator[
     await transport.aclose()
 
 
-async def certified(provider: Provider) -> dict[str, RuleResult]:
+async def certified(provider: Provider, connector: str = "charges") -> dict[str, RuleResult]:
     async with provider.running():
-        processor = replace(PROCESSOR, url=provider.url)
+        processor = replace(PROCESSOR, url=provider.url, connector=connector)
         async with sandbox(processor, declined_cents=DECLINED) as made:
             return {each.rule: each for each in await Certification(made).run()}
 
@@ -70,7 +70,7 @@ async def test_a_provider_that_keeps_every_rule_passes_with_what_was_seen() -> N
     assert list(results) == [rule.name for rule in RULES]
     assert results["tls"].ruling is Ruling.WARNING
     assert all(each.measured for each in results.values())
-    assert "recorded once each" in results["hang-up"].measured
+    assert results["hang-up"].measured.startswith("recorded once; ")
     assert "the last within" in results["given-up"].measured
     assert results["token"].measured == "ended with status 401, and nothing is recorded"
     assert (
@@ -120,6 +120,45 @@ async def test_a_provider_that_breaks_a_rule_fails_by_it(
 ) -> None:
     results = await certified(kind())
     assert rules <= broken(results) <= rules | ALSO.get(kind, set()), results
+
+
+WITHOUT_TOTALS = "tests.integration.operations.providers:WithoutTotals"
+
+
+async def test_without_totals_one_reference_in_all_answers_is_what_can_be_seen() -> None:
+    results = await certified(Provider(), WITHOUT_TOTALS)
+    assert (broken(results), unchecked(results)) == (set(), {"books"})
+    for rule in ("repeat", "simultaneous", "hang-up"):
+        assert results[rule].measured.startswith("one reference in all answers (no totals")
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "seen"),
+    [
+        (providers.RecordsARepeat, "repeat", "2 charges for one reference"),
+        (providers.NewIdForARepeat, "repeat", "it has several references: "),
+    ],
+)
+async def test_without_totals_what_is_recorded_twice_is_seen_by_its_references(
+    kind: type[Provider], rule: str, seen: str
+) -> None:
+    results = await certified(kind(), WITHOUT_TOTALS)
+    assert results[rule].ruling is Ruling.FAIL
+    assert seen in results[rule].measured
+
+
+async def test_without_totals_and_references_nothing_can_be_said() -> None:
+    connector = "tests.integration.operations.providers:WithoutTotalsAndReferences"
+    results = await certified(Provider(), connector)
+    assert broken(results) == set()
+    assert unchecked(results) == {"books", "repeat", "simultaneous", "hang-up"}
+
+
+async def test_https_passes() -> None:
+    async with sandbox(replace(PROCESSOR, url="https://sandbox.example")) as made:
+        [tls] = [rule for rule in RULES if rule.name == "tls"]
+        ruling, _ = await tls.check(Certification(made))
+    assert ruling is Ruling.PASS
 
 
 async def test_a_provider_that_is_not_there_can_not_be_certified() -> None:

@@ -16,6 +16,7 @@ from payswitch.payments.dead_letters import DeadLetters, Filter, Handling
 from payswitch.payments.incidents import Incidents
 from payswitch.payments.ledger import Settlement
 from payswitch.payments.records import Record, Unreadable
+from payswitch.payments.tries import Burial, Findings, Tried, Tries
 from tests.integration.harness import Bench, bench
 from tests.support import ANA, PROCESSORS, Reply
 
@@ -238,6 +239,41 @@ async def test_a_try_that_the_processor_denied_but_had_recorded_is_in_the_histor
     assert await events(b, payment) == [
         "try 1 at default: status 500; open: it may have been recorded"
     ]
+
+
+async def test_a_try_that_is_brought_twice_is_in_the_history_once(b: Bench) -> None:
+    """It can't be buried while an earlier one may be recorded, so it is given back."""
+    payment = await b.accept()
+    other = {"correlationId": payment, "amount": 1.0, "requestedAt": "2026-01-02T03:04:05Z"}
+    b.default.script = [Reply(hang_up=True), Reply(500)]
+    b.default.finds = [Reply(404), Reply(body=orjson.dumps(other))]
+    for _ in range(2):
+        await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    record = await b.record(payment)
+    assert (record.state, record.last_error) == ("queued", "default has it with another amount")
+    assert [event.what.split(";")[0] for event in record.history] == [
+        "try 1 at default: the connection ended without an answer",
+        "try 2 at default: status 500",
+    ]
+
+
+async def test_a_decline_is_what_closed_the_tries_before_it(b: Bench) -> None:
+    payment = await b.accept()
+    b.default.script = [Reply(429)]
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    claim = await b.claim_when_due(payment)
+    tries = Tries(b.redis, max_delay_ms=300, lease_ms=1500, retention_ms=RETENTION_MS)
+    routed = await tries.open(claim, "default", Findings())
+    assert routed is not None
+    findings = Findings(closed={1, 2}, tried=Tried(2, "default", "status 500"))
+    burial = await tries.bury(claim, "no funds", findings, horizon_passed=False, declined=True)
+    assert burial is Burial.BURIED
+    assert await events(b, payment) == [
+        "try 1 at default: status 429; open: it may have been recorded",
+        "try 1: closed, as default will not take the payment",
+        "try 2 at default: status 500; closed, as default will not take the payment",
+    ]
+    assert await resolve(b, payment) == [Handling.DECLINED]
 
 
 async def test_tries_that_end_alike_share_an_entry(b: Bench) -> None:

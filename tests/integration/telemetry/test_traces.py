@@ -189,7 +189,9 @@ async def test_the_job_carries_the_requests_context_in_55_bytes(
     b: Bench, redis: ArqRedis, redis_server: RedisServer, header: str
 ) -> None:
     traced = Traced(b)
-    app = create_app(Settings(redis_url=redis_server.url), traces=traced.traces)
+    app = create_app(
+        Settings(redis_url=redis_server.url, accept_limit_ms=60_000), traces=traced.traces
+    )
     payment = str(uuid4())
     assert (await post(app, payment, traceparent=header)).status_code == 202
     job = orjson.loads(await redis.get(f"arq:job:{payment}") or b"")
@@ -201,7 +203,10 @@ async def test_the_job_carries_the_requests_context_in_55_bytes(
 async def test_the_context_comes_through_the_payments_port_too(
     b: Bench, redis: ArqRedis, redis_server: RedisServer
 ) -> None:
-    settings, address = Settings(redis_url=redis_server.url), ("127.0.0.1", free_port())
+    settings, address = (
+        Settings(redis_url=redis_server.url, accept_limit_ms=60_000),
+        ("127.0.0.1", free_port()),
+    )
     app = create_app(settings, traces=Traced(b).traces, payments_at=address)
     payment = str(uuid4())
     async with app.router.lifespan_context(app), httpx.AsyncClient(verify=False) as client:
@@ -219,7 +224,7 @@ async def test_a_refused_request_is_in_the_trace_with_its_payments_id(
     b: Bench, redis_server: RedisServer
 ) -> None:
     traced = Traced(b)
-    settings = Settings(redis_url=redis_server.url, max_backlog=1)
+    settings = Settings(redis_url=redis_server.url, accept_limit_ms=60_000, max_backlog=1)
     await b.accept()
     payment = str(uuid4())
     app = create_app(settings, traces=traced.traces)

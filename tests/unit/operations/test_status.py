@@ -42,6 +42,7 @@ WELL = Overview(
     in_flight=0,
     dead=0,
     resolved=0,
+    declined={"default": 0, "fallback": 0},
     incidents=0,
     choice=Choice("default", True, "default 0 ms", NOW - 1000, 9000),
     health={
@@ -234,6 +235,19 @@ def test_rates_are_those_of_the_last_seconds() -> None:
     assert Status(WELL, now).headline == "50 payments/s through default"
 
 
+@pytest.mark.parametrize(
+    ("names", "through"),
+    [("a", "a"), ("ab", "a and b"), ("abc", "a, b and c"), ("abcd", "4 processors")],
+)
+def test_the_headline_names_the_processors_unless_they_are_many(names: str, through: str) -> None:
+    samples = [
+        replace(sample(NOW - 1000 + 1000 * n), settled={**dict.fromkeys(names, n), "idle": 0})
+        for n in range(2)
+    ]
+    headline = Status(WELL, rates(samples, NOW)).headline
+    assert headline == f"{len(names)} payments/s through {through}"
+
+
 def test_a_purge_makes_no_negative_rate() -> None:
     now = rates([sample(NOW - 1000, accepted=9, settled=9), sample(NOW)], NOW)
     assert now is not None
@@ -250,7 +264,7 @@ def test_without_a_fresh_history_rates_are_unknown(samples: list[Sample]) -> Non
     assert document(Status(WELL, None), BRL)["settled"]["perSecond"] is None
 
 
-def test_fees_are_exact_and_compared_with_all_by_default() -> None:
+def test_fees_are_exact_and_compared_with_all_by_the_preferred_one() -> None:
     settled = {"default": Total(1, 1990), "fallback": Total(1, 1001)}
     fees = replace(WELL, settled=settled).fees
     assert fees is not None
@@ -259,7 +273,7 @@ def test_fees_are_exact_and_compared_with_all_by_default() -> None:
     shown = orjson.loads(orjson.dumps(document(Status(replace(WELL, settled=settled), None), BRL)))
     assert shown["fees"] == {
         "paid": 2.5,
-        "allDefault": 1.5,
+        "allPreferred": 1.5,
         "extra": 1.0,
         "saved": 0.0,
         "share": 0.08347,

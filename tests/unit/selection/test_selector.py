@@ -188,7 +188,7 @@ def test_a_dearer_processor_that_is_down_changes_nothing(
 
 
 def test_one_processor_alone_is_chosen() -> None:
-    assert decide({"only": healthy(9000)}, Limits()) == Selection("only", True, "")
+    assert decide({"only": healthy(9000)}, Limits()) == Selection("only", True, "only 9000 ms")
 
 
 def test_the_reason_names_all_that_was_weighed() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payswitch.money import Total
+from payswitch.money import Currency, Total
 from payswitch.simulator.book import (
     Book,
     BookEntry,
@@ -278,7 +278,22 @@ def test_the_environment_sets_fee_token_and_limit() -> None:
     environment = {"TRANSACTION_FEE": "0.15", "INITIAL_TOKEN": "abc", "RATE_LIMIT_SECONDS": "0"}
     config = SimulatorConfig.from_environment("fallback", environment)
     assert config == SimulatorConfig("fallback", Decimal("0.15"), "abc", 0.0)
+    yen = SimulatorConfig.from_environment("default", {"PAYSWITCH_CURRENCY": "JPY"})
+    assert yen == SimulatorConfig("default", currency=Currency("JPY"))
     assert SimulatorConfig.from_environment("default", {}) == SimulatorConfig("default")
+
+
+def test_an_environment_with_an_unknown_currency_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"PAYSWITCH_CURRENCY .* 'XAU'"):
+        SimulatorConfig.from_environment("default", {"PAYSWITCH_CURRENCY": "XAU"})
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "cents"),
+    [("JPY", "19.5", 20), ("JPY", "19.49", 19), ("BHD", "0.0005", 1), ("BHD", "1.234", 1234)],
+)
+def test_an_amount_is_rounded_to_its_currency(code: str, text: str, cents: int) -> None:
+    assert parse_entry(body_of(text), Currency(code)).cents == cents
 
 
 @pytest.mark.parametrize("variable", ["TRANSACTION_FEE", "RATE_LIMIT_SECONDS"])

@@ -13,8 +13,8 @@ import click
 
 from payswitch.cli.main import fail
 from payswitch.cli.output import print_json, print_table, progress
-from payswitch.money import Currency
 from payswitch.operations.certification import (
+    AMOUNTS,
     RULES,
     Certification,
     RuleResult,
@@ -30,13 +30,6 @@ _UNREACHABLE = 2
 _WRONG_TOKEN = "payswitch-certify-wrong-token"
 
 
-def _parse_amount(text: str | None, currency: Currency) -> int | None:
-    cents = None if text is None else currency.exact_cents(text)
-    if text is not None and (cents is None or cents <= 0):
-        raise click.BadParameter(f"{text!r} is no amount above 0 such as 40.02")
-    return cents
-
-
 @click.command()
 @click.argument("url")
 @click.option("--connector", required=True, help="The provider's protocol, as in the settings.")
@@ -48,25 +41,24 @@ def _parse_amount(text: str | None, currency: Currency) -> int | None:
 )
 @click.option(
     "--declined",
-    "declined_amount",
     metavar="AMOUNT",
     help="An amount that the sandbox declines.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def certify(
-    url: str, connector: str, name: str, declined_amount: str | None, as_json: bool
-) -> None:
+def certify(url: str, connector: str, name: str, declined: str | None, as_json: bool) -> None:
     """Check whether the provider at URL keeps the rules on which exactly-once rests. It makes real
-    payments there, some 25 of 0.01 to 19.99: use a sandbox.
+    payments there, some 25 small ones: use a sandbox.
 
     Exit code 0: no rule is broken; 1: one is; 2: the provider can't be reached.
 
     Example: payswitch certify http://localhost:8001 --connector rinha
     """
     settings = _settings(url, connector, name)
+    cents = None if declined is None else settings.currency.exact_cents(declined)
+    if declined is not None and (cents is None or cents <= 0):
+        raise click.UsageError(f"--declined: {declined!r} is no amount in {settings.currency.code}")
     [processor] = settings.processors
-    declined_cents = _parse_amount(declined_amount, settings.currency)
-    sys.exit(asyncio.run(_certify(settings, processor, declined_cents, as_json=as_json)))
+    sys.exit(asyncio.run(_certify(settings, processor, cents, as_json=as_json)))
 
 
 def _settings(url: str, connector: str, name: str) -> Settings:
@@ -92,7 +84,11 @@ async def _certify(
 ) -> int:
     where = shown(processor.url)
     if not as_json:
-        click.echo(f"This makes real payments at {where}, some 25 of 0.01 to 19.99.")
+        low, high = (settings.currency.format_cents(cents) for cents in (AMOUNTS[0], AMOUNTS[-1]))
+        click.echo(
+            f"This makes some 25 real payments at {where}, each from {low} to {high} "
+            f"{settings.currency.code}."
+        )
     stranger = replace(settings, processors=(replace(processor, token=_WRONG_TOKEN),))
     transport = make_transport(settings)
     try:

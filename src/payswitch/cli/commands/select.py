@@ -49,7 +49,7 @@ def select(
 
     It holds for a time only, and for all workers from their next claim on, within a second. A
     payment with an open try stays with its processor. While the chosen one fails, payments wait:
-    the other one does not step in.
+    no other one steps in.
 
     Example: payswitch select fallback --for 30m --reason 'upgrade of default'
     """

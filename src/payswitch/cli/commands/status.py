@@ -120,8 +120,10 @@ def _numbers(now: Status, currency: Currency) -> Table:
         _add(table, "fees", "unknown", "the processors have not said what they take")
     else:
         saved = f", {money(overview.saved, currency)} saved by waiting" if overview.saved else ""
-        extra = f"{money(fees.extra, currency)} more than all by default"
+        extra = f"{money(fees.extra, currency)} more than all by {overview.preferred}"
         _add(table, "fees", money(fees.paid, currency), extra + saved)
+    if declined := sum(overview.declined.values()):
+        _add(table, "declined", f"{declined:,}", "")
     _add(table, "dead letters", f"{overview.dead:,}", "")
     _add(table, "reconciliation", *_reconciled(overview))
     return table

@@ -23,9 +23,10 @@ function round(value) {
 }
 
 export class Chart {
-  // series: [{name, label, kind: "stack" | "area" | "curve" | "dashed", value(point)}]
+  // series: [{color, label, kind: "stack" | "area" | "curve" | "dashed", value(point)}]; a color is
+  // a class of the style sheet. `band` gives a point's color in the strip, null for none.
   // The axis is narrow: `tick` says a value in some seven characters.
-  constructor(parent, options) {
+  constructor(options) {
     const { title, series, format, tick = format, least = 1, logarithmic = false } = options;
     const { band = null } = options;
     Object.assign(this, { title, series, format, tick, least, logarithmic, band });
@@ -39,7 +40,7 @@ export class Chart {
     caption.append(heading);
     this.legends = series.map((each) => {
       const legend = document.createElement("div");
-      legend.className = `legend s-${each.name}`;
+      legend.className = `legend ${each.color}`;
       const value = document.createElement("span");
       legend.append(`${each.label} `, value);
       caption.append(legend);
@@ -48,7 +49,6 @@ export class Chart {
     this.svg = element("svg");
     this.svg.setAttribute("role", "img");
     this.figure.append(caption, this.svg);
-    parent.append(this.figure);
     this.grid = element("g", "", this.svg);
     this.marks = element("g", "", this.svg);
     this.line = element("line", "cursor", this.svg);
@@ -165,26 +165,28 @@ export class Chart {
     if (!up.length) return;
     if (filled) {
       const soft = each.kind === "area" ? " soft" : "";
-      const area = element("path", `area${soft} s-${each.name}`, this.marks);
+      const area = element("path", `area${soft} ${each.color}`, this.marks);
       area.setAttribute("d", `M${up.join("L")}L${down.join("L")}Z`);
     }
     if (each.kind !== "stack") {
       const dashed = each.kind === "dashed" ? " dashed" : "";
-      const curve = element("path", `curve${dashed} s-${each.name}`, this.marks);
+      const curve = element("path", `curve${dashed} ${each.color}`, this.marks);
       curve.setAttribute("d", `M${up.join("L")}${up.length === 1 ? "h0.1" : ""}`);
     }
   }
 
-  // A strip under the plot: which of some states each second was in.
+  // A strip under the plot: the color of each second.
   drawBand(runs, x, top) {
     for (const run of runs) {
       for (let first = 0; first < run.length;) {
-        const state = this.band(run[first]);
+        const color = this.band(run[first]);
         let past = first + 1;
-        while (past < run.length && this.band(run[past]) === state) past += 1;
+        while (past < run.length && this.band(run[past]) === color) past += 1;
         const from = x(run[first].at), to = x(run[Math.min(past, run.length - 1)].at);
-        const strip = element("rect", `band s-${state}`, this.marks);
-        place(strip, { x: from, y: top, width: Math.max(to - from, 1), height: BAND, rx: 2 });
+        if (color !== null) {
+          const strip = element("rect", `band ${color}`, this.marks);
+          place(strip, { x: from, y: top, width: Math.max(to - from, 1), height: BAND, rx: 2 });
+        }
         first = past;
       }
     }

@@ -50,68 +50,78 @@ const ago = (ms) => `${ms < 60000 ? `${Math.round(ms / 1000)} s` : duration(ms)}
 const rate = (value) => (value < 10 ? tenths : whole).format(value);
 const sum = (counts) => Object.values(counts).reduce((all, each) => all + each, 0);
 
+// The processors' names in order of preference; a processor's place, from 1 on, is its color's.
+let names = [];
+const colorOf = (name) => `s-${names.indexOf(name) + 1}`;
+
+// A count of a sample; null for a processor that was not there yet.
+const count = (counts, name) => (Object.hasOwn(counts, name) ? counts[name] : null);
+
+// The strip at a sample: a color, none where that processor is not there any more.
+function selected({ healthy, selected: name }) {
+  if (!healthy || !name) return "s-none";
+  return names.includes(name) ? colorOf(name) : null;
+}
+
 // What a chart shows at a sample: rates against the sample three seconds before.
 function points(samples) {
   return samples.map((sample, index) => {
     const before = samples[Math.max(0, index - 3)];
     const seconds = (sample.at - before.at) / 1000;
     const known = seconds > 0 && seconds < 8;
-    const perSecond = (now, then) => (known ? Math.max(0, now - then) / seconds : null);
+    const perSecond = (now, then) =>
+      known && now !== null && then !== null ? Math.max(0, now - then) / seconds : null;
     return {
       at: sample.at,
       accepted: perSecond(sample.accepted, before.accepted),
-      default: perSecond(sample.settled.default, before.settled.default),
-      fallback: perSecond(sample.settled.fallback, before.settled.fallback),
+      settled: names.map((name) =>
+        perSecond(count(sample.settled, name), count(before.settled, name))),
       backlog: sample.backlog,
       p50: sample.p50_ms,
       p99: sample.p99_ms,
-      failedDefault: sample.failed.default,
-      failedFallback: sample.failed.fallback,
-      selected: sample.healthy ? sample.selected ?? "none" : "none",
+      failed: names.map((name) => count(sample.failed, name)),
+      selected: selected(sample),
     };
   });
 }
 
 function makeCharts(parent) {
   const axis = (value) => (value < 10 ? tenths : value < 1000 ? whole : compact).format(value);
-  const series = (name, label, kind, key = name) => ({
-    name, label, kind, value: (point) => point[key],
+  const series = (name, kind) => ({
+    color: `s-${name}`, label: name, kind, value: (point) => point[name],
   });
+  const stacked = (key) => names.map((name, place) => ({
+    color: colorOf(name), label: name, kind: "stack", value: (point) => point[key][place],
+  }));
   const charts = [
-    new Chart(parent, {
+    new Chart({
       title: "Settled per second",
-      series: [
-        series("default", "default", "stack"),
-        series("fallback", "fallback", "stack"),
-        series("accepted", "accepted", "dashed"),
-      ],
+      series: [...stacked("settled"), series("accepted", "dashed")],
       format: axis,
       band: (point) => point.selected,
     }),
-    new Chart(parent, {
+    new Chart({
       title: "Time to settle",
-      series: [series("p50", "p50", "curve"), series("p99", "p99", "curve")],
+      series: [series("p50", "curve"), series("p99", "curve")],
       format: (value) => duration(value < 10 ? value : Math.round(value)),
       tick: (value) => (value < 1000 ? `${value} ms` : `${value / 1000} s`),
       least: 10,
       logarithmic: true,
     }),
-    new Chart(parent, {
+    new Chart({
       title: "Payments waiting",
-      series: [series("backlog", "backlog", "area")],
+      series: [series("backlog", "area")],
       format: axis,
       least: 4,
     }),
-    new Chart(parent, {
+    new Chart({
       title: "Failed tries per second",
-      series: [
-        series("default", "default", "stack", "failedDefault"),
-        series("fallback", "fallback", "stack", "failedFallback"),
-      ],
+      series: stacked("failed"),
       format: axis,
       least: 4,
     }),
   ];
+  parent.replaceChildren(...charts.map((chart) => chart.figure));
   shareCursor(charts);
   return charts;
 }
@@ -162,7 +172,7 @@ function showFigures(status) {
   write("settle-note", times.p99Ms === null ? "nothing settled" : `p99 ${duration(times.p99Ms)}`);
   write("fees", fees ? money(fees.paid) : "–");
   const sign = fees?.extra > 0 ? "+" : "";
-  const extra = fees?.extra ? `${sign}${money(fees.extra)} vs default` : "all at default's";
+  const extra = fees?.extra ? `${sign}${money(fees.extra)} vs ${names[0]}` : `all at ${names[0]}'s`;
   const saved = fees?.saved ? `, ${money(fees.saved)} saved by waiting` : "";
   write("fees-note", fees ? extra + saved : "not known");
   showDead(status);
@@ -178,9 +188,11 @@ function showDead({ deadLetters, reconciliation }) {
   byId("dead-note").dataset.tone = differences ? "error" : "";
 }
 
+const BREAKER_TONES = { closed: "ok", "half-open": "warning", open: "error" };
+
 function breakerTags(breakers) {
-  const tones = { closed: "ok", "half-open": "warning", open: "error" };
-  return Object.entries(breakers).map(([state, count]) => tag(`${count} ${state}`, tones[state]));
+  return Object.entries(breakers).map(([state, workers]) =>
+    tag(`${workers} ${state}`, BREAKER_TONES[state]));
 }
 
 function health(processor) {
@@ -191,7 +203,7 @@ function health(processor) {
 }
 
 function processorCard(name, processor, selection) {
-  const card = make("article", `card processor s-${name}`);
+  const card = make("article", `card processor ${colorOf(name)}`);
   const heading = make("h3", "", name, health(processor));
   if (selection?.processor === name) heading.append(tag("selected", "note"));
   const facts = make("dl", "");
@@ -206,6 +218,7 @@ function processorCard(name, processor, selection) {
   fact("Health asked", seen ? ago(seen.ageMs) : "never");
   const tags = breakerTags(processor.breakers);
   fact("Circuit breakers", ...(tags.length ? tags.flatMap((each) => [each, " "]) : ["no worker"]));
+  if (processor.declined) fact("Declined", whole.format(processor.declined));
   card.append(heading, facts);
   return card;
 }
@@ -218,14 +231,16 @@ function processRow(process) {
       return refused ? `${accepted}, ${whole.format(refused)} refused` : accepted;
     },
     worker: () => {
-      const failed = sum(process.tries) - (process.tries.Paid ?? 0);
+      const { Paid = 0, Pending = 0, Declined = 0, ...failures } = process.tries;
+      const failed = sum(failures);
       const settled = `${whole.format(sum(process.settled))} settled`;
       return failed ? `${settled}, ${whole.format(failed)} tries failed` : settled;
     },
   }[process.kind];
-  const tones = { closed: "ok", "half-open": "warning", open: "error" };
-  const states = Object.entries(process.breakers).map(([name, state]) =>
-    tag(`${name} ${state}`, tones[state] ?? "none"));
+  const states = names.filter((name) => Object.hasOwn(process.breakers, name)).map((name) => {
+    const state = process.breakers[name];
+    return tag(`${name} ${state}`, BREAKER_TONES[state] ?? "none");
+  });
   return make(
     "tr", "",
     make("td", "", process.kind),
@@ -234,7 +249,7 @@ function processRow(process) {
     make("td", "", duration(Math.round(process.upMs / 1000) * 1000)),
     make("td", "", done ? done() : ""),
     make("td", "number", process.kind === "worker" ? whole.format(process.callsUnderWay) : ""),
-    make("td", "", ...states.sort((a, b) => a.textContent.localeCompare(b.textContent))),
+    make("td", "breakers", ...states),
   );
 }
 
@@ -253,7 +268,7 @@ function showStatus(status) {
 // The stream.
 
 const samples = [];
-const charts = makeCharts(byId("charts"));
+let charts = makeCharts(byId("charts"));
 let source = null;
 let heard = 0;
 
@@ -270,7 +285,13 @@ function take(event) {
   const news = JSON.parse(event.data);
   const newest = samples.length ? samples[samples.length - 1].at : 0;
   const fresh = news.samples.filter((sample) => sample.at > newest);
-  if (fresh.length) {
+  const named = Object.keys(news.status.processors ?? {});
+  const renamed = named.length && named.join() !== names.join();
+  if (renamed) {
+    names = named;
+    charts = makeCharts(byId("charts"));
+  }
+  if (fresh.length || renamed) {
     samples.push(...fresh);
     samples.splice(0, samples.length - KEPT);
     const shown = points(samples);
@@ -305,7 +326,7 @@ setInterval(watch, 1000);
 
 // The search.
 
-const TONES = { settled: "ok", dead: "error" };
+const TONES = { settled: "ok", declined: "warning", dead: "error" };
 const instant = (text) => (text ? text.replace("T", " ").replace("Z", " UTC") : "");
 const between = (first, last) => duration(Math.max(0, Date.parse(last) - Date.parse(first)));
 
@@ -328,6 +349,9 @@ function history(record) {
   }
   if (record.state === "dead") {
     steps.push(step("Dead letter", "", record.lastError ?? "", "dead"));
+  } else if (record.state === "declined") {
+    const note = `${record.processor} will not take it: ${record.declined}`;
+    steps.push(step("Declined", "", note, "dead"));
   } else if (record.settledAt) {
     const took = between(record.acceptedAt, record.settledAt);
     steps.push(step("Settled", instant(record.settledAt), `${took} after it was accepted`, "yes"));
