@@ -31,9 +31,8 @@ from bench.local import (
 )
 from bench.stock import SETTLED
 from payswitch.local.machine import LOCAL, Port
-from payswitch.local.system import FEES
 from payswitch.store import keys
-from tests.support import free_port
+from tests.support import PROCESSORS, free_port
 
 MEASURES = (
     Measure("accepted_per_s", "accepted/s", more_is_better=True),
@@ -70,7 +69,7 @@ class System:
 
 
 def _settled_here(client: redis.Redis) -> int:
-    totals = [client.hget(f"ledger:{name}:0:total", "count") for name in FEES]
+    totals = [client.hget(f"ledger:{name}:0:total", "count") for name in PROCESSORS]
     return sum(int(cast(bytes, total or 0)) for total in totals)
 
 
@@ -98,7 +97,7 @@ def measure(system: System, count: int, at_once: int) -> Values:
     Raises `BenchError` if a payment isn't paid exactly once."""
     with ExitStack() as stack:
         url, client = stack.enter_context(running_redis())
-        ports = {name: free_port() for name in FEES}
+        ports = {name: free_port() for name in PROCESSORS}
         environment = {"REDIS_URL": url}
         processes = {}
         for name, port in ports.items():
@@ -127,7 +126,7 @@ def measure(system: System, count: int, at_once: int) -> Values:
         "ingress_us": used["ingress"],
         "worker_us": used["worker"],
         "redis_us": used["redis"],
-        "simulators_us": sum(used[name] for name in FEES),
+        "simulators_us": sum(used[name] for name in PROCESSORS),
         "client_us": sent["cpu_s"] / count * 1e6,
         "ours_us": used["ingress"] + used["worker"] + used["redis"],
     }

@@ -44,6 +44,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
         "payswitch dead resolve": _REPLAYED,
         "payswitch incidents resolve": "needs an incident; test_audit_command has one",
         "payswitch certify": "names another host; test_certify_command runs it",
+        "payswitch processors moved": "needs a processor at another address than before",
     },
     "docs/containers.md": {"docker compose": _DOCKER, "curl localhost:9999": _DOCKER},
     "docs/dead-letters.md": {"payswitch dead resolve": _REPLAYED},

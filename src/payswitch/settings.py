@@ -503,13 +503,11 @@ class Settings:
 
         Raises `SettingsError`.
         """
-        names = Settings.processor_names
-        with contextlib.suppress(ValueError):  # the problem is told below
-            names = _parse_processor_names(environment.get("PAYSWITCH_PROCESSORS", "") or names)
+        names = named_processors(environment) or Settings.processor_names.split(",")
         given: dict[str, Given] = {}
         values: dict[str, Any] = {}
         problems: dict[str, SettingProblem] = {}
-        known = variables(names.split(","))
+        known = variables(names)
         for name, variable in known.items():
             try:
                 given[name] = variable.read(environment)
@@ -525,7 +523,7 @@ class Settings:
                 )
                 message = f"{variable.refused(given[name])}: {why}"
                 problems[name] = SettingProblem((variable.name,), message)
-        processors = tuple(_take_processor(name, values) for name in names.split(","))
+        processors = tuple(_take_processor(name, values) for name in names)
         settings = cls(**values, processors=processors)
         found = [*problems.values(), *settings._contradictions(given, problems.keys())]
         if found:
@@ -630,6 +628,13 @@ class Settings:
         """The default of the setting with this key of `variables`."""
         name, dot, of_processor = key.partition(".")
         return getattr(_default_processor(name), of_processor) if dot else getattr(Settings, name)
+
+
+def named_processors(environment: Mapping[str, str]) -> list[str]:
+    """The names in `PAYSWITCH_PROCESSORS`; none if it is not set or not valid."""
+    with contextlib.suppress(ValueError):
+        return _parse_processor_names(environment.get("PAYSWITCH_PROCESSORS", "")).split(",")
+    return []
 
 
 def variables(processors: Sequence[str] = ("default", "fallback")) -> dict[str, Variable]:

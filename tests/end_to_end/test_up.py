@@ -39,8 +39,9 @@ from tests.end_to_end.harness import (
 from tests.support import SLACK_S, RedisServer, eventually
 
 LOW = 256
-PARTS = [*ENDPOINT, "worker-1", "worker-2", "health", "default", "fallback", "redis"]
-TWINS = ("ingress-2", "worker-2", "fallback")
+OTHERS = ["worker-1", "worker-2", "health", "default", "fallback", "acme", "redis"]
+PARTS = [*ENDPOINT, *OTHERS]
+TWINS = ("ingress-2", "worker-2", "fallback", "acme")
 """Each is started and watched as its twin is."""
 
 
@@ -66,12 +67,12 @@ def children(pid: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A system that was started in a shell with a low limit of open files."""
+    """A system of three processors that was started in a shell with a low limit of open files."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with starting(tmp_path_factory.mktemp("system")) as start:
         resource.setrlimit(resource.RLIMIT_NOFILE, (LOW, before[1]))
         try:
-            system = start()
+            system = start("--processors=3")
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
         yield system
@@ -90,6 +91,50 @@ async def test_a_payment_is_settled_and_summed_up(system: System) -> None:
     assert await total(system) == (before[0] + 1, before[1] + 1990)
 
 
+async def test_the_third_processor_pays_when_the_others_fail_and_the_books_agree(
+    system: System,
+) -> None:
+    before = await system.summary()
+    assert [*before] == ["default", "fallback", "acme"]
+    await fail(system, failing=True)
+    payments = [await system.pay(1990) for _ in range(5)]
+    await system.settled(*payments)
+    await fail(system, failing=False)
+    after = await system.summary()
+    gained = {name: (after[name][0] - before[name][0], after[name][1]) for name in after}
+    assert gained["acme"] == (5, before["acme"][1] + 5 * 1990)
+    said = reconcile(system)
+    assert "All is equal." in said
+    assert all(name in said for name in after)
+
+
+def reconcile(system: System) -> str:
+    """What `payswitch reconcile --thorough` says in another terminal, set up as the banner says."""
+    found = re.search(r"another terminal +export (.+)$", system.output, re.MULTILINE)
+    assert found is not None
+    environment = dict(word.split("=", 1) for word in found[1].split())
+    run = subprocess.run(
+        [sys.executable, "-P", "-m", "payswitch", "reconcile", "--thorough"],
+        env=clean_environment(environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.stdout + run.stderr
+
+
+async def fail(system: System, *, failing: bool) -> None:
+    """Let the first two processors fail, or no longer."""
+    for url in (system.default_url, system.fallback_url):
+        async with client(url) as http:
+            answer = await http.put(
+                "/admin/configurations/failure",
+                json={"failure": failing},
+                headers={"X-Rinha-Token": "123"},
+            )
+            answer.raise_for_status()
+
+
 def test_the_banner_says_what_runs_where_and_what_to_try(system: System) -> None:
     assert list(system.pids()) == PARTS
     assert {*system.pids().values()} == {*children(system.supervisor.pid)}
@@ -102,8 +147,10 @@ def test_the_banner_says_what_runs_where_and_what_to_try(system: System) -> None
     assert f"http://localhost:{system.ports.default}/admin/configurations/failure" in text
     assert (
         f"export REDIS_URL=redis://127.0.0.1:{system.ports.redis}/0 "
+        "PAYSWITCH_PROCESSORS=default,fallback,acme "
         f"PAYMENT_PROCESSOR_URL_DEFAULT=http://localhost:{system.ports.default} "
-        f"PAYMENT_PROCESSOR_URL_FALLBACK=http://localhost:{system.ports.fallback}\n"
+        f"PAYMENT_PROCESSOR_URL_FALLBACK=http://localhost:{system.ports.fallback} "
+        "PAYMENT_PROCESSOR_URL_ACME=http://localhost:"
     ) in text
 
 
@@ -128,7 +175,9 @@ def test_nothing_listens_beyond_this_machine(system: System) -> None:
 
 
 def test_on_the_usual_ports_another_terminal_needs_no_variables(tmp_path: Path) -> None:
-    options = Options(HOST, 9999, 9001, 8001, 8002, 6379, 2, tmp_path, fresh=False, haproxy=False)
+    options = Options(
+        HOST, 9999, 9001, 8001, 8002, 6379, 2, 2, tmp_path, fresh=False, haproxy=False
+    )
     assert "export" not in " ".join(LocalSystem(options, {}).tries().values())
     yen = LocalSystem(options, {"PAYSWITCH_CURRENCY": "JPY"}).tries()
     assert yen["another terminal"] == "export PAYSWITCH_CURRENCY=JPY"
@@ -295,14 +344,13 @@ def bare(system: System, start_system: StartSystem, tmp_path: Path) -> System:
     """A system on a machine that has neither HAProxy nor Redis, as this one may be."""
     if find_redis() == bundled_redis() and not HAS_HAPROXY:
         return system
-    return start_system("--no-haproxy", PATH=str(tmp_path))
+    return start_system("--no-haproxy", "--processors=3", PATH=str(tmp_path))
 
 
 async def test_without_haproxy_and_redis_granian_and_the_wheels_redis_serve(bare: System) -> None:
     system, before = bare, await total(bare)
     assert os.readlink(f"/proc/{system.pids()['redis']}/exe") == bundled_redis()
-    others = ["worker-1", "worker-2", "health", "default", "fallback", "redis"]
-    assert list(system.pids()) == ["ingress", *others]
+    assert list(system.pids()) == ["ingress", *OTHERS]
     assert "Granian serves it with two processes" in system.output
     serving = children(system.pids()["ingress"])
     assert len(serving) == 2

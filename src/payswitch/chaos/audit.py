@@ -13,6 +13,7 @@ from payswitch.chaos.plan import REFUSING_MODES
 
 _NEARLY_ALL = 0.99
 """The part of the payments that a run must accept if it disturbs only processors."""
+_ENDS = frozenset({"settled", "declined", "dead"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class RunVerdict:
     unacknowledged_paid: int
     """Paid although no client got its 202: Redis had it, the answer got lost."""
     settled: dict[str, int]
+    """By processor."""
+    declined: int
     dead: int
     lost: int
     double: int
@@ -60,7 +63,8 @@ class RunVerdict:
     violations: list[Violation] = field(default_factory=list)
     dead_by_reason: dict[str, int] = field(default_factory=dict)
     faults_met: dict[str, int] = field(default_factory=dict)
-    """By fault, the number of calls at the processors that met it."""
+    """By fault, the number of calls at the processors that met it; of payments that they declined
+    or left pending."""
 
     @property
     def holds(self) -> bool:
@@ -85,6 +89,7 @@ def audit(
         *_wrongly_settled(books),
         *_wrongly_paid(sent, books),
         *_wrongly_dead(sent, books),
+        *_wrongly_declined(sent, books),
         *_unequal_books(books),
         *(Violation("incident", incident) for incident in books.incidents),
         *(Violation("wrong answer", answer, payment) for payment, answer in wrong_answers),
@@ -111,6 +116,7 @@ def audit(
             for payment, each in sent.items()
         ),
         settled=settled,
+        declined=sum(_is(record, "declined") for record in books.records.values()),
         dead=len(dead),
         lost=sum(each.what == "lost" for each in violations),
         double=sum(each.what == "paid twice" for each in violations),
@@ -133,11 +139,11 @@ def _pin(record: Mapping[str, str]) -> str | None:
 
 
 def _lost(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]:
-    """An acknowledged payment is paid, or a dead letter."""
+    """An acknowledged payment is paid, declined, or a dead letter."""
     for payment, each in sent.items():
         record = books.records.get(payment, {})
-        if each.acknowledged and not (_is(record, "settled") or _is(record, "dead")):
-            state = record.get("state", "unknown")
+        state = record.get("state", "unknown")
+        if each.acknowledged and state not in _ENDS:
             yield Violation("lost", f"acknowledged, and in the end it is {state}", payment)
 
 
@@ -213,6 +219,31 @@ def _wrongly_dead(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]
         yield Violation("dead letters differ", where, payment)
 
 
+def _wrongly_declined(sent: Mapping[str, Sent], books: Books) -> Iterator[Violation]:
+    """A payment is declined if and only if a processor has declined it, with its code and the
+    client's amount. That no processor has it in its book is checked for all payments."""
+    by = {
+        event["correlationId"]: name
+        for name, journal in books.journals.items()
+        for event in journal
+        if event["event"] == "declined"
+    }
+    for payment, name in by.items():
+        state = books.records.get(payment, {}).get("state", "unknown")
+        if state != "declined":
+            yield Violation("not declined", f"{name} declined it, and here it is {state}", payment)
+    for payment, record in books.records.items():
+        if not _is(record, "declined"):
+            continue
+        client = sent.get(payment)
+        if payment not in by:
+            yield Violation("no cause", f"declined here, and nobody declined it: {record}", payment)
+        if not record.get("declined"):
+            yield Violation("no reason", "declined without the processor's code", payment)
+        if client is None or record.get("cents") != str(client.cents):
+            yield Violation("differs", f"declined, and no client sent it so: {record}", payment)
+
+
 def _out_of_order(books: Books) -> Iterator[Violation]:
     """A payment is first accepted, then requested, then recorded."""
     for book in books.booked.values():
@@ -236,12 +267,13 @@ def _unequal_books(books: Books) -> Iterator[Violation]:
 
 
 def _faults_met(books: Books) -> dict[str, int]:
+    events = [event for journal in books.journals.values() for event in journal]
     met = Counter(
         event["fault"]
-        for journal in books.journals.values()
-        for event in journal
+        for event in events
         if event["fault"] is not None and event["event"] in ("answered", "hung-up")
     )
+    met.update(event["event"] for event in events if event["event"] in ("declined", "pending"))
     return dict(sorted(met.items()))
 
 

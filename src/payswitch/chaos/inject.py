@@ -14,7 +14,7 @@ import httpx
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from payswitch.chaos.plan import BOTH, PROCESSORS, PlannedFault
+from payswitch.chaos.plan import TOGETHER, PlannedFault
 from payswitch.chaos.system import ChaosSystem
 from payswitch.store.client import connect
 
@@ -27,7 +27,8 @@ _LATE_ANSWER_S = 1.0
 """The time from the client's limit to a late answer."""
 _SOONEST_MS, _SURVIVES_SHARE = 200, 0.6
 """The time until a payment is recorded whose client has hung up, in parts of a processor's longest
-delay. Its ordinary delay comes before (at most 0.2 of it); the rest is for its queue."""
+delay. Its ordinary delay comes before (at most 0.2 of it); the rest is for its queue. A payment is
+pending for as long."""
 
 
 class Injector:
@@ -37,9 +38,9 @@ class Injector:
         self._system = system
         self._plan = plan
         self._seed = seed
-        self._under_way: dict[str, list[PlannedFault]] = {name: [] for name in PROCESSORS}
+        self._under_way: dict[str, list[PlannedFault]] = {name: [] for name in system.processors}
         self._changes = 0
-        self._calls = {name: asyncio.Lock() for name in PROCESSORS}
+        self._calls = {name: asyncio.Lock() for name in system.processors}
         self._redis = connect(system.settings.redis_url, limit_s=2)
         headers = {"X-Rinha-Token": system.token}
         self._http = httpx.AsyncClient(headers=headers, timeout=5, trust_env=False)
@@ -59,7 +60,7 @@ class Injector:
 
     async def prepare(self) -> None:
         """Set the processors up: without faults, with their journals on."""
-        for name in PROCESSORS:
+        for name in self._system.processors:
             await self._configure(name)
 
     async def run(self) -> None:
@@ -119,9 +120,11 @@ class Injector:
         faults: dict[str, Any] = {
             "seed": self._seed * 1000 + self._changes,
             "payments": _sum_of([event for event in events if event.kind != "health"]),
+            "decisions": _sum_of(events, "decisions"),
             "health": _sum_of([event for event in events if event.kind == "health"]),
             "lateMs": int(limit_ms + _LATE_ANSWER_S * 1000),
             "laterMs": [_SOONEST_MS, int(limit_ms * _SURVIVES_SHARE)],
+            "decideMs": [_SOONEST_MS, int(limit_ms * _SURVIVES_SHARE)],
             "journal": True,
             "silent": any(event.kind == "silent" for event in events),
         }
@@ -195,7 +198,7 @@ class Injector:
                 await asyncio.sleep(_RETRY_S)
 
     async def _heal(self) -> None:
-        for name in PROCESSORS:
+        for name in self._system.processors:
             self._under_way[name].clear()
             await self._configure(name)
         if self._system.clocks is not None:
@@ -204,16 +207,16 @@ class Injector:
 
 
 def _processors_of(event: PlannedFault) -> Sequence[str]:
-    return PROCESSORS if event.target == BOTH else (event.target,)
+    return event.target.split(TOGETHER)
 
 
-def _sum_of(events: Sequence[PlannedFault]) -> dict[str, float]:
+def _sum_of(events: Sequence[PlannedFault], detail: str = "modes") -> dict[str, float]:
     """The summed probabilities of overlapping faults, at most 0.9 in all unless one alone is
     more."""
     total: dict[str, float] = {}
     most = 0.9
     for event in events:
-        modes = event.details.get("modes", {})
+        modes = event.details.get(detail, {})
         assert isinstance(modes, dict)
         most = max(most, sum(modes.values()))
         for mode, probability in modes.items():

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from payswitch.settings import Settings
 
 WARM_UP_S = 2.0
-PROCESSORS = ("default", "fallback")
-BOTH = "both"
-"""Both processors as a target: one alone may have no traffic at the time."""
+TOGETHER = "+"
+"""Joins the names of several processors to one target: one alone may have no traffic."""
 
 CLEAN_MODES = ("429", "429-retry-after")
 """A payment that meets one of them is certainly not recorded."""
@@ -42,16 +41,26 @@ _Lasts = Callable[[random.Random, "Scale"], float]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The system's times, in seconds, which scale the faults."""
+    """The system's times, in seconds, which scale the faults, and its parts."""
 
     lease_s: float
     max_delay_s: float
     workers: int
+    processors: tuple[str, ...]
+    """In order of preference."""
+    deciding: tuple[str, ...]
+    """Those whose protocol knows declined and pending payments."""
 
     @classmethod
     def of(cls, settings: Settings, workers: int) -> Scale:
         """The scale of a system with these settings."""
-        return cls(settings.lease_ms / 1000, settings.processor_max_delay_ms / 1000, workers)
+        return cls(
+            settings.lease_ms / 1000,
+            settings.processor_max_delay_ms / 1000,
+            workers,
+            tuple(each.name for each in settings.processors),
+            tuple(each.name for each in settings.processors if each.connector == "charges"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +90,15 @@ class FaultKind:
     details: _Choose = lambda choose, scale: {}
 
 
-def _either_processor(scale: Scale) -> Iterable[str]:
-    return (*PROCESSORS, BOTH)
+def _any_processors(scale: Scale) -> Iterable[str]:
+    """Each alone, and the first two, three and so on together, so that the next one must pay."""
+    names = scale.processors
+    groups = (names[:size] for size in range(2, len(names) + 1))
+    return (*names, *map(TOGETHER.join, groups))
+
+
+def _a_deciding_processor(scale: Scale) -> Iterable[str]:
+    return scale.deciding
 
 
 def _a_worker(scale: Scale) -> Iterable[str]:
@@ -123,6 +139,10 @@ def _refusals(choose: random.Random, scale: Scale) -> dict[str, object]:
     return {"modes": {REFUSING_MODES[0]: round(choose.uniform(0.002, 0.01), 4)}}
 
 
+def _decide(decision: str, most: float) -> _Choose:
+    return lambda choose, scale: {"decisions": {decision: round(choose.uniform(0.05, most), 3)}}
+
+
 def _all_by_one_of(*modes: str) -> _Choose:
     """All payments meet the same fault, so that only the other processor helps."""
     return lambda choose, scale: {"modes": {choose.choice(modes): 1.0}}
@@ -137,23 +157,29 @@ def _offset(choose: random.Random, scale: Scale) -> dict[str, object]:
 
 
 KINDS: dict[str, FaultKind] = {
-    "delay": FaultKind("clean", 15, _either_processor, _between(3, 8), _delay),
-    "failing": FaultKind("clean", 20, _either_processor, _between(2, 8)),
-    "busy": FaultKind("clean", 15, _either_processor, _between(2, 6), _mix(*CLEAN_MODES, most=2)),
-    "gone": FaultKind("processor", 25, _either_processor, _between(1, 5)),
-    "silent": FaultKind("processor", 30, _either_processor, _between(4, 12)),
+    "delay": FaultKind("clean", 15, _any_processors, _between(3, 8), _delay),
+    "failing": FaultKind("clean", 20, _any_processors, _between(2, 8)),
+    "busy": FaultKind("clean", 15, _any_processors, _between(2, 6), _mix(*CLEAN_MODES, most=2)),
+    "gone": FaultKind("processor", 25, _any_processors, _between(1, 5)),
+    "silent": FaultKind("processor", 30, _any_processors, _between(4, 12)),
     "answers": FaultKind(
-        "processor", 6, _either_processor, _between(3, 9), _mix(*UNCLEAR_MODES, most=6)
+        "processor", 6, _any_processors, _between(3, 9), _mix(*UNCLEAR_MODES, most=6)
     ),
-    "gateway": FaultKind("processor", 8, _either_processor, _between(3, 9), _gateway_mix),
+    "gateway": FaultKind("processor", 8, _any_processors, _between(3, 9), _gateway_mix),
     "limited": FaultKind(
-        "processor", 12, _either_processor, _between(2, 6), _all_by_one_of(*LIMITING_MODES)
+        "processor", 12, _any_processors, _between(2, 6), _all_by_one_of(*LIMITING_MODES)
     ),
     "refusing": FaultKind(
-        "processor", 20, _either_processor, _between(2, 5), _all_by_one_of(*REFUSING_MODES)
+        "processor", 20, _any_processors, _between(2, 5), _all_by_one_of(*REFUSING_MODES)
     ),
-    "refusals": FaultKind("processor", 30, _either_processor, _between(2, 5), _refusals),
-    "health": FaultKind("processor", 15, _either_processor, _between(5, 12), _health_mix),
+    "refusals": FaultKind("processor", 30, _any_processors, _between(2, 5), _refusals),
+    "decline": FaultKind(
+        "processor", 8, _a_deciding_processor, _between(4, 10), _decide("decline", most=0.2)
+    ),
+    "pending": FaultKind(
+        "processor", 8, _a_deciding_processor, _between(4, 10), _decide("pending", most=0.4)
+    ),
+    "health": FaultKind("processor", 15, _any_processors, _between(5, 12), _health_mix),
     "kill": FaultKind("process", 12, _any_process),
     "stop": FaultKind("process", 25, _any_process),
     "freeze": FaultKind(
@@ -201,11 +227,12 @@ def is_clean(kinds: frozenset[str]) -> bool:
 
 
 def plan(seed: int, seconds: float, kinds: frozenset[str], scale: Scale) -> list[PlannedFault]:
-    """The faults of a run, in order. Each kind that fits comes at least once; all end within
-    `seconds`."""
+    """The faults of a run, in order. Each kind that fits and has a target comes at least once; all
+    end within `seconds`."""
     events: list[PlannedFault] = []
     for name, kind in KINDS.items():
-        if name not in kinds or not kind.every_s:
+        targets = list(kind.targets(scale))
+        if name not in kinds or not kind.every_s or not targets:
             continue
         choose = random.Random(f"{seed}:{name}")
         at_s = WARM_UP_S + choose.uniform(0, min(kind.every_s, seconds / 2))
@@ -216,7 +243,7 @@ def plan(seed: int, seconds: float, kinds: frozenset[str], scale: Scale) -> list
                     break
                 at_s = max(WARM_UP_S, seconds - lasts_s)
                 lasts_s = min(lasts_s, max(0.0, seconds - at_s))
-            target = choose.choice(list(kind.targets(scale)))
+            target = choose.choice(targets)
             events.append(PlannedFault(at_s, name, target, lasts_s, kind.details(choose, scale)))
             at_s += kind.every_s * choose.uniform(0.5, 1.5)
     return sorted(events, key=lambda event: (event.at_s, event.kind))

@@ -15,13 +15,17 @@ from payswitch.chaos.run import RunOutcome
 
 _MOST_HISTORIES = 20
 _MOST_LINES = 40
+_LONG_NUMBERS = 20
+"""Columns for numbers that are longer than their heads."""
 
 
 def show(outcomes: Sequence[RunOutcome], console: Console) -> None:
     """The verdict table, a row a run, and the violations."""
     table = Table(title="chaos", title_justify="left")
-    heads = ["seed", "sent", "accepted", "default", "fallback", "dead", "lost", "double"]
+    processors = outcomes[0].verdict.settled
+    heads = ["seed", "sent", "accepted", *processors, "declined", "dead", "lost", "double"]
     heads += ["cents off", "settled after", "verdict"]
+    console.width = max(console.width, sum(len(head) + 3 for head in heads) + _LONG_NUMBERS)
     for head in heads:
         table.add_column(head, justify="left" if head == "verdict" else "right")
     for outcome in outcomes:
@@ -35,7 +39,8 @@ def show(outcomes: Sequence[RunOutcome], console: Console) -> None:
 def _row(outcome: RunOutcome) -> list[str]:
     verdict = outcome.verdict
     numbers = [outcome.order.seed, verdict.sent, verdict.accepted, *verdict.settled.values()]
-    numbers += [verdict.dead, verdict.lost, verdict.double, verdict.difference_cents]
+    numbers += [verdict.declined, verdict.dead]
+    numbers += [verdict.lost, verdict.double, verdict.difference_cents]
     after = "never" if outcome.settled_after_s is None else f"{outcome.settled_after_s:.1f} s"
     word = "[green]holds[/]" if verdict.holds else "[bold red]BROKEN[/]"
     return [*(f"{number:,}" for number in numbers), after, word]
@@ -92,6 +97,7 @@ def as_document(outcome: RunOutcome) -> dict[str, Any]:
         "accepted": verdict.accepted,
         "unacknowledgedPaid": verdict.unacknowledged_paid,
         "settled": verdict.settled,
+        "declined": verdict.declined,
         "dead": verdict.dead,
         "deadByReason": verdict.dead_by_reason,
         "faultsMet": verdict.faults_met,

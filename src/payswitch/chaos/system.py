@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from payswitch.chaos.plan import PROCESSORS
 from payswitch.local.machine import (
     LOCAL,
     MachineError,
@@ -22,6 +21,7 @@ from payswitch.local.machine import (
     redis_folder,
 )
 from payswitch.local.screen import Screen
+from payswitch.local.simulated import USUAL_TOKEN
 from payswitch.local.supervisor import Supervisor
 from payswitch.local.system import LocalSystem, Options, Service
 from payswitch.secret_files import SUFFIX
@@ -32,17 +32,19 @@ _LIBFAKETIME = (
     "/usr/lib/faketime/libfaketime.so.1",
     "/usr/lib64/faketime/libfaketime.so.1",
 )
-_OWN_SERVERS = (
-    "REDIS_URL",
-    "PAYMENT_PROCESSOR_URL_DEFAULT",
-    "PAYMENT_PROCESSOR_URL_FALLBACK",
-)
 _OWN_VARIABLES = {
-    *_OWN_SERVERS,
-    *(name + SUFFIX for name in _OWN_SERVERS),
+    "REDIS_URL",
+    "REDIS_URL" + SUFFIX,
+    "PAYSWITCH_PROCESSORS",
     "PAYSWITCH_LOG_FORMAT",
     "PAYSWITCH_CURRENCY",
 }
+_OF_A_PROCESSOR = (
+    "PAYMENT_PROCESSOR_URL_",
+    "PAYSWITCH_CONNECTOR_",
+    "PAYSWITCH_TOKEN_",
+    "PAYSWITCH_FEE_",
+)
 _STOP_SLACK_S = 3.0
 _BLOCK = 150
 """Ports for one system: more than lie between its first and its last."""
@@ -140,27 +142,39 @@ class ChaosSystem:
 
 @contextlib.asynccontextmanager
 async def running(
-    folder: Path, *, workers: int, clocks: bool, environment: Mapping[str, str]
+    folder: Path,
+    *,
+    workers: int,
+    clocks: bool,
+    environment: Mapping[str, str],
+    processors: int = 2,
 ) -> AsyncIterator[ChaosSystem]:
     """The whole system while the context is open, empty at first; `folder` gets its log.
 
     Settings are those of the environment. Raises `MachineError`, `SettingsError` or
     `PartNotStartedError`.
     """
-    variables = {name: each for name, each in environment.items() if name not in _OWN_VARIABLES}
+    variables = {
+        name: each
+        for name, each in environment.items()
+        if name not in _OWN_VARIABLES and not name.startswith(_OF_A_PROCESSOR)
+    }
     if variables.get("PAYSWITCH_LOG_LEVEL") == "error":
         del variables["PAYSWITCH_LOG_LEVEL"]  # a repair by the sweep is a warning
     library = find_libfaketime() if clocks else None
     if clocks and library is None:
         raise MachineError("to set clocks needs libfaketime: install it (Debian: libfaketime)")
     with contextlib.ExitStack() as stack:
-        options = options_of(folder / "state", workers)
+        options = options_of(folder / "state", workers, processors)
         state = stack.enter_context(redis_folder(options.state))
         forget_redis(state)
         system = LocalSystem(options, variables)
         dial = Clocks(library, state) if library is not None else None
+        without = {*system.simulated, "haproxy"}
         groups = [
-            [dial.dress(each) if dial is not None and _has_clock(each) else each for each in group]
+            [each if each.part.name in without else dial.dress(each) for each in group]
+            if dial is not None
+            else group
             for group in system.groups(state)
         ]
         log = stack.enter_context((folder / "system.log").open("w"))
@@ -182,8 +196,8 @@ async def running(
                     for number, name in enumerate(("ingress-1", "ingress-2"))
                     if name in parts
                 ],
-                processors={name: system.settings.processor_urls[name] for name in PROCESSORS},
-                token=variables.get("INITIAL_TOKEN", "123"),
+                processors=system.settings.processor_urls,
+                token=variables.get("INITIAL_TOKEN", USUAL_TOKEN),
                 supervisor=supervisor,
                 clocks=dial,
                 ended=ended,
@@ -204,13 +218,9 @@ async def _first(ready: asyncio.Event, ended: asyncio.Task[None]) -> None:
         raise MachineError("the system was stopped before it was ready")
 
 
-def _has_clock(service: Service) -> bool:
-    return service.part.name not in (*PROCESSORS, "haproxy")
-
-
-def options_of(state: Path, workers: int) -> Options:
+def options_of(state: Path, workers: int, processors: int) -> Options:
     """A system with ports of its own and this folder. Raises `MachineError` if none are free."""
-    ports = _free_ports(7)
+    ports = _free_ports(6 + processors)
     return Options(
         host=LOCAL,
         port=ports[0],
@@ -218,6 +228,7 @@ def options_of(state: Path, workers: int) -> Options:
         default_port=ports[3],
         fallback_port=ports[4],
         redis_port=ports[5],
+        processors=processors,
         workers=workers,
         state=state,
         fresh=True,

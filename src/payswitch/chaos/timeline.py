@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,8 @@ from payswitch.chaos.watch import LoadSample
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLORS = {"accepted": "#555555", "default": "#2a78b5", "fallback": "#d9822b"}
+_ACCEPTED = "#555555"
+_PROCESSORS = ("#2a78b5", "#d9822b", "#4c9f70", "#7d5ba6")
 _FAULTS = {
     "processor": "#d9822b",
     "clean": "#e3b341",
@@ -45,10 +47,11 @@ def draw(outcome: RunOutcome) -> Path:
     word = "the promise holds" if verdict.holds else f"{len(verdict.violations)} VIOLATIONS"
     figure.suptitle(
         f"chaos, seed {outcome.order.seed}: {verdict.accepted:,} accepted, "
-        f"{sum(verdict.settled.values()):,} settled, {verdict.dead:,} dead, "
-        f"{verdict.lost} lost, {verdict.double} double: {word}"
+        f"{sum(verdict.settled.values()):,} settled, "
+        f"{verdict.declined:,} declined, {verdict.dead:,} dead, {verdict.lost} lost, "
+        f"{verdict.double} double: {word}"
     )
-    _draw_rates(rates, outcome.samples)
+    _draw_rates(rates, outcome.samples, [*verdict.settled])
     _draw_backlog(backlog, outcome.samples)
     _draw_faults(faults, outcome.plan)
     for axes in (rates, backlog, faults):
@@ -61,15 +64,15 @@ def draw(outcome: RunOutcome) -> Path:
     return path
 
 
-def _draw_rates(axes: Axes, samples: Sequence[LoadSample]) -> None:
+def _draw_rates(axes: Axes, samples: Sequence[LoadSample], processors: Sequence[str]) -> None:
     accepted = [(each.at_s, each.accepted) for each in samples]
-    axes.plot(*_rates(accepted), color=_COLORS["accepted"], label="accepted", linewidth=1.2)
-    for name in ("default", "fallback"):
+    axes.plot(*_rates(accepted), color=_ACCEPTED, label="accepted", linewidth=1.2)
+    for name, color in zip(processors, cycle(_PROCESSORS)):
         known = [(each.at_s, each.settled[name]) for each in samples if each.settled]
-        axes.plot(*_rates(known), color=_COLORS[name], label=f"settled by {name}", linewidth=1.2)
+        axes.plot(*_rates(known), color=color, label=f"settled by {name}", linewidth=1.2)
     axes.set_ylabel("payments a second")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=3)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=6)
 
 
 def _rates(totals: Sequence[tuple[float, int]]) -> tuple[list[float], list[float]]:

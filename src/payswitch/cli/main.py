@@ -22,7 +22,7 @@ from payswitch.cli import terminal
 from payswitch.errors import StartError
 from payswitch.process import allow_many_open_files, yield_to_others
 from payswitch.reasons import reason
-from payswitch.settings import REMOVED, Settings, SettingsError
+from payswitch.settings import MOST_PROCESSORS, REMOVED, Settings, SettingsError
 from payswitch.telemetry import logs
 from payswitch.telemetry.shared_counts import leave_that_of_others, shared_by_processes
 
@@ -148,6 +148,12 @@ def main() -> None:
 @click.option("--default-port", default=8001, type=PORT, help="Simulator of `default`.")
 @click.option("--fallback-port", default=8002, type=PORT, help="Simulator of `fallback`.")
 @click.option("--redis-port", default=6379, type=PORT)
+@click.option(
+    "--processors",
+    default=2,
+    type=click.IntRange(1, MOST_PROCESSORS),
+    help="Simulated processors: default, fallback, acme, which speaks charges, and others.",
+)
 @click.option("--workers", default=2, type=click.IntRange(1, 64), help="Payment workers.")
 @click.option(
     "--state",
@@ -166,7 +172,8 @@ def up(**options: Any) -> None:
     """Run the whole system on this machine until Ctrl-C.
 
     REDIS_URL, PAYMENT_PROCESSOR_URL_DEFAULT and PAYMENT_PROCESSOR_URL_FALLBACK name existing ones
-    that are used instead. With none of them anyone may purge, unless PAYSWITCH_PURGE is set.
+    that are used instead. With none of them anyone may purge, unless PAYSWITCH_PURGE is set. If
+    PAYSWITCH_PROCESSORS names the processors, each without a URL is simulated.
 
     Example: payswitch up --fresh
     """

@@ -93,7 +93,7 @@ class Pauses:
         return random.randint(longest // 2, longest)
 
 
-_UNDECIDED = Pauses(1000, 300_000)
+_SHORTEST_WAIT_MS, _LONGEST_WAIT_MS = 1000, 300_000
 """The pauses between questions about a payment that its provider has yet to decide."""
 
 
@@ -303,7 +303,7 @@ class Dispatcher:
         passed_here = self._watch.passed(work.claim, self._clock())
         nothing_comes_later = work.claim.horizon_passed and passed_here
         finding = await self._find(work, work.claim.processor)
-        if is_first_look and (isinstance(finding, Missing) or work.claim.overdue):
+        if is_first_look and (isinstance(finding, Missing | Declined) or work.claim.overdue):
             await self._wake_next(work.claim)
         match finding:
             case Found():
@@ -492,10 +492,13 @@ class Dispatcher:
         await self._undecided(work, "pending", pending.retry_after_ms)
 
     async def _undecided(self, work: Work, error: str, asked_ms: int | None = None) -> None:
-        """Ask again after a pause that grows with each question."""
-        pause_ms = _UNDECIDED.after(work.claim.job_try)
-        longest = max(asked_ms or 0, pause_ms)
-        await self._give_back(work, delay_ms=min(longest, _UNDECIDED.cap_ms), error=error)
+        """Ask again after a pause of up to half the time since the try."""
+        claim = work.claim
+        since = claim.requested_at if claim.open_tries else None
+        waited_ms = 0 if since is None else claim.claimed_at - since
+        longest_ms = min(max(waited_ms // 2, _SHORTEST_WAIT_MS), _LONGEST_WAIT_MS)
+        pause_ms = max(asked_ms or 0, random.randint(longest_ms // 2, longest_ms))
+        await self._give_back(work, delay_ms=min(pause_ms, _LONGEST_WAIT_MS), error=error)
 
     async def _decline(self, work: Work, code: str) -> None:
         """End the payment, or keep the decline in its record while another try may be recorded."""

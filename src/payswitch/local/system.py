@@ -33,14 +33,20 @@ from payswitch.local.machine import (
 )
 from payswitch.local.metrics_targets import free_ports, targets_in
 from payswitch.local.screen import Screen
+from payswitch.local.simulated import (
+    USUAL_TOKEN,
+    SimulatedProcessor,
+    simulated_processors,
+    url_variable,
+    usual_connectors,
+    usual_names,
+)
 from payswitch.local.supervisor import Part, Supervisor
 from payswitch.secret_files import variable_of
-from payswitch.settings import Settings
+from payswitch.settings import Settings, named_processors, variables
 from payswitch.store import keys
 from payswitch.store.client import connect
 from payswitch.text import shown
-
-FEES = {"default": "0.05", "fallback": "0.15"}
 
 _STOP_SLACK_S = 3.0
 _METRICS_PORTS_BEYOND = 100
@@ -59,6 +65,8 @@ class Options:
     default_port: int
     fallback_port: int
     redis_port: int
+    processors: int
+    """The number of simulated processors, unless the environment names others."""
     workers: int
     state: Path
     fresh: bool
@@ -85,20 +93,14 @@ class LocalSystem:
 
     def __init__(self, options: Options, environment: Mapping[str, str]) -> None:
         self.options = options
-        self.simulated = {
-            name: Port(name, LOCAL, number, f"--{name}-port")
-            for name, number in (
-                ("default", options.default_port),
-                ("fallback", options.fallback_port),
-            )
-            if not variable_of(environment, _url_variable(name))
-        }
         self.own_redis = not variable_of(environment, "REDIS_URL")
+        self._given = environment
         self._environment = dict(environment)
         for name in ("PAYMENTS_1", "PAYMENTS_2"):  # HAProxy's, if there are such ports
             self._environment.pop(name, None)
-        for name, port in self.simulated.items():
-            self._environment[_url_variable(name)] = f"http://{port.address}"
+        self.simulated = self._simulate()
+        for each in self.simulated.values():
+            self._environment |= each.variables(environment)
         if self.own_redis:
             self._environment["REDIS_URL"] = f"redis://{LOCAL}:{options.redis_port}/0"
         if self._is_playground and not environment.get("PAYSWITCH_PURGE"):
@@ -111,8 +113,25 @@ class LocalSystem:
 
     @property
     def _is_playground(self) -> bool:
-        """Whether Redis and both processors are its own: then anyone may forget all payments."""
-        return self.own_redis and self.simulated.keys() == FEES.keys()
+        """Whether Redis and all processors are its own: then anyone may forget all payments."""
+        return self.own_redis and [*self.simulated] == named_processors(self._environment)
+
+    def _simulate(self) -> dict[str, SimulatedProcessor]:
+        """The processors that the environment names without a URL, or the usual ones."""
+        options, environment = self.options, self._environment
+        if not environment.get("PAYSWITCH_PROCESSORS"):
+            names = usual_names(options.processors)
+            environment["PAYSWITCH_PROCESSORS"] = ",".join(names)
+            for name, connector in usual_connectors(names).items():
+                environment[name] = environment.get(name) or connector
+        ports = {"default": options.default_port, "fallback": options.fallback_port}
+        return simulated_processors(
+            named_processors(environment),
+            environment,
+            {name: Port(name, LOCAL, at, f"--{name}-port") for name, at in ports.items()},
+            next_port=max(ports.values()) + 1,
+            taken=self._given_ports(),
+        )
 
     def groups(self, redis_folder: Path | None) -> list[list[Service]]:
         """The services in the order of their stop. Redis is among them if it has a folder. Raises
@@ -122,14 +141,14 @@ class LocalSystem:
         return [
             *self._endpoint(),
             [*workers, self._of_queue("health", "health", keys.HEALTH_QUEUE)],
-            [self._simulator(port) for port in self.simulated.values()],
+            [self._simulator(each) for each in self.simulated.values()],
             [self._redis(redis_folder)] if redis_folder else [],
         ]
 
     def rows_of_others(self) -> list[Row]:
         """The parts that run already, for the banner."""
         urls = {
-            name: (url, _url_variable(name))
+            name: (url, url_variable(name))
             for name, url in self.settings.processor_urls.items()
             if name not in self.simulated
         }
@@ -143,7 +162,7 @@ class LocalSystem:
     def tries(self) -> dict[str, str]:
         """The commands to try, for the banner."""
         default = self.simulated.get("default")
-        default_url = default.url if default else None
+        default_url = default.port.url if default else None
         return commands_to_try(
             self._port.url, default_url, self._elsewhere(), self.settings.currency
         )
@@ -154,16 +173,19 @@ class LocalSystem:
         return self._port.url
 
     def _elsewhere(self) -> dict[str, str]:
-        """The URLs of its own Redis and simulators and the currency, by variable, unless they are
-        the defaults. The environment's URLs are not repeated: they may hold a password."""
-        urls = {"REDIS_URL": self.settings.redis_url} if self.own_redis else {}
-        urls |= {_url_variable(name): port.url for name, port in self.simulated.items()}
-        defaults = Settings()
-        usual = {_url_variable(name): url for name, url in defaults.processor_urls.items()}
-        usual["REDIS_URL"] = defaults.redis_url
-        urls["PAYSWITCH_CURRENCY"] = self.settings.currency_code
-        usual["PAYSWITCH_CURRENCY"] = defaults.currency_code
-        return {name: url for name, url in urls.items() if url != usual[name]}
+        """The variables with which a command finds its own Redis and simulators, unless they are
+        the defaults. The environment's URLs and tokens are not repeated: they may be secret."""
+        settings = self.settings
+        found = {"REDIS_URL": settings.redis_url} if self.own_redis else {}
+        found["PAYSWITCH_PROCESSORS"] = settings.processor_names
+        for name, each in self.simulated.items():
+            if each.token == USUAL_TOKEN:
+                found |= each.variables(self._given)
+            found[url_variable(name)] = each.port.url
+        found["PAYSWITCH_CURRENCY"] = settings.currency_code
+        known = variables([*settings.processor_urls])
+        usual = {each.name: Settings.default(key) for key, each in known.items()}
+        return {name: value for name, value in found.items() if value != usual[name]}
 
     def _endpoint(self) -> list[list[Service]]:
         """HAProxy before two ingress instances; without it one ingress of two processes."""
@@ -226,18 +248,23 @@ class LocalSystem:
         return found if len(found) == count and found[-1] < first + _PAYMENTS_PORTS_BEYOND else []
 
     def _wanted_ports(self) -> set[int]:
+        return self._given_ports() | {each.port.number for each in self.simulated.values()}
+
+    def _given_ports(self) -> set[int]:
         options = self.options
         return {
             *(options.port, options.ingress_port, options.ingress_port + 1, options.redis_port),
             *(options.default_port, options.fallback_port),
         }
 
-    def _simulator(self, port: Port) -> Service:
-        name = port.part
-        command = ["simulator", "--name", name, "--port", str(port.number), "--fee", FEES[name]]
+    def _simulator(self, processor: SimulatedProcessor) -> Service:
+        name, port = processor.name, processor.port
+        command = ["simulator", "--name", name, "--port", str(port.number)]
+        command += ["--fee", processor.fee, "--protocol", processor.protocol]
         # Not its health: it answers one call in five seconds, which the health worker needs.
         part = self._own(name, command, _answers(port, "/", 404))
-        return Service(part, port.url, f"simulated processor, fee {float(FEES[name]):.0%}", port)
+        note = f"simulated processor ({processor.protocol}), fee {float(processor.fee):.0%}"
+        return Service(part, port.url, note, port)
 
     def _redis(self, folder: Path) -> Service:
         port = Port("redis", LOCAL, self.options.redis_port, "--redis-port")
@@ -343,10 +370,6 @@ async def _supervise(system: LocalSystem, groups: list[list[Service]]) -> None:
         await supervisor.run(show_banner)
     finally:
         await system.redis.aclose(close_connection_pool=True)
-
-
-def _url_variable(processor: str) -> str:
-    return f"PAYMENT_PROCESSOR_URL_{processor.upper()}"
 
 
 def _answers(port: Port, path: str, status: int) -> _Check:

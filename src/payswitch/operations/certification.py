@@ -18,6 +18,7 @@ from payswitch.processors.outcomes import (
     NotPaid,
     Outcome,
     Paid,
+    Pending,
     Refused,
     Unclear,
 )
@@ -124,7 +125,8 @@ async def _pays(run: Certification) -> Checked:
     found = outcome if isinstance(outcome, Paid) else await trial.decided(payment)
     if isinstance(found, Paid | Found):
         return Ruling.PASS, f"{in_words(found)}, after {_ms(trial.latency_s)}"
-    raise RuleBrokenError(f"a payment of {run.trial.amount(_AMOUNT)} was {in_words(outcome)}")
+    amount = trial.amount(_AMOUNT)
+    raise RuleBrokenError(f"{amount} is {in_words(outcome)}; looked up: {in_words(found)}")
 
 
 @contextmanager
@@ -195,22 +197,23 @@ async def _find_recorded(run: Certification) -> Checked:
     for _ in range(_LOOKED_UP):
         payment = await run.trial.new(_AMOUNT)
         outcome = await run.trial.pay(payment)
-        if not isinstance(outcome, Paid):
+        if not isinstance(outcome, Paid | Pending):
             raise UncheckableError(f"a payment was {in_words(outcome)}")
+        expected = Found if isinstance(outcome, Paid) else Found | Pending | Declined
         answered, denied = time.monotonic(), False
         finding: FindOutcome = await run.trial.find(payment)
         if isinstance(finding, Missing):
             denied = True
-        if not isinstance(finding, Found):
+        if not isinstance(finding, expected):
             finding = await run.trial.seen(payment)
         visible_s = time.monotonic() - answered
-        if denied and isinstance(finding, Found):
+        if denied and isinstance(finding, expected):
             raise RuleBrokenError(
                 f"it said that it doesn't have a payment, and had it {_ms(visible_s)} after its own"
                 " answer"
             )
-        if not isinstance(finding, Found):
-            raise RuleBrokenError(f"a payment that it answered as paid is {in_words(finding)}")
+        if not isinstance(finding, expected):
+            raise RuleBrokenError(f"{in_words(outcome)}; looked up: {in_words(finding)}")
         slowest_s = max(slowest_s, visible_s)
     return Ruling.PASS, f"visible {_ms(slowest_s)} after the answer"
 
@@ -364,7 +367,7 @@ RULES = (
     Rule("repeat", "the same id twice is recorded once", _repeat),
     Rule("simultaneous", "the same id several times at once is recorded once", _simultaneous),
     Rule("hang-up", "the same id after a hang-up is recorded once", _hang_up),
-    Rule("find-recorded", "what it has answered as paid can be looked up from then on",
+    Rule("find-recorded", "what it has answered as paid or pending can be looked up from then on",
          _find_recorded),
     Rule("find-unknown", "the look-up denies what was never sent", _find_unknown),
     Rule("given-up", "a call that was given up is recorded within the longest delay, or never",

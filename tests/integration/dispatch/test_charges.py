@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -219,6 +219,62 @@ async def test_a_pending_payment_that_the_provider_denies_is_never_sent_again(
     forgetful.use(replace(forgetful.settings, payment_deadline_ms=1))
     record = await forgetful.dispatch_until_done(payment, times=500)
     assert record.why == "unpaid at its deadline; default had it pending and lost it"
+
+
+async def declined_with_open_tries(b: Bench, count: int) -> list[str]:
+    """So many that wait in line: they are declined, and the answer to a try was lost."""
+    payments = [await b.accept() for _ in range(count)]
+    for payment in payments * 2:
+        await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    line = [each.decode() for each in await b.redis.zrange("payments:waiting:default", 0, -1)]
+    assert line == payments
+    return payments
+
+
+async def are_due(b: Bench, payments: Sequence[str]) -> list[bool]:
+    """Whether a worker may claim each now."""
+    seconds, microseconds = await b.redis.time()
+    now_ms = seconds * 1000 + microseconds // 1000
+    return [(await b.redis.zscore("arq:queue", each) or 0) <= now_ms for each in payments]
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["known to the worker", "new to it"])
+async def test_a_declined_payment_whose_horizon_passed_wakes_the_next_in_line(
+    acme: Acme, is_new: bool
+) -> None:
+    """It ends, or a worker that didn't know it begins its own wait: both are progress."""
+    b = acme.bench
+    await acme.set_faults(decisions={"decline": 1}, payments={"commit-close": 1})
+    first, *others = await declined_with_open_tries(b, 7)
+    passed = {"horizon": 1} | ({} if is_new else {"quiet": 0})
+    await b.redis.hset(f"payment:{first}", mapping=passed)  # type: ignore[misc]
+    if is_new:
+        b.use(b.settings)
+    claim = await b.claim_when_due(first)
+    for other in others:  # as behind a long line
+        for key in ("payments:waiting:default", "arq:queue"):
+            await b.redis.zincrby(key, 1_000_000, other)
+    await b.dispatcher.dispatch(claim)
+    assert await b.field(first, "state") == ("queued" if is_new else "declined")
+    assert await are_due(b, others) == [True] * 4 + [False] * 2
+    assert b.fallback.posts == []
+
+
+async def test_the_first_question_about_a_pending_payment_comes_soon_whatever_came_before(
+    acme: Acme, redis: ArqRedis
+) -> None:
+    payment = await acme.bench.accept()
+    acme.simulator.config.failing = True
+    for _ in range(12):
+        await acme.bench.dispatcher.dispatch(await acme.bench.claim_when_due(payment))
+    acme.simulator.config.failing = False
+    await acme.set_faults(decisions={"pending": 1}, decideMs=[10**8, 10**8])
+    await acme.bench.dispatcher.dispatch(await acme.bench.claim_when_due(payment))
+    assert (await acme.bench.field(payment, "open") or "").endswith("p")
+    seconds, microseconds = await redis.time()
+    due = await redis.zscore("arq:queue", payment)
+    assert due is not None
+    assert due - (seconds * 1000 + microseconds // 1000) <= 1000
 
 
 @pytest.mark.parametrize("fault", ["commit-close", "commit-500"])

@@ -148,6 +148,25 @@ class RecordsARepeat(Provider):
         return None
 
 
+class DecidesLater(Provider):
+    """Keeps every rule: a payment is pending at first."""
+
+    def record(self, exchange: Exchange, charge: Charge) -> None:
+        charge["status"] = "pending"
+        later(0.05, charge.update, {"status": "succeeded"})
+        super().record(exchange, charge)
+
+    def counted(self) -> list[Charge]:
+        return [each for each in self.charges if each["status"] == "succeeded"]
+
+
+class LosesWhatIsPending(DecidesLater):
+    """The look-up denies a pending payment."""
+
+    def found(self, reference: str) -> list[Charge]:
+        return [each for each in super().found(reference) if each["status"] == "succeeded"]
+
+
 class NewIdForARepeat(Provider):
     """The same id twice is recorded twice, and the look-up knows only the first."""
 

@@ -79,6 +79,11 @@ async def test_a_provider_that_keeps_every_rule_passes_with_what_was_seen() -> N
     )
 
 
+async def test_a_provider_that_decides_later_passes() -> None:
+    results = await certified(providers.DecidesLater())
+    assert (broken(results), unchecked(results)) == (set(), set())
+
+
 @pytest.mark.parametrize("protocol", DIALECTS)
 @pytest.mark.parametrize("delay_ms", [0, 40])
 async def test_both_simulators_pass(protocol: str, delay_ms: int) -> None:
@@ -100,6 +105,7 @@ async def test_both_simulators_pass(protocol: str, delay_ms: int) -> None:
         (providers.ForgetsKeysOfAHangUp, {"hang-up"}),
         (providers.DeniesWhatItHas, {"find-recorded"}),
         (providers.FindsLate, {"find-recorded"}),
+        (providers.LosesWhatIsPending, {"pays", "find-recorded"}),
         (providers.FindsAnything, {"find-unknown"}),
         (providers.RecordsAfterItsDelay, {"given-up"}),
         (providers.AddsACent, {"amount"}),

@@ -131,6 +131,44 @@ def die(books: Books, fault: str = "422-unknown") -> Books:
     return replace(books, dead=frozenset({"c"}), journals={"default": [refusal], "fallback": []})
 
 
+def decline(books: Books) -> Books:
+    """The third is declined, as it should be."""
+    books = die(books)
+    books.records["c"] = {"state": "declined", "declined": "card_declined", "cents": "5"}
+    decision = {"correlationId": "c", "event": "declined", "fault": None, "status": None}
+    return replace(books, dead=frozenset(), journals={"default": [decision], "fallback": []})
+
+
+def decline_unheard(books: Books) -> Books:
+    return replace(decline(books), journals={})
+
+
+def decline_without_code(books: Books) -> Books:
+    books = decline(books)
+    del books.records["c"]["declined"]
+    return books
+
+
+def decline_another_amount(books: Books) -> Books:
+    books = decline(books)
+    books.records["c"]["cents"] = "6"
+    return books
+
+
+def decline_what_is_paid(books: Books) -> Books:
+    books = decline(books)
+    books.booked["fallback"]["c"] = booked("c")
+    return books
+
+
+def pay_what_is_declined(books: Books) -> Books:
+    return replace(right(), journals=decline(books).journals)
+
+
+def bury_what_is_declined(books: Books) -> Books:
+    return replace(die(books), journals=decline(right()).journals)
+
+
 def die_unrefused(books: Books) -> Books:
     return replace(die(books), journals={})
 
@@ -177,6 +215,12 @@ def test_what_is_right_passes() -> None:
         (leave_an_entry, "left over"),
         (die_unrefused, "no cause"),
         (die_unlisted, "dead letters differ"),
+        (decline_unheard, "no cause"),
+        (decline_without_code, "no reason"),
+        (decline_another_amount, "differs"),
+        (decline_what_is_paid, "not settled"),
+        (pay_what_is_declined, "not declined"),
+        (bury_what_is_declined, "not declined"),
         (die_with_another_amount, "differs"),
         (request_before_acceptance, "out of order"),
     ],
@@ -210,6 +254,16 @@ def test_a_dead_letter_that_a_processor_refused_is_no_violation(fault: str) -> N
     assert verdict.holds
     assert verdict.dead_by_reason == {"refused": 1}
     assert verdict.faults_met == {fault: 1}
+
+
+def test_a_payment_that_a_processor_declined_is_no_violation_and_is_counted() -> None:
+    books = decline(right())
+    payments = sent()
+    payments["c"].acknowledged = True
+    verdict = audit(payments, books)
+    assert verdict.holds
+    assert (verdict.declined, verdict.dead, verdict.lost) == (1, 0, 0)
+    assert verdict.faults_met == {"declined": 1}
 
 
 @pytest.mark.parametrize("fault", ["422-unknown", "400"])

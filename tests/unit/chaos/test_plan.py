@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,13 @@ from hypothesis import strategies as st
 from payswitch.chaos.inject import _sum_of
 from payswitch.chaos.plan import GROUPS, KINDS, WARM_UP_S, Scale, is_clean, kinds_of, plan
 
-SCALE = Scale(lease_s=15, max_delay_s=10, workers=3)
+SCALE = Scale(
+    lease_s=15,
+    max_delay_s=10,
+    workers=3,
+    processors=("default", "fallback", "acme"),
+    deciding=("acme",),
+)
 SEEDS = st.integers(0, 2**32)
 KIND_SETS = st.sets(st.sampled_from(sorted(KINDS)), min_size=1).map(frozenset)
 
@@ -27,6 +35,27 @@ def test_every_kind_that_was_asked_for_comes_and_no_other(
 ) -> None:
     events = plan(seed, seconds, kinds, SCALE)
     assert {event.kind for event in events} == {kind for kind in kinds if KINDS[kind].every_s}
+
+
+@given(SEEDS)
+def test_processors_fail_alone_and_together_so_that_each_gets_payments(seed: int) -> None:
+    events = plan(seed, 600, kinds_of("processor"), SCALE)
+    together = {"default+fallback", "default+fallback+acme"}
+    assert {event.target for event in events} == {*SCALE.processors, *together}
+
+
+@given(SEEDS)
+def test_only_a_processor_that_can_decide_declines_payments_or_leaves_them_pending(
+    seed: int,
+) -> None:
+    kinds = frozenset({"decline", "pending"})
+    events = plan(seed, 60, kinds, SCALE)
+    assert {event.kind for event in events} == kinds
+    assert {event.target for event in events} == {"acme"}
+    for event in events:
+        assert 0 < sum(_sum_of([event], "decisions").values()) <= 1
+        assert _sum_of([event]) == {}
+    assert plan(seed, 60, kinds, replace(SCALE, processors=("default",), deciding=())) == []
 
 
 @given(SEEDS, st.floats(6, 150))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from payswitch.local.system import LocalSystem, Options
+from payswitch.settings import MOST_PROCESSORS, SettingsError
 
 REDIS = {"REDIS_URL": "redis://elsewhere"}
 PROCESSORS = {
@@ -20,10 +22,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def system(folder: Path, environment: dict[str, str]) -> LocalSystem:
+def system(folder: Path, environment: dict[str, str], *, processors: int = 2) -> LocalSystem:
     """The system that is started with these variables."""
     options = Options(
-        "127.0.0.1", 9999, 9001, 8001, 8002, 6379, 2, folder, fresh=False, haproxy=False
+        "127.0.0.1", 9999, 9001, 8001, 8002, 6379, processors, 2, folder, fresh=False, haproxy=False
     )
     return LocalSystem(options, environment)
 
@@ -71,3 +73,63 @@ def test_its_parts_get_the_path_and_not_the_secret(folder: Path) -> None:
         for service in group:
             assert given.items() <= service.part.environment.items()
             assert REDIS["REDIS_URL"] not in service.part.environment.values()
+
+
+def simulators(used: LocalSystem) -> dict[str, list[str]]:
+    """The command of each simulated processor, by its name."""
+    parts = [service.part for group in used.groups(None) for service in group]
+    commands = {part.name: list(part.command) for part in parts}
+    return {name: command for name, command in commands.items() if "simulator" in command}
+
+
+@pytest.mark.parametrize("processors", [1, 2, 3, MOST_PROCESSORS])
+def test_any_number_of_processors_is_simulated(folder: Path, processors: int) -> None:
+    used = system(folder, {}, processors=processors)
+    assert [*simulators(used)] == [*used.settings.processor_urls]
+    assert len(simulators(used)) == processors
+    assert len({*used.settings.processor_urls.values()}) == processors
+    assert used.settings.purge == "open"
+    for each in used.settings.processors:
+        command = simulators(used)[each.name]
+        assert command[command.index("--protocol") + 1] == each.connector
+        assert urlsplit(each.url).port == int(command[command.index("--port") + 1])
+        assert each.token == ("123" if each.connector == "charges" else "")
+
+
+def test_the_third_processor_speaks_charges_and_is_named_to_another_terminal(folder: Path) -> None:
+    used = system(folder, {}, processors=3)
+    acme = used.simulated["acme"]
+    assert (acme.protocol, acme.fee, acme.token) == ("charges", "0.20", "123")
+    assert used.tries()["another terminal"] == (
+        "export PAYSWITCH_PROCESSORS=default,fallback,acme "
+        f"PAYMENT_PROCESSOR_URL_ACME={acme.port.url} "
+        "PAYSWITCH_CONNECTOR_ACME=charges PAYSWITCH_TOKEN_ACME=123"
+    )
+
+
+def test_a_token_of_the_environment_is_used_and_not_shown(folder: Path) -> None:
+    used = system(folder, {"INITIAL_TOKEN": "secret"}, processors=3)
+    assert used.settings.processors[2].token == "secret"
+    assert "secret" not in used.tries()["another terminal"]
+
+
+def test_the_environment_names_the_processors_and_those_without_a_url_are_simulated(
+    folder: Path,
+) -> None:
+    given = {
+        "PAYSWITCH_PROCESSORS": "nord,fallback,sud",
+        "PAYSWITCH_CONNECTOR_NORD": "charges",
+        "PAYMENT_PROCESSOR_URL_SUD": "http://sud",
+    }
+    used = system(folder, given, processors=1)
+    assert [*simulators(used)] == ["nord", "fallback"]
+    assert [each.connector for each in used.settings.processors] == ["charges", "rinha", "rinha"]
+    assert used.settings.processor_urls["fallback"] == "http://127.0.0.1:8002"
+    assert used.settings.purge == "off"
+    assert [(row.part, row.where) for row in used.rows_of_others()] == [("sud", "http://sud")]
+
+
+def test_a_protocol_that_no_simulator_speaks_needs_a_url(folder: Path) -> None:
+    given = {"PAYSWITCH_PROCESSORS": "nord", "PAYSWITCH_CONNECTOR_NORD": "ours:Connector"}
+    with pytest.raises(SettingsError, match="the processor nord needs a URL"):
+        system(folder, given)

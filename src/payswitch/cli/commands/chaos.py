@@ -20,9 +20,7 @@ from payswitch.chaos.timeline import draw
 from payswitch.cli.main import fail
 from payswitch.local.machine import MachineError, make_files_private
 from payswitch.local.supervisor import PartNotStartedError
-from payswitch.settings import Settings, SettingsError
-
-_TABLE_WIDTH = 110
+from payswitch.settings import MOST_PROCESSORS, Settings, SettingsError
 
 
 @click.command()
@@ -37,6 +35,12 @@ _TABLE_WIDTH = 110
     help="Groups (clean, processor, process, redis, client, clock) or single ones, with commas.",
 )
 @click.option("--rate", default=300.0, type=click.FloatRange(1, 20_000), help="Payments a second.")
+@click.option(
+    "--processors",
+    default=3,
+    type=click.IntRange(1, MOST_PROCESSORS),
+    help="As of `payswitch up`: the third speaks charges, so that it can decline payments.",
+)
 @click.option("--workers", default=3, type=click.IntRange(1, 32), help="Payment workers.")
 @click.option(
     "--out",
@@ -73,9 +77,7 @@ def chaos(seed: int, runs: int, faults: str, out: Path, as_json: bool, **of_each
     if as_json:
         click.echo(orjson.dumps(documents))
     else:
-        console = Console()
-        console.width = max(console.width, _TABLE_WIDTH)
-        report.show(outcomes, console)
+        report.show(outcomes, Console())
     sys.exit(0 if all(outcome.verdict.holds for outcome in outcomes) else 1)
 
 
