@@ -95,10 +95,14 @@ class Books:
         """Forget every payment, but not the requests on the wire."""
         for book in self.books.values():
             book.clear()
-        for pending in self.pending.values():
-            pending.clear()
-        for ids in (*self.declined.values(), self.refused):
-            ids.clear()
+        self.pending.clear()
+        self.declined.clear()
+        self.refused.clear()
+
+    def known_ids(self) -> set[str]:
+        """Every id that a processor has, or has declined and keeps."""
+        kept = set().union(*self.declined.values())
+        return kept.union(*self.books.values(), *self.pending.values())
 
     def comes(self, wire: Wire) -> bool:
         """Whether it may be recorded, or pending, now or later."""

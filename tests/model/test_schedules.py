@@ -53,6 +53,15 @@ _PURGED_WHILE_IN_HAND = (
 
 SCHEDULES = [
     Schedule(
+        "unpin on a timeout",
+        (
+            *("worker 1 claims and sends", "fallback stays silent: pay-1", "worker 1 runs"),
+            "time passes until something is due",
+            *("worker 2 claims and sends", "default pays it: pay-1", "worker 2 runs"),
+            "fallback records it: pay-1",
+        ),
+    ),
+    Schedule(
         "unpin on the 500 of a second try",
         (
             *("worker 1 claims and sends", "fallback stays silent: pay-1", "worker 1 runs"),

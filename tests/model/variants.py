@@ -171,6 +171,7 @@ _ONE_PAYMENT: Mapping[str, object] = {
     "unwilling": False,
     "strict": False,
     "sluggish": False,
+    "deliberate": False,
     "hasty": True,
 }
 """Nothing but two workers and a processor that is hard to understand."""

@@ -233,13 +233,9 @@ class World:
         be used again."""
         in_hand = {claim.correlation_id for claim in self.claims_in_hand()}
         on_wire = {wire.claim.correlation_id for wire in self.books.wires}
-        books = self.books
-        in_books = {key for book in books.books.values() for key in book}
-        in_books |= {key for book in books.pending.values() for key in book}
-        in_books |= {key for book in books.declined.values() for key in book}
         if self.ghosts or self.gates:
             return []
-        return sorted(set(self.amounts) - self.present - in_hand - on_wire - in_books)
+        return sorted(set(self.amounts) - self.present - in_hand - on_wire - self.books.known_ids())
 
     def claims_in_hand(self) -> list[Claim]:
         """Every claim that a living process works on."""

@@ -189,11 +189,11 @@ local ids = {}
 for id in pairs(to_settle) do ids[#ids + 1] = id end
 leave_queue(ids)
 for id, settled in pairs(to_settle) do
-  if settled.was == 'declined' then redis.pcall('HINCRBY', DECLINES, settled.processor, -1) end
   if settled.was == 'dead' and leave_the_dead(id, 'payment:' .. id) then
     incident(id, 'resolved', settled.processor, settled.processor, settled.requested_at,
       'proof of payment for a dead letter that an operator had resolved')
   elseif settled.was == 'declined' then
+    redis.pcall('HINCRBY', DECLINES, settled.processor, -1)
     incident(id, 'declined', settled.processor, settled.processor, settled.requested_at,
       'proof of payment for a payment that its processor had declined')
   end
