@@ -243,7 +243,7 @@ class Dispatcher:
         return [
             name
             for name, processor in self._processors.items()
-            if name not in self._restricted or processor.connector.eligible(instruction)
+            if name not in self._restricted or processor.takes(instruction)
         ]
 
     def _choose(self, eligible: Collection[str] | None = None) -> str | None:
