@@ -27,11 +27,13 @@ class Incident:
     requested_at: int | None = None
     at: int | None = None
     what: str | None = None
+    state: str | None = None
+    """The payment's state before; `resolved` for a dead letter that an operator had resolved."""
     resolution: Resolution | None = None
 
     def __str__(self) -> str:
         if self.pinned == self.paid_by:
-            return f"{self.paid_by} has paid it, though it was resolved"
+            return f"{self.paid_by} has paid it, though it was {self.state}"
         return f"{self.paid_by} has it, though pinned to {self.pinned or 'nobody'}"
 
 
@@ -82,6 +84,7 @@ def parse_incident(raw: bytes) -> Incident:
             requested_at=int(document["requestedAt"]),
             at=int(document["at"]),
             what=str(document.get("what", "")),
+            state=str(document.get("state", "")),
             resolution=_resolution(document),
         )
     except (ValueError, KeyError, TypeError):

@@ -107,6 +107,18 @@ async def test_a_reader_that_is_gone_is_no_error_of_redis(redis_server: RedisSer
     assert (process.returncode, err) == (1, b"")
 
 
+@pytest.mark.parametrize("command", [("replay",), ("resolve", "--reason", "refunded")])
+async def test_any_other_payment_is_told_from_a_dead_letter(
+    b: Bench, redis: ArqRedis, payswitch: Payswitch, command: tuple[str, ...]
+) -> None:
+    payment = await b.accept()
+    for state in ("queued", "processing", "settled", "declined"):
+        await redis.hset(f"payment:{payment}", "state", state)  # type: ignore[misc]
+        ended = await payswitch("dead", command[0], payment, *command[1:])
+        assert ended.code == 1
+        assert ended.err.startswith(f"payswitch: {payment}: no dead letter: ")
+
+
 async def test_the_list_as_json_counts_those_that_it_does_not_show(
     b: Bench, payswitch: Payswitch
 ) -> None:

@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from payswitch.ingress import openapi
 from payswitch.money import BRL, Total
 from payswitch.operations.overview import read_overview
+from payswitch.payments.incidents import read_incidents
 from payswitch.payments.records import Record
 from payswitch.payments.tries import Burial
 from payswitch.settings import ProcessorSettings
@@ -97,6 +98,8 @@ async def test_declined_payments_are_counted_until_there_is_proof_of_payment(acm
     await acme.bench.ledger.settle(claim, "default", 1)
     overview = await read_overview(acme.bench.redis, PROCESSORS)
     assert (overview.accepted, overview.declined) == (2, {"default": 1, "fallback": 0})
+    [incident] = await read_incidents(acme.bench.redis)
+    assert str(incident) == "default has paid it, though it was declined"
 
 
 async def test_a_pending_payment_ends_as_the_provider_decides(acme: Acme) -> None:

@@ -26,6 +26,7 @@ _WHY_NOT = {
     Handling.QUEUED: "no dead letter: it waits to be paid",
     Handling.PROCESSING: "no dead letter: it is being paid",
     Handling.SETTLED: "no dead letter: it is paid",
+    Handling.DECLINED: "no dead letter: its processor declined it",
     Handling.RESOLVED: "it is resolved already",
     Handling.UNKNOWN: "no such payment",
     Handling.BROKEN: "its record can't be read",
