@@ -50,7 +50,7 @@ async def startup(ctx: dict[Any, Any]) -> None:
     ctx["transport"] = make_transport(settings)
     settled = SettleCounts()
     dispatcher = make_dispatcher(settings, redis, ctx["transport"], settled)
-    # After all that may be wrong with the settings: other workers compare theirs with what it writes.
+    # After all that may be wrong in the settings: other workers compare theirs with what it writes.
     await KnownProcessors(redis, settings.processor_urls).check()
     ctx["dispatcher"] = dispatcher
     ctx["traces"] = open_traces(settings, "payswitch-worker", settings.processor_urls)
