@@ -71,7 +71,8 @@ def test_some_seconds_of_everything_break_no_promise(tmp_path: Path, minutes: fl
     log = (tmp_path / "seed-11" / "system.log").read_text()
     assert " INFO    taking jobs from arq:queue\n" in log
     assert '"event"' not in log
-    assert {event["kind"] for event in found["plan"]} > {"freeze", "kill", "redis-kill", "answers"}
+    assert {event["kind"] for event in found["plan"]} > {"freeze", "kill", "redis-kill", "decline"}
+    assert [*found["settled"]] == ["default", "fallback", "acme"]
     assert "holds" in run.stdout
 
 

@@ -282,7 +282,7 @@ class World:
                     self._note_another_try(correlation_id)
         elif name == "claim":
             self._note_claim(scripts.named(answer))
-        elif name == "hold" and answer:
+        elif name == "stop_claims" and answer:
             self.held_until = self.redis_now() + _HOLD_MS
         elif name == "purge" and answer:
             self._note_purge()

@@ -154,13 +154,7 @@ async def running(
     Settings are those of the environment. Raises `MachineError`, `SettingsError` or
     `PartNotStartedError`.
     """
-    variables = {
-        name: each
-        for name, each in environment.items()
-        if name not in _OWN_VARIABLES and not name.startswith(_OF_A_PROCESSOR)
-    }
-    if variables.get("PAYSWITCH_LOG_LEVEL") == "error":
-        del variables["PAYSWITCH_LOG_LEVEL"]  # a repair by the sweep is a warning
+    variables = _without_own(environment)
     library = find_libfaketime() if clocks else None
     if clocks and library is None:
         raise MachineError("to set clocks needs libfaketime: install it (Debian: libfaketime)")
@@ -206,6 +200,18 @@ async def running(
             supervisor.stop()
             await asyncio.wait([ended])
             await system.redis.aclose(close_connection_pool=True)
+
+
+def _without_own(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what the system sets itself."""
+    variables = {
+        name: each
+        for name, each in environment.items()
+        if name not in _OWN_VARIABLES and not name.startswith(_OF_A_PROCESSOR)
+    }
+    if variables.get("PAYSWITCH_LOG_LEVEL") == "error":
+        del variables["PAYSWITCH_LOG_LEVEL"]  # a repair by the sweep is a warning
+    return variables
 
 
 async def _first(ready: asyncio.Event, ended: asyncio.Task[None]) -> None:

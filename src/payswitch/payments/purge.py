@@ -33,7 +33,7 @@ class Purge:
         # Below the time limit of a call: Redis never executes an abandoned call.
         self._latest_ms = limit_ms * 2 // 3
         self._limit_s = limit_ms / 1000
-        self._hold = scripts.load(redis, "hold")
+        self._stop_claims = scripts.load(redis, "stop_claims")
         self._purge = scripts.load(redis, "purge")
         self._forget = scripts.load(redis, "forget")
         self._delete_if = scripts.load(redis, "delete_if")
@@ -48,7 +48,9 @@ class Purge:
         workers' sweep finishes after a crash. Raises `RedisError` or `TimeoutError`.
         """
         async with asyncio.timeout(self._limit_s):
-            await self._hold(args=[await redis_now_ms(self._redis) + self._latest_ms, _HOLD_MS])
+            await self._stop_claims(
+                args=[await redis_now_ms(self._redis) + self._latest_ms, _HOLD_MS]
+            )
         try:
             async with asyncio.timeout(_CALLS_MAY_TAKE_S):
                 while await self._calls_under_way():

@@ -30,7 +30,7 @@ from payswitch.processors.outcomes import (
     Unknown,
 )
 from payswitch.processors.rinha import RinhaConnector
-from payswitch.testing import EXAMPLE, ConnectorTests
+from payswitch.processors.testing import EXAMPLE, ConnectorTests
 
 _DONE = [
     (Response(status, b'{"message":"payment processed successfully"}'), Paid())

@@ -86,7 +86,7 @@ async def _certify(
     if not as_json:
         low, high = (settings.currency.format_cents(cents) for cents in (AMOUNTS[0], AMOUNTS[-1]))
         click.echo(
-            f"This makes some 25 real payments at {where}, each from {low} to {high} "
+            f"This makes some 25 real payments at {where}, from {low} to {high} "
             f"{settings.currency.code}."
         )
     stranger = replace(settings, processors=(replace(processor, token=_WRONG_TOKEN),))

@@ -1,4 +1,4 @@
--- Hold: stops workers' claims while a purge waits for calls under way.
+-- Stop claims: stops workers' claims while a purge waits for calls under way.
 --
 -- ARGV: latest (ms by Redis' clock), after which it does nothing; for how long (ms)
 -- Returns: 1, or 0 if it is too late
