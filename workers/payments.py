@@ -47,10 +47,12 @@ async def startup(ctx: dict[Any, Any]) -> None:
     if "payments_worker" not in ctx:
         raise SystemExit("arq's own worker would lose payments; start it as: payswitch worker")
     redis = ctx["redis"]
-    await KnownProcessors(redis, settings.processor_urls).check()
     ctx["transport"] = make_transport(settings)
     settled = SettleCounts()
-    ctx["dispatcher"] = make_dispatcher(settings, redis, ctx["transport"], settled)
+    dispatcher = make_dispatcher(settings, redis, ctx["transport"], settled)
+    # After all that may be wrong in the settings: other workers compare theirs with what it writes.
+    await KnownProcessors(redis, settings.processor_urls).check()
+    ctx["dispatcher"] = dispatcher
     ctx["traces"] = open_traces(settings, "payswitch-worker", settings.processor_urls)
     ctx["heartbeat"] = worker_heartbeat(redis, ctx["dispatcher"], settled)
     ctx["heartbeat"].start()

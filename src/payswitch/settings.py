@@ -46,7 +46,7 @@ REMOVED = (
 _LONGEST_SHOWN = 200
 
 _PROCESSOR_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_NO_PROCESSOR_NAMES = frozenset({"auto", "both"})
+_NO_PROCESSOR_NAMES = frozenset({"auto", "both", "none"})
 """Words that commands take beside a processor's name."""
 
 
@@ -183,7 +183,7 @@ _TEXT = _parse_text, "printable ASCII"
 _PROCESSOR_NAMES = (
     _parse_processor_names,
     f"1 to {MOST_PROCESSORS} different names separated by commas, each of lower-case letters, "
-    "digits and _, and none `auto`, `both` or ending with `_file`",
+    "digits and _, and none `auto`, `both`, `none` or ending with `_file`",
 )
 _SHARE = _parse_share, "a share from 0 to 1, such as 0.05"
 

@@ -529,7 +529,18 @@ def test_each_named_processor_has_its_own_settings() -> None:
 @pytest.mark.parametrize(
     "names",
     [
-        *("Default", "a b", "1st", "a-b", "default,default", "auto", "a,both", "x_file", "a,,b"),
+        *(
+            "Default",
+            "a b",
+            "1st",
+            "a-b",
+            "default,default",
+            "auto",
+            "a,both",
+            "none",
+            "x_file",
+            "a,,b",
+        ),
         *("a" * 33, ",".join(f"p{n}" for n in range(17))),
     ],
 )

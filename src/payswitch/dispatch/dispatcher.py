@@ -42,10 +42,9 @@ from payswitch.processors.outcomes import (
     Unclear,
     Unknown,
 )
-from payswitch.processors.processor import Processor
+from payswitch.processors.processor import ConnectorFaultError, Processor
 from payswitch.telemetry.histogram import Histogram
 from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
-from payswitch.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,6 @@ _WAIT_MS = 500
 """The shortest pause of a payment that waits for its own processor."""
 _UNKNOWN_MS = 5000
 """The pause of a payment that is pinned to a processor which this worker doesn't know."""
-_LONGEST_REFERENCE = 128
 _MOST_UNASKED = 16
 """With this many open tries the processor is asked before each new one: a 404 closes those that
 have ended, so the record stays small."""
@@ -169,6 +167,7 @@ class Dispatcher:
         self._lease_margin_ms = lease_margin_ms
         self._questions = {name: asyncio.Semaphore(_MOST_QUESTIONS) for name in processors}
         self._strangers: set[str | None] = set()
+        self._faults: set[str] = set()
         self._watch = QuietWatch()
         self._clock = clock
 
@@ -195,7 +194,11 @@ class Dispatcher:
                 work, f"{claim.processor} had it pending and now does not have it"
             )
             return
-        eligible = None if still_open else self._eligible(work)
+        try:
+            eligible = None if still_open else self._eligible(work)
+        except ConnectorFaultError as fault:
+            await self._await_better_connector(work, str(fault))
+            return
         if eligible is not None and not eligible:
             await self._bury(work, _NOBODY)
             return
@@ -211,6 +214,8 @@ class Dispatcher:
         if processor is None or breaker is None or not breaker.free(self._clock()):
             if still_open and breaker is not None and breaker.state is not BreakerState.CLOSED:
                 await self._wait(work)
+            elif eligible is not None:  # claims go on for others, which it must not hold up
+                await self._retry(work, "")
             else:
                 await self._give_back(work, delay_ms=self._hold(breaker))
             return
@@ -236,15 +241,24 @@ class Dispatcher:
         return True
 
     def _eligible(self, work: Work) -> list[str] | None:
-        """The processors that may get the payment; None if all may."""
+        """The processors that may get the payment; None if all may. Raises
+        `ConnectorFaultError`."""
         if not self._restricted:
             return None
         instruction = work.instruction()
-        return [
+        found = [
             name
             for name, processor in self._processors.items()
             if name not in self._restricted or processor.takes(instruction)
         ]
+        return found if len(found) < len(self._processors) else None
+
+    async def _await_better_connector(self, work: Work, fault: str) -> None:
+        """Nobody knows where the payment may go, until the connector is mended."""
+        if fault not in self._faults:
+            self._faults.add(fault)
+            logger.error("payments wait, because %(fault)s", {"fault": fault})
+        await self._retry(work, fault)
 
     def _choose(self, eligible: Collection[str] | None = None) -> str | None:
         return self.router.choose(self._clock(), eligible)
@@ -351,14 +365,13 @@ class Dispatcher:
         await self._give_back(work, delay_ms=_UNKNOWN_MS, error=error)
 
     async def _pay_through(self, breaker: Breaker, work: Work, processor: str) -> None:
-        if (error := await self._processors[processor].prepare()) is not None:
-            is_probe = breaker.enter(self._clock())
-            breaker.leave(Verdict.BAD, probe=is_probe, now=self._clock(), reason=error)
-            await self._retry(work, f"{processor}: {error}")
-            return
         is_probe = breaker.enter(self._clock())
         outcome: Outcome | None = None
         try:
+            if (unprepared := await self._processors[processor].prepare()) is not None:
+                outcome = NotPaid(unprepared, healthy=False)
+                await self._retry(work, f"{processor}: {unprepared}")
+                return
             routed = await self._tries.open(work.claim, processor, work.findings)
             if routed is None:
                 logger.debug(
@@ -502,7 +515,6 @@ class Dispatcher:
 
     async def _decline(self, work: Work, code: str) -> None:
         """End the payment, or keep the decline in its record while another try may be recorded."""
-        code = printable(code)[:_LONGEST_REFERENCE]
         claim = work.claim
         bury = partial(
             self._tries.bury, claim, code, work.findings, horizon_passed=False, declined=True
@@ -529,7 +541,6 @@ class Dispatcher:
 
     async def _settle(self, work: Work, processor: str, requested_at: int, reference: str) -> None:
         self._watch.forget(work.claim.correlation_id)
-        reference = printable(reference)[:_LONGEST_REFERENCE]
         last_try = work.findings.last_try()
         settle = partial(
             self.ledger.settle, work.claim, processor, requested_at, last_try, reference
@@ -655,7 +666,7 @@ def _reason(outcome: Outcome | None) -> str:
         case Refused():
             return f"{_REFUSED} {outcome.status}"
         case Declined():
-            return f"declined: {printable(outcome.code)[:_LONGEST_REFERENCE]}"
+            return f"declined: {outcome.code}"
         case Pending():
             return "pending"
     return ""

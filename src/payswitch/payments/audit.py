@@ -53,7 +53,7 @@ class Act:
     at: int
     """ms since the epoch by Redis' clock."""
     act: str
-    """`select`, `pause`, `resume`, `purge`, `replay`, `resolve` or `resolve incidents`."""
+    """`select`, `pause`, `resume`, `purge`, `replay`, `resolve`, `resolve incidents` or `moved`."""
     what: str
     """Its object: a payment's id, say."""
     signature: Signature

@@ -14,6 +14,8 @@ from payswitch.store import keys, scripts
 from payswitch.store.redis_clock import redis_now_ms
 
 _PAGE = 500
+_RESOLVED_AT_ONCE = 100
+"""Redis serves no other client meanwhile: 60 ms if it has 10,000 incidents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,12 @@ class Incidents:
     async def resolve(self, correlation_ids: Sequence[str], signature: Signature) -> dict[str, int]:
         """Resolve all incidents of these payments; returns how many each had."""
         unique = list(dict.fromkeys(correlation_ids))
-        counts = await self._resolve(args=[self._retention_ms, *signature.arguments(), *unique])
-        return dict(zip(unique, counts, strict=True))
+        counts: dict[str, int] = {}
+        for first in range(0, len(unique), _RESOLVED_AT_ONCE):
+            page = unique[first : first + _RESOLVED_AT_ONCE]
+            args = [self._retention_ms, *signature.arguments(), *page]
+            counts |= zip(page, await self._resolve(args=args), strict=True)
+        return counts
 
 
 async def read_incidents(redis: Redis) -> list[Incident]:

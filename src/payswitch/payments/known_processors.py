@@ -77,7 +77,7 @@ class KnownProcessors:
     async def compare(self) -> list[KnownProcessor]:
         """The settings' processors in order of preference, then others that Redis knows."""
         raw = cast(Mapping[bytes, bytes], await self._redis.hgetall(keys.PROCESSORS))  # type: ignore[misc]
-        known = {name.decode(): url.decode() for name, url in raw.items()}
+        known = {_text(name): _text(url) for name, url in raw.items()}
         names = dict.fromkeys([*self._here, *sorted(known)])
         return [KnownProcessor(name, self._here.get(name), known.get(name)) for name in names]
 
@@ -116,6 +116,10 @@ class KnownProcessors:
         pairs = [part for pair in urls.items() for part in pair]
         args = [act, signature.by, what, signature.reason or "", *pairs]
         await self._know(keys=[keys.PROCESSORS], args=args)
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")
 
 
 def _why(each: KnownProcessor, unpaid: int, dead: int) -> str:

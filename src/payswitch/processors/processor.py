@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import fields, replace
 from decimal import Decimal
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any, TypeVar, get_args
 
 import httpx
@@ -31,6 +33,7 @@ from payswitch.processors.outcomes import (
     HealthReport,
     NotPaid,
     Outcome,
+    Paid,
     PayOutcome,
     Unclear,
     Unknown,
@@ -39,13 +42,17 @@ from payswitch.processors.outcomes import (
 from payswitch.processors.retry_after import asked_pause_ms
 from payswitch.processors.rinha import RinhaConnector
 from payswitch.reasons import reason
-from payswitch.settings import ProcessorSettings, SettingProblem, Settings, SettingsError
+from payswitch.settings import MASK, ProcessorSettings, SettingProblem, Settings, SettingsError
 from payswitch.telemetry.tracing import NO_STEP, Step
+from payswitch.text import printable
 
 T = TypeVar("T")
 _RawHeaders = list[tuple[bytes, bytes]]
 _PAY_OUTCOMES = get_args(PayOutcome)
-_NO_OUTCOME = "the connector gave no outcome"
+_FIND_OUTCOMES = get_args(FindOutcome)
+_LONGEST_TEXT = 255
+"""Characters of a connector's text that logs and records keep."""
+_MOST_MS = 2**31
 
 CONNECT_LIMIT_MS = 1000
 _BEYOND_THE_DELAY_MS = 500
@@ -54,6 +61,19 @@ _ALWAYS_UP = HealthReport(failing=False, min_response_ms=0)
 
 class CannotAskError(Exception):
     """A processor did not give its totals; the message names it and the reason."""
+
+
+class ConnectorFaultError(Exception):
+    """A connector raised an error, or returned something else than its contract says. The message
+    holds nothing that the connector or the processor said, as that may be data of a payment."""
+
+    def __init__(self, what: str, error: Exception) -> None:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = PurePath(trace.tb_frame.f_code.co_filename).name if trace else ""
+        at = f" at {place}:{trace.tb_lineno}" if trace else ""
+        super().__init__(f"the connector {what}: {type(error).__name__}{at}")
 
 
 class Processor:
@@ -88,7 +108,7 @@ class Processor:
         connect = connect_limit_ms / 1000
         self._pay_limits = _limits(connect, pay_limit_ms / 1000)
         self._find_limits = _limits(connect, find_limit_ms / 1000)
-        self._preparing = asyncio.Lock()
+        self._preparation: asyncio.Task[str | None] | None = None
 
     def takes(self, instruction: Instruction) -> bool:
         """Whether the connector lets the processor have the payment; not if it can't say so."""
@@ -105,17 +125,17 @@ class Processor:
         try:
             request = self._httpx_request(self.connector.pay(instruction), self._pay_limits)
         except Exception as error:  # nothing was sent
-            return NotPaid(_at_fault("makes no request", error), healthy=False)
+            fault = ConnectorFaultError("makes no request", error)
+            return NotPaid(str(fault), healthy=False)
         request.extensions["before_write"] = may_send
         try:
             response = await self._exchange(request, step)
         except httpx.RequestError as error:
             return classify_error(error)
         try:
-            outcome = self.connector.read_payment(instruction, response)
+            return _sound(self.connector.read_payment(instruction, response), _PAY_OUTCOMES)
         except Exception as error:
-            return Unknown(_at_fault(f"can't read status {response.status}", error))
-        return outcome if isinstance(outcome, _PAY_OUTCOMES) else Unknown(_NO_OUTCOME)
+            return Unknown(str(ConnectorFaultError(f"can't read status {response.status}", error)))
 
     async def find(self, instruction: Instruction, step: Step = NO_STEP) -> FindOutcome:
         """Ask whether the processor has a payment. Only cancellation is raised. `step` traces the
@@ -125,15 +145,21 @@ class Processor:
         try:
             response = await self._ask(self.connector.find(instruction), step)
             finding = self.connector.read_finding(instruction, response)
+            finding = _sound(finding, _FIND_OUTCOMES)
         except httpx.RequestError as error:
             return Unclear(reason(error))
         except Exception as error:
-            return Unclear(_at_fault("can't find out", error))
-        if not isinstance(finding, FindOutcome):
-            return Unclear(_NO_OUTCOME)
+            return Unclear(str(ConnectorFaultError("can't find out", error)))
         if isinstance(finding, Found) and not 0 <= finding.requested_at < LEDGER_ENDS_MS:
             return Unclear("an absurd instant")
         return finding
+
+    def takes(self, instruction: Instruction) -> bool:
+        """Whether the processor may get the payment at all. Raises `ConnectorFaultError`."""
+        try:
+            return self.connector.eligible(instruction)
+        except Exception as error:
+            raise ConnectorFaultError("can't tell whether it takes it", error) from None
 
     async def health(self, limit_ms: int) -> HealthReport | None:
         """Ask for the processor's health report; None if it doesn't give one in time."""
@@ -144,22 +170,22 @@ class Processor:
                     return _ALWAYS_UP
                 if await self.prepare() is not None:
                     return None
-                return self.connector.read_health(await self._ask(request))
+                return _sound_report(self.connector.read_health(await self._ask(request)))
         except Exception:  # unknown health is a safe answer
             return None
 
     async def total(self, first_ms: int, last_ms: int) -> Total:
         """The total of the payments requested in a window, all of both milliseconds included.
         Raises `CannotAskError`."""
-        request = self.connector.total(first_ms, last_ms)
-        return self._told(self.connector.read_total, await self._books(request))
+        response = await self._books(lambda: self.connector.total(first_ms, last_ms))
+        return self._told(self.connector.read_total, response, Total)
 
     async def fee(self) -> Decimal:
         """The share of each payment's amount that the processor takes: as it is set, or as the
         processor says. Raises `CannotAskError`."""
         if self._fixed_fee is not None:
             return self._fixed_fee
-        return self._told(self.connector.read_fee, await self._books(self.connector.fee()))
+        return self._told(self.connector.read_fee, await self._books(self.connector.fee), Decimal)
 
     @property
     def tells_totals(self) -> bool:
@@ -167,30 +193,40 @@ class Processor:
         return self.connector.total(0, 0) is not None
 
     async def prepare(self) -> str | None:
-        """Make the call that the connector needs before others, if any; the reason if it failed."""
-        if self.connector.prepare(_now_ms()) is None:
-            return None
-        async with self._preparing:
+        """Make the call that the connector needs before others, if any; the reason if it failed.
+        Callers at the same time share one call: a processor that stalls must not make them queue.
+        """
+        try:
             request = self.connector.prepare(_now_ms())
-            if request is None:  # another call has just made it
-                return None
-            try:
-                response = await self._ask(request)
-                self.connector.read_preparation(response, _now_ms())
-            except httpx.RequestError as error:
-                return f"preparation: {reason(error)}"
-            except NotUnderstoodError as error:
-                return f"preparation: {error}"
-            except Exception as error:
-                return _at_fault("can't prepare", error)
+        except Exception as error:
+            return str(ConnectorFaultError("can't prepare", error))
+        if request is None:
+            return None
+        if self._preparation is None or self._preparation.done():
+            self._preparation = asyncio.create_task(self._prepare(request), name="preparation")
+        return await asyncio.shield(self._preparation)
+
+    async def _prepare(self, request: Request) -> str | None:
+        try:
+            response = await self._ask(request)
+            self.connector.read_preparation(response, _now_ms())
+        except (httpx.RequestError, NotUnderstoodError) as error:
+            return f"preparation: {reason(error)}"
+        except Exception as error:
+            return str(ConnectorFaultError("can't prepare", error))
         return None
 
-    async def _books(self, request: Request | None) -> Response:
+    async def _books(self, make_request: Callable[[], Request | None]) -> Response:
         """The response to a question about books. Raises `CannotAskError`."""
-        if request is None:
-            raise CannotAskError(f"{self.name}: its connector can't ask for that")
         if (unprepared := await self.prepare()) is not None:
             raise CannotAskError(f"{self.name}: {unprepared}")
+        try:
+            request = make_request()
+        except Exception as error:
+            fault = ConnectorFaultError("makes no request", error)
+            raise CannotAskError(f"{self.name}: {fault}") from None
+        if request is None:
+            raise CannotAskError(f"{self.name}: its connector can't ask for that")
         try:
             response = await self._ask(request)
         except httpx.RequestError as error:
@@ -204,11 +240,14 @@ class Processor:
             raise CannotAskError(f"{self.name}: status {response.status} for its summary")
         return response
 
-    def _told(self, read: Callable[[Response], T], response: Response) -> T:
+    def _told(self, read: Callable[[Response], T], response: Response, kind: type[T]) -> T:
         try:
-            return read(response)
+            return _require(read(response), kind)
         except NotUnderstoodError as error:
-            raise CannotAskError(f"{self.name}: {error}") from None
+            raise CannotAskError(f"{self.name}: {reason(error)}") from None
+        except Exception as error:
+            fault = ConnectorFaultError("can't read the answer", error)
+            raise CannotAskError(f"{self.name}: {fault}") from None
 
     async def _ask(self, request: Request, step: Step = NO_STEP) -> Response:
         return await self._exchange(self._httpx_request(request, self._find_limits), step)
@@ -246,8 +285,43 @@ class Processor:
         return Response(response.status_code, body, response.headers, asked_pause_ms(response))
 
 
-def _at_fault(what: str, error: Exception | None = None) -> str:
-    return f"the connector {what}" + ("" if error is None else f": {type(error).__name__}: {error}")
+def _require(value: Any, kind: type[T]) -> T:
+    """Raises `TypeError`."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _sound(outcome: T, kinds: tuple[type, ...]) -> T:
+    """A connector's outcome with short, printable text: it goes into logs and records. Raises
+    `TypeError` for anything else than an outcome whose numbers are numbers."""
+    if not isinstance(outcome, kinds):
+        raise TypeError
+    if outcome == _PLAINLY_PAID:
+        return outcome
+    sound: dict[str, Any] = {}
+    for each in fields(outcome):  # type: ignore[arg-type]
+        value = getattr(outcome, each.name)
+        if each.name in ("reference", "code", "reason"):
+            sound[each.name] = "" if value is None else printable(str(value))[:_LONGEST_TEXT]
+        elif each.name == "retry_after_ms":
+            sound[each.name] = None if value is None else min(max(0, int(value)), _MOST_MS)
+        elif each.name in ("status", "cents", "requested_at"):
+            sound[each.name] = _require(value, int)
+    return replace(outcome, **sound)  # type: ignore[type-var]
+
+
+_PLAINLY_PAID = Paid()
+
+
+def _sound_report(report: HealthReport | None) -> HealthReport | None:
+    """A connector's report of health, or None. Raises `TypeError` for anything else."""
+    if report is None:
+        return None
+    failing, speed_ms = report.failing, _require(report.min_response_ms, int)
+    if type(failing) is not bool or not 0 <= speed_ms <= _MOST_MS:
+        raise TypeError
+    return report
 
 
 def _now_ms() -> int:
@@ -297,10 +371,17 @@ def _make_processor(
     if kind.needs_token and not token:
         why = f"{token_variable}='': the connector {processor.connector} needs a token"
         raise SettingsError([SettingProblem((token_variable,), why)])
+    known = ConnectorSettings(processor.name, token, settings.currency)
+    try:
+        connector = kind(known)
+    except Exception as error:
+        why = reason(error).replace(token or MASK, MASK)
+        why = f"{variable}: connector {processor.connector!r} can't be made: {why}"
+        raise SettingsError([SettingProblem((variable,), why)]) from None
     return Processor(
         processor.name,
         processor.url,
-        kind(ConnectorSettings(processor.name, token, settings.currency)),
+        connector,
         transport,
         pay_limit_ms=settings.processor_max_delay_ms + _BEYOND_THE_DELAY_MS,
         find_limit_ms=settings.processor_find_limit_ms,

@@ -239,7 +239,7 @@ async def test_incidents_are_differences(b: Books, redis: ArqRedis) -> None:
     await redis.rpush("payments:incidents", entry, "nonsense")  # type: ignore[misc]
     report = await b.reconcile()
     assert report.incidents == [
-        Incident(payment, "default", "fallback", AT, AT + 5, "proof"),
+        Incident(payment, "default", "fallback", AT, AT + 5, "proof", "dead"),
         Incident("nonsense"),
     ]
     assert not report.equal

@@ -174,6 +174,14 @@ async def test_a_connector_without_the_token_that_it_needs_is_one_line(
     )
 
 
+async def test_foreign_bytes_among_them_stop_no_start(b: Bench) -> None:
+    await b.redis.hset("payments:processors", b"\xff", b"\xfe")  # type: ignore[misc]
+    found = await KnownProcessors(b.redis, URLS).compare()
+    assert [(each.name, each.known) for each in found][2:] == [(r"\xff", r"\xfe")]
+    await KnownProcessors(b.redis, URLS).check()
+    assert len(await KnownProcessors(b.redis, URLS).compare()) == 2
+
+
 @pytest.mark.parametrize("command", [("worker",), ("health",), ("reconcile",)])
 async def test_a_connector_that_there_is_not_is_one_line(
     redis: ArqRedis, payswitch: Payswitch, command: tuple[str, ...]
@@ -185,3 +193,4 @@ async def test_a_connector_that_there_is_not_is_one_line(
         "payswitch: PAYSWITCH_CONNECTOR_FALLBACK: there is no connector 'nonsense'; there are "
         "charges, rinha"
     )
+    assert await redis.hgetall("payments:processors") == {}  # type: ignore[misc]

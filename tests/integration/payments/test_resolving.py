@@ -330,6 +330,19 @@ async def test_resolved_incidents_count_no_longer_and_stay_for_the_retention(
     assert await redis.zcard("payments:incidents:resolved") == 2
 
 
+async def test_incidents_of_many_payments_are_resolved_together(redis: ArqRedis) -> None:
+    ids = [f"4a7901b8-7d26-4d9d-aa19-{n:012d}" for n in range(250)]
+    entry = {"at": 1, "pinned": "", "paidBy": "x", "requestedAt": 1}
+    twice = [orjson.dumps({"correlationId": each, **entry}) for each in (*ids, ids[0])]
+    await redis.rpush("payments:incidents", *twice, "nonsense")  # type: ignore[misc]
+    incidents = Incidents(redis, retention_ms=RETENTION_MS)
+    assert await incidents.resolve(ids[1:], BEA) == dict.fromkeys(ids[1:], 1)
+    assert await incidents.resolve([ids[0]], BEA) == {ids[0]: 2}
+    assert [each.correlation_id for each in await incidents.unresolved()] == ["nonsense"]
+    acts = await read_acts(redis, 1000)
+    assert sorted(act.what for act in acts) == ids
+
+
 async def test_of_the_resolved_incidents_the_newest_ten_thousand_are_kept(
     b: Bench, redis: ArqRedis
 ) -> None:
