@@ -64,7 +64,7 @@ class Incidents:
         counts: dict[str, int] = {}
         for first in range(0, len(unique), _RESOLVED_AT_ONCE):
             page = unique[first : first + _RESOLVED_AT_ONCE]
-            args = [self._retention_ms, *signature.arguments(), *page]
+            args: list[str | int] = [self._retention_ms, *signature.arguments(), *page]
             counts |= zip(page, await self._resolve(args=args), strict=True)
         return counts
 

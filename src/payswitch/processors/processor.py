@@ -110,13 +110,6 @@ class Processor:
         self._find_limits = _limits(connect, find_limit_ms / 1000)
         self._preparation: asyncio.Task[str | None] | None = None
 
-    def takes(self, instruction: Instruction) -> bool:
-        """Whether the connector lets the processor have the payment; not if it can't say so."""
-        try:
-            return self.connector.eligible(instruction)
-        except Exception:
-            return False
-
     async def pay(
         self, instruction: Instruction, may_send: Callable[[], bool], step: Step = NO_STEP
     ) -> Outcome:
