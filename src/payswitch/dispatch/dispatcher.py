@@ -167,7 +167,7 @@ class Dispatcher:
         self._lease_margin_ms = lease_margin_ms
         self._questions = {name: asyncio.Semaphore(_MOST_QUESTIONS) for name in processors}
         self._strangers: set[str | None] = set()
-        self._faults: set[str] = set()
+        self._faults: set[tuple[str, str]] = set()
         self._watch = QuietWatch()
         self._clock = clock
 
@@ -197,7 +197,7 @@ class Dispatcher:
         try:
             eligible = None if still_open else self._eligible(work)
         except ConnectorFaultError as fault:
-            await self._await_better_connector(work, str(fault))
+            await self._retry(work, str(fault))
             return
         if eligible is not None and not eligible:
             await self._bury(work, _NOBODY)
@@ -241,24 +241,31 @@ class Dispatcher:
         return True
 
     def _eligible(self, work: Work) -> list[str] | None:
-        """The processors that may get the payment; None if all may. Raises
-        `ConnectorFaultError`."""
+        """The processors that may get the payment; None if all may. Raises `ConnectorFaultError` if
+        none takes it and a connector can't tell: the payment then waits until that is mended."""
         if not self._restricted:
             return None
         instruction = work.instruction()
-        found = [
-            name
-            for name, processor in self._processors.items()
-            if name not in self._restricted or processor.takes(instruction)
-        ]
+        found: list[str] = []
+        fault: ConnectorFaultError | None = None
+        for name, processor in self._processors.items():
+            try:
+                if name not in self._restricted or processor.takes(instruction):
+                    found.append(name)
+            except ConnectorFaultError as error:
+                fault = error
+                self._note_fault(name, str(error))
+        if fault is not None and not found:
+            raise fault
         return found if len(found) < len(self._processors) else None
 
-    async def _await_better_connector(self, work: Work, fault: str) -> None:
-        """Nobody knows where the payment may go, until the connector is mended."""
-        if fault not in self._faults:
-            self._faults.add(fault)
-            logger.error("payments wait, because %(fault)s", {"fault": fault})
-        await self._retry(work, fault)
+    def _note_fault(self, processor: str, fault: str) -> None:
+        if (processor, fault) not in self._faults:
+            self._faults.add((processor, fault))
+            logger.error(
+                "%(processor)s: %(fault)s; such payments go elsewhere, or wait",
+                {"processor": processor, "fault": fault},
+            )
 
     def _choose(self, eligible: Collection[str] | None = None) -> str | None:
         return self.router.choose(self._clock(), eligible)

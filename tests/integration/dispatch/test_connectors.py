@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -9,11 +11,12 @@ import orjson
 import pytest
 from arq.connections import ArqRedis
 
+from payswitch.dispatch.routing import BreakerLimits, BreakerState
 from payswitch.processors.connector import Instruction, NotUnderstoodError, Request, Response
 from payswitch.processors.outcomes import PayOutcome
 from payswitch.processors.rinha import RinhaConnector
 from tests.integration.harness import Bench, bench
-from tests.support import PAID, Reply
+from tests.support import NEVER, PAID, Reply, eventually
 
 
 class SmallOnly(RinhaConnector):
@@ -62,6 +65,13 @@ class ReadsNothing(RinhaConnector):
         raise ZeroDivisionError
 
 
+class JudgesNobody(RinhaConnector):
+    """It fails on the question which payments it takes."""
+
+    def eligible(self, instruction: Instruction) -> bool:
+        raise KeyError(f"no region in {instruction.metadata!r}")
+
+
 @pytest.fixture
 async def b(redis: ArqRedis) -> AsyncIterator[Bench]:
     async with bench(redis) as made:
@@ -90,6 +100,45 @@ async def test_a_payment_that_nobody_may_have_is_a_dead_letter(b: Bench) -> None
     record = await b.dispatch_until_done(await b.accept(cents=1001))
     assert (record.state, record.why) == ("dead", "no processor takes such a payment")
     assert (b.default.posts, b.fallback.posts) == ([], [])
+
+
+async def test_a_payment_that_a_connector_can_not_judge_goes_elsewhere_or_waits(
+    b: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    use(b, JudgesNobody, EuropeOnly)
+    european = await b.accept(metadata=b'{"region":"eu"}')
+    assert (await b.dispatch_until_done(european)).processor == "fallback"
+    other = await b.accept(metadata=b'{"card":"hunter2"}')
+    await b.dispatcher.dispatch(await b.claim_when_due(other))
+    record = await b.record(other)
+    assert record.state == "queued"
+    assert "can't tell whether it takes it: KeyError at test_connectors.py" in str(record.why)
+    assert caplog.text.count("default: the connector can't tell") == 1
+    assert "hunter2" not in caplog.text + str(record.why)
+    use(b, RinhaConnector, EuropeOnly)
+    assert (await b.dispatch_until_done(other)).state == "settled"
+
+
+async def due_in_ms(b: Bench, payment: str) -> float:
+    score = await b.redis.zscore("arq:queue", payment)
+    assert score is not None
+    return float(score) - time.time() * 1000
+
+
+async def test_what_only_another_processor_takes_waits_longer_and_longer(b: Bench) -> None:
+    """Claims go on for others, so at a steady 200 ms many such payments would fill every claim."""
+    b.settings = replace(b.settings, retry_cap_ms=10_000)
+    use(b, SmallOnly, RinhaConnector)
+    payment = await b.accept(cents=2000)
+    fallback = b.dispatcher.router.breakers["fallback"]
+    fallback.state = BreakerState.OPEN
+    fallback._probe_at = float("inf")
+    await b.redis.set(f"arq:retry:{payment}", 19)
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    assert await due_in_ms(b, payment) > 3000
+    assert b.default.posts == b.fallback.posts == []
+    fallback.state = BreakerState.CLOSED
+    assert (await b.dispatch_until_done(payment)).processor == "fallback"
 
 
 async def test_a_payment_stays_with_the_processor_of_its_open_try(b: Bench) -> None:
@@ -140,3 +189,27 @@ async def test_a_connector_that_reads_nothing_leaves_the_try_open(b: Bench) -> N
     record = await b.record(payment)
     assert [each.ended for each in record.open_tries] == [False]
     assert "the connector can't read status 200: ZeroDivisionError" in str(record.why)
+
+
+async def test_payments_that_wait_for_a_token_hold_slots_of_their_processor(b: Bench) -> None:
+    """Else a silent provider of tokens could hold every slot of a worker."""
+    b.settings = replace(b.settings, processor_find_limit_ms=300)
+    b.limits = BreakerLimits(failures=2)
+    use(b, WithToken, RinhaConnector)
+    b.default.finds = [NEVER]
+    payments = [await b.accept() for _ in range(2)]
+    running = [asyncio.create_task(b.dispatcher.dispatch(claim)) for claim in await b.claim()]
+    breaker = b.dispatcher.router.breakers["default"]
+
+    async def asked() -> bool:
+        return b.default.questions == ["token"]
+
+    await eventually(asked, what="a token is asked for")
+    assert breaker.in_flight == 2
+    await asyncio.gather(*running)
+    assert (breaker.in_flight, breaker.state) == (0, BreakerState.OPEN)
+    assert b.default.questions == ["token"]
+    for payment in payments:
+        last_error = (await b.record(payment)).last_error or ""
+        assert last_error.startswith("default: preparation: no complete answer within")
+        assert (await b.dispatch_until_done(payment)).processor == "fallback"
