@@ -263,8 +263,8 @@ class Dispatcher:
         if (processor, fault) not in self._faults:
             self._faults.add((processor, fault))
             logger.error(
-                "%(processor)s: %(fault)s; such payments go elsewhere, or wait",
-                {"processor": processor, "fault": fault},
+                "%(processor)s: %(error)s; such payments go elsewhere, or wait",
+                {"processor": processor, "error": fault},
             )
 
     def _choose(self, eligible: Collection[str] | None = None) -> str | None:
