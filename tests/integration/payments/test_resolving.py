@@ -9,8 +9,8 @@ import orjson
 import pytest
 from arq.connections import ArqRedis
 
-from payswitch.operations.controls import Controls
 from payswitch.money import Total
+from payswitch.operations.controls import Controls
 from payswitch.operations.overview import read_overview
 from payswitch.payments.audit import Signature, read_acts
 from payswitch.payments.dead_letters import DeadLetters, Filter, Handling
