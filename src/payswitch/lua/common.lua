@@ -91,9 +91,18 @@ end
 -- The history of a payment is in its record: field `history` counts its entries, and `history:N` is
 -- entry N, a JSON array that begins with an instant (ms) and a kind. The newest entries stay.
 local KEPT_OF_HISTORY = 64
+
+-- What can't be written, such as an infinite instant from a spoilt record, is left out: a script must
+-- not stop halfway because of it.
+local function write_entry(record, number, entry)
+  local is_written, text = pcall(cjson.encode, entry)
+  if is_written then redis.call('HSET', record, 'history:' .. number, text) end
+end
+
 local function remember(record, entry)
   local last = (tonumber(redis.call('HMGET', record, 'history')[1]) or 0) + 1
-  redis.call('HSET', record, 'history', last, 'history:' .. last, cjson.encode(entry))
+  redis.call('HSET', record, 'history', last)
+  write_entry(record, last, entry)
   redis.call('HDEL', record, 'history:' .. (last - KEPT_OF_HISTORY))
 end
 
@@ -124,7 +133,7 @@ local function remember_tries(record, now, processor, open, closed, tried, why)
   if latest == number - 1 and entry[3] == at_processor and entry[4] == outcome
     and entry[5] == fate then
     entry[7], entry[8] = number, now
-    redis.call('HSET', record, 'history:' .. last, cjson.encode(entry))
+    write_entry(record, last, entry)
   else
     remember(record, { now, 'tried', at_processor, outcome, fate, number })
   end

@@ -17,10 +17,11 @@ local function is_pending_or_declined(known)
   return string.find(known[5] or '', 'p', 1, true) or known[11]
 end
 
--- Whether tries, lease's end, horizon and quiet time are numbers; checked before the first write.
-local function holds_numbers(known)
-  return tonumber(known[6] or '0') and tonumber(known[7]) and tonumber(known[8] or '0')
+-- Whether the fields that the next step reads are sound; checked before the first write.
+local function is_sound(known)
+  local has_numbers = tonumber(known[6] or '0') and tonumber(known[7]) and tonumber(known[8] or '0')
     and tonumber(known[9] or '0')
+  return has_numbers and ((known[5] or '') == '' or known[3] and tonumber(known[4]))
 end
 
 for i = 3, #ARGV, 6 do
@@ -28,7 +29,7 @@ for i = 3, #ARGV, 6 do
   local record = 'payment:' .. id
   local known = redis.pcall('HMGET', record, 'generation', 'token', 'processor', 'requested_at',
     'open', 'tries', 'lease_until', 'horizon', 'quiet', 'delay', 'declined')
-  if known.err or not holds_numbers(known) or known[1] ~= current
+  if known.err or not is_sound(known) or known[1] ~= current
     or of ~= current or known[2] ~= token or is_pending_or_declined(known) then
     answer[#answer + 1] = false
   else

@@ -8,6 +8,7 @@ settings refuses to start.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -66,11 +67,11 @@ class KnownProcessors:
 
     async def _check(self) -> None:
         compared = await self.compare()
-        for each in compared:
-            if each.known is not None and each.here != each.known:
-                unpaid, dead = await self.pinned(each.name)
-                if unpaid or dead:
-                    raise StrandedPaymentsError(_why(each, unpaid, dead))
+        changed = [each for each in compared if each.known is not None and each.here != each.known]
+        pins = await self.pinned() if changed else {}
+        for each in changed:
+            if each.name in pins:
+                raise StrandedPaymentsError(_why(each, *pins[each.name]))
         if any(each.here != each.known for each in compared):
             await self._write(self._here, "", "", Signature(""))
 
@@ -93,15 +94,19 @@ class KnownProcessors:
         await self._write({**known, name: each.here}, "moved", what, signature)
         return True
 
-    async def pinned(self, name: str) -> tuple[int, int]:
-        """The unpaid payments with open tries at a processor, and the dead letters that were sent
-        there, as a replay asks it. This reads every unpaid payment's record."""
-        unpaid = dead = 0
+    async def pinned(self) -> dict[str, tuple[int, int]]:
+        """By processor, where there are any: the unpaid payments with open tries, and the dead
+        letters that were sent there, as a replay asks it. This reads every unpaid payment's record.
+        """
+        unpaid: Counter[str] = Counter()
+        dead: Counter[str] = Counter()
         async for record in self._records(keys.OPEN):
-            unpaid += record.processor == name and bool(record.open_tries)
+            if record.processor is not None and record.open_tries:
+                unpaid[record.processor] += 1
         async for record in self._records(keys.DEAD):
-            dead += record.processor == name
-        return unpaid, dead
+            if record.processor is not None:
+                dead[record.processor] += 1
+        return {name: (unpaid[name], dead[name]) for name in unpaid | dead}
 
     async def _records(self, key: str) -> AsyncIterator[Record]:
         async for page in pages(partial(self._redis.zscan, key, count=_PAGE)):

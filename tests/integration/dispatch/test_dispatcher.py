@@ -766,3 +766,14 @@ async def test_after_a_purge_both_clocks_watch_the_same_id_from_the_start(b: Ben
     b.choose("fallback")
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
     assert b.fallback.posts == []
+
+
+async def test_a_record_that_somebody_spoilt_stops_no_other_payment(
+    b: Bench, redis: ArqRedis
+) -> None:
+    payments = [await b.accept() for _ in range(5)]
+    await redis.hset(f"payment:{payments[2]}", "open", "nonsense")  # type: ignore[misc]
+    claims = await b.claim()
+    await asyncio.gather(*(b.dispatcher.dispatch(claim) for claim in claims))
+    states = [await b.field(payment, "state") for payment in payments]
+    assert states == ["settled", "settled", "processing", "settled", "settled"]

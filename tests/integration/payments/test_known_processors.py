@@ -133,7 +133,7 @@ async def test_the_commands_show_and_move_them(b: Bench, payswitch: Payswitch) -
     await pinned(b)
     payswitch.environment |= {
         "PAYMENT_PROCESSOR_URL_DEFAULT": "http://a",
-        "PAYMENT_PROCESSOR_URL_FALLBACK": "http://c",
+        "PAYMENT_PROCESSOR_URL_FALLBACK": "http://user:hush@c",
     }
     shown = (await payswitch("processors", "list", "--json")).json()["processors"]
     assert shown == [
@@ -175,7 +175,11 @@ async def test_a_connector_without_the_token_that_it_needs_is_one_line(
 
 
 async def test_foreign_bytes_among_them_stop_no_start(b: Bench) -> None:
+<<<<<<< HEAD
     await b.redis.execute_command("HSET", "payments:processors", b"\xff", b"\xfe")  # type: ignore[no-untyped-call]
+=======
+    await b.redis.hset("payments:processors", b"\xff", b"\xfe")  # type: ignore[misc,arg-type]
+>>>>>>> attack
     found = await KnownProcessors(b.redis, URLS).compare()
     assert [(each.name, each.known) for each in found][2:] == [(r"\xff", r"\xfe")]
     await KnownProcessors(b.redis, URLS).check()

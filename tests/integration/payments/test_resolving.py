@@ -9,6 +9,7 @@ import orjson
 import pytest
 from arq.connections import ArqRedis
 
+from payswitch.money import Total
 from payswitch.operations.controls import Controls
 from payswitch.operations.overview import read_overview
 from payswitch.payments.audit import Signature, read_acts
@@ -304,6 +305,21 @@ async def test_a_history_that_somebody_spoilt_stops_no_payment(b: Bench, redis: 
     b.default.script = [Reply(500)]
     record = await b.dispatch_until_done(payment)
     assert (record.state, len(record.history)) == ("settled", 1)
+
+
+@pytest.mark.parametrize("spoilt", [{"dead_at": "1e400"}, {"resolved_at": "nan"}])
+async def test_a_record_that_somebody_spoilt_enters_the_ledger_once(
+    b: Bench, redis: ArqRedis, spoilt: dict[str, str]
+) -> None:
+    """A script that stops after it has written its sums would write them again each time."""
+    payment = await b.accept()
+    b.default.script = [Reply(422)]
+    claim = await b.claim_when_due(payment)
+    await b.dispatcher.dispatch(claim)
+    await redis.hset(f"payment:{payment}", mapping=spoilt)  # type: ignore[misc]
+    await b.ledger.settle(claim, "default", 1_800_000_000_000)
+    assert (await b.summary())["default"] == Total(1, 1990)
+    assert (await b.record(payment)).state == "settled"
 
 
 # Incidents.

@@ -10,6 +10,7 @@ from payswitch.cli.output import print_json, print_table, run
 from payswitch.payments.audit import Signature
 from payswitch.payments.known_processors import KnownProcessors
 from payswitch.settings import Settings
+from payswitch.text import shown
 
 
 @click.group()
@@ -47,7 +48,8 @@ def moved(name: str, by: str, reason: str) -> None:
 
 async def _list(settings: Settings, redis: ArqRedis, *, as_json: bool) -> int:
     known = KnownProcessors(redis, settings.processor_urls)
-    rows = [(each, await known.pinned(each.name)) for each in await known.compare()]
+    pins = await known.pinned()
+    rows = [(each, pins.get(each.name, (0, 0))) for each in await known.compare()]
     if as_json:
         found = [
             {
@@ -81,7 +83,7 @@ async def _list(settings: Settings, redis: ArqRedis, *, as_json: bool) -> int:
 
 async def _moved(settings: Settings, redis: ArqRedis, name: str, signature: Signature) -> int:
     if await KnownProcessors(redis, settings.processor_urls).moved(name, signature):
-        click.echo(f"Workers may start: {name} is at {settings.processor_urls[name]}.")
+        click.echo(f"Workers may start: {name} is at {shown(settings.processor_urls[name])}.")
         return 0
     click.echo(f"payswitch: {name}: its address has not changed", err=True)
     return 1
