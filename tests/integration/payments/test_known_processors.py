@@ -175,11 +175,7 @@ async def test_a_connector_without_the_token_that_it_needs_is_one_line(
 
 
 async def test_foreign_bytes_among_them_stop_no_start(b: Bench) -> None:
-<<<<<<< HEAD
-    await b.redis.execute_command("HSET", "payments:processors", b"\xff", b"\xfe")  # type: ignore[no-untyped-call]
-=======
     await b.redis.hset("payments:processors", b"\xff", b"\xfe")  # type: ignore[misc,arg-type]
->>>>>>> attack
     found = await KnownProcessors(b.redis, URLS).compare()
     assert [(each.name, each.known) for each in found][2:] == [(r"\xff", r"\xfe")]
     await KnownProcessors(b.redis, URLS).check()
