@@ -138,7 +138,7 @@ def test_a_dispatcher_that_unpins_on_a_lost_answer_is_found_out(tmp_path: Path) 
     found = verdict(out, 6)
     assert found["double"] > 0
     story = found["histories"][0]
-    assert all(story["books"].values())
+    assert sum(entry is not None for entry in story["books"].values()) > 1
     assert {event["event"] for journal in story["journals"].values() for event in journal}
     assert "paid twice" in run.stdout
 

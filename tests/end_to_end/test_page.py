@@ -233,7 +233,7 @@ def ingress(**environment: str) -> Iterator[str]:
 async def test_any_number_of_processors_has_colors_of_its_own_in_the_order_of_preference(
     chrome: Chrome, system: System
 ) -> None:
-    names = ["default", "fallback", "accepted", "none", "p50", *(f"acme_{n}" for n in range(11))]
+    names = ["default", "fallback", "accepted", "p50", *(f"acme_{n}" for n in range(12))]
     urls = {f"PAYMENT_PROCESSOR_URL_{name.upper()}": f"http://{name}.test" for name in names}
     variables = {**urls, **system.named, "PAYSWITCH_PROCESSORS": ",".join(names)}
     with ingress(**variables) as url:
