@@ -282,6 +282,7 @@ class ProcessorClient:
     def __init__(self, name: str, process: Process, around: Wires) -> None:
         self.name = name
         self.connector = RinhaConnector(ConnectorSettings(name))
+        self.prepares = False
         self._process = process
         self._around = around
 

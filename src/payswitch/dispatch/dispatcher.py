@@ -68,6 +68,8 @@ _MOST_UNASKED = 16
 have ended, so the record stays small."""
 
 
+_NO_FAILURES = (Paid, Pending, Declined)
+
 _FATES: dict[type[Outcome], Fate] = {
     NotPaid: Fate.UNSENT,
     NotSentInTime: Fate.UNSENT,
@@ -208,7 +210,8 @@ class Dispatcher:
             processor = probe
         else:
             processor = self._choose(eligible)
-            if processor is not None and await self._hold_back(work, processor, eligible):
+            is_patient = processor is not None and self.router.patience_ms > 0
+            if is_patient and await self._hold_back(work, processor, eligible):
                 return
         breaker = self.router.breakers[processor] if processor is not None else None
         if processor is None or breaker is None or not breaker.free(self._clock()):
@@ -225,9 +228,12 @@ class Dispatcher:
         """Give back a payment without findings. Raises `RedisError`."""
         await self._give_back(Work(claim, NO_TRACE), delay_ms=delay_ms, error=error)
 
-    async def _hold_back(self, work: Work, chosen: str, eligible: Collection[str] | None) -> bool:
+    async def _hold_back(
+        self, work: Work, chosen: str | None, eligible: Collection[str] | None
+    ) -> bool:
         """Give the payment back if it waits for a processor that is down; whether it does."""
         claim = work.claim
+        assert chosen is not None
         awaited = self.router.awaited(chosen, claim.age_ms, eligible)
         if awaited is None:
             return False
@@ -375,7 +381,8 @@ class Dispatcher:
         is_probe = breaker.enter(self._clock())
         outcome: Outcome | None = None
         try:
-            if (unprepared := await self._processors[processor].prepare()) is not None:
+            client = self._processors[processor]
+            if client.prepares and (unprepared := await client.prepare()) is not None:
                 outcome = NotPaid(unprepared, healthy=False)
                 await self._retry(work, f"{processor}: {unprepared}")
                 return
@@ -412,7 +419,7 @@ class Dispatcher:
         instruction = work.instruction(routed.requested_at)
         with work.trace.pay(routed.processor, routed.number) as step:
             outcome = await pay(instruction, lambda: clock() < sends_until, step)
-            failed = not isinstance(outcome, Paid | Pending | Declined)
+            failed = not isinstance(outcome, _NO_FAILURES)
             step.set_outcome(type(outcome).__name__, failed=failed)
         return outcome
 
@@ -663,6 +670,8 @@ def _log_change(processor: str, breaker: Breaker, was: BreakerState, *, was_refu
 
 def _reason(outcome: Outcome | None) -> str:
     """The reason why a call did not pay; empty if it did, or was never made."""
+    if isinstance(outcome, Paid):
+        return ""
     match outcome:
         case NotPaid() | Unknown():
             return outcome.reason

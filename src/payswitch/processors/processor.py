@@ -100,6 +100,8 @@ class Processor:
         self._token_variable = token_variable
         self._fixed_fee = fixed_fee
         self.connector = connector
+        self.prepares = type(connector).prepare is not Connector.prepare
+        """Whether the connector ever needs a call before others."""
         self._transport = transport
         self._base, _ = place = parse_processor_url(url)
         self._target = lru_cache(maxsize=64)(self._make_target)
@@ -290,7 +292,7 @@ def _sound(outcome: T, kinds: tuple[type, ...]) -> T:
     `TypeError` for anything else than an outcome whose numbers are numbers."""
     if not isinstance(outcome, kinds):
         raise TypeError
-    if outcome == _PLAINLY_PAID:
+    if isinstance(outcome, Paid) and outcome.reference == "":
         return outcome
     sound: dict[str, Any] = {}
     for each in fields(outcome):  # type: ignore[arg-type]
@@ -302,9 +304,6 @@ def _sound(outcome: T, kinds: tuple[type, ...]) -> T:
         elif each.name in ("status", "cents", "requested_at"):
             sound[each.name] = _require(value, int)
     return replace(outcome, **sound)  # type: ignore[type-var]
-
-
-_PLAINLY_PAID = Paid()
 
 
 def _sound_report(report: HealthReport | None) -> HealthReport | None:

@@ -200,7 +200,8 @@ class Simulator:
             exchange.answer(busy)
             return
         lot = self._payment_lots.draw() if self._payment_lots is not None else None
-        self.journal.note("arrived", entry, lot.mode if lot is not None else None)
+        if self.journal.on:
+            self.journal.note("arrived", entry, lot.mode if lot is not None else None)
         if lot is not None and lot.mode is PaymentFault.CLOSE:
             self._hang_up(exchange, entry, lot.mode)
         elif self.config.delay_ms:
