@@ -570,10 +570,8 @@ METADATA = st.dictionaries(
     st.recursive(
         st.none()
         | st.booleans()
-        | st.integers()
-        | st.decimals(
-            allow_nan=False, allow_infinity=False, min_value=-(10**300), max_value=10**300
-        )
+        | st.integers(-(10**30), 10**30)
+        | st.decimals(-(10**20), 10**20, allow_nan=False, allow_infinity=False, places=9)
         | st.text(max_size=5),
         lambda inner: (
             st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
