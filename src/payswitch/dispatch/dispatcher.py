@@ -438,9 +438,7 @@ class Dispatcher:
         match outcome:
             case Paid():
                 await self._settle(work, processor, routed.requested_at, outcome.reference)
-            case Declined():
-                await self._after_finding(work, routed, outcome)
-            case Pending():
+            case Declined() | Pending():
                 await self._after_finding(work, routed, outcome)
             case Refused():
                 work.findings.ended.add(number)

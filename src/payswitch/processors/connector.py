@@ -120,7 +120,8 @@ class Connector(ABC):
 
     def prepare(self, now_ms: int) -> Request | None:
         """A request that must be answered before the next one, such as one for a new token; None if
-        nothing is missing. It is sent before a payment is routed. Its path may be a whole URL."""
+        nothing is missing. It is sent before a payment is routed. Its path may be a whole URL,
+        which gets no credentials of the base URL."""
         return None
 
     def read_preparation(self, response: Response, now_ms: int) -> None:

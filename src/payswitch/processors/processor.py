@@ -184,8 +184,19 @@ class Processor:
 
     @property
     def tells_totals(self) -> bool:
-        """Whether the connector can ask for totals."""
-        return self.connector.total(0, 0) is not None
+        """Whether the connector can ask for totals; yes if it fails, as `total` then says why."""
+        try:
+            return self.connector.total(0, 0) is not None
+        except Exception:
+            return True
+
+    @property
+    def tells_health(self) -> bool:
+        """Whether the connector can ask for a report; yes if it fails, which is no report."""
+        try:
+            return self.connector.health() is not None
+        except Exception:
+            return True
 
     async def prepare(self) -> str | None:
         """Make the call that the connector needs before others, if any; the reason if it failed.
@@ -261,9 +272,14 @@ class Processor:
         )
 
     def _make_target(self, path: str, headers: Headers) -> tuple[httpx.URL, _RawHeaders]:
-        url = httpx.URL(path if path.startswith("http") else self._base + path)
-        encoded = ((name.encode(), value.encode()) for name, value in headers)
-        return url, [(b"host", url.netloc), *self._credentials, *encoded]
+        encoded = [(name.encode(), value.encode()) for name, value in headers]
+        if path.startswith("/"):
+            url = httpx.URL(self._base + path)
+            return url, [(b"host", url.netloc), *self._credentials, *encoded]
+        if not path.startswith(("http://", "https://")):
+            raise ValueError("a path begins with a slash")
+        url = httpx.URL(path)  # another host, which the base URL's credentials are not for
+        return url, [(b"host", url.netloc), *encoded]
 
     async def _exchange(self, request: httpx.Request, step: Step = NO_STEP) -> Response:
         """The response with its raw body: a decoded one could have any size."""

@@ -210,3 +210,48 @@ def test_a_connector_that_can_not_be_made_is_a_setting_to_mend(name: str, why: s
     message = f"^PAYSWITCH_CONNECTOR_DEFAULT: connector '{__name__}:{name}' can't be made: .*{why}"
     with pytest.raises(SettingsError, match=message):
         make_processors(settings, httpx.MockTransport(lambda _: httpx.Response(200)))
+
+
+@pytest.mark.parametrize("path", ["payments", "", "ftp://acme/payments", "httpayments"])
+async def test_a_path_that_leads_nowhere_sends_nothing(path: str) -> None:
+    asked: list[httpx.Request] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200)
+
+    there = processor(httpx.MockTransport(note), pay=returns(Request("POST", path)))
+    outcome = await there.pay(PAYMENT, lambda: True)
+    assert isinstance(outcome, NotPaid)
+    assert "the connector makes no request: ValueError" in outcome.reason
+    assert asked == []
+
+
+async def test_another_host_gets_no_credentials_of_the_processors_url() -> None:
+    asked: list[httpx.Request] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200)
+
+    connector = RinhaConnector(ConnectorSettings("acme"))
+    setattr(connector, "prepare", returns(Request("GET", "https://auth.example/token")))  # noqa: B010
+    setattr(connector, "read_preparation", returns(None))  # noqa: B010
+    there = Processor(
+        *("acme", "http://user:pw@acme", connector, httpx.MockTransport(note)),
+        pay_limit_ms=1,
+        find_limit_ms=1,
+    )
+    await there.find(PAYMENT)
+    [token, question] = asked
+    assert (token.url.host, token.headers["host"]) == ("auth.example", "auth.example")
+    assert "authorization" not in token.headers
+    assert question.headers["authorization"] == "Basic dXNlcjpwdw=="
+
+
+async def test_a_connector_that_fails_on_totals_is_asked_and_then_told() -> None:
+    there = processor(total=fail, health=fail)
+    assert (there.tells_totals, there.tells_health) == (True, True)
+    with pytest.raises(CannotAskError, match="acme: the connector makes no request: ValueError"):
+        await there.total(0, 1)
+    assert await there.health(1000) is None
