@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from payswitch.chaos import report
 from payswitch.chaos.plan import kinds_of
 from payswitch.chaos.run import RunOrder, RunOutcome, run
+from payswitch.chaos.system import find_libfaketime
 from payswitch.chaos.timeline import draw
 from payswitch.cli.main import fail
 from payswitch.local.machine import MachineError, make_files_private
@@ -31,8 +32,8 @@ from payswitch.settings import MOST_PROCESSORS, Settings, SettingsError
 )
 @click.option(
     "--faults",
-    default="all",
-    help="Groups (clean, processor, process, redis, client, clock) or single ones, with commas.",
+    help="Groups (clean, processor, process, redis, client, clock) or single ones, with commas. "
+    "[default: all that this machine can do]",
 )
 @click.option("--rate", default=300.0, type=click.FloatRange(1, 20_000), help="Payments a second.")
 @click.option(
@@ -51,7 +52,9 @@ from payswitch.settings import MOST_PROCESSORS, Settings, SettingsError
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the verdicts as JSON instead of a table."
 )
-def chaos(seed: int, runs: int, faults: str, out: Path, as_json: bool, **of_each_run: Any) -> None:
+def chaos(
+    seed: int, runs: int, faults: str | None, out: Path, as_json: bool, **of_each_run: Any
+) -> None:
     """Run the real system on ports of its own, under load, and break it by a schedule that follows
     from the seed; then compare every payment with the processors' journals.
 
@@ -61,7 +64,7 @@ def chaos(seed: int, runs: int, faults: str, out: Path, as_json: bool, **of_each
     Example: payswitch chaos --seed 7 --minutes 2 --faults processor,redis
     """
     try:
-        kinds = kinds_of(faults)
+        kinds = all_here() if faults is None else kinds_of(faults)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--faults") from None
     try:
@@ -79,6 +82,14 @@ def chaos(seed: int, runs: int, faults: str, out: Path, as_json: bool, **of_each
     else:
         report.show(outcomes, Console())
     sys.exit(0 if all(outcome.verdict.holds for outcome in outcomes) else 1)
+
+
+def all_here() -> frozenset[str]:
+    """All faults; without `clock`, and with a line that says so, where clocks can't be set."""
+    if find_libfaketime() is not None:
+        return kinds_of("all")
+    click.echo("payswitch: no clock is set, as libfaketime is not installed", err=True)
+    return kinds_of("all") - {"clock"}
 
 
 def _run_all(orders: list[RunOrder]) -> list[tuple[RunOutcome, dict[str, Any]]]:
