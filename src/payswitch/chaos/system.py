@@ -16,7 +16,6 @@ from payswitch.local.machine import (
     MachineError,
     Port,
     bundled_redis,
-    forget_redis,
     is_taken,
     redis_folder,
 )
@@ -160,22 +159,23 @@ async def running(
         raise MachineError("to set clocks needs libfaketime: install it (Debian: libfaketime)")
     with contextlib.ExitStack() as stack:
         options = options_of(folder / "state", workers, processors)
-        state = stack.enter_context(redis_folder(options.state))
-        forget_redis(state)
         system = LocalSystem(options, variables)
+        state = stack.enter_context(redis_folder(options.state, system.redis_files.name))
+        system.forget()
         dial = Clocks(library, state) if library is not None else None
         without = {*system.simulated, "haproxy"}
         groups = [
             [each if each.part.name in without else dial.dress(each) for each in group]
             if dial is not None
             else group
-            for group in system.groups(state)
+            for group in system.groups()
         ]
         log = stack.enter_context((folder / "system.log").open("w"))
         supervisor = Supervisor(
             [[service.part for service in group] for group in groups],
             Screen(log, [service.part.name for group in groups for service in group]),
             stop_limit_s=system.settings.stop_limit_ms / 1000 + _STOP_SLACK_S,
+            tend=system.tend,
         )
         ready = asyncio.Event()
         ended = asyncio.create_task(supervisor.run(ready.set))
