@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -59,6 +60,30 @@ class ClusterServer:
         """SIGKILL a node, and its files are gone."""
         self.kill(address)
         shutil.rmtree(self._node(address).folder)
+
+    @contextlib.asynccontextmanager
+    async def supervised(self) -> AsyncIterator[None]:
+        """While the context lasts, nodes that end are started again, as `payswitch up` does, and
+        are taken back into the cluster."""
+
+        async def keep(address: Address) -> None:
+            while True:
+                await self.start_node(address)
+                await asyncio.sleep(0.1)
+
+        tasks = [asyncio.create_task(keep(address)) for address in self.local.addresses]
+        tasks.append(asyncio.create_task(self.local.tend()))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def pid(self, name: str) -> int | None:
+        """The process of the node with this name; None while there is none."""
+        address = next(node.address for node in self.local.nodes if node.name == name)
+        return self._servers[address].pid
 
     def kill_all(self) -> None:
         """SIGKILL all nodes."""

@@ -130,6 +130,11 @@ class RedisServer:
         raise AssertionError("redis-server does not start")
 
     @property
+    def pid(self) -> int | None:
+        """Its process; None while there is none."""
+        return self._process.pid if self._process is not None and self.is_running else None
+
+    @property
     def is_running(self) -> bool:
         """Whether its process was started and has not ended."""
         return self._process is not None and self._process.poll() is None

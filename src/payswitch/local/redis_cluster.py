@@ -42,6 +42,11 @@ class RedisNode:
     address: Address
     folder: Path
 
+    @property
+    def url(self) -> str:
+        """The URL of this node alone."""
+        return f"redis://{self.address.host}:{self.address.port}/0"
+
     def settings(self) -> dict[str, str]:
         """Its settings as a node of the cluster."""
         return {

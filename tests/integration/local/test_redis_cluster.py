@@ -73,6 +73,7 @@ async def test_all_nodes_restart_with_all_that_they_had(
     assert await everything_is_kept(cluster)
 
 
+@pytest.mark.long
 async def test_a_primary_that_comes_back_after_its_failover_is_a_replica(
     cluster: ClusterServer, client: RedisCluster
 ) -> None:
@@ -103,6 +104,7 @@ async def test_a_primary_without_its_files_waits_for_its_failover_and_returns_as
     assert await everything_is_kept(cluster)
 
 
+@pytest.mark.long
 async def test_a_replica_without_its_files_returns_in_step(
     cluster: ClusterServer, client: RedisCluster
 ) -> None:
