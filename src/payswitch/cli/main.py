@@ -147,7 +147,15 @@ def main() -> None:
 )
 @click.option("--default-port", default=8001, type=PORT, help="Simulator of `default`.")
 @click.option("--fallback-port", default=8002, type=PORT, help="Simulator of `fallback`.")
-@click.option("--redis-port", default=6379, type=PORT)
+@click.option(
+    "--redis",
+    default="single",
+    type=click.Choice(["single", "cluster"]),
+    help="One server, or a cluster of three primaries with a replica each.",
+)
+@click.option(
+    "--redis-port", default=6379, type=PORT, help="A cluster also takes the 11 ports after it."
+)
 @click.option(
     "--processors",
     default=2,
