@@ -16,6 +16,7 @@ from itertools import combinations
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from payswitch.durability import Durability
 from payswitch.money import Currency
 from payswitch.origins import parse_host_names
 from payswitch.processor_url import parse_processor_url
@@ -331,9 +332,16 @@ class Settings:
         "PAYSWITCH_REDIS_TRUST",
         "warn",
         _choice("warn", "require"),
-        "If Redis may lose acknowledged payments: log a warning (`warn`), or refuse to use it, at "
-        "start and after a failover (`require`); see [guarantees]"
+        "If Redis keeps less than `PAYSWITCH_DURABILITY` promises: log a warning (`warn`), or "
+        "refuse to use it, at start and after a failover (`require`); see [guarantees]"
         "(guarantees.md#what-survives-which-failure).",
+    )
+    durability: Durability = _setting(  # noqa: RUF009 - its default is immutable
+        "PAYSWITCH_DURABILITY",
+        Durability.DISK,
+        (Durability, "one of " + ", ".join(Durability)),
+        "What a 202 stands for: the payment is on Redis' disk (`disk`), or in the kernel of Redis' "
+        "host (`process`); see [guarantees](guarantees.md#what-a-202-stands-for).",
     )
     worker_slots: int = _setting(
         "PAYSWITCH_WORKER_SLOTS",

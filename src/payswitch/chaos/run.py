@@ -16,6 +16,7 @@ from payswitch.chaos.inject import Injector
 from payswitch.chaos.plan import PlannedFault, Scale, is_clean, plan
 from payswitch.chaos.system import ChaosSystem, running
 from payswitch.chaos.watch import Audit, LoadSample, Watch
+from payswitch.durability import Durability
 
 _SETTLED_WITHIN_S = 30.0
 """And a horizon more where payments are declined: one that has a try of unknown outcome as well
@@ -52,6 +53,7 @@ class RunOutcome:
     """The result of a run, with all its data."""
 
     order: RunOrder
+    durability: Durability
     plan: list[PlannedFault]
     verdict: RunVerdict
     settled_after_s: float | None
@@ -133,6 +135,7 @@ async def _run_on(system: ChaosSystem, order: RunOrder, progress: Progress) -> R
     verdict.violations.extend(_swept(order.folder / "system.log"))
     return RunOutcome(
         order,
+        system.settings.durability,
         events,
         verdict,
         settled_after_s,
