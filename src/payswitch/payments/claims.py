@@ -11,6 +11,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from payswitch.clock import boottime_ms
+from payswitch.payments.ids import random_id
 from payswitch.store import scripts
 from payswitch.telemetry.histogram import Histogram
 
@@ -18,23 +19,20 @@ logger = logging.getLogger(__name__)
 
 _TRY = re.compile(r"(\d+)([ep]?)")
 
-LifeOfTry = tuple[str, int, int]
-"""Generation, instant of acceptance and number of a try."""
-
 
 @dataclass(frozen=True, slots=True)
 class OpenTry:
     """A try whose outcome is unknown. If `ended`, the processor has answered it, so it can't be
     recorded after that answer. If `pending`, the processor has it and will decide."""
 
-    number: int
+    id: str
     ended: bool
     pending: bool = False
 
     @property
     def text(self) -> str:
         """As it stands in the record's `open` field."""
-        return f"{self.number}{'e' if self.ended else 'p' if self.pending else ''}"
+        return f"{self.id}{'e' if self.ended else 'p' if self.pending else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,8 @@ class Claim:
 
     correlation_id: str
     cents: int
-    token: int
+    token: str
+    """The id of the claim call."""
     generation: str
     expires_at: float
     """The lease's end, boot time in ms, counted from before the claim was written."""
@@ -51,7 +50,7 @@ class Claim:
     requested_at: int | None = None
     open_tries: tuple[OpenTry, ...] = ()
     tries: int = 0
-    """The number of the last try ever opened."""
+    """The number of tries so far."""
     horizon_passed: bool = False
     """By Redis' clock, no call that was ever sent can still be recorded."""
     quiet_ms: int = 0
@@ -74,17 +73,10 @@ class Claim:
         """The time from acceptance to this claim, by Redis' clock."""
         return self.claimed_at - self.accepted_at
 
-    def life_of_try(self, number: int) -> LifeOfTry:
-        """An identity that no other try shares. An id may return after a purge, or after its record
-        expired, and its tries are then counted from 1 again."""
-        return self.generation, self.accepted_at, number
-
 
 def parse_open_tries(text: str) -> tuple[OpenTry, ...]:
-    """Read the record's `open` field, such as `3 4e`."""
-    return tuple(
-        OpenTry(int(number), mark == "e", mark == "p") for number, mark in _TRY.findall(text)
-    )
+    """Read the record's `open` field, such as `83 27e`: the last one was opened last."""
+    return tuple(OpenTry(name, mark == "e", mark == "p") for name, mark in _TRY.findall(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,23 +127,24 @@ class Claims:
     async def take(self, limit: int, *, back: Sequence[str] = (), drain: int = 0) -> Batch:
         """Take up to `limit` due payments. Before, make up to `drain` due that are held for each
         processor of `back`. Raises `RedisError`."""
-        expires_at = self._clock() + self._lease_ms
-        args: list[str | int] = [limit, self._lease_ms, self._max_delay_ms, drain, *back]
+        expires_at, token = self._clock() + self._lease_ms, random_id()
+        args: list[str | int] = [limit, self._lease_ms, self._max_delay_ms, token, drain, *back]
         answer = scripts.named(await self._script(args=args))
         next_due = answer["next_due"]
         return Batch(
-            taken=list(self._readable(answer, expires_at)),
+            taken=list(self._readable(answer, token, expires_at)),
             selection=tuple(answer["selection"]),
             next_due_ms=None if next_due is None else max(0.0, float(next_due) - answer["now"]),
             strays=[stray.decode() for stray in answer["strays"]],
         )
 
-    def _readable(self, answer: Mapping[str, Any], expires_at: float) -> Iterator[Claimed]:
+    def _readable(
+        self, answer: Mapping[str, Any], token: str, expires_at: float
+    ) -> Iterator[Claimed]:
         """Skip spoilt records, so that they stop no other payment; each is due again when its
         lease ends."""
         names = [name.decode() for name in answer["fields"]]
-        now, token = answer["now"], answer["token"]
-        generation = answer["generation"].decode()
+        now, generation = answer["now"], answer["generation"].decode()
         for values in answer["payments"]:
             entry = dict(zip(names, values, strict=True))
             try:
@@ -163,7 +156,7 @@ class Claims:
                 )
 
     def _read(
-        self, entry: Mapping[str, Any], now: int, generation: str, token: int, expires_at: float
+        self, entry: Mapping[str, Any], now: int, generation: str, token: str, expires_at: float
     ) -> Claimed:
         processor, requested_at, tries = entry["processor"], entry["requested_at"], entry["open"]
         accepted_at, later_ms = int(entry["accepted_at"]), entry["later"]

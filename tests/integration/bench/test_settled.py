@@ -38,8 +38,8 @@ def pay_for_real(redis: Redis, payment: Payment) -> None:
     call = {part: redis.register_script(scripts.source(part)) for part in ("accept", "claim")}
     call |= {part: redis.register_script(scripts.source(part)) for part in ("route", "settle")}
     call["accept"](args=[10, name, payment.cents, 2**53, "{}", ""])
-    token = scripts.named(call["claim"](args=[10, 30_000, 5_000]))["token"]
-    call["route"](args=[5_000, 30_000, name, token, "0", payment.processor, "", ""])
+    call["claim"](args=[10, 30_000, 5_000, "7"])
+    call["route"](args=[5_000, 30_000, name, "7", "0", payment.processor, "", "", "1"])
     settle: list[str | int] = [RETENTION_MS, name, "0", payment.processor]
     settle += (payment.requested_at, "", "")
     assert call["settle"](args=settle) == [b"settled"]
