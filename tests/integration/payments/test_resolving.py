@@ -290,7 +290,7 @@ async def test_an_outcome_is_entered_once_however_often_it_is_brought(b: Bench) 
     claim = await b.claim_when_due(await b.accept())
     tries = Tries(b.redis, max_delay_ms=300, lease_ms=1500, retention_ms=RETENTION_MS)
     first = await tries.open(claim, "default", Findings())
-    await b.redis.hset(f"payment:{claim.correlation_id}", "tries", 0)  # type: ignore[misc]
+    await b.redis.hset(f"payment:{claim.correlation_id}", "tries", "0")  # type: ignore[misc]
     second = await tries.open(claim, "default", Findings())
     assert first is not None
     assert second is not None

@@ -66,7 +66,7 @@ async def test_an_ended_try_is_still_open(b: Bench) -> None:
 async def test_two_tries_of_one_number_are_two_tries(b: Bench) -> None:
     """As after a failover that undid the first: its count is lost, while its call is under way."""
     claim, first = await sent(b)
-    await b.redis.hset(f"payment:{claim.correlation_id}", "tries", 0)  # type: ignore[misc]
+    await b.redis.hset(f"payment:{claim.correlation_id}", "tries", "0")  # type: ignore[misc]
     second = await tries(b).open(claim, "default", NOTHING)
     assert second is not None
     assert second.number == first.number
