@@ -30,7 +30,7 @@ class Durability(StrEnum):
 
 _SURVIVES = {
     Durability.DISK: "the end of any process and a power cut",
-    Durability.PROCESS: "the end of any process, but no power cut of Redis' host",
+    Durability.PROCESS: "the end of any process, no power cut",
 }
 _APPENDFSYNC = {
     Durability.DISK: ("always",),
