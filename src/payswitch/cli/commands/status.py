@@ -104,6 +104,7 @@ def _numbers(now: Status, currency: Currency) -> Table:
     overview, recent = now.overview, now.rates
     table = _table("", "", "")
     table.show_header = False
+    table.columns[-1].no_wrap = False
     settled = sum(total.count for total in overview.settled.values())
     accepted_per_s = None if recent is None else recent.accepted_per_s
     settled_per_s = None if recent is None else recent.all_settled_per_s
