@@ -47,7 +47,7 @@ PROMISES: Mapping[str, Mapping[str, str]] = {
     "the processor is down": {
         "bullmq": "waits for it, up to 4.5 hours",
         "asynq": "waits for it, up to 20 days",
-        "payswitch": "goes to the other one",
+        "payswitch": "goes to another one",
     },
     "what was paid, in all and in a window": {
         "bullmq": "not known",
