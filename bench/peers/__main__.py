@@ -27,6 +27,7 @@ NOTES = (
     " delay; all of it and the client on this machine's cores.",
     "settled/s: all payments by the time from the first POST to the last payment settled. CPU is "
     "per payment.",
+    "All processes start cold, so Node's compiler is in its CPU; more --payments lessen its part.",
     "bullmq: Fastify, a job with the payment's id, a worker with 100 calls under way through "
     "undici. asynq: net/http, a task with the payment's id, a server with 100 calls under way. Both"
     " know one processor and keep a finished job for 7 days.",
