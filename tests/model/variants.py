@@ -12,6 +12,7 @@ from payswitch.payments.claims import Batch, Claim, Claims
 from payswitch.payments.ids import random_id
 from payswitch.payments.tries import Findings, Routed, Tries
 from payswitch.processors.outcomes import Ended, Missing, NotPaid, Outcome, Refused, Unknown
+from payswitch.store.partitions import Partition
 from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
 from tests.model.stepped import Replacements
 
@@ -130,7 +131,9 @@ class _NumbersTries(Tries):
     """Gives a try its number as its id: a purge, or a failover, makes it that of another one."""
 
     async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
-        return await self._routes.submit((claim, processor, findings, str(claim.tries + 1)))
+        return await self._routes.submit(
+            self._of(claim), (claim, processor, findings, str(claim.tries + 1))
+        )
 
 
 class _TrustsRedisClockAlone(QuietWatch):
@@ -139,8 +142,15 @@ class _TrustsRedisClockAlone(QuietWatch):
 
 
 class _CountsTheLeaseFromTheAnswer(Claims):
-    async def take(self, limit: int, *, back: Sequence[str] = (), drain: int = 0) -> Batch:
-        batch = await super().take(limit, back=back, drain=drain)
+    async def take(
+        self,
+        limit: int,
+        *,
+        partitions: Sequence[Partition] | None = None,
+        back: Sequence[str] = (),
+        drain: int = 0,
+    ) -> Batch:
+        batch = await super().take(limit, partitions=partitions, back=back, drain=drain)
         ends = self._clock() + self._lease_ms
         return replace(
             batch,
