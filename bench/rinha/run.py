@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from bench.rinha.host import Host, Ticks
 from bench.rinha.load import Load, users_of
 from bench.rinha.referee import Observer, Referee
+from bench.rinha.sampler import Sampler
 from bench.rinha.scenario import Scenario
 from bench.rinha.score import (
     Audit,
@@ -20,7 +21,8 @@ from bench.rinha.score import (
     judge,
     percentile,
 )
-from bench.rinha.site import Site, SiteError, Usage
+from bench.rinha.site import Site, SiteError, Usage, Usages
+from bench.rinha.stalls import Stall, find_stalls
 from payswitch.money import Total
 
 _CHECK_S = 0.5
@@ -76,6 +78,7 @@ class Outcome:
     usages: dict[str, Usage]
     host: Host | None
     seconds: float
+    stalls: list[Stall]
 
 
 Show = Callable[[Sample], None]
@@ -98,7 +101,8 @@ async def run(
             before = await _usages(site, load)
             ticks = Ticks.read()
             watch = _Watch(site, scenario, referee, observer, load, show)
-            at_end, seconds = await watch.run()
+            with Sampler(_pids(before, load)) as sampler:
+                at_end, seconds = await watch.run()
             usages = {name: each.since(before.get(name)) for name, each in at_end.usages.items()}
             host = Host.between(ticks, at_end.ticks)
             rested_after_s, at_rest = await _rest(observer, load.accepted, rest_limit_s)
@@ -129,6 +133,10 @@ async def run(
         usages=usages,
         host=host,
         seconds=seconds,
+        stalls=find_stalls(
+            load.slow,
+            lambda first_s, last_s: sampler.busy(watch.began + first_s, watch.began + last_s),
+        ),
     )
 
 
@@ -152,6 +160,8 @@ class _Watch:
         show: Show,
     ) -> None:
         self.samples: list[Sample] = []
+        self.began = 0.0
+        """The instant of the monotonic clock."""
         self._site = site
         self._scenario = scenario
         self._referee = referee
@@ -161,7 +171,7 @@ class _Watch:
 
     async def run(self) -> tuple[_End, float]:
         """Let the users pay; returns totals and usage at the end, and how long it took (s)."""
-        began = time.monotonic()
+        began = self.began = time.monotonic()
         others = [
             asyncio.create_task(self._referee.set_stages(began)),
             asyncio.create_task(self._referee.audit_regularly(began)),
@@ -247,6 +257,11 @@ async def _usages(site: Site, load: Load) -> dict[str, Usage]:
     """What the site's parts have used, and what stands beside it to measure it."""
     beside = {"(users)": load.cpu_s, "(referee)": time.process_time()}
     return {**await site.usages(), **{name: Usage(cpu_s=used) for name, used in beside.items()}}
+
+
+def _pids(usages: Usages, load: Load) -> dict[str, int]:
+    parts = {name: usage.process for name, usage in usages.items() if usage.process is not None}
+    return {**parts, "(users)": load.pid}
 
 
 def _counts(totals: Totals | None) -> dict[str, int] | None:
