@@ -276,6 +276,8 @@ class LocalSystem:
             "daemonize": "no",
             "appendonly": "yes",
             "appendfsync": "always",
+            # As in the compose files: payments wait while Redis begins and ends a rewrite.
+            "auto-aof-rewrite-min-size": "256mb",
             "save": "",
             "maxmemory-policy": "noeviction",
             "loglevel": "warning",
