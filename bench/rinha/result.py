@@ -20,6 +20,7 @@ from bench.rinha.stalls import SLOW_MS, Stall
 
 _MB = 10**6
 _STALLS_SHOWN = 10
+_CAUSES_SHOWN = 3
 
 
 def as_document(outcome: Outcome) -> dict[str, Any]:
@@ -220,7 +221,8 @@ def stall_table(stalls: Sequence[Stall], accepted: int) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("what was busy")
     for stall in shown:
-        busy = ", ".join(f"{cause} {ms:.0f} ms" for cause, ms in stall.busy.items())
+        causes = list(stall.busy.items())[:_CAUSES_SHOWN]
+        busy = ", ".join(f"{cause} {ms:.0f} ms" for cause, ms in causes)
         length = f"{stall.ms:.0f} ms"
         table.add_row(f"{stall.at_s:.2f} s", length, str(stall.payments), busy or "unexplained")
     if more:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ async def run(
     try:
         await _wait_until_ready(site, observer)
         await referee.reset()
+        # What a build has written would go to the disk half a minute later, in the run.
+        await asyncio.to_thread(os.sync)
         async with users_of(scenario, site.endpoint) as load:
             before = await _usages(site, load)
             ticks = Ticks.read()

@@ -12,6 +12,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
@@ -22,6 +23,9 @@ _ROOT = Path("/sys/fs/cgroup")
 _EVERY_S = 0.01
 _MOST_BYTES = 4096
 _TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")
+
+_CLIENTS_WAIT_FOR = ("haproxy", "ingress", "redis", "(users)")
+"""How the names of these parts begin. What the others wait for makes no client wait."""
 
 Counter = Callable[[float], float]
 """Adds up a cause's milliseconds; called with those since the sample before."""
@@ -124,20 +128,18 @@ def _counters(pids: Mapping[str, int], proc: Path, root: Path) -> Iterator[tuple
     yield "memory short", _Read(proc / "pressure/memory", _short_ms)
     own = cpu_stat(os.getpid(), proc=proc, root=root)
     for part, pid in pids.items():
-        yield from _counters_of(part, proc / str(_working(pid, proc)))
+        folder = proc / str(_working(pid, proc))
+        yield f"{part} computes", _Read(folder / "schedstat", partial(_milliseconds, 0))
+        if not part.startswith(_CLIENTS_WAIT_FOR):
+            continue
+        yield f"{part} lacks a core", _Read(folder / "schedstat", partial(_milliseconds, 1))
+        yield f"{part} waits for the disk", _While(folder / "stat", _is_blocked)
         stat = cpu_stat(pid, proc=proc, root=root)
         if stat is not None and stat != own:
             yield f"{part} throttled", _Read(stat, _throttled_ms)
     if redis := pids.get("redis"):
         # It has no child otherwise, as it writes no snapshots.
         yield "file rewritten", _While(_children_file(redis, proc), bool)
-
-
-def _counters_of(part: str, folder: Path) -> Iterator[tuple[str, Counter]]:
-    """Those of a process' main thread: only Granian's threads are left out."""
-    yield f"{part} computes", _Read(folder / "schedstat", lambda text: _milliseconds(text, 0))
-    yield f"{part} lacks a core", _Read(folder / "schedstat", lambda text: _milliseconds(text, 1))
-    yield f"{part} waits for the disk", _While(folder / "stat", _is_blocked)
 
 
 def _working(pid: int, proc: Path) -> int:
@@ -150,7 +152,8 @@ def _children_file(pid: int, proc: Path) -> Path:
     return proc / str(pid) / "task" / str(pid) / "children"
 
 
-def _milliseconds(schedstat: str, field: int) -> float:
+def _milliseconds(field: int, schedstat: str) -> float:
+    """Of a process' main thread: 0 is the time on a core, 1 the time that it waited for one."""
     return int(schedstat.split()[field]) / 10**6
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -130,8 +131,9 @@ class Stand:
 
 
 @pytest.fixture
-async def stand() -> AsyncIterator[Stand]:
+async def stand(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stand]:
     calls: list[tuple[str, str, Any]] = []
+    monkeypatch.setattr(os, "sync", lambda: calls.append(("disk", "sync", None)))
     nothing = {"totalRequests": 0, "totalAmount": 0}
     backend = Part("backend", calls, summary=dict.fromkeys(PROCESSORS, nothing))
     processors = {name: Part(name, calls) for name in PROCESSORS}
@@ -195,15 +197,16 @@ async def test_a_payment_that_waits_is_a_stall_of_the_result(stand: Stand) -> No
     assert stall["ms"] > 49
 
 
-async def test_before_the_first_payment_processors_are_purged_and_then_the_backend(
+async def test_before_the_first_payment_all_are_purged_and_the_disk_is_up_to_date(
     stand: Stand,
 ) -> None:
     await outcome(stand, brief("final"))
-    posts = [(part, call) for part, call, _ in stand.said("POST")]
-    assert posts[:4] == [
+    calls = [(part, call) for part, call, _ in stand.calls if call.startswith(("POST", "sync"))]
+    assert calls[:5] == [
         ("default", "POST /admin/purge-payments"),
         ("fallback", "POST /admin/purge-payments"),
         ("backend", "POST /purge-payments"),
+        ("disk", "sync"),
         ("backend", "POST /payments"),
     ]
 

@@ -18,7 +18,7 @@ from bench.rinha.sampler import Sampler
 from bench.rinha.stalls import SlowCall, Stall, find_stalls
 from tests.support import SLACK_S
 
-REDIS, HAPROXY, CHILD, OTHER = 42, 43, 44, 45
+REDIS, HAPROXY, CHILD, WORKER, OTHER = 42, 43, 44, 45, 46
 
 
 def idle(began: float, ended: float) -> Mapping[str, float]:
@@ -56,16 +56,18 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.proc, self.root = folder / "proc", folder / "cgroup"
         self.write(self.root / "cgroup.controllers", "cpu memory")
-        for pid, group in ((REDIS, "redis"), (HAPROXY, "haproxy"), (os.getpid(), "own")):
+        groups = {REDIS: "redis", HAPROXY: "haproxy", WORKER: "worker", os.getpid(): "own"}
+        for pid, group in groups.items():
             self.write(self.proc / f"{pid}/cgroup", f"0::/{group}\n")
             self.write(self.proc / f"{pid}/task/{pid}/children", "")
         self.write(self.proc / f"{HAPROXY}/task/{HAPROXY}/children", f"{CHILD} ")
-        for pid in (REDIS, HAPROXY, CHILD):
+        for pid in (REDIS, HAPROXY, CHILD, WORKER):
             self.schedule(pid)
             self.state(pid, "S")
         self.stolen(0)
         self.memory(0)
         self.throttled("redis", 0)
+        self.throttled("worker", 0)
 
     @staticmethod
     def write(file: Path, text: str) -> None:
@@ -91,7 +93,7 @@ class Machine:
         self.write(self.root / f"{group}/cpu.stat", f"nr_throttled 1\nthrottled_usec {ms * 1000}\n")
 
     def sampler(self) -> Sampler:
-        pids = {"redis": REDIS, "haproxy": HAPROXY}
+        pids = {"redis": REDIS, "haproxy": HAPROXY, "worker-1": WORKER}
         return Sampler(pids, proc=self.proc, root=self.root)
 
 
@@ -151,6 +153,14 @@ def test_the_process_that_works_for_a_part_is_its_child(machine: Machine) -> Non
     sampler.sample(10.0)
     machine.schedule(CHILD, ran_ms=90)
     assert busy_after(machine, sampler) == pytest.approx({"haproxy computes": 0.9})
+
+
+def test_a_worker_may_take_a_core_but_makes_no_client_wait(machine: Machine) -> None:
+    sampler = machine.sampler()
+    sampler.sample(10.0)
+    machine.schedule(WORKER, ran_ms=60, waited_ms=40)
+    machine.throttled("worker", 30)
+    assert busy_after(machine, sampler) == pytest.approx({"worker-1 computes": 0.6})
 
 
 def test_processes_that_share_the_bench_s_quota_have_none_of_their_own(machine: Machine) -> None:
