@@ -112,6 +112,8 @@ class Work:
 
     def open_numbers(self) -> set[int]:
         """The tries of the claim that are still open."""
+        if not self.claim.open_tries:
+            return set()
         return {open_try.number for open_try in self.claim.open_tries} - self.findings.closed
 
     def instruction(self, requested_at: int | None = None) -> Instruction:

@@ -34,6 +34,9 @@ class Settlement(enum.Enum):
     """A sum of the ledger can't take it; nothing of the payment has changed."""
 
 
+_SETTLEMENTS = {each.value.encode(): each for each in Settlement}
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Totals by processor, and their window (ms, both bounds inclusive; None is no bound)."""
@@ -126,7 +129,7 @@ class Ledger:
             self._is_refused = True
             raise
         self._is_refused = False
-        settlements = [Settlement(verdict.decode()) for verdict in verdicts]
+        settlements = [_SETTLEMENTS[verdict] for verdict in verdicts]
         if self._on_settled is not None:
             self._on_settled(items, settlements)
         return settlements

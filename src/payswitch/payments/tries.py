@@ -53,6 +53,8 @@ class Findings:
 
     def arguments(self) -> tuple[str, str]:
         """The closed tries and the marks of others as arguments of a script."""
+        if not (self.closed or self.ended or self.pending):
+            return "", ""
         marks = {**dict.fromkeys(self.ended, "e"), **dict.fromkeys(self.pending, "p")}
         marked = ",".join(f"{number}{marks[number]}" for number in sorted(marks))
         return ",".join(map(str, sorted(self.closed))), marked

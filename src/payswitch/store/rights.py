@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 
 from arq.constants import (
     abort_jobs_ss,
@@ -103,6 +104,7 @@ def arguments() -> list[str]:
     return [part for pair in NEEDS.items() for part in pair]
 
 
+@cache
 def pattern_of(key: str) -> str:
     """The first of `KEY_PATTERNS` for a key."""
     return next(pattern for pattern in KEY_PATTERNS if fnmatchcase(key, pattern))
@@ -111,6 +113,8 @@ def pattern_of(key: str) -> str:
 def in_acl_words(missing: Sequence[tuple[str, str]]) -> str:
     """The missing rights in an ACL's syntax: key patterns of which no command is allowed, commands
     that are allowed on no key, and the other pairs. `missing` has pairs of key and command."""
+    if not missing:  # as on each look; the rest takes milliseconds, in which nothing else is served
+        return ""
     denied: dict[str, set[str]] = defaultdict(set)
     for key, command in missing:
         denied[key].add(command)
