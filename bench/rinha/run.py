@@ -64,6 +64,8 @@ class Outcome:
 
     scenario: Scenario
     site: Site
+    durability: str
+    """What a 202 stands for: `disk`, `process`, `none` or `unknown`."""
     score: Score
     failed: dict[str, int]
     p50_ms: float
@@ -97,6 +99,7 @@ async def run(
     referee, observer = Referee(site, scenario), Observer(site)
     try:
         await _wait_until_ready(site, observer)
+        durability = await observer.durability()
         await referee.reset()
         # What a build has written would go to the disk half a minute later, in the run.
         await asyncio.to_thread(os.sync)
@@ -124,6 +127,7 @@ async def run(
     return Outcome(
         scenario=scenario,
         site=site,
+        durability=durability,
         score=score,
         failed=dict(load.failed),
         p50_ms=percentile(milliseconds, 0.5),

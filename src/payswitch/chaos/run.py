@@ -16,6 +16,8 @@ from payswitch.chaos.inject import Injector
 from payswitch.chaos.plan import PlannedFault, Scale, is_clean, plan
 from payswitch.chaos.system import ChaosSystem, running
 from payswitch.chaos.watch import Audit, LoadSample, Watch
+from payswitch.durability import Durability
+from payswitch.local.cluster_topology import PRIMARIES
 
 _SETTLED_WITHIN_S = 30.0
 """And a horizon more where payments are declined: one that has a try of unknown outcome as well
@@ -39,6 +41,8 @@ class RunOrder:
     rate: float
     processors: int
     workers: int
+    redis: str
+    """`single` or `cluster`."""
     folder: Path
 
     @property
@@ -52,6 +56,7 @@ class RunOutcome:
     """The result of a run, with all its data."""
 
     order: RunOrder
+    durability: Durability
     plan: list[PlannedFault]
     verdict: RunVerdict
     settled_after_s: float | None
@@ -81,12 +86,14 @@ async def run(order: RunOrder, environment: Mapping[str, str], progress: Progres
         clocks="clock" in order.kinds,
         environment=environment,
         processors=order.processors,
+        redis=order.redis,
     ) as system:
         return await _run_on(system, order, progress)
 
 
 async def _run_on(system: ChaosSystem, order: RunOrder, progress: Progress) -> RunOutcome:
-    scale = Scale.of(system.settings, order.workers)
+    shards = PRIMARIES if system.cluster else 0
+    scale = Scale.of(system.settings, order.workers, shards)
     events = plan(order.seed, order.seconds, order.kinds, scale)
     auditor = Auditor(system)
     clients = Clients(
@@ -133,6 +140,7 @@ async def _run_on(system: ChaosSystem, order: RunOrder, progress: Progress) -> R
     verdict.violations.extend(_swept(order.folder / "system.log"))
     return RunOutcome(
         order,
+        system.settings.durability,
         events,
         verdict,
         settled_after_s,

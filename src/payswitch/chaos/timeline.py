@@ -24,7 +24,7 @@ _FAULTS = {
     "redis": "#c0392b",
     "clock": "#7d5ba6",
 }
-_SELF_EVIDENT = ("redis", "haproxy")
+_SELF_EVIDENT = ("redis", "haproxy", "nodes")
 _AN_INSTANT_S = 0.4
 _SMOOTHED_OVER_S = 1.0
 _GAP_S = 1.5
@@ -46,7 +46,8 @@ def draw(outcome: RunOutcome) -> Path:
     verdict = outcome.verdict
     word = "the promise holds" if verdict.holds else f"{len(verdict.violations)} VIOLATIONS"
     figure.suptitle(
-        f"chaos, seed {outcome.order.seed}: {verdict.accepted:,} accepted, "
+        f"chaos, seed {outcome.order.seed}, durability {outcome.durability}: "
+        f"{verdict.accepted:,} accepted, "
         f"{sum(verdict.settled.values()):,} settled, "
         f"{verdict.declined:,} declined, {verdict.dead:,} dead, {verdict.lost} lost, "
         f"{verdict.double} double: {word}"
