@@ -45,6 +45,7 @@ def test_a_shortened_preview_is_played_scored_and_drawn(tmp_path: Path) -> None:
     assert ours["problems"] == []
     assert {"redis", "worker-1", ENDPOINT[-1], "(users)"} <= set(ours["parts"])
     assert 0 <= ours["host"]["idleCores"] <= ours["host"]["cores"]
+    assert all(stall["ms"] > 20 and stall["payments"] for stall in ours["stalls"])
     samples = read(folder / "timeline.json")["samples"]
     assert samples[-1]["accepted"] == accepted
     assert any(sample["selected"] for sample in samples)
