@@ -54,6 +54,14 @@ def free_port() -> int:
     raise AssertionError("never")
 
 
+def free_row(count: int) -> int:
+    """The first of so many ports in a row that are free in the same way."""
+    while True:
+        row = [free_port() for _ in range(count)]
+        if row[-1] - row[0] == count - 1:
+            return row[0]
+
+
 async def eventually(
     condition: Callable[[], Awaitable[bool]], *, what: str, within_s: float = SLACK_S
 ) -> None:
@@ -92,8 +100,8 @@ def serves_tls() -> bool:
 class RedisServer:
     """A Redis that keeps every write, on a port of its own."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
         self._options = options
@@ -120,6 +128,16 @@ class RedisServer:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         self._process.wait(0.01)
         raise AssertionError("redis-server does not start")
+
+    @property
+    def pid(self) -> int | None:
+        """Its process; None while there is none."""
+        return self._process.pid if self._process is not None and self.is_running else None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal such as SIGSTOP."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
+
+MOST_PARTITIONS = 256
 
 
 class Durability(StrEnum):
@@ -12,6 +15,8 @@ class Durability(StrEnum):
     and holds them back in its own memory, for up to 2 s.
     """
 
+    REPLICAS = "replicas"
+    """Redis has synced the payment to its disk, and replicas have it."""
     DISK = "disk"
     """Redis has synced the payment to its disk."""
     PROCESS = "process"
@@ -29,10 +34,31 @@ class Durability(StrEnum):
 
 
 _SURVIVES = {
+    Durability.REPLICAS: "the loss of a node with its disk and a failover, and a power cut",
     Durability.DISK: "the end of any process and a power cut",
     Durability.PROCESS: "the end of any process, no power cut",
 }
 _APPENDFSYNC = {
+    Durability.REPLICAS: ("always",),
     Durability.DISK: ("always",),
     Durability.PROCESS: ("no", "always"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What a deployment in a cluster was begun with; it never changes.
+
+    `payswitch init` writes it into every partition. Each script then refuses a partition that says
+    otherwise: with another number of partitions one id would be taken twice, and an empty partition
+    after an accident must not pass for a new one.
+    """
+
+    partitions: int = 16
+    durability: Durability = Durability.DISK
+    replicas: int = 0
+    """Each confirmed call waits for so many of a partition's replicas."""
+
+    def __str__(self) -> str:
+        """As it stands in each partition."""
+        return f"partitions={self.partitions} durability={self.durability} replicas={self.replicas}"

@@ -1,4 +1,4 @@
-"""A real Redis for the integration tests."""
+"""A real Redis, and a real Redis Cluster, for the integration tests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.store.client import connect
+from tests.cluster import ClusterServer
 from tests.integration.command import stop_forking
 from tests.support import SLACK_S, RedisServer
 
@@ -20,7 +21,7 @@ from tests.support import SLACK_S, RedisServer
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what runs against a Redis of the tests: CI runs it once for each server."""
     for item in items:
-        if {"shared_redis", "own_redis"} & {*getattr(item, "fixturenames", ())}:
+        if {"shared_redis", "own_redis", "shared_cluster"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.store)
 
 
@@ -63,6 +64,23 @@ def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[ClusterServer]:
+    """One cluster for all tests that need one."""
+    with tempfile.TemporaryDirectory(dir=in_memory()) as folder:
+        server = ClusterServer(Path(folder))
+        yield server
+        server.kill_all()
+
+
+@pytest.fixture
+async def cluster(shared_cluster: ClusterServer) -> ClusterServer:
+    """The shared cluster, whole and empty. A test may kill, freeze and wipe its nodes."""
+    await shared_cluster.start_nodes()
+    await shared_cluster.flush()
+    return shared_cluster
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ from typing import cast
 
 from payswitch.dispatch.dispatcher import Dispatcher, Work
 from payswitch.dispatch.quiet_watch import QuietWatch
-from payswitch.payments.claims import Batch, Claim, Claims, LifeOfTry
+from payswitch.payments.claims import Batch, Claim, Claims
+from payswitch.payments.ids import random_id
 from payswitch.payments.tries import Findings, Routed, Tries
 from payswitch.processors.outcomes import Ended, Missing, NotPaid, Outcome, Refused, Unknown
+from payswitch.store.partitions import Partition
 from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
 from tests.model.stepped import Replacements
 
@@ -25,6 +27,10 @@ class Protocol:
     tries: type[Tries] = Tries
     claims: type[Claims] = Claims
     watch: Callable[[], QuietWatch] = QuietWatch
+    unconfirmed: frozenset[str] = frozenset()
+    """Scripts that don't wait for the replica."""
+    short_is_done: bool = False
+    """Whether a `WAIT` that ended too early counts as confirmed."""
     temper: Mapping[str, object] = field(default_factory=dict)
     """What is given of the world's temper, because the fault shows nowhere else."""
     rare: bool = False
@@ -38,10 +44,11 @@ class _RecordsTheTryAfterTheSend(Tries):
     """Says to whom to send and writes the try down when the answer has come."""
 
     async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
-        still_open = {each.number for each in claim.open_tries} - findings.closed
+        still_open = {each.id for each in claim.open_tries} - findings.closed
+        at, number = int(claim.token) % 10**12, claim.tries + 1
         if still_open and claim.processor is not None and claim.requested_at is not None:
-            return Routed(claim.processor, claim.requested_at, claim.tries + 1)
-        return Routed(processor, claim.token * 1000, claim.tries + 1)
+            processor, at = claim.processor, claim.requested_at
+        return Routed(processor, at, random_id(), number)
 
     async def record(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
         """What `open` should have done."""
@@ -53,14 +60,14 @@ class _OpensLate(Dispatcher):
         tries = cast(_RecordsTheTryAfterTheSend, self._tries)
         recorded = await tries.record(work.claim, routed.processor, work.findings)
         if recorded is not None:
-            routed = replace(routed, number=recorded.number)
+            routed = replace(routed, id=recorded.id)
             await super()._conclude(work, routed, outcome)
 
 
 class _UnpinsOnATimeout(Dispatcher):
     async def _conclude(self, work: Work, routed: Routed, outcome: Outcome) -> None:
         if isinstance(outcome, Unknown):
-            work.findings.closed.add(routed.number)
+            work.findings.closed.add(routed.id)
         await super()._conclude(work, routed, outcome)
 
 
@@ -95,7 +102,7 @@ class _ClosesAllWithOne(Findings):
 
     def __init__(self, claim: Claim, findings: Findings) -> None:
         super().__init__(findings.closed, findings.ended)
-        self._before = {each.number for each in claim.open_tries}
+        self._before = {each.id for each in claim.open_tries}
 
     def arguments(self) -> tuple[str, str]:
         closed = self.closed | self._before if self.closed else self.closed
@@ -120,14 +127,13 @@ class _CountsFromTheFirstSight(QuietWatch):
         return now_ms - first >= claim.quiet_ms
 
 
-class _RemembersWhatWasPurged(QuietWatch):
-    """Takes a try for that of the same number in an earlier life of the id."""
+class _NumbersTries(Tries):
+    """Gives a try its number as its id: a purge, or a failover, makes it that of another one."""
 
-    def saw(self, correlation_id: str, last_try: LifeOfTry, now_ms: float) -> None:
-        super().saw(correlation_id, ("", 0, last_try[2]), now_ms)
-
-    def passed(self, claim: Claim, now_ms: float) -> bool:
-        return super().passed(replace(claim, generation="", accepted_at=0), now_ms)
+    async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
+        return await self._routes.submit(
+            self._of(claim), (claim, processor, findings, str(claim.tries + 1))
+        )
 
 
 class _TrustsRedisClockAlone(QuietWatch):
@@ -136,8 +142,15 @@ class _TrustsRedisClockAlone(QuietWatch):
 
 
 class _CountsTheLeaseFromTheAnswer(Claims):
-    async def take(self, limit: int, *, back: Sequence[str] = (), drain: int = 0) -> Batch:
-        batch = await super().take(limit, back=back, drain=drain)
+    async def take(
+        self,
+        limit: int,
+        *,
+        partitions: Sequence[Partition] | None = None,
+        back: Sequence[str] = (),
+        drain: int = 0,
+    ) -> Batch:
+        batch = await super().take(limit, partitions=partitions, back=back, drain=drain)
         ends = self._clock() + self._lease_ms
         return replace(
             batch,
@@ -225,7 +238,7 @@ VARIANTS = [
     Protocol(
         "own limit ignored",
         scripts={
-            name: [("delay and try == tries and tonumber(delay) or 0", "10 ^ 9")]
+            name: [("delay and count == tries and tonumber(delay) or 0", "10 ^ 9")]
             for name in ("claim", "bury")
         },
         temper={**_ONE_PAYMENT, "slower": True},
@@ -286,7 +299,7 @@ VARIANTS = [
     ),
     Protocol(
         "a resolved dead letter is replayed",
-        scripts={"replay": [("if known[8] and not even_resolved then return 'resolved' end", "")]},
+        scripts={"replay": [("if known[7] and not even_resolved then return 'resolved' end", "")]},
         temper=_ONE_PAYMENT,
         steer={"refuses with 422": 4, "resolve": 4},
     ),
@@ -379,8 +392,8 @@ VARIANTS = [
         steer={"clock steps": 2},
     ),
     Protocol(
-        "a worker's memory outlives a purge",
-        watch=_RemembersWhatWasPurged,
+        "numbered tries",
+        tries=_NumbersTries,
         temper={**_ONE_PAYMENT, "purges": True, "clock_steps": True},
         rare=True,
     ),

@@ -15,8 +15,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from payswitch.chaos.plan import TOGETHER, PlannedFault
+from payswitch.chaos.redis_nodes import RedisNodes
 from payswitch.chaos.system import ChaosSystem
-from payswitch.store.client import connect
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Injector:
         self._under_way: dict[str, list[PlannedFault]] = {name: [] for name in system.processors}
         self._changes = 0
         self._calls = {name: asyncio.Lock() for name in system.processors}
-        self._redis = connect(system.settings.redis_url, limit_s=2)
+        self._redis = RedisNodes(system.settings, system.cluster)
         headers = {"X-Rinha-Token": system.token}
         self._http = httpx.AsyncClient(headers=headers, timeout=5, trust_env=False)
         self._ways: dict[str, _Way] = {
@@ -55,6 +55,10 @@ class Injector:
             "redis-cut": self._on_redis(lambda redis: redis.client_kill_filter(_type="normal")),
             "redis-flush": self._on_redis(lambda redis: redis.script_flush()),
             "redis-memory": self._fill_memory,
+            "node-wipe": self._wipe,
+            "failover": self._fail_over,
+            "nodes-restart": self._by_signal(signal.SIGKILL),
+            "shard-pause": self._freeze,
             "clock": self._set_clock,
         }
 
@@ -84,7 +88,7 @@ class Injector:
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
-        await self._redis.aclose(close_connection_pool=True)
+        await self._redis.close()
 
     # Processors.
 
@@ -147,17 +151,22 @@ class Injector:
 
     def _by_signal(self, number: signal.Signals) -> _Way:
         async def send(event: PlannedFault) -> None:
-            self._signal(event.target, number)
+            async with self._redis.held(event.target):
+                for part in await self._redis.parts(event.target):
+                    self._signal(part, number)
 
         return send
 
     async def _freeze(self, event: PlannedFault) -> None:
-        pid = self._signal(event.target, signal.SIGSTOP)
-        try:
-            await asyncio.sleep(event.lasts_s)
-        finally:
-            if pid is not None:
-                self._system.signal(pid, signal.SIGCONT)
+        async with self._redis.held(event.target):
+            parts = await self._redis.parts(event.target)
+            pids = [self._signal(part, signal.SIGSTOP) for part in parts]
+            try:
+                await asyncio.sleep(event.lasts_s)
+            finally:
+                for pid in pids:
+                    if pid is not None:
+                        self._system.signal(pid, signal.SIGCONT)
 
     def _signal(self, part: str, number: signal.Signals) -> int | None:
         pid = self._system.pid(part)
@@ -176,26 +185,52 @@ class Injector:
 
     def _on_redis(self, command: Callable[[Redis], Awaitable[object]]) -> _Way:
         async def send(event: PlannedFault) -> None:
-            with contextlib.suppress(RedisError, OSError):  # it is broken already
-                await command(self._redis)
+            async with self._redis.held(event.target):
+                for part in await self._redis.parts(event.target):
+                    with contextlib.suppress(RedisError, OSError):  # it is broken already
+                        await command(self._redis.clients[part])
 
         return send
 
     async def _fill_memory(self, event: PlannedFault) -> None:
         """Set `maxmemory` just below the memory in use."""
-        with contextlib.suppress(RedisError, OSError):
-            used = (await self._redis.info("memory"))["used_memory"]
-            await self._redis.config_set("maxmemory", used * 9 // 10)
-        await asyncio.sleep(event.lasts_s)
-        await self._give_memory()
+        async with self._redis.held(event.target):
+            parts = await self._redis.parts(event.target)
+            for part in parts:
+                redis = self._redis.clients[part]
+                with contextlib.suppress(RedisError, OSError):
+                    used = (await redis.info("memory"))["used_memory"]
+                    await redis.config_set("maxmemory", used * 9 // 10)
+            await asyncio.sleep(event.lasts_s)
+            await self._give_memory(parts)
 
-    async def _give_memory(self) -> None:
-        while True:
-            try:
-                await self._redis.config_set("maxmemory", 0)
-                return
-            except (RedisError, OSError):
-                await asyncio.sleep(_RETRY_S)
+    async def _give_memory(self, parts: Sequence[str]) -> None:
+        for part in parts:
+            while True:
+                try:
+                    await self._redis.clients[part].config_set("maxmemory", 0)
+                    break
+                except (RedisError, OSError):
+                    await asyncio.sleep(_RETRY_S)
+
+    async def _wipe(self, event: PlannedFault) -> None:
+        """Kill a primary and remove its files. Its shard's copies are in step before, and no other
+        fault meets the other copy until they are again: they never lose their disks together."""
+        async with self._redis.held(event.target):
+            await self._redis.until_in_step(event.target)
+            for part in await self._redis.parts(event.target):
+                self._signal(part, signal.SIGSTOP)  # or it would write its files once more
+                self._redis.forget_files(part)
+                self._signal(part, signal.SIGKILL)
+            await self._redis.until_in_step(event.target)
+
+    async def _fail_over(self, event: PlannedFault) -> None:
+        """Order a replica to take its primary's place, as before planned work on a host."""
+        async with self._redis.held(event.target):
+            await self._redis.until_in_step(event.target)
+            for part in await self._redis.parts(event.target):
+                with contextlib.suppress(RedisError, OSError):
+                    await self._redis.clients[part].execute_command("CLUSTER", "FAILOVER")  # type: ignore[no-untyped-call]
 
     async def _heal(self) -> None:
         for name in self._system.processors:
@@ -203,7 +238,8 @@ class Injector:
             await self._configure(name)
         if self._system.clocks is not None:
             self._system.clocks.set_all_right()
-        await self._give_memory()
+        await self._give_memory([*self._redis.clients])
+        await self._redis.until_whole()
 
 
 def _processors_of(event: PlannedFault) -> Sequence[str]:

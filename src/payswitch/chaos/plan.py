@@ -11,6 +11,10 @@ from payswitch.settings import Settings
 WARM_UP_S = 2.0
 TOGETHER = "+"
 """Joins the names of several processors to one target: one alone may have no traffic."""
+PRIMARY, REPLICA = "primary-", "replica-"
+"""They begin the name of a shard's node, by the role that it has when the fault comes."""
+ALL_NODES, SELECTION = "nodes", "selection"
+"""All nodes of the cluster; those of the shard that holds the selected processor."""
 
 CLEAN_MODES = ("429", "429-retry-after")
 """A payment that meets one of them is certainly not recorded."""
@@ -50,9 +54,11 @@ class Scale:
     """In order of preference."""
     deciding: tuple[str, ...]
     """Those whose protocol knows declined and pending payments."""
+    shards: int = 0
+    """Of a Redis Cluster; 0: there is a single Redis."""
 
     @classmethod
-    def of(cls, settings: Settings, workers: int) -> Scale:
+    def of(cls, settings: Settings, workers: int, shards: int = 0) -> Scale:
         """The scale of a system with these settings."""
         return cls(
             settings.lease_ms / 1000,
@@ -60,6 +66,7 @@ class Scale:
             workers,
             tuple(each.name for each in settings.processors),
             tuple(each.name for each in settings.processors if each.connector == "charges"),
+            shards,
         )
 
 
@@ -107,6 +114,28 @@ def _a_worker(scale: Scale) -> Iterable[str]:
 
 def _any_process(scale: Scale) -> Iterable[str]:
     return [*_a_worker(scale), "ingress-1", "ingress-2", "health"]
+
+
+def _a_primary(scale: Scale) -> Iterable[str]:
+    """The primary that each shard has at that time."""
+    return [f"{PRIMARY}{number + 1}" for number in range(scale.shards)]
+
+
+def _a_replica(scale: Scale) -> Iterable[str]:
+    return [f"{REPLICA}{number + 1}" for number in range(scale.shards)]
+
+
+def _a_redis(scale: Scale) -> Iterable[str]:
+    return [*_a_primary(scale), *_a_replica(scale)] or ["redis"]
+
+
+def _any_clock(scale: Scale) -> Iterable[str]:
+    nodes = [f"redis-{number + 1}" for number in range(2 * scale.shards)] or ["redis"]
+    return [*_any_process(scale), *nodes]
+
+
+def _of_a_cluster(target: str) -> Callable[[Scale], Iterable[str]]:
+    return lambda scale: (target,) if scale.shards else ()
 
 
 def _one(name: str) -> Callable[[Scale], Iterable[str]]:
@@ -186,29 +215,33 @@ KINDS: dict[str, FaultKind] = {
         "process", 40, _a_worker, lambda choose, scale: scale.lease_s * choose.uniform(1.1, 1.3)
     ),
     "reload": FaultKind("process", 20, _one("haproxy")),
-    "redis-kill": FaultKind("redis", 30, _one("redis")),
-    "redis-pause": FaultKind("redis", 45, _one("redis"), lambda choose, scale: 5.0),
-    "redis-cut": FaultKind("redis", 15, _one("redis")),
-    "redis-flush": FaultKind("redis", 20, _one("redis")),
-    "redis-memory": FaultKind("redis", 45, _one("redis"), _between(2, 5)),
-    "clock": FaultKind("clock", 10, lambda scale: [*_any_process(scale), "redis"], details=_offset),
+    "redis-kill": FaultKind("redis", 30, _a_redis),
+    "redis-pause": FaultKind("redis", 45, _a_redis, lambda choose, scale: 5.0),
+    "redis-cut": FaultKind("redis", 15, _a_redis),
+    "redis-flush": FaultKind("redis", 20, _a_redis),
+    "redis-memory": FaultKind("redis", 45, _a_redis, _between(2, 5)),
+    "node-wipe": FaultKind("cluster", 40, _a_primary),
+    "failover": FaultKind("cluster", 25, _a_replica),
+    "nodes-restart": FaultKind("cluster", 60, _of_a_cluster(ALL_NODES)),
+    "shard-pause": FaultKind("cluster", 150, _of_a_cluster(SELECTION), lambda choose, scale: 60.0),
+    "clock": FaultKind("clock", 10, _any_clock, details=_offset),
     "duplicates": FaultKind("client", 0, _one("clients")),
     "retries": FaultKind("client", 0, _one("clients")),
     "drops": FaultKind("client", 0, _one("clients")),
 }
-GROUPS = ("clean", "processor", "process", "redis", "client", "clock")
+GROUPS = ("clean", "processor", "process", "redis", "cluster", "client", "clock")
 
 
-def kinds_of(text: str) -> frozenset[str]:
-    """The kinds in a list such as `processor,redis-kill`, which names kinds, groups, or `all`. The
-    group `processor` holds `clean`.
+def kinds_of(text: str, *, cluster: bool) -> frozenset[str]:
+    """The kinds in a list such as `processor,redis-kill`, which names kinds, groups, or `all`: all
+    that a single Redis can have, or a cluster. The group `processor` holds `clean`.
 
-    Raises `ValueError` for an unknown name.
+    Raises `ValueError` for a name that is unknown, or that needs a cluster where there is none.
     """
     chosen: set[str] = set()
     for name in (part.strip() for part in text.split(",")):
         if name == "all":
-            chosen.update(KINDS)
+            chosen.update(kind for kind in KINDS if cluster or KINDS[kind].group != "cluster")
         elif name in KINDS:
             chosen.add(name)
         elif name in GROUPS:
@@ -217,6 +250,9 @@ def kinds_of(text: str) -> frozenset[str]:
         else:
             known = ", ".join(("all", *GROUPS, *KINDS))
             raise ValueError(f"{name!r} is no fault; there are {known}")
+    strangers = sorted(kind for kind in chosen if KINDS[kind].group == "cluster")
+    if strangers and not cluster:
+        raise ValueError(f"{', '.join(strangers)}: only with --redis cluster")
     return frozenset(chosen)
 
 

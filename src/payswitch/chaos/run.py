@@ -17,6 +17,7 @@ from payswitch.chaos.plan import PlannedFault, Scale, is_clean, plan
 from payswitch.chaos.system import ChaosSystem, running
 from payswitch.chaos.watch import Audit, LoadSample, Watch
 from payswitch.durability import Durability
+from payswitch.local.cluster_topology import PRIMARIES
 
 _SETTLED_WITHIN_S = 30.0
 """And a horizon more where payments are declined: one that has a try of unknown outcome as well
@@ -40,6 +41,8 @@ class RunOrder:
     rate: float
     processors: int
     workers: int
+    redis: str
+    """`single` or `cluster`."""
     folder: Path
 
     @property
@@ -83,12 +86,14 @@ async def run(order: RunOrder, environment: Mapping[str, str], progress: Progres
         clocks="clock" in order.kinds,
         environment=environment,
         processors=order.processors,
+        redis=order.redis,
     ) as system:
         return await _run_on(system, order, progress)
 
 
 async def _run_on(system: ChaosSystem, order: RunOrder, progress: Progress) -> RunOutcome:
-    scale = Scale.of(system.settings, order.workers)
+    shards = PRIMARIES if system.cluster else 0
+    scale = Scale.of(system.settings, order.workers, shards)
     events = plan(order.seed, order.seconds, order.kinds, scale)
     auditor = Auditor(system)
     clients = Clients(

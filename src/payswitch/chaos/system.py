@@ -11,15 +11,16 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from payswitch.local.cluster_topology import CLUSTER_PORTS
 from payswitch.local.machine import (
     LOCAL,
     MachineError,
     Port,
     bundled_redis,
-    forget_redis,
     is_taken,
     redis_folder,
 )
+from payswitch.local.redis_cluster import LocalCluster
 from payswitch.local.screen import Screen
 from payswitch.local.simulated import USUAL_TOKEN
 from payswitch.local.supervisor import Supervisor
@@ -84,7 +85,7 @@ class Clocks:
         else:
             variables |= {"FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         command = part.command
-        if part.name == "redis":
+        if part.name.startswith("redis"):
             command = [bundled_redis(), *command[1:]]
         environment = {**part.environment, **variables}
         return replace(service, part=replace(part, command=command, environment=environment))
@@ -121,6 +122,7 @@ class ChaosSystem:
     token: str
     supervisor: Supervisor
     clocks: Clocks | None
+    cluster: LocalCluster | None
     ended: asyncio.Task[None]
 
     @property
@@ -148,6 +150,7 @@ async def running(
     clocks: bool,
     environment: Mapping[str, str],
     processors: int = 2,
+    redis: str = "single",
 ) -> AsyncIterator[ChaosSystem]:
     """The whole system while the context is open, empty at first; `folder` gets its log.
 
@@ -159,23 +162,24 @@ async def running(
     if clocks and library is None:
         raise MachineError("to set clocks needs libfaketime: install it (Debian: libfaketime)")
     with contextlib.ExitStack() as stack:
-        options = options_of(folder / "state", workers, processors)
-        state = stack.enter_context(redis_folder(options.state))
-        forget_redis(state)
+        options = options_of(folder / "state", workers, processors, redis)
         system = LocalSystem(options, variables)
+        state = stack.enter_context(redis_folder(options.state, system.redis_files.name))
+        system.forget()
         dial = Clocks(library, state) if library is not None else None
         without = {*system.simulated, "haproxy"}
         groups = [
             [each if each.part.name in without else dial.dress(each) for each in group]
             if dial is not None
             else group
-            for group in system.groups(state)
+            for group in system.groups()
         ]
         log = stack.enter_context((folder / "system.log").open("w"))
         supervisor = Supervisor(
             [[service.part for service in group] for group in groups],
             Screen(log, [service.part.name for group in groups for service in group]),
             stop_limit_s=system.settings.stop_limit_ms / 1000 + _STOP_SLACK_S,
+            tend=system.tend,
         )
         ready = asyncio.Event()
         ended = asyncio.create_task(supervisor.run(ready.set))
@@ -194,6 +198,7 @@ async def running(
                 token=variables.get("INITIAL_TOKEN", USUAL_TOKEN),
                 supervisor=supervisor,
                 clocks=dial,
+                cluster=system.cluster,
                 ended=ended,
             )
         finally:
@@ -224,9 +229,9 @@ async def _first(ready: asyncio.Event, ended: asyncio.Task[None]) -> None:
         raise MachineError("the system was stopped before it was ready")
 
 
-def options_of(state: Path, workers: int, processors: int) -> Options:
+def options_of(state: Path, workers: int, processors: int, redis: str = "single") -> Options:
     """A system with ports of its own and this folder. Raises `MachineError` if none are free."""
-    ports = _free_ports(6 + processors)
+    ports = _free_ports(5 + processors + CLUSTER_PORTS)
     return Options(
         host=LOCAL,
         port=ports[0],
@@ -239,6 +244,7 @@ def options_of(state: Path, workers: int, processors: int) -> Options:
         state=state,
         fresh=True,
         haproxy=True,
+        redis=redis,
     )
 
 

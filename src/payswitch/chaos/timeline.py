@@ -24,7 +24,7 @@ _FAULTS = {
     "redis": "#c0392b",
     "clock": "#7d5ba6",
 }
-_SELF_EVIDENT = ("redis", "haproxy")
+_SELF_EVIDENT = ("redis", "haproxy", "nodes")
 _AN_INSTANT_S = 0.4
 _SMOOTHED_OVER_S = 1.0
 _GAP_S = 1.5

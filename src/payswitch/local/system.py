@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from payswitch.local.append_only import cut_open_transaction
 from payswitch.local.banner import Row, banner, commands_to_try
+from payswitch.local.cluster_topology import CLUSTER_PORTS
 from payswitch.local.machine import (
     LOCAL,
     MachineError,
@@ -32,6 +33,7 @@ from payswitch.local.machine import (
     redis_version,
 )
 from payswitch.local.metrics_targets import free_ports, targets_in
+from payswitch.local.redis_cluster import LocalCluster, RedisNode
 from payswitch.local.screen import Screen
 from payswitch.local.simulated import (
     USUAL_TOKEN,
@@ -48,6 +50,8 @@ from payswitch.store import keys
 from payswitch.store.client import connect
 from payswitch.text import shown
 
+_FOLDERS = {"single": "redis", "cluster": "redis-cluster"}
+_LAST_PORT = 65_535
 _STOP_SLACK_S = 3.0
 _METRICS_PORTS_BEYOND = 100
 _PAYMENTS_PORTS_BEYOND = 50
@@ -71,6 +75,8 @@ class Options:
     state: Path
     fresh: bool
     haproxy: bool
+    redis: str = "single"
+    """`single` or `cluster`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +89,20 @@ class Service:
     port: Port | None = None
     metrics: Port | None = None
     """The port of its `/metrics`."""
+    bus: Port | None = None
+    """The port at which a node of a cluster meets the others."""
 
 
 class LocalSystem:
     """The services for these options; the parts that the environment names run already.
 
-    Raises `SettingsError` for settings that are not allowed.
+    Raises `SettingsError` for settings that are not allowed, `MachineError` for options.
     """
 
     def __init__(self, options: Options, environment: Mapping[str, str]) -> None:
         self.options = options
         self.own_redis = not variable_of(environment, "REDIS_URL")
+        self.cluster = self._own_cluster() if options.redis == "cluster" else None
         self._given = environment
         self._environment = dict(environment)
         for name in ("PAYMENTS_1", "PAYMENTS_2"):  # HAProxy's, if there are such ports
@@ -101,7 +110,9 @@ class LocalSystem:
         self.simulated = self._simulate()
         for each in self.simulated.values():
             self._environment |= each.variables(environment)
-        if self.own_redis:
+        if self.cluster is not None:
+            self._environment["REDIS_URL"] = self.cluster.url
+        elif self.own_redis:
             self._environment["REDIS_URL"] = f"redis://{LOCAL}:{options.redis_port}/0"
         if self._is_playground and not environment.get("PAYSWITCH_PURGE"):
             self._environment["PAYSWITCH_PURGE"] = "open"
@@ -115,6 +126,30 @@ class LocalSystem:
     def _is_playground(self) -> bool:
         """Whether Redis and all processors are its own: then anyone may forget all payments."""
         return self.own_redis and [*self.simulated] == named_processors(self._environment)
+
+    def _own_cluster(self) -> LocalCluster:
+        if not self.own_redis:
+            raise MachineError("--redis cluster starts one, but REDIS_URL names another Redis")
+        last = self.options.redis_port + CLUSTER_PORTS - 1
+        if last > _LAST_PORT:
+            raise MachineError(f"the cluster needs ports up to {last}: lower --redis-port")
+        return LocalCluster(LOCAL, self.options.redis_port, self.redis_files)
+
+    @property
+    def redis_files(self) -> Path:
+        """The folder of its own Redis' files."""
+        return self.options.state.absolute() / _FOLDERS[self.options.redis]
+
+    def forget(self) -> None:
+        """Remove the files of its own Redis."""
+        folders = [node.folder for node in self.cluster.nodes] if self.cluster else []
+        for folder in folders or [self.redis_files]:
+            forget_redis(folder)
+
+    async def tend(self) -> None:
+        """Form its own cluster and keep it whole until cancelled."""
+        if self.cluster is not None:
+            await self.cluster.tend()
 
     def _simulate(self) -> dict[str, SimulatedProcessor]:
         """The processors that the environment names without a URL, or the usual ones."""
@@ -133,16 +168,15 @@ class LocalSystem:
             taken=self._given_ports(),
         )
 
-    def groups(self, redis_folder: Path | None) -> list[list[Service]]:
-        """The services in the order of their stop. Redis is among them if it has a folder. Raises
-        `MachineError` without a Redis server."""
+    def groups(self) -> list[list[Service]]:
+        """The services in the order of their stop. Raises `MachineError` without a Redis server."""
         names = [f"worker-{number}" for number in range(1, self.options.workers + 1)]
         workers = [self._of_queue(name, "worker", keys.QUEUE) for name in names]
         return [
             *self._endpoint(),
             [*workers, self._of_queue("health", "health", keys.HEALTH_QUEUE)],
             [self._simulator(each) for each in self.simulated.values()],
-            [self._redis(redis_folder)] if redis_folder else [],
+            self._redis() if self.own_redis else [],
         ]
 
     def rows_of_others(self) -> list[Row]:
@@ -253,8 +287,9 @@ class LocalSystem:
     def _given_ports(self) -> set[int]:
         options = self.options
         return {
-            *(options.port, options.ingress_port, options.ingress_port + 1, options.redis_port),
+            *(options.port, options.ingress_port, options.ingress_port + 1),
             *(options.default_port, options.fallback_port),
+            *range(options.redis_port, options.redis_port + (CLUSTER_PORTS if self.cluster else 1)),
         }
 
     def _simulator(self, processor: SimulatedProcessor) -> Service:
@@ -266,9 +301,46 @@ class LocalSystem:
         note = f"simulated processor ({processor.protocol}), fee {float(processor.fee):.0%}"
         return Service(part, port.url, note, port)
 
-    def _redis(self, folder: Path) -> Service:
-        port = Port("redis", LOCAL, self.options.redis_port, "--redis-port")
-        program = find_redis(None if self.options.fresh else folder)
+    def _redis(self) -> list[Service]:
+        """One server, or the nodes of a cluster and the step that makes a deployment of them."""
+        if self.cluster is None:
+            port = Port("redis", LOCAL, self.options.redis_port, "--redis-port")
+            folder = self.redis_files
+            program = find_redis(*self._kept(folder))
+            part = Part(
+                "redis",
+                self._redis_command(program, port, folder),
+                self._environment,
+                self._redis_says("PING"),
+                before_start=partial(_cut_open_transaction, folder),
+            )
+            return [Service(part, self.settings.redis_url, self._redis_note(program, port), port)]
+        nodes = self.cluster.nodes
+        program = find_redis(*self._kept(*(node.folder for node in nodes)))
+        initialize = self._part("init", ["init"], None, after=[node.name for node in nodes])
+        return [
+            *(self._redis_node(self.cluster, node, program) for node in nodes),
+            Service(initialize, "redis", "prepares the cluster's partitions"),
+        ]
+
+    def _redis_node(self, cluster: LocalCluster, node: RedisNode, program: str) -> Service:
+        port, bus = (
+            Port(node.name, LOCAL, number, "--redis-port")
+            for number in (node.address.port, node.address.bus)
+        )
+        part = Part(
+            node.name,
+            self._redis_command(program, port, node.folder, node.settings()),
+            self._environment,
+            cluster.was_formed,
+            before_start=partial(cluster.prepare, node),
+        )
+        note = self._redis_note(program, port, "-c ") if node is cluster.nodes[0] else ""
+        return Service(part, port.address, note, port, bus=bus)
+
+    def _redis_command(
+        self, program: str, port: Port, folder: Path, more: Mapping[str, str] | None = None
+    ) -> list[str]:
         settings = {
             "port": str(port.number),
             "bind": port.host,
@@ -279,19 +351,19 @@ class LocalSystem:
             "save": "",
             "maxmemory-policy": "noeviction",
             "loglevel": "warning",
+            **(more or {}),
         }
-        options = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        part = Part(
-            "redis",
-            [program, *options],
-            self._environment,
-            self._redis_says("PING"),
-            before_start=partial(cut_open_transaction, folder),
-        )
+        return [program, *(w for name, value in settings.items() for w in (f"--{name}", value))]
+
+    def _redis_note(self, program: str, port: Port, option: str = "") -> str:
         note = f"{redis_version(program)}, kept in {self.options.state}"
         if shutil.which("redis-cli"):
-            note += f"; redis-cli -p {port.number} zcard {keys.QUEUE}"
-        return Service(part, self.settings.redis_url, note, port)
+            note += f"; redis-cli {option}-p {port.number} zcard {keys.QUEUE}"
+        return note
+
+    def _kept(self, *folders: Path) -> tuple[Path, ...]:
+        """The folders whose files a Redis must be able to read."""
+        return () if self.options.fresh else folders
 
     def _own(
         self,
@@ -301,10 +373,21 @@ class LocalSystem:
         variables: Mapping[str, str] | None = None,
     ) -> Part:
         """A part that is a command of this program, with variables of its own."""
+        after = () if not self.own_redis else ("redis",) if self.cluster is None else ("init",)
+        return self._part(name, command, is_ready, variables, after=after)
+
+    def _part(
+        self,
+        name: str,
+        command: list[str],
+        is_ready: _Check | None,
+        variables: Mapping[str, str] | None = None,
+        *,
+        after: Sequence[str],
+    ) -> Part:
         # -P: a folder called `workers` in the current folder is not ours.
         whole = [sys.executable, "-P", "-m", "payswitch", *command]
-        after = ("redis",) if self.own_redis else ()
-        return Part(name, whole, {**self._environment, **(variables or {})}, is_ready, after)
+        return Part(name, whole, {**self._environment, **(variables or {})}, is_ready, tuple(after))
 
     def _redis_says(self, *command: str) -> _Check:
         """Whether Redis' answer to a command is true."""
@@ -328,18 +411,14 @@ def run(options: Options) -> None:
     system = LocalSystem(options, os.environ)
     if options.fresh and not system.own_redis:
         raise MachineError("--fresh forgets what its own Redis holds, but REDIS_URL names another")
-    own = redis_folder(options.state) if system.own_redis else contextlib.nullcontext()
-    with own as folder:
-        groups = system.groups(folder)
-        check_ports([each.port for group in groups for each in group if each.port])
-        if folder and options.fresh:
-            forget_redis(folder)
-        served = {
-            each.part.name: each.metrics.address
-            for group in groups
-            for each in group
-            if each.metrics
-        }
+    name = system.redis_files.name
+    with redis_folder(options.state, name) if system.own_redis else contextlib.nullcontext():
+        groups = system.groups()
+        services = [each for group in groups for each in group]
+        check_ports([port for each in services for port in (each.port, each.bus) if port])
+        if options.fresh:
+            system.forget()
+        served = {each.part.name: each.metrics.address for each in services if each.metrics}
         with targets_in(options.state, served):
             asyncio.run(_supervise(system, groups))
 
@@ -352,6 +431,7 @@ async def _supervise(system: LocalSystem, groups: list[list[Service]]) -> None:
         [[service.part for service in group] for group in groups],
         screen,
         stop_limit_s=system.settings.stop_limit_ms / 1000 + _STOP_SLACK_S,
+        tend=system.tend,
     )
     screen.on_gone = supervisor.stop
 
@@ -363,6 +443,7 @@ async def _supervise(system: LocalSystem, groups: list[list[Service]]) -> None:
         rows = [
             Row(each.part.name, each.where, pids.get(each.part.name), each.note)
             for each in services
+            if each.part.is_ready is not None
         ]
         screen.text(banner([*rows, *system.rows_of_others()], system.tries(), screen.painted))
 
@@ -370,6 +451,10 @@ async def _supervise(system: LocalSystem, groups: list[list[Service]]) -> None:
         await supervisor.run(show_banner)
     finally:
         await system.redis.aclose(close_connection_pool=True)
+
+
+async def _cut_open_transaction(folder: Path) -> None:
+    cut_open_transaction(folder)
 
 
 def _answers(port: Port, path: str, status: int) -> _Check:

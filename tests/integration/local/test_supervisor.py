@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +95,67 @@ async def test_a_second_signal_kills_what_does_not_stop() -> None:
         await supervisor.until("stopping")
         supervisor.process.send_signal(signal.SIGINT)
         assert await supervisor.ended() == 0
+
+
+STEPS = """
+import asyncio, os, sys
+from payswitch.local.screen import Screen
+from payswitch.local.supervisor import Part, Supervisor
+
+async def run(command, breaks):
+    async def is_ready():
+        return True
+    async def tend():
+        await ready.wait()
+        screen.say("tending")
+        if breaks:
+            raise ArithmeticError("tend broke")
+        await asyncio.Event().wait()
+    ready = asyncio.Event()
+    screen = Screen(sys.stdout, ["step", "part"])
+    step = Part("step", ["sh", "-c", command], os.environ, None)
+    part = Part("part", ["sh", "-c", "echo part; exec sleep 60"], os.environ, is_ready, ("step",))
+    supervisor = Supervisor([[part], [step]], screen, stop_limit_s=30, tend=tend)
+    await supervisor.run(ready.set)
+
+asyncio.run(run(sys.argv[1], sys.argv[2] == "breaks"))
+"""
+
+
+@contextlib.asynccontextmanager
+async def stepping(command: str, breaks: str = "") -> AsyncIterator[Supervised]:
+    """A supervisor of a step and of a part that comes after it."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", STEPS, command, breaks),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        yield Supervised(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_a_step_runs_until_it_ends_well_and_parts_start_after_it(tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    async with stepping(f"echo step; test -e {once} && exit; touch {once}; exit 3") as supervisor:
+        await supervisor.until("step ended with exit code 3; starts again")
+        await supervisor.until("step runs again")
+        await supervisor.until("tending")
+        supervisor.process.terminate()
+        await supervisor.until("stopped")
+        assert await supervisor.ended() == 0
+
+
+async def test_a_step_that_never_ends_well_ends_all() -> None:
+    async with stepping("exit 1") as supervisor:
+        await supervisor.until("step does not start: it ended with exit code 1, 5 times in a row")
+        assert await supervisor.ended() == 1
+
+
+async def test_a_failure_of_the_tending_ends_all() -> None:
+    async with stepping("true", "breaks") as supervisor:
+        await supervisor.until("tend broke")
+        assert await supervisor.ended() == 1

@@ -105,7 +105,8 @@ async def test_a_key_pattern_that_is_missing_is_named(
     await watch.look()
     assert watch.not_ready is not None
     assert watch.not_ready.endswith(f"lacks rights that Payswitch needs: ~{pattern}")
-    assert admin.acl_log() == []
+    # The first key of every script: Redis itself refuses the call.
+    assert pattern == "payments:*" or admin.acl_log() == []
 
 
 @pytest.mark.parametrize(
@@ -310,5 +311,7 @@ def test_rights_are_asked_for_with_as_many_arguments_as_each_command_takes(
     """Redis 8 counts them, Redis 7 doesn't."""
     script = scripts.source("look").replace("= redis.acl_check_cmd", "= counting")
     assert "= counting" in script
-    [*_, missing] = cast(Any, admin).eval(LIKE_REDIS_8 + script, 0, "BRL", *arguments())
+    [*_, missing] = cast(Any, admin).eval(
+        LIKE_REDIS_8 + script, 1, "payments:generation", "BRL", *arguments()
+    )
     assert missing == []

@@ -17,6 +17,7 @@ SCALE = Scale(
     workers=3,
     processors=("default", "fallback", "acme"),
     deciding=("acme",),
+    shards=3,
 )
 SEEDS = st.integers(0, 2**32)
 KIND_SETS = st.sets(st.sampled_from(sorted(KINDS)), min_size=1).map(frozenset)
@@ -39,7 +40,7 @@ def test_every_kind_that_was_asked_for_comes_and_no_other(
 
 @given(SEEDS)
 def test_processors_fail_alone_and_together_so_that_each_gets_payments(seed: int) -> None:
-    events = plan(seed, 600, kinds_of("processor"), SCALE)
+    events = plan(seed, 600, kinds_of("processor", cluster=True), SCALE)
     together = {"default+fallback", "default+fallback+acme"}
     assert {event.target for event in events} == {*SCALE.processors, *together}
 
@@ -75,7 +76,7 @@ def test_a_processor_that_limits_or_refuses_does_so_to_every_payment(seed: int) 
 
 @given(SEEDS, st.integers(1, 5))
 def test_what_overlaps_is_never_more_than_certain(seed: int, many: int) -> None:
-    events = plan(seed, 60, kinds_of("processor") - {"health"}, SCALE)
+    events = plan(seed, 60, kinds_of("processor", cluster=True) - {"health"}, SCALE)
     assert sum(_sum_of(events[:many]).values()) <= 1
 
 
@@ -96,20 +97,39 @@ def test_a_kind_comes_at_the_same_instants_whatever_else_is_asked_for() -> None:
 
 
 def test_faults_are_named_by_group_by_kind_or_all() -> None:
-    assert kinds_of("all") == frozenset(KINDS)
-    assert kinds_of("clock") == {"clock"}
-    assert kinds_of("redis-kill, kill") == {"redis-kill", "kill"}
-    assert kinds_of("processor") > kinds_of("clean")
-    assert frozenset().union(*map(kinds_of, GROUPS)) == frozenset(KINDS)
+    assert kinds_of("all", cluster=True) == frozenset(KINDS)
+    assert kinds_of("clock", cluster=True) == {"clock"}
+    assert kinds_of("redis-kill, kill", cluster=True) == {"redis-kill", "kill"}
+    assert kinds_of("processor", cluster=True) > kinds_of("clean", cluster=True)
+    each = [kinds_of(group, cluster=True) for group in GROUPS]
+    assert frozenset().union(*each) == frozenset(KINDS)
+
+
+def test_a_single_redis_has_no_faults_of_a_cluster() -> None:
+    single = replace(SCALE, shards=0)
+    kinds = kinds_of("all", cluster=False)
+    assert frozenset(KINDS) - kinds == kinds_of("cluster", cluster=True)
+    events = plan(1, 120, kinds, single)
+    assert {event.target for event in events if event.kind.startswith("redis-")} == {"redis"}
+    for name in ("cluster", "failover", "redis,node-wipe"):
+        with pytest.raises(ValueError, match="only with --redis cluster"):
+            kinds_of(name, cluster=False)
+
+
+def test_in_a_cluster_each_node_has_faults_by_its_role() -> None:
+    events = plan(1, 2000, kinds_of("redis,cluster", cluster=True), SCALE)
+    copies = {f"{role}-{number}" for role in ("primary", "replica") for number in (1, 2, 3)}
+    assert {event.target for event in events} == copies | {"nodes", "selection"}
+    assert {event.target for event in events if event.kind == "node-wipe"} < copies
 
 
 @pytest.mark.parametrize("text", ["", "redis,", "Kill", "everything"])
 def test_an_unknown_fault_is_refused_with_the_names_that_there_are(text: str) -> None:
     with pytest.raises(ValueError, match="redis-kill"):
-        kinds_of(text)
+        kinds_of(text, cluster=True)
 
 
 def test_only_faults_without_doubt_are_clean() -> None:
-    assert is_clean(kinds_of("clean,client"))
-    assert not is_clean(kinds_of("clean,kill"))
-    assert not is_clean(kinds_of("answers"))
+    assert is_clean(kinds_of("clean,client", cluster=True))
+    assert not is_clean(kinds_of("clean,kill", cluster=True))
+    assert not is_clean(kinds_of("answers", cluster=True))

@@ -144,10 +144,10 @@ def options(state: Path, *, fresh: bool) -> Options:
 
 
 def test_what_no_server_reads_is_forgotten_with_fresh(stub: Stub, tmp_path: Path) -> None:
-    folder = kept(tmp_path, NOBODYS)
+    kept(tmp_path, NOBODYS)
     with pytest.raises(MachineError, match="forget the payments with --fresh"):
-        LocalSystem(options(tmp_path, fresh=False), {}).groups(folder)
-    LocalSystem(options(tmp_path, fresh=True), {}).groups(folder)
+        LocalSystem(options(tmp_path, fresh=False), {}).groups()
+    LocalSystem(options(tmp_path, fresh=True), {}).groups()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_an_older_haproxy_is_named_and_granian_serves_alone(
     stub("haproxy", says)
     assert find_haproxy() is None
     system = LocalSystem(options(tmp_path, fresh=False), {})
-    [[endpoint], *_] = system.groups(None)
+    [[endpoint], *_] = system.groups()
     assert endpoint.part.name == "ingress"
     assert endpoint.note == (
         f"the endpoint: HAProxy {version} is too old (2.6 or newer is needed), "
@@ -219,7 +219,7 @@ def test_variables_of_other_programs_keep_haproxy_from_nothing(
     machine._trouble_with.cache_clear()
     assert haproxy_trouble() is None
     monkeypatch.setattr("payswitch.local.system.free_ports", lambda *_: iter(()))
-    [[endpoint], *_] = LocalSystem(options(tmp_path, fresh=False), variables).groups(None)
+    [[endpoint], *_] = LocalSystem(options(tmp_path, fresh=False), variables).groups()
     assert "nonsense" not in endpoint.part.environment.values()
 
 
@@ -233,7 +233,7 @@ def test_the_page_on_security_names_every_port_that_it_listens_on(
     stub("haproxy", "HAProxy version 2.6.12")
     monkeypatch.setattr("payswitch.local.metrics_targets.is_taken", lambda port: False)
     system = LocalSystem(options(tmp_path, fresh=False), {})
-    services = [each for group in system.groups(tmp_path) for each in group]
+    services = [each for group in system.groups() for each in group]
     bound = {port.number for each in services for port in (each.port, each.metrics) if port}
     for each in services:
         places = [place for name, place in each.part.environment.items() if "PAYMENTS_" in name]

@@ -59,7 +59,7 @@ def test_what_the_environment_says_of_the_purge_holds(folder: Path) -> None:
 
 def test_servers_that_files_name_are_used_and_not_started(folder: Path) -> None:
     used = system(folder, in_files(folder, REDIS | PROCESSORS))
-    names = [service.part.name for group in used.groups(None) for service in group]
+    names = [service.part.name for group in used.groups() for service in group]
     assert names == ["ingress", "worker-1", "worker-2", "health"]
     assert used.settings.redis_url == REDIS["REDIS_URL"]
     assert [row.note for row in used.rows_of_others()] == [
@@ -69,7 +69,7 @@ def test_servers_that_files_name_are_used_and_not_started(folder: Path) -> None:
 
 def test_its_parts_get_the_path_and_not_the_secret(folder: Path) -> None:
     given = in_files(folder, REDIS | PROCESSORS)
-    for group in system(folder, given).groups(None):
+    for group in system(folder, given).groups():
         for service in group:
             assert given.items() <= service.part.environment.items()
             assert REDIS["REDIS_URL"] not in service.part.environment.values()
@@ -89,7 +89,7 @@ def test_its_redis_keeps_what_the_durability_promises(
 
 def simulators(used: LocalSystem) -> dict[str, list[str]]:
     """The command of each simulated processor, by its name."""
-    parts = [service.part for group in used.groups(None) for service in group]
+    parts = [service.part for group in used.groups() for service in group]
     commands = {part.name: list(part.command) for part in parts}
     return {name: command for name, command in commands.items() if "simulator" in command}
 

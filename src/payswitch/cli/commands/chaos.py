@@ -32,8 +32,8 @@ from payswitch.settings import MOST_PROCESSORS, Settings, SettingsError
 )
 @click.option(
     "--faults",
-    help="Groups (clean, processor, process, redis, client, clock) or single ones, with commas. "
-    "[default: all that this machine can do]",
+    help="Groups (clean, processor, process, redis, cluster, client, clock) or single ones, with "
+    "commas. [default: all that this machine can do]",
 )
 @click.option("--rate", default=300.0, type=click.FloatRange(1, 20_000), help="Payments a second.")
 @click.option(
@@ -41,6 +41,12 @@ from payswitch.settings import MOST_PROCESSORS, Settings, SettingsError
     default=3,
     type=click.IntRange(1, MOST_PROCESSORS),
     help="As of `payswitch up`: the third speaks charges, so that it can decline payments.",
+)
+@click.option(
+    "--redis",
+    default="single",
+    type=click.Choice(["single", "cluster"]),
+    help="One server, or a cluster of three primaries with a replica each.",
 )
 @click.option("--workers", default=3, type=click.IntRange(1, 32), help="Payment workers.")
 @click.option(
@@ -64,7 +70,8 @@ def chaos(
     Example: payswitch chaos --seed 7 --minutes 2 --faults processor,redis
     """
     try:
-        kinds = all_here() if faults is None else kinds_of(faults)
+        cluster = of_each_run["redis"] == "cluster"
+        kinds = all_here(cluster) if faults is None else kinds_of(faults, cluster=cluster)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--faults") from None
     try:
@@ -84,12 +91,12 @@ def chaos(
     sys.exit(0 if all(outcome.verdict.holds for outcome in outcomes) else 1)
 
 
-def all_here() -> frozenset[str]:
+def all_here(cluster: bool) -> frozenset[str]:
     """All faults; without `clock`, and with a line that says so, where clocks can't be set."""
     if find_libfaketime() is not None:
-        return kinds_of("all")
+        return kinds_of("all", cluster=cluster)
     click.echo("payswitch: no clock is set, as libfaketime is not installed", err=True)
-    return kinds_of("all") - {"clock"}
+    return kinds_of("all", cluster=cluster) - {"clock"}
 
 
 def _run_all(orders: list[RunOrder]) -> list[tuple[RunOutcome, dict[str, Any]]]:

@@ -1,0 +1,131 @@
+"""A real Redis Cluster for tests: three primaries with a replica each, on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+
+from payswitch.local.cluster_topology import NODES, Address, primary_of
+from payswitch.local.redis_cluster import LocalCluster, RedisNode
+from tests.support import SLACK_S, RedisServer, eventually, free_row
+
+
+class ClusterServer:
+    """A cluster whose nodes can be killed, frozen, and robbed of their files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.local = LocalCluster("127.0.0.1", free_row(2 * NODES), folder)
+        self.url = self.local.url
+        self._servers: dict[Address, RedisServer] = {}
+        for node in self.local.nodes:
+            server = RedisServer(node.folder, *_options(node.settings()), port=node.address.port)
+            self._servers[node.address] = server
+
+    async def start_nodes(self) -> None:
+        """Start the nodes that don't run, thaw the others, and wait until the cluster is whole."""
+        for server in self._servers.values():
+            if server.is_running:
+                server.signal(signal.SIGCONT)
+        await asyncio.gather(*map(self.start_node, self.local.addresses))
+        await self.whole()
+
+    async def start_node(self, address: Address) -> None:
+        """Start a node that doesn't run, as `payswitch up` does: one without files waits for its
+        failover."""
+        if self._servers[address].is_running:
+            return
+        await self.local.prepare(self._node(address))
+        await asyncio.to_thread(self._servers[address].start)
+
+    async def whole(self) -> None:
+        """Wait until all nodes work and each replica is in step."""
+        async with asyncio.timeout(SLACK_S):
+            await self.local.form()
+
+    def signal(self, address: Address, number: signal.Signals) -> None:
+        """Send a node a signal such as SIGSTOP."""
+        self._servers[address].signal(number)
+
+    def kill(self, address: Address) -> None:
+        """SIGKILL a node."""
+        self._servers[address].kill()
+
+    def wipe(self, address: Address) -> None:
+        """SIGKILL a node, and its files are gone."""
+        self.kill(address)
+        shutil.rmtree(self._node(address).folder)
+
+    @contextlib.asynccontextmanager
+    async def supervised(self) -> AsyncIterator[None]:
+        """While the context lasts, nodes that end are started again, as `payswitch up` does, and
+        are taken back into the cluster."""
+
+        async def keep(address: Address) -> None:
+            while True:
+                await self.start_node(address)
+                await asyncio.sleep(0.1)
+
+        tasks = [asyncio.create_task(keep(address)) for address in self.local.addresses]
+        tasks.append(asyncio.create_task(self.local.tend()))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def pid(self, name: str) -> int | None:
+        """The process of the node with this name; None while there is none."""
+        address = next(node.address for node in self.local.nodes if node.name == name)
+        return self._servers[address].pid
+
+    def kill_all(self) -> None:
+        """SIGKILL all nodes."""
+        for server in self._servers.values():
+            if server.is_running:
+                server.kill()
+
+    async def primary_of(self, slot: int) -> Address:
+        """The node that serves a slot, once most nodes agree and it answers."""
+        found: list[Address] = []
+
+        async def is_known() -> bool:
+            primary = primary_of(slot, await self.local.views())
+            found.extend([primary] if primary else [])
+            return primary is not None
+
+        await eventually(is_known, what=f"slot {slot} is served")
+        return found[-1]
+
+    async def promoted(self, old: Address, slot: int) -> Address:
+        """Wait until another node than `old` serves the slot; returns it."""
+
+        async def elsewhere() -> bool:
+            return await self.primary_of(slot) != old
+
+        await eventually(elsewhere, what=f"{old.port} is failed over")
+        return await self.primary_of(slot)
+
+    def client(self) -> RedisCluster:
+        """A client that knows all nodes."""
+        nodes = [ClusterNode(each.host, each.port) for each in self.local.addresses]
+        client: RedisCluster = RedisCluster(startup_nodes=nodes)
+        return client
+
+    async def flush(self) -> None:
+        """Empty all nodes."""
+        async with self.client() as redis:
+            await redis.flushall()
+
+    def _node(self, address: Address) -> RedisNode:
+        return self.local.nodes[self.local.addresses.index(address)]
+
+
+def _options(settings: Mapping[str, str]) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]

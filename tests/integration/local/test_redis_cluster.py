@@ -1,0 +1,124 @@
+"""The cluster of `payswitch up --redis cluster`: formed by commands, and taken back whole whatever
+happens to a node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+
+from payswitch.local.cluster_topology import NODES, Address, View
+from tests.cluster import ClusterServer
+from tests.support import SLACK_S
+
+SLOTS = {"{3560}": 0, "{0}": 13907, "{1}": 9842}
+"""Tags with their slots: one in each third."""
+SLOT = 0
+
+
+@pytest.fixture
+async def client(cluster: ClusterServer) -> AsyncIterator[RedisCluster]:
+    async with cluster.client() as redis:
+        for tag in SLOTS:
+            await redis.set(tag, "kept")
+        yield redis
+
+
+async def everything_is_kept(cluster: ClusterServer) -> bool:
+    """Whether all keys are there, for a client that comes new."""
+    async with cluster.client() as redis:
+        return [await redis.get(tag) for tag in SLOTS] == [b"kept"] * len(SLOTS)
+
+
+async def view_of(cluster: ClusterServer, address: Address) -> View:
+    """The cluster as a node sees it."""
+    return (await cluster.local.views())[address]
+
+
+async def test_each_third_has_a_primary_and_a_replica(
+    cluster: ClusterServer, client: RedisCluster
+) -> None:
+    primaries = {await cluster.primary_of(slot) for slot in SLOTS.values()}
+    assert len(primaries) == NODES / 2
+    assert await everything_is_kept(cluster)
+
+
+async def test_every_node_is_set_up_to_lose_nothing(
+    cluster: ClusterServer, client: RedisCluster
+) -> None:
+    for address in cluster.local.addresses:
+        async with Redis(port=address.port, decode_responses=True) as node:
+            config = await node.config_get("*")
+        wanted = {
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "maxmemory-policy": "noeviction",
+            "cluster-require-full-coverage": "no",
+            "cluster-allow-replica-migration": "no",
+        }
+        assert {name: config[name] for name in wanted} == wanted
+        assert int(config["cluster-replica-validity-factor"]) > 0
+
+
+async def test_all_nodes_restart_with_all_that_they_had(
+    cluster: ClusterServer, client: RedisCluster
+) -> None:
+    before = {view.me.node_id for view in (await cluster.local.views()).values()}
+    cluster.kill_all()
+    await cluster.start_nodes()
+    assert {view.me.node_id for view in (await cluster.local.views()).values()} == before
+    assert await everything_is_kept(cluster)
+
+
+@pytest.mark.long
+async def test_a_primary_that_comes_back_after_its_failover_is_a_replica(
+    cluster: ClusterServer, client: RedisCluster
+) -> None:
+    primary = await cluster.primary_of(SLOT)
+    cluster.kill(primary)
+    promoted = await cluster.promoted(primary, SLOT)
+    await cluster.start_node(primary)
+    await cluster.whole()
+    new = (await view_of(cluster, promoted)).me
+    assert (await view_of(cluster, primary)).me.primary_id == new.node_id
+    assert await everything_is_kept(cluster)
+
+
+async def test_a_primary_without_its_files_waits_for_its_failover_and_returns_as_a_replica(
+    cluster: ClusterServer, client: RedisCluster
+) -> None:
+    primary = await cluster.primary_of(SLOT)
+    old_id = (await view_of(cluster, primary)).me.node_id
+    cluster.wipe(primary)
+    async with asyncio.timeout(SLACK_S):
+        await cluster.start_node(primary)
+    promoted = await cluster.primary_of(SLOT)
+    assert promoted != primary
+    await cluster.whole()
+    back = await view_of(cluster, primary)
+    assert back.me.primary_id == (await view_of(cluster, promoted)).me.node_id
+    assert all(view.of(old_id) is None for view in (await cluster.local.views()).values())
+    assert await everything_is_kept(cluster)
+
+
+@pytest.mark.long
+async def test_a_replica_without_its_files_returns_in_step(
+    cluster: ClusterServer, client: RedisCluster
+) -> None:
+    primary = await cluster.primary_of(SLOT)
+    primary_id = (await view_of(cluster, primary)).me.node_id
+    [replica] = [
+        address
+        for address, view in (await cluster.local.views()).items()
+        if view.me.primary_id == primary_id
+    ]
+    cluster.wipe(replica)
+    await cluster.start_node(replica)
+    await cluster.whole()
+    assert (await view_of(cluster, replica)).me.primary_id == primary_id
+    cluster.kill(primary)
+    assert await cluster.promoted(primary, SLOT) == replica
+    assert await everything_is_kept(cluster)
