@@ -82,7 +82,7 @@ def test_its_parts_get_the_path_and_not_the_secret(folder: Path) -> None:
 def test_its_redis_keeps_what_the_durability_promises(
     folder: Path, environment: dict[str, str], appendfsync: str
 ) -> None:
-    [*_, [redis]] = system(folder, environment).groups(folder)
+    [*_, [redis]] = system(folder, environment).groups()
     command = redis.part.command
     assert command[command.index("--appendfsync") + 1] == appendfsync
 
