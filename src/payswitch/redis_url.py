@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
-REDIS_URL = "a URL starting with redis://, rediss:// or unix://"
+REDIS_URL = (
+    "a URL starting with redis://, rediss:// or unix://, or for a cluster with redis+cluster:// or "
+    "rediss+cluster://"
+)
+_CLUSTERS = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 _MUST_BE = f"must be {REDIS_URL}"
 
 _SWITCH = r"(?i)true|false|yes|no|1|0", "true or false"
@@ -55,6 +59,26 @@ class RedisUrlError(ValueError):
 
 def parse_redis_url(text: str) -> str:
     """Check a URL and return it. Raises `RedisUrlError`."""
+    if re.match(r"rediss?\+cluster:", text):
+        _check_cluster(text)
+        return text
+    _check(text)
+    return text
+
+
+def _check_cluster(text: str) -> None:
+    """Check the URL of a cluster as that of its first node, and the addresses of the others."""
+    try:
+        parts = urlsplit(text)
+        base, _ = cluster_nodes(text)
+    except ValueError:
+        raise RedisUrlError(f"{_MUST_BE}, then hosts with commas between") from None
+    if parts.path not in ("", "/") or "db" in parse_qs(parts.query):
+        raise RedisUrlError("a Redis Cluster has no numbered databases")
+    _check(f"{base}#{parts.fragment}" if parts.fragment else base)
+
+
+def _check(text: str) -> None:
     try:
         parts = urlsplit(text)
         _ = parts.port
@@ -76,7 +100,27 @@ def parse_redis_url(text: str) -> str:
         raise RedisUrlError("the options ssl_certfile and ssl_keyfile go together")
     if parts.scheme == "rediss":
         _check_tls(text)
-    return text
+
+
+def is_cluster(url: str) -> bool:
+    """Whether the URL names a Redis Cluster."""
+    return urlsplit(url).scheme in _CLUSTERS
+
+
+def cluster_nodes(url: str) -> tuple[str, list[tuple[str, int]]]:
+    """Of a cluster's URL: the same URL for its first node alone, and the addresses of the nodes
+    that tell of the others. Raises `ValueError`."""
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    addresses = []
+    for each in hosts.split(","):
+        node = urlsplit(f"//{each}")
+        if not node.hostname or not re.fullmatch(r"[^@]*", each):
+            raise ValueError("a node without a host")
+        addresses.append((node.hostname, node.port or 6379))
+    first = hosts.split(",")[0]
+    scheme = _CLUSTERS[parts.scheme]
+    return urlunsplit((scheme, f"{login}{at}{first}", "", parts.query, "")), addresses
 
 
 def tls_defaults(url: str) -> dict[str, bool]:

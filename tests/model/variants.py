@@ -11,6 +11,7 @@ from payswitch.dispatch.quiet_watch import QuietWatch
 from payswitch.payments.claims import Batch, Claim, Claims, LifeOfTry
 from payswitch.payments.tries import Findings, Routed, Tries
 from payswitch.processors.outcomes import Ended, Missing, NotPaid, Outcome, Refused, Unknown
+from payswitch.store.partitions import Partition
 from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
 from tests.model.stepped import Replacements
 
@@ -136,8 +137,15 @@ class _TrustsRedisClockAlone(QuietWatch):
 
 
 class _CountsTheLeaseFromTheAnswer(Claims):
-    async def take(self, limit: int, *, back: Sequence[str] = (), drain: int = 0) -> Batch:
-        batch = await super().take(limit, back=back, drain=drain)
+    async def take(
+        self,
+        limit: int,
+        *,
+        partitions: Sequence[Partition] | None = None,
+        back: Sequence[str] = (),
+        drain: int = 0,
+    ) -> Batch:
+        batch = await super().take(limit, partitions=partitions, back=back, drain=drain)
         ends = self._clock() + self._lease_ms
         return replace(
             batch,

@@ -620,7 +620,7 @@ class Dispatcher:
         first look counts as progress: its `QuietWatch` starts then. No guarantee relies on it."""
         if claim.processor is not None:
             with contextlib.suppress(RedisError, OSError):
-                await self._tries.wake(claim.processor)
+                await self._tries.wake(claim, claim.processor)
 
     async def _retry(self, work: Work, error: str, asked_ms: int | None = None) -> None:
         """Give the payment back for a pause; `asked_ms` is the processor's `Retry-After`."""

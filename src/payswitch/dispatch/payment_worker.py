@@ -29,6 +29,7 @@ from payswitch.payments.sweeper import Sweeper
 from payswitch.reasons import reason
 from payswitch.selection.selector import parse_standing
 from payswitch.store import keys
+from payswitch.store.client import partitions_of
 from payswitch.store.lock import Lock
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,8 @@ class PaymentWorker(ResilientWorker):
         self.claims = Claims(
             self.pool, lease_ms=lease_ms, deadline_ms=deadline_ms, max_delay_ms=max_delay_ms
         )
+        common = partitions_of(self.pool).common
+        self._selections = [common.key(name) for name in keys.SELECTIONS]
         self._probe_lock = Lock(self.pool, keys.PROBE, life_ms=probe_limit_ms)
         self._sweeper = Sweeper(self.pool, processors, every_ms=sweep_ms, fold=self._fold)
         self._drained_at = 0.0
@@ -161,7 +164,7 @@ class PaymentWorker(ResilientWorker):
         except BaseException:
             await self._end_probe(permit)
             raise
-        self._see(batch.selection)
+        self._see(batch.selection or tuple(await self.pool.mget(self._selections)))
         for stray in batch.strays:
             logger.warning(
                 "queue entry %(entry)s is no payment of ours; put aside", {"entry": stray}
@@ -199,7 +202,7 @@ class PaymentWorker(ResilientWorker):
         name = router.choose(now)
         if name is not None and (room := min(free, router.breakers[name].free(now))) > 0:
             return Permit(room)
-        self._see(tuple(await self.pool.mget(keys.SELECTIONS)))
+        self._see(tuple(await self.pool.mget(self._selections)))
         probe = router.to_probe(now) if name is None else None
         token = await self._probe_lock.acquire() if probe is not None else None
         if probe is None or token is None:

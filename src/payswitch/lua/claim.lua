@@ -3,7 +3,8 @@
 --
 -- ARGV: how many at most, the lease (ms), the longest delay of a processor (ms), how many held payments
 --   to make due, and the processors for which they are held
--- Returns names and values: now (ms), generation, selection ({ override, selection }, each or nil),
+-- Returns names and values: now (ms), generation, selection ({ override, selection }, each or nil; nil
+--   in a cluster, where both are in another slot),
 --   next_due (ms, or nil), token, strays (their ids), fields, payments. A payment is a list of values
 --   in the order of `fields`, so that each name is sent once; `later` is the time (ms) to add to
 --   horizon and quiet time for that delay.
@@ -15,7 +16,7 @@ demand_queues()
 local limit, lease, max_delay = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
 local current = generation()
-local selection = redis.call('MGET', OVERRIDE, SELECTION)
+local selection = TAG == '' and redis.call('MGET', OVERRIDE, SELECTION)
 
 if redis.call('EXISTS', PURGING, PAUSED) > 0 then
   local rest = redis.call('EXISTS', PURGING) == 1 and 50 or redis.call('PTTL', PAUSED)
@@ -29,11 +30,22 @@ local due = redis.call('ZRANGEBYSCORE', QUEUE, '-inf', now, 'WITHSCORES', 'LIMIT
 local strays, payments = {}, {}
 local token = #due > 0 and redis.call('INCR', TOKEN) or 0
 
+-- In a cluster, the keys of an id without the tag may be on another node.
+local function is_ours(id)
+  return string.sub(id, 1, #TAG) == TAG
+end
+
+local function read(id, record)
+  return is_ours(id) and redis.pcall('HMGET', record, 'generation', 'state', 'delay', 'cents',
+    'accepted_at', 'processor', 'requested_at', 'open', 'horizon', 'tries', 'quiet', 'replayed_at',
+    'declined', 'metadata', 'held', 'pending_at') or {}
+end
+
 -- For entries without a sound record of ours. If there is a job, it may be another application's: it
 -- stays and is due again later. Without a job, the entry leaves the queue.
 local function put_aside(id)
   strays[#strays + 1] = id
-  if redis.call('EXISTS', 'arq:job:' .. id) == 1 then
+  if not is_ours(id) or redis.call('EXISTS', 'arq:job:' .. id) == 1 then
     redis.call('ZADD', QUEUE, 'XX', now + 60000, id)
   else
     redis.call('ZREM', QUEUE, id)
@@ -47,9 +59,7 @@ for i = 1, #due, 2 do
   local id = due[i]
   local record = 'payment:' .. id
   local born, state, delay, cents, accepted_at, processor, requested_at, open, horizon, tries, quiet,
-    replayed_at, declined, metadata, held, pending_at = unpack(redis.pcall('HMGET', record, 'generation', 'state',
-      'delay', 'cents', 'accepted_at', 'processor', 'requested_at', 'open', 'horizon', 'tries', 'quiet',
-      'replayed_at', 'declined', 'metadata', 'held', 'pending_at'))
+    replayed_at, declined, metadata, held, pending_at = unpack(read(id, record))
   if born ~= current or not (tonumber(cents) and tonumber(accepted_at)) then
     put_aside(id)
   elseif state == 'settled' or state == 'dead' or state == 'declined' then

@@ -1,30 +1,47 @@
 -- Precedes every script: the keys, the clock, and shared functions.
--- All scripts need a single Redis node, because they make the keys of a payment from its id.
+-- KEYS[1] of every script is the partition's generation. Scripts make their other keys from its hash
+-- tag ('' on a single Redis) and from the payments' ids, which begin with the tag.
 
-local QUEUE = 'arq:queue'                     -- zset: payment id by due time (ms)
-local OPEN = 'payments:open'                  -- zset: unpaid payment id by acceptance (ms)
-local IN_FLIGHT = 'payments:in-flight'        -- zset: leased payment id by the lease's end (ms)
-local DEAD = 'payments:dead'                  -- zset: dead letter's id by time (ms)
-local DECLINES = 'payments:declines'          -- hash: processor -> the number of payments declined
-local INCIDENTS = 'payments:incidents'        -- list: proofs of payment that match no pin (JSON)
-local GENERATION = 'payments:generation'      -- string: the number of purges so far
-local TOKEN = 'payments:token'                -- string: the last lease token; never reset
-local CURRENCY = 'payments:currency'          -- string: the code of the payments' currency
-local PURGING = 'payments:purging'            -- string: there while a purge waits for calls to end
-local LEFTOVERS = 'payments:leftovers'        -- string: there while old records wait for removal
-local WAKE = 'payments:wake'                  -- list: at most one element, wakes one idle worker
-local PAUSED = 'payments:paused'              -- string: there while an operator pauses the claims
-local SELECTION = 'selected_payment_processor'
-local OVERRIDE = 'selection:override'         -- string: an operator's choice, until it expires
-local FOLDED = 'ledger:folded'                -- hash: width (ms) -> instant (ms); see fold.lua
-local WAITING = 'payments:waiting:'           -- zset by processor: payment id by due time; see release.lua
-local RESOLVED = 'payments:resolved'          -- zset: resolved dead letter's id by time (ms)
-local RESOLUTIONS = 'payments:resolutions'    -- string: the number of dead letters resolved
-local RESOLVED_INCIDENTS = 'payments:incidents:resolved' -- zset: incidents (JSON) by resolution (ms)
-local AUDIT = 'payments:audit'                -- stream: operators' acts; outlives purges
-local HELD = 'payments:held:'                 -- zset by processor: payment id by due time; see release.lua
-local SAVED = 'payments:saved'                -- hash: 'processor instead' -> cents; see settle.lua
-local LEDGER_FULL = 'ledger:full'             -- string: there while the ledger's sums are too large
+local TAG = string.match(KEYS[1], '{[^}]*}') or ''
+local SUFFIX = TAG == '' and '' or ':' .. TAG
+local NOTHING = 'payments:none' .. SUFFIX     -- never exists
+
+if TAG ~= '' then
+  -- In a slot that moves to another node, a missing key is the other node's: the script fails here
+  -- and not halfway. EXISTS, not DEL, as out of memory Redis lets all go on after a first write.
+  redis.call('EXISTS', NOTHING)
+  local deployment = redis.call('GET', 'payments:deployment' .. SUFFIX)
+  if DEPLOYMENT ~= '' and deployment ~= DEPLOYMENT then
+    return redis.error_reply('OTHERDEPLOYMENT ' .. (deployment or ''))
+  end
+end
+
+local QUEUE = 'arq:queue' .. SUFFIX                       -- zset: payment id by due time (ms)
+local OPEN = 'payments:open' .. SUFFIX                    -- zset: unpaid payment id by acceptance (ms)
+local IN_FLIGHT = 'payments:in-flight' .. SUFFIX          -- zset: leased payment id by the lease's end (ms)
+local DEAD = 'payments:dead' .. SUFFIX                    -- zset: dead letter's id by time (ms)
+local DECLINES = 'payments:declines' .. SUFFIX            -- hash: processor -> the number of payments declined
+local INCIDENTS = 'payments:incidents' .. SUFFIX          -- list: proofs of payment that match no pin (JSON)
+local GENERATION = KEYS[1]                                -- string: the number of purges so far
+local TOKEN = 'payments:token' .. SUFFIX                  -- string: the last lease token; never reset
+local CURRENCY = 'payments:currency' .. SUFFIX            -- string: the code of the payments' currency
+local PURGING = 'payments:purging' .. SUFFIX              -- string: there while a purge waits for calls to end
+local LEFTOVERS = 'payments:leftovers' .. SUFFIX          -- string: there while old records wait for removal
+local WAKE = 'payments:wake' .. SUFFIX                    -- list: at most one element, wakes one idle worker
+local PAUSED = 'payments:paused' .. SUFFIX                -- string: there while an operator pauses the claims
+local SELECTION = TAG == '{selected_payment_processor}' and 'selected_payment_processor'
+  or 'selected_payment_processor' .. SUFFIX
+local OVERRIDE = 'selection:override' .. SUFFIX           -- string: an operator's choice, until it expires
+local FOLDED = 'ledger:folded' .. SUFFIX                  -- hash: width (ms) -> instant (ms); see fold.lua
+local WAITING = 'payments:waiting' .. SUFFIX .. ':'       -- zset by processor: payment id by due time; see release.lua
+local RESOLVED = 'payments:resolved' .. SUFFIX            -- zset: resolved dead letter's id by time (ms)
+local RESOLUTIONS = 'payments:resolutions' .. SUFFIX      -- string: the number of dead letters resolved
+local RESOLVED_INCIDENTS = 'payments:incidents:resolved' .. SUFFIX -- zset: incidents (JSON) by resolution (ms)
+local AUDIT = 'payments:audit' .. SUFFIX                  -- stream: operators' acts; outlives purges
+local HELD = 'payments:held' .. SUFFIX .. ':'             -- zset by processor: payment id by due time; see release.lua
+local SAVED = 'payments:saved' .. SUFFIX                  -- hash: 'processor instead' -> cents; see settle.lua
+local LEDGER_FULL = 'ledger:full' .. SUFFIX               -- string: there while the ledger's sums are too large
+local LEDGER = 'ledger' .. SUFFIX .. ':'                  -- hashes by processor and generation; see settle.lua
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -38,7 +55,7 @@ end
 -- Out of memory, Redis refuses a script whose first write may need memory. A script that begins with
 -- a DEL may go on. Every script but accept and replay must make progress then.
 local function write_even_out_of_memory()
-  redis.call('DEL', 'payments:none')
+  redis.call('DEL', NOTHING)
 end
 
 -- A script that fails halfway has done half. So scripts check the types of their keys before they
@@ -163,8 +180,13 @@ local function record_act(act, by, what, reason)
     'reason', reason)
 end
 
+-- The payment of a job's id.
+local function payment(id)
+  return string.sub(id, #TAG + 1)
+end
+
 local function these_payments(ids)
-  return #ids == 1 and ids[1] or #ids .. ' payments'
+  return #ids == 1 and payment(ids[1]) or #ids .. ' payments'
 end
 
 -- The longest delay of a processor (ms) with which a record's horizon and quiet time were counted.

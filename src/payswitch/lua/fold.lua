@@ -13,7 +13,7 @@ local now = now_ms()
 local current = generation()
 
 local function root_of(processor)
-  return 'ledger:' .. processor .. ':' .. current .. ':'
+  return LEDGER .. processor .. ':' .. current .. ':'
 end
 
 -- The first entry of a level, from `index` on, of any processor; nil if there is none.

@@ -16,7 +16,7 @@ local current = generation()
 local oldest = read('ZRANGE', OPEN, 0, 0, 'WITHSCORES')
 local totals = {}
 for i = 1, #ARGV do
-  local total = read('HMGET', 'ledger:' .. ARGV[i] .. ':' .. current .. ':total', 'count', 'cents')
+  local total = read('HMGET', LEDGER .. ARGV[i] .. ':' .. current .. ':total', 'count', 'cents')
   totals[#totals + 1] = total and total[1]
   totals[#totals + 1] = total and total[2]
 end
@@ -24,7 +24,7 @@ local held = {}
 for i = 1, #ARGV do held[i] = read('ZCARD', HELD .. ARGV[i]) end
 local now = now_ms()
 local heartbeats = {}
-for _, key in ipairs(read('ZRANGE', 'vitals', 0, -1) or {}) do
+for _, key in ipairs(read('ZRANGE', 'vitals' .. SUFFIX, 0, -1) or {}) do
   local fields = read('HGETALL', key)
   if fields and #fields > 0 then heartbeats[#heartbeats + 1] = fields end
 end
@@ -39,9 +39,9 @@ return {
   'incidents', read('LLEN', INCIDENTS),
   'selection', read('GET', SELECTION),
   'selection_life', read('PTTL', SELECTION),
-  'reports', read('GET', 'healthcheck:reports'),
-  'fees', read('GET', 'processors:fees'),
-  'reconciled', read('GET', 'reconcile:last'),
+  'reports', read('GET', 'healthcheck:reports' .. SUFFIX),
+  'fees', read('GET', 'processors:fees' .. SUFFIX),
+  'reconciled', read('GET', 'reconcile:last' .. SUFFIX),
   'override', read('GET', OVERRIDE),
   'override_life', read('PTTL', OVERRIDE),
   'paused', read('GET', PAUSED),

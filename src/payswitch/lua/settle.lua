@@ -9,7 +9,7 @@
 -- ARGV: retention (ms); then for each payment: id, generation, processor, requested_at (ms),
 --   the outcome of its last try, if that did not pay (see remember_tries), the processor's reference
 --   ('' for none)
--- Returns for each payment: 'settled', 'known' (it was settled before), 'gone' (purged), 'incident'
+-- Returns for each payment: 'settled', 'late' (settled, though it had ended otherwise), 'known' (it was settled before), 'gone' (purged), 'incident'
 --   (it matches no pin, or there is no record), 'unaddable' (a sum of the ledger has another type or
 --   would exceed 64 bits; nothing of the payment is changed)
 
@@ -35,7 +35,7 @@ local function add(sums, key, field, cents, count)
 end
 
 local function enter(sums, sum)
-  local root = 'ledger:' .. sum.processor .. ':' .. current .. ':'
+  local root = LEDGER .. sum.processor .. ':' .. current .. ':'
   local index, width, grain = sum.requested_at, 1, grain_at(sum.requested_at)
   for _ = 1, 5 do
     local above = math.floor(index / 100)
@@ -106,7 +106,7 @@ end
 local incidents = {}
 local function incident(id, state, pin, processor, requested_at, what)
   incidents[#incidents + 1] = cjson.encode({
-    correlationId = id, at = now, state = state or '', pinned = pin or '', paidBy = processor,
+    correlationId = payment(id), at = now, state = state or '', pinned = pin or '', paidBy = processor,
     requestedAt = requested_at, what = what })
 end
 
@@ -131,7 +131,7 @@ local function judge(i)
   to_settle[id] = { processor = processor, requested_at = requested_at, was = known[2],
     cents = tonumber(known[4]), sum = sum, tried = ARGV[i + 4], reference = ARGV[i + 5],
     held = known[5] }
-  return 'settled'
+  return (known[2] == 'dead' or known[2] == 'declined') and 'late' or 'settled'
 end
 
 for i = 2, #ARGV, 6 do answer[#answer + 1] = judge(i) end
@@ -156,7 +156,8 @@ local function write_without(refused)
   end
   for i, verdict in ipairs(answer) do
     local settled = to_settle[ARGV[6 * i - 4]]
-    if settled and settled.sum.refused and (verdict == 'settled' or verdict == 'known') then
+    if settled and settled.sum.refused
+      and (verdict == 'settled' or verdict == 'late' or verdict == 'known') then
       answer[i] = 'unaddable'
     end
   end

@@ -88,7 +88,7 @@ local answer = {
 }
 for i = 3, #ARGV do
   count, high, low = 0, 0, 0
-  local root = 'ledger:' .. ARGV[i] .. ':' .. current .. ':'
+  local root = LEDGER .. ARGV[i] .. ':' .. current .. ':'
   if ARGV[1] == '' and ARGV[2] == '' then
     local total = redis.call('HMGET', root .. 'total', 'cents', 'count')
     if total[1] then

@@ -1,7 +1,7 @@
 -- Take: SET NX PX for locks and throttles, even out of memory.
 --
--- KEYS: the key; ARGV: its value, its life (ms). Returns: 1 if it was set
+-- KEYS: the generation, the key; ARGV: its value, its life (ms). Returns: 1 if it was set
 
 write_even_out_of_memory()
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
 return 0

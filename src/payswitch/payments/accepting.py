@@ -10,6 +10,7 @@ import enum
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import orjson
@@ -22,9 +23,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from payswitch.clock import boottime_ms
 from payswitch.payments.payment import Payment
 from payswitch.store import scripts
-from payswitch.store.channels import ChannelScript
-from payswitch.store.errors import WrongServerError, in_words, says_out_of_memory
-from payswitch.store.group_commit import GroupCommit
+from payswitch.store.errors import (
+    UnconfirmedError,
+    WrongServerError,
+    in_words,
+    says_out_of_memory,
+)
+from payswitch.store.group_commit import CommitByNode
+from payswitch.store.partitions import Node, Partition
 from payswitch.store.redis_clock import redis_now_ms
 
 JOB_FUNCTION = "pay"
@@ -78,6 +84,10 @@ class _Entry:
     traceparent: str | None
 
 
+_Item = tuple[Partition, _Entry]
+_AWAY = (RedisConnectionError, RedisTimeoutError)
+
+
 class AcceptQueue:
     """Accepts payments with one script call per flush (group commit). `on_verdicts` gets Redis'
     answers to each batch."""
@@ -91,12 +101,13 @@ class AcceptQueue:
         on_verdicts: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         self._on_verdicts = on_verdicts
-        self._redis = redis
         self._script = scripts.load(redis, "accept")
         self._limit_ms = limit_ms
         self._max_backlog = max_backlog
-        self._redis_ahead_ms: float | None = None
-        self._commits: GroupCommit[_Entry, str] = GroupCommit(self._flush, limit_s=limit_ms / 1000)
+        self._ahead_ms: dict[Node, float] = {}
+        self._commits: CommitByNode[_Entry, str] = CommitByNode(
+            self._flush, limit_s=limit_ms / 1000
+        )
 
     async def accept(self, payment: Payment, traceparent: str | None = None) -> Acceptance:
         """Put the payment on the queue; returns once Redis has it. The job carries `traceparent`.
@@ -106,66 +117,105 @@ class AcceptQueue:
         execute an abandoned call when it comes back.
         """
         entry = _Entry(payment, boottime_ms() + self._limit_ms, traceparent)
+        partition = self._script.partitions.of(payment.correlation_id)
         try:
-            verdict = await self._commits.submit(entry)
+            verdict = await self._commits.submit(partition, entry)
         except (RedisError, OSError) as error:
             raise _not_accepted(error) from None
         if verdict == "late":
             raise NotAcceptedError("Redis did not answer in time")
         return Acceptance(verdict)
 
-    async def _flush(self, entries: list[_Entry]) -> list[str]:
-        verdicts = await self._call(entries)
-        return await self._retry_late(verdicts, entries) if "late" in verdicts else verdicts
+    async def _flush(self, items: list[_Item]) -> list[str | Exception]:
+        """Each payment's verdict, or the error of its partition."""
+        verdicts = await self._call(items)
+        failed = [n for n, each in enumerate(verdicts) if isinstance(each, RedisConnectionError)]
+        if failed:
+            # A pooled connection may have died with an earlier Redis, or the partition has moved to
+            # another node. Accepting twice is harmless.
+            self._replace(verdicts, failed, await self._call([items[n] for n in failed]))
+        return await self._retry_late(verdicts, items) if "late" in verdicts else verdicts
 
-    async def _retry_late(self, verdicts: list[str], entries: list[_Entry]) -> list[str]:
+    async def _retry_late(
+        self, verdicts: list[str | Exception], items: list[_Item]
+    ) -> list[str | Exception]:
         """Retry payments that were refused only because Redis' clock jumped, while there is time.
         The refusal brought the new time. If a retry fails, the verdicts so far stand."""
         margin_ms = self._limit_ms * _REPLY_SHARE
         while late := [
             number
             for number, verdict in enumerate(verdicts)
-            if verdict == "late" and boottime_ms() < entries[number].gives_up_at - margin_ms
+            if verdict == "late" and boottime_ms() < items[number][1].gives_up_at - margin_ms
         ]:
-            try:
-                again = await self._call([entries[number] for number in late])
-            except (RedisError, OSError):
+            again = await self._call([items[number] for number in late])
+            self._replace(verdicts, late, again)
+            if any(isinstance(each, Exception) for each in again):
                 break
-            for number, verdict in zip(late, again, strict=True):
+        return verdicts
+
+    def _replace(
+        self,
+        verdicts: list[str | Exception],
+        numbers: Sequence[int],
+        again: Sequence[str | Exception],
+    ) -> None:
+        """Take the newer verdicts over; an error leaves the verdict `late` as it is."""
+        for number, verdict in zip(numbers, again, strict=True):
+            if verdicts[number] != "late" or not isinstance(verdict, Exception):
+                verdicts[number] = verdict
+
+    async def _call(self, items: list[_Item]) -> list[str | Exception]:
+        by_node: dict[Node, list[int]] = {}
+        verdicts: list[str | Exception] = [RedisConnectionError("no node")] * len(items)
+        for number, (partition, _) in enumerate(items):
+            try:
+                by_node.setdefault(await partition.locate(), []).append(number)
+            except (RedisError, OSError) as error:
+                verdicts[number] = error
+        for node, numbers in by_node.items():
+            answers = await self._call_node(node, [items[number] for number in numbers])
+            for number, verdict in zip(numbers, answers, strict=True):
                 verdicts[number] = verdict
         return verdicts
 
-    async def _call(self, entries: list[_Entry]) -> list[str]:
-        if isinstance(self._script, ChannelScript) and not self._script.is_connected:
-            self._redis_ahead_ms = None  # the next connection may lead to another Redis
-        if self._redis_ahead_ms is None:
-            await self._read_clock()
+    async def _call_node(self, node: Node, items: list[_Item]) -> list[str | Exception]:
         try:
-            answer = await self._script(args=self._arguments(entries))
-        except (RedisConnectionError, RedisTimeoutError) as error:
-            self._redis_ahead_ms = None  # another Redis may be there next
-            if isinstance(error, RedisTimeoutError):
-                raise
-            # A pooled connection may have died with an earlier Redis. Accepting twice is harmless.
-            await self._read_clock()
-            answer = await self._script(args=self._arguments(entries))
-        return self._read(answer)
+            if not node.is_connected:
+                self._ahead_ms.pop(node, None)  # the next connection may lead to another Redis
+            if node not in self._ahead_ms:
+                self._learn_clock(node, await redis_now_ms(items[0][0].redis))
+            verdicts = await scripts.call_grouped(
+                self._script,
+                items,
+                partial(self._arguments, self._ahead_ms[node]),
+                partial(self._read, node),
+                confirm=True,
+                follow=False,
+            )
+        except (RedisError, OSError) as error:
+            verdicts = [error] * len(items)
+        if any(isinstance(each, _AWAY) for each in verdicts):
+            self._ahead_ms.pop(node, None)  # another Redis may be there next
+        return verdicts
 
-    def _read(self, answer: list[Any]) -> list[str]:
-        self._learn_clock(int(answer[0]))
+    def _read(self, node: Node, _: list[_Entry], answer: list[Any]) -> list[str]:
+        self._learn_clock(node, int(answer[0]))
         verdicts = [verdict.decode() for verdict in cast(list[bytes], answer[1:])]
         if self._on_verdicts is not None:
             self._on_verdicts(verdicts)
         return verdicts
 
-    def _arguments(self, entries: list[_Entry]) -> list[str | bytes | int]:
-        ahead = cast(float, self._redis_ahead_ms) - self._limit_ms * _REPLY_SHARE
+    def _arguments(
+        self, ahead_ms: float, partition: Partition, entries: list[_Entry]
+    ) -> list[str | bytes | int]:
+        ahead = ahead_ms - self._limit_ms * _REPLY_SHARE
         enqueued_at = time.time_ns() // 1_000_000
+        tag = partition.tag
         args: list[str | bytes | int] = [self._max_backlog]
         for entry in entries:
             correlation_id = entry.payment.correlation_id
             args += (
-                correlation_id,
+                tag + correlation_id,
                 entry.payment.cents,
                 int(entry.gives_up_at + ahead),
                 job_bytes(correlation_id, enqueued_at, entry.traceparent),
@@ -173,19 +223,18 @@ class AcceptQueue:
             )
         return args
 
-    async def _read_clock(self) -> None:
-        self._learn_clock(await redis_now_ms(self._redis))
-
-    def _learn_clock(self, redis_now_ms: int) -> None:
-        """Assume that Redis read its clock just now: the deadlines are then early by the answer's
-        travel time, never late."""
-        self._redis_ahead_ms = redis_now_ms - boottime_ms()
+    def _learn_clock(self, node: Node, redis_now_ms: int) -> None:
+        """Assume that the node read its clock just now: the deadlines are then early by the
+        answer's travel time, never late."""
+        self._ahead_ms[node] = redis_now_ms - boottime_ms()
 
 
 def _not_accepted(error: RedisError | OSError) -> NotAcceptedError:
     match error:
         case TimeoutError():
             return NotAcceptedError("Redis did not answer in time")
+        case UnconfirmedError():
+            return NotAcceptedError(f"Redis has it, but {in_words(error)}")
         case WrongServerError():
             return NotAcceptedError(f"Redis can't be used: {in_words(error)}")
         case ResponseError() if says_out_of_memory(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from redis.asyncio import Redis
 
 from payswitch.clock import boottime_ms
 from payswitch.store import scripts
+from payswitch.store.partitions import Partition
 from payswitch.telemetry.histogram import Histogram
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,8 @@ class Claim:
     """The code with which a try was declined while another was open."""
     metadata: bytes | None = field(default=None, repr=False)
     """The client's JSON object, in canonical form; logs never show it."""
+    partition: int = 0
+    """The number of its partition."""
 
     @property
     def age_ms(self) -> int:
@@ -104,11 +108,21 @@ class Batch:
 
     taken: list[Claimed]
     selection: tuple[bytes | None, ...]
-    """The values of `keys.SELECTIONS` at that instant."""
+    """The values of `keys.SELECTIONS` at that instant; empty in a cluster, where they are in
+    another slot."""
     next_due_ms: float | None
-    """The time until the next entry is due; None if the queue is empty."""
+    """The time until the next entry is due; None if the queues are empty."""
     strays: list[str]
     """Queue entries that are not payments of ours, put aside by the script."""
+    errors: list[Exception] = field(default_factory=list)
+    """Of partitions from which nothing was taken."""
+
+
+def _shares(limit: int, asked: Sequence[Partition]) -> list[tuple[Partition, int]]:
+    """How many payments to take from each partition: `limit` in all, none from some if need be."""
+    share, rest = divmod(limit, len(asked))
+    shares = [share + (number < rest) for number in range(len(asked))]
+    return [(each, own) for each, own in zip(asked, shares, strict=True) if own > 0]
 
 
 class Claims:
@@ -132,21 +146,56 @@ class Claims:
         self.waits = Histogram()
         """From acceptance to the first claim, by Redis' clock."""
 
-    async def take(self, limit: int, *, back: Sequence[str] = (), drain: int = 0) -> Batch:
-        """Take up to `limit` due payments. Before, make up to `drain` due that are held for each
-        processor of `back`. Raises `RedisError`."""
+    async def take(
+        self,
+        limit: int,
+        *,
+        partitions: Sequence[Partition] | None = None,
+        back: Sequence[str] = (),
+        drain: int = 0,
+    ) -> Batch:
+        """Take up to `limit` due payments of these partitions, by default of all, as evenly as
+        `limit` allows. Before, make up to `drain` due that are held for each processor of `back`.
+        Raises `RedisError` if no partition answers."""
+        asked = list(self._script.partitions if partitions is None else partitions)
+        random.shuffle(asked)
         expires_at = self._clock() + self._lease_ms
-        args: list[str | int] = [limit, self._lease_ms, self._max_delay_ms, drain, *back]
-        answer = scripts.named(await self._script(args=args))
-        next_due = answer["next_due"]
+        shares = _shares(limit, asked)
+        answers = await self._script.call_each(
+            [
+                (each, [share, self._lease_ms, self._max_delay_ms, -(-drain // len(shares)), *back])
+                for each, share in shares
+            ]
+        )
+        errors = [answer for answer in answers if isinstance(answer, Exception)]
+        if len(errors) == len(answers):
+            raise errors[0]
+        batches = [
+            self._batch(partition, scripts.named(answer), expires_at)
+            for (partition, _), answer in zip(shares, answers, strict=True)
+            if not isinstance(answer, Exception)
+        ]
+        due = [each.next_due_ms for each in batches if each.next_due_ms is not None]
         return Batch(
-            taken=list(self._readable(answer, expires_at)),
-            selection=tuple(answer["selection"]),
+            taken=[claimed for batch in batches for claimed in batch.taken],
+            selection=batches[0].selection,
+            next_due_ms=min(due, default=None),
+            strays=[stray for batch in batches for stray in batch.strays],
+            errors=errors,
+        )
+
+    def _batch(self, partition: Partition, answer: Mapping[str, Any], expires_at: float) -> Batch:
+        next_due, selection = answer["next_due"], answer["selection"]
+        return Batch(
+            taken=list(self._readable(partition, answer, expires_at)),
+            selection=tuple(selection or ()),
             next_due_ms=None if next_due is None else max(0.0, float(next_due) - answer["now"]),
             strays=[stray.decode() for stray in answer["strays"]],
         )
 
-    def _readable(self, answer: Mapping[str, Any], expires_at: float) -> Iterator[Claimed]:
+    def _readable(
+        self, partition: Partition, answer: Mapping[str, Any], expires_at: float
+    ) -> Iterator[Claimed]:
         """Skip spoilt records, so that they stop no other payment; each is due again when its
         lease ends."""
         names = [name.decode() for name in answer["fields"]]
@@ -155,7 +204,7 @@ class Claims:
         for values in answer["payments"]:
             entry = dict(zip(names, values, strict=True))
             try:
-                yield self._read(entry, now, generation, token, expires_at)
+                yield self._read(partition, entry, now, generation, token, expires_at)
             except (ValueError, OverflowError):
                 logger.error(
                     "the record of payment %(payment)s can't be read",
@@ -163,12 +212,18 @@ class Claims:
                 )
 
     def _read(
-        self, entry: Mapping[str, Any], now: int, generation: str, token: int, expires_at: float
+        self,
+        partition: Partition,
+        entry: Mapping[str, Any],
+        now: int,
+        generation: str,
+        token: int,
+        expires_at: float,
     ) -> Claimed:
         processor, requested_at, tries = entry["processor"], entry["requested_at"], entry["open"]
         accepted_at, later_ms = int(entry["accepted_at"]), entry["later"]
         claim = Claim(
-            correlation_id=entry["id"].decode(),
+            correlation_id=partition.correlation_id(entry["id"]),
             cents=int(entry["cents"]),
             token=token,
             generation=generation,
@@ -185,6 +240,7 @@ class Claims:
             claimed_at=now,
             declined=(entry["declined"] or b"").decode(errors="replace"),
             metadata=entry["metadata"] or None,
+            partition=partition.number,
         )
         if claim.job_try == 1 and not claim.tries:  # a replayed dead letter has tries
             self.waits.add(now - accepted_at)

@@ -6,6 +6,7 @@ import enum
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from redis.asyncio import Redis
@@ -15,7 +16,8 @@ from payswitch.money import Currency, Total
 from payswitch.payments.claims import Claim
 from payswitch.store import scripts
 from payswitch.store.errors import in_words
-from payswitch.store.group_commit import GroupCommit
+from payswitch.store.group_commit import CommitByNode
+from payswitch.store.partitions import Argument, Partition
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,13 @@ class Summary:
 COARSE_AFTER_MS = 400 * 24 * 3600 * 1000
 """From this age on the ledger keeps entries of 1,000 s: the days of the last year stay exact."""
 
+_Bound = int | str
+"""ms, or '' for none."""
+
+_LATE = b"late"
+"""Settled after it had ended otherwise."""
+_BROUGHT_AGAIN = (b"settled", b"gone", b"unaddable")
+
 Settling = tuple[Claim, str, int, str, str]
 """A claim, the processor that has the payment, its `requestedAt` (ms) there, the outcome of the
 last try (`Findings.last_try`), and the processor's own reference."""
@@ -70,7 +79,8 @@ class Ledger:
         self._settle = scripts.load(redis, "settle")
         self._summary = scripts.load(redis, "summary")
         self._fold = scripts.load(redis, "fold")
-        self._settlements: GroupCommit[Settling, Settlement] = GroupCommit(self._flush)
+        self._partitions = self._settle.partitions
+        self._settlements: CommitByNode[Settling, Settlement] = CommitByNode(self._flush)
 
     async def settle(
         self,
@@ -84,7 +94,7 @@ class Ledger:
         `reference`. Any worker with the proof may call it, and repeat it. `last_try` is
         `Findings.last_try`, for the history. Raises `RedisError`."""
         settling = claim, processor, requested_at, last_try, reference
-        return await self._settlements.submit(settling)
+        return await self._settlements.submit(self._partitions[claim.partition], settling)
 
     async def window(self, first_ms: int | None, last_ms: int | None) -> Summary:
         """Totals by processor of the payments whose `requestedAt` lies in the window, both bounds
@@ -92,44 +102,85 @@ class Ledger:
         start or end. Raises `RedisError`."""
         if last_ms is not None and last_ms < 0:
             return Summary({name: Total() for name in self._processors}, first_ms, last_ms)
-        bounds = ["" if bound is None else max(0, bound) for bound in (first_ms, last_ms)]
-        first, last, *answer = await self._summary(args=[*bounds, *self._processors])
-        parts = zip(answer[0::3], answer[1::3], answer[2::3], strict=True)
+        first, last, sums = await self._sum(
+            *("" if bound is None else max(0, bound) for bound in (first_ms, last_ms))
+        )
         return Summary(
-            totals={
-                name: Total(int(count), int(high) * 10**9 + int(low))
-                for name, (count, high, low) in zip(self._processors, parts, strict=True)
-            },
+            totals=dict(zip(self._processors, sums, strict=True)),
             first=None if first_ms is None else min(first_ms, int(first)),
             last=None if last_ms is None else int(last),
         )
+
+    async def _sum(self, first: _Bound, last: _Bound) -> tuple[_Bound, _Bound, list[Total]]:
+        """The window that was summed, and its totals: never those of a part of the partitions. If
+        one partition's entries are coarser there, the others are asked again for its window."""
+        args: list[Argument] = [first, last, *self._processors]
+        calls = [(each, args) for each in self._partitions]
+        answers = scripts.require_all(await self._summary.call_each(calls))
+        windows = [(answer[0].decode(), answer[1].decode()) for answer in answers]
+        widest = _widest(windows)
+        if any(window != tuple(map(str, widest)) for window in windows):
+            return await self._sum(*widest)
+        sums = [Total() for _ in self._processors]
+        for _, _, *answer in answers:
+            parts = zip(answer[0::3], answer[1::3], answer[2::3], strict=True)
+            sums = [
+                total + Total(int(count), int(high) * 10**9 + int(low))
+                for total, (count, high, low) in zip(sums, parts, strict=True)
+            ]
+        return *widest, sums
 
     async def fold(self) -> bool:
         """Fold one span older than the retention into coarser sums; no cent is lost. True if there
         may be more to fold. It takes Redis less than a millisecond. Raises `RedisError`."""
         ages = (self._retention_ms, max(self._retention_ms, COARSE_AFTER_MS))
-        return bool(await self._fold(args=[*ages, *self._processors]))
+        args: list[Argument] = [*ages, *self._processors]
+        calls = [(each, args) for each in self._partitions]
+        return any(scripts.require_all(await self._fold.call_each(calls)))
 
-    async def _flush(self, items: list[Settling]) -> list[Settlement]:
+    async def _flush(
+        self, items: list[tuple[Partition, Settling]]
+    ) -> Sequence[Settlement | Exception]:
+        settlements = await scripts.call_grouped(
+            self._settle, items, self._arguments, self._read, confirm=_must_survive
+        )
+        refusal = next((each for each in settlements if isinstance(each, ResponseError)), None)
+        if refusal is not None and not self._is_refused:
+            logger.error(
+                "redis refuses to settle; it is tried again: %(error)s",
+                {"error": in_words(refusal)},
+            )
+        self._is_refused = refusal is not None
+        return settlements
+
+    def _arguments(self, partition: Partition, items: list[Settling]) -> list[str | int]:
         args: list[str | int] = [self._retention_ms]
+        tag = partition.tag
         for claim, processor, requested_at, last_try, reference in items:
-            args += (claim.correlation_id, claim.generation, processor, requested_at)
+            args += (tag + claim.correlation_id, claim.generation, processor, requested_at)
             args += (last_try, reference)
-        try:
-            verdicts = await self._settle(args=args)
-        except ResponseError as error:
-            if not self._is_refused:
-                logger.error(
-                    "redis refuses to settle; it is tried again: %(error)s",
-                    {"error": in_words(error)},
-                )
-            self._is_refused = True
-            raise
-        self._is_refused = False
-        settlements = [Settlement(verdict.decode()) for verdict in verdicts]
+        return args
+
+    def _read(self, items: list[Settling], verdicts: Any) -> list[Settlement]:
+        settlements = [
+            Settlement.SETTLED if verdict == _LATE else Settlement(verdict.decode())
+            for verdict in verdicts
+        ]
         if self._on_settled is not None:
             self._on_settled(items, settlements)
         return settlements
+
+
+def _must_survive(verdicts: Any) -> bool:
+    """Whether a failover must not undo these settlements, as nobody would bring them again: the
+    payments are in no queue."""
+    return any(verdict not in _BROUGHT_AGAIN for verdict in verdicts)
+
+
+def _widest(windows: Sequence[tuple[str, str]]) -> tuple[_Bound, _Bound]:
+    firsts, lasts = zip(*windows, strict=True)
+    first = min(map(int, firsts)) if all(firsts) else ""
+    return first, max(map(int, lasts)) if all(lasts) else ""
 
 
 def summary_json(totals: dict[str, Total], currency: Currency) -> bytes:

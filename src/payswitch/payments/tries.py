@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import orjson
 from redis.asyncio import Redis
 
 from payswitch.payments.claims import Claim
 from payswitch.payments.history import Fate
-from payswitch.store import keys, scripts
-from payswitch.store.group_commit import GroupCommit
+from payswitch.store import scripts
+from payswitch.store.group_commit import CommitByNode
+from payswitch.store.partitions import Partition
 
 _WOKEN_BY_ONE = 4
 """Each payment that makes progress wakes so many: if most can be paid, soon all are awake; if few
@@ -82,6 +83,7 @@ class Routed:
     number: int
 
 
+_Route = tuple[Claim, str, Findings]
 _Release = tuple[Claim, int, Findings, str, str, str]
 """Claim, delay in ms, findings, error, the processor that it waits for, and both that `hold`
 names."""
@@ -103,24 +105,22 @@ class Tries:
     def __init__(
         self, redis: Redis, *, max_delay_ms: int, lease_ms: int, retention_ms: int
     ) -> None:
-        self._redis = redis
         self._route = scripts.load(redis, "route")
         self._release = scripts.load(redis, "release")
         self._bury = scripts.load(redis, "bury")
         self._wake = scripts.load(redis, "wake")
+        self._partitions = self._route.partitions
         self._max_delay_ms = max_delay_ms
         self._lease_ms = lease_ms
         self._retention_ms = retention_ms
-        self._routes: GroupCommit[tuple[Claim, str, Findings], Routed | None] = GroupCommit(
-            self._flush_routes
-        )
-        self._releases: GroupCommit[_Release, bool] = GroupCommit(self._flush_releases)
-        self._wakes: GroupCommit[str, None] = GroupCommit(self._flush_wakes)
+        self._routes: CommitByNode[_Route, Routed | None] = CommitByNode(self._flush_routes)
+        self._releases: CommitByNode[_Release, bool] = CommitByNode(self._flush_releases)
+        self._wakes: CommitByNode[str, None] = CommitByNode(self._flush_wakes)
 
     async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
         """Open a try, before it is sent: at `processor` if no other try is open, else at the pinned
         one. None if the lease is lost, or the payment pending or declined. Raises `RedisError`."""
-        return await self._routes.submit((claim, processor, findings))
+        return await self._routes.submit(self._of(claim), (claim, processor, findings))
 
     async def release(
         self, claim: Claim, *, delay_ms: int, findings: Findings, error: str, waits_for: str = ""
@@ -128,7 +128,8 @@ class Tries:
         """Record the findings and give the payment back, due in `delay_ms`. If it waits for a
         processor, it queues behind the others that do. False if another worker has the lease (the
         findings are recorded even then). Raises `RedisError`."""
-        return await self._releases.submit((claim, delay_ms, findings, error, waits_for, ""))
+        release = claim, delay_ms, findings, error, waits_for, ""
+        return await self._releases.submit(self._of(claim), release)
 
     async def hold(
         self, claim: Claim, *, delay_ms: int, findings: Findings, processor: str, instead: str
@@ -136,11 +137,13 @@ class Tries:
         """Give back a payment that waits up to `delay_ms` for `processor` to work, although
         `instead` would take it now. False if another worker has the lease. Raises `RedisError`."""
         held = f"{processor} {instead}"
-        return await self._releases.submit((claim, delay_ms, findings, "", "", held))
+        release = claim, delay_ms, findings, "", "", held
+        return await self._releases.submit(self._of(claim), release)
 
-    async def wake(self, processor: str) -> None:
-        """Make the next payments that wait for this processor due now. Raises `RedisError`."""
-        await self._wakes.submit(processor)
+    async def wake(self, claim: Claim, processor: str) -> None:
+        """Make the next payments of the claim's partition that wait for this processor due now.
+        Raises `RedisError`."""
+        await self._wakes.submit(self._of(claim), processor)
 
     async def bury(
         self,
@@ -154,11 +157,14 @@ class Tries:
         """Make the payment a dead letter that keeps pin and tries, or declined with its provider's
         code as the reason. `horizon_passed` is by the worker's own clock; the script checks Redis'
         clock. A decline is kept even if the lease is lost. Raises `RedisError`."""
+        partition = self._of(claim)
         [verdict] = await self._bury(
+            at=partition,
+            confirm=True,
             args=[
                 self._max_delay_ms,
                 self._retention_ms,
-                claim.correlation_id,
+                partition.job_id(claim.correlation_id),
                 claim.token,
                 claim.generation,
                 "declined" if declined else "dead",
@@ -166,40 +172,73 @@ class Tries:
                 *findings.arguments(),
                 int(horizon_passed),
                 findings.last_try(declined=declined),
-            ]
+            ],
         )
         return Burial(verdict.decode())
 
     async def last_error(self, claim: Claim) -> str:
         """The error with which the payment was last given back; empty if none. Raises
         `RedisError`."""
-        fields = self._redis.hmget(keys.record(claim.correlation_id), ["last_error"])
+        partition = self._of(claim)
+        fields = partition.redis.hmget(partition.record(claim.correlation_id), ["last_error"])
         [error] = await cast(Awaitable[list[bytes | None]], fields)
         return "" if error is None else error.decode(errors="replace")
 
+    def _of(self, claim: Claim) -> Partition:
+        partition: Partition = self._partitions[claim.partition]
+        return partition
+
     async def _flush_routes(
-        self, items: list[tuple[Claim, str, Findings]]
-    ) -> Sequence[Routed | None]:
+        self, items: list[tuple[Partition, _Route]]
+    ) -> list[Routed | Exception | None]:
+        # Confirmed, as the POST follows.
+        return await scripts.call_grouped(
+            self._route, items, self._route_arguments, _routed, confirm=True
+        )
+
+    def _route_arguments(self, partition: Partition, items: list[_Route]) -> list[str | int]:
         args: list[str | int] = [self._max_delay_ms, self._lease_ms]
+        tag = partition.tag
         for claim, processor, findings in items:
-            args += (claim.correlation_id, claim.token, claim.generation, processor)
+            args += (tag + claim.correlation_id, claim.token, claim.generation, processor)
             args += findings.arguments()
-        answers = await self._route(args=args)
-        return [
-            None if answer is None else Routed(answer[0].decode(), int(answer[1]), int(answer[2]))
-            for answer in answers
-        ]
+        return args
 
-    async def _flush_releases(self, items: list[_Release]) -> list[bool]:
-        args: list[str | int] = []
-        for claim, delay_ms, findings, error, waits_for, held in items:
-            args += (claim.correlation_id, claim.token, claim.generation, delay_ms)
-            args += (*findings.arguments(), error, waits_for, findings.last_try(), held)
-        return [verdict == b"released" for verdict in await self._release(args=args)]
+    async def _flush_releases(
+        self, items: list[tuple[Partition, _Release]]
+    ) -> list[bool | Exception]:
+        return await scripts.call_grouped(self._release, items, _release_arguments, _released)
 
-    async def _flush_wakes(self, processors: list[str]) -> list[None]:
-        args: list[str | int] = []
-        for processor, count in Counter(processors).items():
-            args += (processor, count * _WOKEN_BY_ONE)
-        await self._wake(args=args)
-        return [None] * len(processors)
+    async def _flush_wakes(self, items: list[tuple[Partition, str]]) -> list[Exception | None]:
+        return await scripts.call_grouped(self._wake, items, _wake_arguments, _woken)
+
+
+def _routed(_: list[_Route], answers: Any) -> list[Routed | None]:
+    return [
+        None if answer is None else Routed(answer[0].decode(), int(answer[1]), int(answer[2]))
+        for answer in answers
+    ]
+
+
+def _release_arguments(partition: Partition, items: list[_Release]) -> list[str | int]:
+    args: list[str | int] = []
+    tag = partition.tag
+    for claim, delay_ms, findings, error, waits_for, held in items:
+        args += (tag + claim.correlation_id, claim.token, claim.generation, delay_ms)
+        args += (*findings.arguments(), error, waits_for, findings.last_try(), held)
+    return args
+
+
+def _released(_: list[_Release], verdicts: Any) -> list[bool]:
+    return [verdict == b"released" for verdict in verdicts]
+
+
+def _wake_arguments(_: Partition, processors: list[str]) -> list[str | int]:
+    args: list[str | int] = []
+    for processor, count in Counter(processors).items():
+        args += (processor, count * _WOKEN_BY_ONE)
+    return args
+
+
+def _woken(processors: list[str], _: Any) -> list[None]:
+    return [None] * len(processors)

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import select
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import hiredis
 from redis.asyncio import Connection, ConnectionPool
-from redis.commands.core import AsyncScript
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse, NoScriptError
+from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch.store.errors import Epoch, WrongServerError
-
-Argument = str | bytes | int | float
+from payswitch.store.partitions import Argument
 
 _INCOMPLETE = object()
 
 
 class Channel(asyncio.Protocol):
-    """One connection: a command goes out, its answer comes back. Any other event closes it, so
-    that no call ever gets another's answer."""
+    """One connection: the commands of a call go out, their answers come back. Any other event
+    closes it, so that no call ever gets another's answers."""
 
     def __init__(self, connection: Connection, limit_s: float) -> None:
         """Take over a connection that redis-py has opened. A call times out after `limit_s`."""
@@ -42,7 +41,9 @@ class Channel(asyncio.Protocol):
             replyError=self._opened._parser.parse_error,
             notEnoughData=_INCOMPLETE,
         )
-        self._answer: asyncio.Future[Any] | None = None
+        self._answer: asyncio.Future[list[Any]] | None = None
+        self._answers: list[Any] = []
+        self._expected = 1
         self._ends_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -60,17 +61,21 @@ class Channel(asyncio.Protocol):
         perhaps a session ticket."""
         return bool(self._poll.poll(0))
 
-    async def call(self, command: bytes) -> Any:
-        """Redis' answer to a packed command. Raises `RedisTimeoutError` after the limit,
-        `RedisConnectionError` if the connection ends first, and Redis' own errors."""
+    async def call(self, commands: bytes, count: int) -> list[Any]:
+        """Redis' answers to `count` packed commands, sent in one write; Redis' own errors are among
+        them. Raises `RedisTimeoutError` after the limit, and `RedisConnectionError` if the
+        connection ends first."""
         if not self.is_open:
             raise RedisConnectionError("the connection ended before the call")
-        self._answer = answer = self._loop.create_future()
+        self._expected = count
+        self._answers = []
+        answer: asyncio.Future[list[Any]] = self._loop.create_future()
+        self._answer = answer
         self._ends_at = self._loop.time() + self._limit_s
         # One timer serves many calls: a timer each would cost as much as packing the command.
         if self._timer is None:
             self._timer = self._loop.call_at(self._ends_at, self._expire)
-        self._transport.write(command)
+        self._transport.write(commands)
         try:
             return await answer
         except asyncio.CancelledError:
@@ -82,15 +87,16 @@ class Channel(asyncio.Protocol):
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parse the bytes, and hand a complete answer to the waiting call."""
+        """Parse the bytes, and hand complete answers to the waiting call."""
         try:
             self._reader.feed(data)
-            answer = self._reader.gets()
+            while (answer := self._reader.gets()) is not _INCOMPLETE:
+                self._answers.append(answer)
+                if len(self._answers) >= self._expected:
+                    self._take()
+                    return
         except InvalidResponse as error:
             self._fail(error)
-            return
-        if answer is not _INCOMPLETE:
-            self._take(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail the waiting call."""
@@ -99,14 +105,14 @@ class Channel(asyncio.Protocol):
             self._timer.cancel()
         self._fail(RedisConnectionError(f"the connection ended: {exc or 'closed by redis'}"))
 
-    def _take(self, answer: Any) -> None:
+    def _take(self) -> None:
         if self._answer is None or self._reader.has_data():
             self._fail(RedisConnectionError("an answer that nobody asked for"))
-        elif isinstance(answer, WrongServerError):
+            return
+        if any(isinstance(answer, WrongServerError) for answer in self._answers):
             self._epoch.end()
-            self._fail(answer)
-        else:
-            self._end(answer)
+            self.close()
+        self._end(self._answers)
 
     def _expire(self) -> None:
         self._timer = None
@@ -145,12 +151,21 @@ class Channels:
         """Whether the next call goes through a connection that is open already."""
         return any(each.is_open and not each.has_news() for each in self._idle)
 
-    async def call(self, *command: Argument) -> Any:
-        """Redis' answer to a command. Raises `RedisError`."""
+    async def call(
+        self,
+        commands: Sequence[Sequence[Argument]],
+        then: Callable[[list[Any]], Sequence[Sequence[Argument]]] | None = None,
+    ) -> list[Any]:
+        """Redis' answers to the commands, sent in one write; its errors are among them. `then` may
+        name more commands for the same connection, whose answers follow. Raises `RedisError` if a
+        connection fails."""
         channel = self._take() or await self._open()
         try:
-            packed = hiredis.pack_command(cast(Any, command))
-            return await channel.call(packed)
+            answers = await channel.call(_packed(commands), len(commands))
+            more = () if then is None else then(answers)
+            if more:
+                answers += await channel.call(_packed(more), len(more))
+            return answers
         finally:
             self._give_back(channel)
 
@@ -184,25 +199,5 @@ class Channels:
         return Channel(connection, self._limit_s)
 
 
-class ChannelScript(AsyncScript):
-    """redis-py's Lua script, called through a channel."""
-
-    def __init__(self, client: Any, text: str, channels: Channels) -> None:
-        super().__init__(client, text)
-        self._text = text
-        self._channels = channels
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the next call goes through a connection that is open already."""
-        return self._channels.is_connected
-
-    async def __call__(self, keys: Any = (), args: Any = (), client: Any = None) -> Any:
-        """Redis' answer; if Redis has forgotten the script, send it again. Raises `RedisError`."""
-        if client is not None:
-            return await super().__call__(keys, args, client)
-        rest = (len(keys), *keys, *args)
-        try:
-            return await self._channels.call("EVALSHA", self.sha, *rest)
-        except NoScriptError:
-            return await self._channels.call("EVAL", self._text, *rest)
+def _packed(commands: Sequence[Sequence[Argument]]) -> bytes:
+    return b"".join([hiredis.pack_command(cast(Any, command)) for command in commands])

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+from uuid import uuid4
 
 import orjson
 from arq.connections import ArqRedis
-from redis.asyncio import Connection, ConnectionPool, SSLConnection
+from arq.jobs import Job
+from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
+from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.asyncio.connection import AbstractConnection, UnixDomainSocketConnection
+from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from payswitch.redis_url import tls_defaults
-from payswitch.store.channels import Channels, ChannelScript
-from payswitch.store.errors import Epoch, Parser, WrongServerError, unreachable
+from payswitch.redis_url import cluster_nodes, is_cluster, tls_defaults
+from payswitch.store import keys
+from payswitch.store.deployment import Deployment
+from payswitch.store.errors import (
+    ClusterParser,
+    Epoch,
+    Parser,
+    WrongNodeError,
+    WrongServerError,
+    unreachable,
+)
+from payswitch.store.nodes import OneServer, PlainNode, ServerNode
+from payswitch.store.partitions import Partition, Partitions, tags
+from payswitch.store.topology import SlotPool, Topology
 
 
 class _OwnConnection(AbstractConnection):
@@ -53,6 +68,9 @@ class _OwnConnection(AbstractConnection):
             return await super().read_response(*args, **kwargs)
         except WrongServerError:
             self.epoch.end()
+            raise
+        except WrongNodeError:
+            self.epoch.doubt()
             raise
 
     def _error_message(self, exception: BaseException) -> str:
@@ -123,39 +141,98 @@ _CONNECTIONS: dict[type[AbstractConnection], type[AbstractConnection]] = {
 
 
 class Client(ArqRedis):
-    """An `ArqRedis` that calls its scripts through channels."""
+    """An `ArqRedis` that leads to the keys of the deployment as a whole; `partitions` leads to the
+    others, and to the scripts."""
 
-    def __init__(self, pool: ConnectionPool, *, limit_s: float) -> None:
+    def __init__(self, pool: ConnectionPool, nodes: OneServer | Topology) -> None:
         super().__init__(
             pool_or_conn=pool, job_serializer=orjson.dumps, job_deserializer=orjson.loads
         )
         self.epoch: Epoch = pool.connection_kwargs["epoch"]
-        self._channels = Channels(pool, limit_s=limit_s)
-
-    def register_script(self, script: Any) -> ChannelScript:  # type: ignore[override]
-        """The script, called through a channel."""
-        return ChannelScript(self, script, self._channels)
+        self.nodes = nodes
+        only = Partition(0, "", self, nodes)
+        self.partitions = Partitions([only], only, "")
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close all connections and channels."""
-        self._channels.close()
+        await self.nodes.aclose()
         await super().aclose(close_connection_pool)
 
 
-def connect(url: str, *, limit_s: float) -> Client:
-    """A client for `url`; each command times out after `limit_s`.
+class ClusterClient(Client):
+    """A client of a deployment in a Redis Cluster."""
+
+    def __init__(
+        self, options: Mapping[str, Any], topology: Topology, deployment: Deployment
+    ) -> None:
+        common = Partition(-1, keys.SELECTION, self, topology)
+        super().__init__(SlotPool(topology, common.slot, **options), topology)
+        every = [
+            Partition(number, tag, self._at(tag, options, topology), topology)
+            for number, tag in enumerate(tags(deployment.partitions))
+        ]
+        self.partitions = Partitions(every, common, str(deployment))
+
+    def _at(self, tag: str, options: Mapping[str, Any], topology: Topology) -> ArqRedis:
+        pool = SlotPool(topology, key_slot(tag.encode()), **options)
+        return ArqRedis(pool, self.job_serializer, self.job_deserializer)
+
+    async def enqueue_job(
+        self, *args: Any, _job_id: str | None = None, **kwargs: Any
+    ) -> Job | None:
+        """As arq's; the job's keys are in the slot of the health check's queue."""
+        job_id = f"{self.partitions.common.tag}{_job_id or uuid4().hex}"
+        return await super().enqueue_job(*args, _job_id=job_id, **kwargs)
+
+
+def partitions_of(redis: Redis) -> Partitions:
+    """The partitions of a client; any other than `Client` has one."""
+    found: Partitions | None = getattr(redis, "partitions", None)
+    if found is not None:
+        return found
+    only = Partition(0, "", redis, OneServer(PlainNode(redis)))
+    return Partitions([only], only, "")
+
+
+def connect(url: str, *, limit_s: float, deployment: Deployment | None = None) -> Client:
+    """A client for `url`; each command times out after `limit_s`. A cluster must be one of this
+    `deployment`.
 
     It connects on first use. It writes arq's jobs as JSON and calls scripts through lean channels
     (`payswitch.store.channels`). If a server answers that it is the wrong one, no open connection
     is used again.
     """
+    if not is_cluster(url):
+        pool = _pool(url, limit_s, Parser, Epoch())
+        return Client(pool, OneServer(ServerNode(pool, limit_s=limit_s)))
+    return _connect_cluster(url, limit_s, deployment or Deployment())
+
+
+def _connect_cluster(url: str, limit_s: float, deployment: Deployment) -> Client:
+    base, addresses = cluster_nodes(url)
+
+    def make_node(host: str, port: int, topology: Topology) -> ServerNode:
+        address = f"{host}:{port}"
+        pool = _pool(base, limit_s, ClusterParser, Epoch(lambda: topology.doubt(address)))
+        pool.connection_kwargs.update(host=host, port=port)
+        return ServerNode(pool, limit_s=limit_s, replicas=deployment.replicas, address=address)
+
+    pool = _pool(base, min(limit_s, 1.0), ClusterParser, Epoch())
+    options = {**pool.connection_kwargs, "connection_class": pool.connection_class}
+    of_nodes = {name: value for name, value in options.items() if name not in ("host", "port")}
+    startup = [ClusterNode(host, port, **of_nodes) for host, port in addresses]
+    manager = NodesManager(startup, require_full_coverage=False, connection_kwargs=of_nodes)
+    return ClusterClient(options, Topology(manager, make_node), deployment)
+
+
+def _pool(url: str, limit_s: float, parser: type[Parser], epoch: Epoch) -> ConnectionPool:
     pool: ConnectionPool = ConnectionPool.from_url(
         url,
         socket_timeout=limit_s,
         socket_connect_timeout=min(limit_s, 1.0),
-        parser_class=Parser,
-        epoch=Epoch(),
+        parser_class=parser,
+        epoch=epoch,
         **tls_defaults(url),
     )
     pool.connection_class = _CONNECTIONS[pool.connection_class]
-    return Client(pool, limit_s=limit_s)
+    return pool

@@ -7,9 +7,16 @@ takes its reason from `in_words`.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from redis._parsers import _AsyncHiredisParser
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    MovedError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -26,6 +33,19 @@ _WRONG_SERVER = {
     "ASK": _CLUSTER,
 }
 """By the code of the error. Redis did not execute the command."""
+
+_ELSEWHERE = {
+    "MOVED": "another node serves this partition",
+    "ASK": "this partition is being moved to another node",
+    "TRYAGAIN": "this partition is being moved to another node",
+    "CLUSTERDOWN": "the cluster is down, or has no node for this partition",
+}
+"""By the code of a cluster node's error. It did not execute the command."""
+_IN_A_SCRIPT = (
+    ("access a non local key", "ASK"),
+    ("while the cluster is down", "CLUSTERDOWN"),
+)
+"""What the same errors say where a script's command met them: its first, which writes nothing."""
 
 _REFUSALS = (
     (r"^CROSSSLOT|non local key|do not hash to the same slot", _CLUSTER),
@@ -54,16 +74,43 @@ class WrongServerError(RedisConnectionError):
     """Whether it can be used once it has loaded its data."""
 
 
+class WrongNodeError(RedisConnectionError):
+    """A node of a cluster does not serve the partition now. It has executed nothing of the call,
+    and its connection is fine."""
+
+    moved_to: tuple[str, int] | None = None
+    """The host and port of the node that serves the partition, if the wrong one knows it."""
+
+
+class UnconfirmedError(RedisTimeoutError):
+    """Redis has executed the call, but too few replicas have confirmed that they have it. After a
+    failover it may be undone: it is not known."""
+
+
+class OtherDeploymentError(ResponseError):
+    """The partition belongs to a deployment with other settings, or to none. Nothing was done."""
+
+
 class Epoch:
     """Counts how often the server behind the name turned out to be the wrong one. A connection
     from an earlier epoch leads to the server of that time, so it isn't used again."""
 
-    def __init__(self) -> None:
+    def __init__(self, doubt: Callable[[], None] = lambda: None) -> None:
         self.number = 0
+        self.doubt = doubt
+        """Called at each sign that another server may be the right one."""
 
     def end(self) -> None:
         """Retire every connection that is open now."""
         self.number += 1
+        self.doubt()
+
+
+def _other_deployment(text: str) -> OtherDeploymentError:
+    found = text.partition(" ")[2]
+    if not found:
+        return OtherDeploymentError("it holds no deployment: has `payswitch init` prepared it?")
+    return OtherDeploymentError(f"it belongs to a deployment with other settings: {found}")
 
 
 class Parser(_AsyncHiredisParser):
@@ -77,8 +124,28 @@ class Parser(_AsyncHiredisParser):
             wrong = WrongServerError(_WRONG_SERVER[code])
             wrong.is_starting = code == "LOADING"
             return wrong
+        if code == "OTHERDEPLOYMENT":
+            return _other_deployment(response)
         error: Exception = super().parse_error(response)  # type: ignore[no-untyped-call]
         return error
+
+
+class ClusterParser(Parser):
+    """The parser of a connection to a node of a cluster."""
+
+    @classmethod
+    def parse_error(cls, response: str) -> Exception:
+        """The exception for the text of an error."""
+        code = response.partition(" ")[0]
+        inside = (of for text, of in _IN_A_SCRIPT if code == "ERR" and text in response)
+        code = next(inside, code)
+        if code in _ELSEWHERE:
+            elsewhere = WrongNodeError(_ELSEWHERE[code])
+            if code == "MOVED":
+                moved = MovedError(response.partition(" ")[2])  # type: ignore[no-untyped-call]
+                elsewhere.moved_to = moved.host, moved.port
+            return elsewhere
+        return super().parse_error(response)
 
 
 def says_out_of_memory(error: BaseException) -> bool:
@@ -92,7 +159,7 @@ def in_words(error: BaseException) -> str:
     text = _undecorated(str(error))
     if says_out_of_memory(error):
         return "it has no memory left"
-    if isinstance(error, WrongServerError):
+    if isinstance(error, WrongServerError | WrongNodeError | UnconfirmedError):
         return text
     if isinstance(error, RedisTimeoutError | TimeoutError):
         return text if text.startswith("it ") else "it does not answer in time"

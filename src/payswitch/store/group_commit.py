@@ -1,7 +1,7 @@
 """Group commit: many small writes share a round trip.
 
 A batch holds the items that arrived during the previous flush. There is no timer, so an idle
-system adds no latency. One flush is in flight at a time.
+system adds no latency. One flush is in flight at a time to each node of Redis.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from payswitch.store.partitions import Partition
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -19,14 +21,15 @@ Result = TypeVar("Result")
 class GroupCommit(Generic[Item, Result]):
     """Collects items and hands them to `flush`, which returns one result for each, in order.
 
-    An error of `flush` reaches every submitter of the batch. Before its item is handed over, a
+    An error among the results reaches its submitter, an error of `flush` every submitter of the
+    batch. Before its item is handed over, a
     cancelled submitter withdraws it; so does a submitter that has waited for `limit_s`, which gets
     a `TimeoutError`.
     """
 
     def __init__(
         self,
-        flush: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        flush: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
         max_batch: int = 256,
         limit_s: float = math.inf,
@@ -86,7 +89,11 @@ class GroupCommit(Generic[Item, Result]):
                             waiting.set_exception(error)
                 else:
                     for (_, waiting), result in zip(batch, results, strict=True):
-                        if not waiting.done():
+                        if waiting.done():
+                            continue
+                        if isinstance(result, Exception):
+                            waiting.set_exception(result)
+                        else:
                             waiting.set_result(result)
         finally:  # a submitter that still waits here does so because the loop ends
             self._flushing = None
@@ -100,3 +107,26 @@ class GroupCommit(Generic[Item, Result]):
             if not result.done():
                 batch.append((item, result))
         return batch
+
+
+class CommitByNode(Generic[Item, Result]):
+    """A group commit for each node of Redis, so that a slow node holds up nothing of another.
+    `flush` gets the items with their partitions."""
+
+    def __init__(
+        self,
+        flush: Callable[[list[tuple[Partition, Item]]], Awaitable[Sequence[Result | Exception]]],
+        *,
+        limit_s: float = math.inf,
+    ) -> None:
+        self._flush = flush
+        self._limit_s = limit_s
+        self._by_node: dict[str, GroupCommit[tuple[Partition, Item], Result]] = {}
+
+    async def submit(self, partition: Partition, item: Item) -> Result:
+        """As `GroupCommit.submit`."""
+        home = partition.home
+        commits = self._by_node.get(home)
+        if commits is None:
+            commits = self._by_node[home] = GroupCommit(self._flush, limit_s=self._limit_s)
+        return await commits.submit((partition, item))

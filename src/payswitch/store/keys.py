@@ -1,5 +1,6 @@
 """Every key of Redis that Python uses; the scripts of `payswitch/lua` name their own.
 
+These are the names on a single Redis. In a cluster `Partition.key` adds the partition's hash tag.
 `docs/redis.md` explains each key, and `rights.py` lists the commands that it needs.
 """
 
@@ -32,6 +33,9 @@ RESOLVED_INCIDENTS = "payments:incidents:resolved"
 AUDIT = "payments:audit"
 """The stream of operators' acts; a purge keeps it."""
 GENERATION = "payments:generation"
+"""The number of purges so far. Each script gets it as its first key: it leads to the partition."""
+DEPLOYMENT = "payments:deployment"
+"""In a cluster: how this deployment was begun. Scripts refuse a partition that says otherwise."""
 WAKE = "payments:wake"
 """The list on which an idle worker blocks."""
 SAVED = "payments:saved"

@@ -13,9 +13,9 @@ import logging
 import math
 from collections.abc import Mapping
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from payswitch.store import rights, scripts
+from payswitch.store import keys, rights, scripts
 from payswitch.store.client import Client
 from payswitch.store.errors import WrongServerError, in_words
 from payswitch.store.memory import Memory, parse_memory
@@ -204,6 +204,10 @@ class RedisWatch(Periodic):
             answer = await self._script(args=args)
         except WrongServerError:
             answer = await self._script(args=args)  # the name may lead to another server by now
+        except NoPermissionError as error:
+            if "key" not in str(error):
+                raise
+            return {}, 0, b"", f"~{rights.pattern_of(keys.GENERATION)}"
         info, backlog, currency, missing = answer
         words = [each.decode() for each in missing]
         pairs = list(zip(words[::2], words[1::2], strict=True))

@@ -18,7 +18,7 @@ from bench.settled import (
     used_bytes,
 )
 from payswitch.money import Total
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
 from tests.support import RedisServer
 
 PAID = Payment("4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3", 1990, "fallback", 1_767_225_600_123)
@@ -37,12 +37,14 @@ def pay_for_real(redis: Redis, payment: Payment) -> None:
     name = payment.correlation_id
     call = {part: redis.register_script(scripts.source(part)) for part in ("accept", "claim")}
     call |= {part: redis.register_script(scripts.source(part)) for part in ("route", "settle")}
-    call["accept"](args=[10, name, payment.cents, 2**53, "{}", ""])
-    token = scripts.named(call["claim"](args=[10, 30_000, 5_000]))["token"]
-    call["route"](args=[5_000, 30_000, name, token, "0", payment.processor, "", ""])
+    call["accept"](keys=[keys.GENERATION], args=[10, name, payment.cents, 2**53, "{}", ""])
+    token = scripts.named(call["claim"](keys=[keys.GENERATION], args=[10, 30_000, 5_000]))["token"]
+    call["route"](
+        keys=[keys.GENERATION], args=[5_000, 30_000, name, token, "0", payment.processor, "", ""]
+    )
     settle: list[str | int] = [RETENTION_MS, name, "0", payment.processor]
     settle += (payment.requested_at, "", "")
-    assert call["settle"](args=settle) == [b"settled"]
+    assert call["settle"](keys=[keys.GENERATION], args=settle) == [b"settled"]
 
 
 def hash_of(redis: Redis, key: str) -> dict[bytes, bytes]:

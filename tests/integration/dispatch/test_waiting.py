@@ -14,6 +14,7 @@ from arq.connections import ArqRedis
 from payswitch.clock import boottime_ms
 from payswitch.dispatch.routing import Verdict
 from payswitch.money import Total
+from payswitch.payments.claims import Claim
 from payswitch.payments.sweeper import Sweeper
 from payswitch.payments.tries import Findings, Tries
 from tests.integration.harness import PATIENT, Bench, bench, worker_process
@@ -188,7 +189,9 @@ async def test_something_else_under_one_key_stops_no_wake_up(b: Bench) -> None:
     await waiting(b, 3)
     await b.redis.set("payments:waiting:fallback", "not ours")
     tries = Tries(b.redis, max_delay_ms=60_000, lease_ms=b.settings.lease_ms, retention_ms=600_000)
-    await asyncio.gather(tries.wake("fallback"), tries.wake("fallback"), tries.wake("default"))
+    claim = Claim("4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3", 1, 1, "0", 0)
+    names = ("fallback", "fallback", "default")
+    await asyncio.gather(*(tries.wake(claim, name) for name in names))
     assert all(at <= 0 for at in (await due(b)).values())
 
 

@@ -12,6 +12,7 @@ from arq.connections import ArqRedis
 from payswitch.payments.claims import Claim, Claims
 from payswitch.payments.tries import Burial, Findings, Routed, Tries
 from payswitch.store import scripts
+from payswitch.store.scripts import Script
 from tests.integration.harness import Bench, bench
 from tests.model.stepped import replace_once
 from tests.support import Reply
@@ -313,7 +314,7 @@ async def claim_at(b: Bench, payment: str, now_ms: int, *, max_delay_ms: int) ->
     own = Claims(
         b.redis, lease_ms=b.settings.lease_ms, deadline_ms=10**9, max_delay_ms=max_delay_ms
     )
-    own._script = b.redis.register_script(text)
+    own._script = Script(b.redis, text)
     await b.redis.zadd("arq:queue", {payment: 0}, xx=True)
     [claimed] = (await own.take(1)).taken
     return claimed.claim

@@ -27,9 +27,12 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch.store.client import connect
+from payswitch.store.scripts import Script
 from tests.support import SLACK_S, RedisServer, eventually, serves_tls
 
 ECHO = "return { KEYS, ARGV }"
+OWN = [b"payments:generation"]
+"""The first key of every script."""
 
 
 async def scripts_at(client: ArqRedis) -> set[str]:
@@ -76,26 +79,18 @@ async def test_a_script_answers_as_through_redis_py(
     redis: ArqRedis, text: str, args: list[Any]
 ) -> None:
     theirs = AsyncScript(redis, text)
-    expected = await what_comes_of(theirs(keys=["k1", "k2"], args=args))
-    ours = redis.register_script(text)
-    assert await what_comes_of(cast(Any, ours)(keys=["k1", "k2"], args=args)) == expected
-    assert await what_comes_of(cast(Any, ours)(keys=["k1", "k2"], args=args)) == expected
-
-
-async def test_a_script_in_a_pipeline_goes_with_the_pipeline(redis: ArqRedis) -> None:
-    script = cast(Any, redis.register_script("return redis.call('INCR', KEYS[1])"))
-    async with redis.pipeline() as pipe:
-        pipe.set("n", 5)
-        await script(keys=["n"], client=pipe)
-        assert await pipe.execute() == [True, 6]
+    expected = await what_comes_of(theirs(keys=["payments:generation", "k1", "k2"], args=args))
+    ours = Script(redis, text)
+    assert await what_comes_of(ours(keys=["k1", "k2"], args=args)) == expected
+    assert await what_comes_of(ours(keys=["k1", "k2"], args=args)) == expected
 
 
 async def test_a_script_that_redis_has_forgotten_is_sent_again(redis: ArqRedis) -> None:
-    script = cast(Any, redis.register_script(ECHO))
-    assert await script(args=["a"]) == [[], [b"a"]]
+    script = Script(redis, ECHO)
+    assert await script(args=["a"]) == [OWN, [b"a"]]
     await redis.script_flush()
-    assert await script(args=["b"]) == [[], [b"b"]]
-    assert await redis.script_exists(script.sha) == [True]
+    assert await script(args=["b"]) == [OWN, [b"b"]]
+    assert await redis.script_exists(script._sha) == [True]
 
 
 async def test_a_connection_is_greeted_with_password_and_database(tmp_path: Path) -> None:
@@ -107,11 +102,11 @@ async def test_a_connection_is_greeted_with_password_and_database(tmp_path: Path
     stranger = connect(server.url, limit_s=10)
     try:
         text = "redis.call('SET', 'key', 'value') return redis.call('CLIENT', 'INFO')"
-        script = cast(Any, client.register_script("redis.call('SET', 'key', 'value')"))
+        script = Script(client, "redis.call('SET', 'key', 'value')")
         await script()
         assert await client.get("key") == b"value"
         with pytest.raises(RedisError, match=r"[Aa]uthentication"):
-            await cast(Any, stranger.register_script(text))()
+            await Script(stranger, text)()
     finally:
         for each in (plain, client, stranger):
             await each.aclose(close_connection_pool=True)
@@ -123,9 +118,9 @@ async def test_scripts_go_through_a_unix_socket(tmp_path: Path) -> None:
         server = RedisServer(tmp_path, "--unixsocket", f"{short}/redis.sock")
         server.start()
         redis = connect(f"unix://{short}/redis.sock", limit_s=5)
-        script = cast(Any, redis.register_script(ECHO))
+        script = Script(redis, ECHO)
         for number in range(3):
-            assert await script(args=[number]) == [[], [str(number).encode()]]
+            assert await script(args=[number]) == [OWN, [str(number).encode()]]
         await redis.aclose(close_connection_pool=True)
         server.kill()
 
@@ -183,7 +178,7 @@ async def is_in_time(call: Callable[[], Awaitable[object]]) -> bool:
 async def test_scripts_go_through_tls(with_tls: tuple[int, Path]) -> None:
     port, certificate = with_tls
     redis = connect(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}", limit_s=10)
-    script = cast(Any, redis.register_script("return #ARGV[1]"))
+    script = Script(redis, "return #ARGV[1]")
     await eventually(partial(is_in_time, partial(script, args=["x"])), what="a connection")
     for size in (1, 100_000, 2_000_000, 1):
         assert await script(args=["x" * size]) == size
@@ -209,17 +204,17 @@ async def test_a_certificate_must_be_for_the_host_unless_that_is_not_asked(
 
 
 async def test_calls_one_after_another_share_a_connection(redis: ArqRedis) -> None:
-    script = cast(Any, redis.register_script(ECHO))
+    script = Script(redis, ECHO)
     for number in range(20):
-        assert await script(args=[number]) == [[], [str(number).encode()]]
+        assert await script(args=[number]) == [OWN, [str(number).encode()]]
     assert len(await scripts_at(redis)) == 1
 
 
 async def test_calls_at_once_get_their_own_answers(redis: ArqRedis) -> None:
-    script = cast(Any, redis.register_script(ECHO))
+    script = Script(redis, ECHO)
     for _ in range(5):
         answers = await asyncio.gather(*(script(args=[number]) for number in range(30)))
-        assert answers == [[[], [str(number).encode()]] for number in range(30)]
+        assert answers == [[OWN, [str(number).encode()]] for number in range(30)]
     assert len(await scripts_at(redis)) <= 30
 
 
@@ -227,7 +222,7 @@ async def test_closing_the_client_ends_its_channels(
     redis: ArqRedis, redis_server: RedisServer
 ) -> None:
     client = connect(redis_server.url, limit_s=10)
-    script = cast(Any, client.register_script(ECHO))
+    script = Script(client, ECHO)
     await asyncio.gather(*(script(args=[number]) for number in range(5)))
     assert await scripts_at(redis)
     await client.aclose(close_connection_pool=True)
@@ -244,10 +239,10 @@ async def test_closing_the_client_ends_its_channels(
 async def test_a_channel_that_redis_closed_while_idle_costs_no_call(
     redis: ArqRedis, redis_server: RedisServer
 ) -> None:
-    script = cast(Any, redis.register_script(ECHO))
+    script = Script(redis, ECHO)
     for number in range(20):
-        assert await script(args=[number]) == [[], [str(number).encode()]]
-        [channel] = cast(Any, redis)._channels._idle
+        assert await script(args=[number]) == [OWN, [str(number).encode()]]
+        [channel] = cast(Any, redis).nodes._node._channels._idle
         host, port = channel._transport.get_extra_info("sockname")
         with blocking.Redis(port=redis_server.port) as other:
             other.client_kill_filter(addr=f"{host}:{port}")
@@ -258,7 +253,7 @@ async def test_a_channel_that_redis_closed_while_idle_costs_no_call(
 
 async def test_a_redis_that_ends_during_a_call_is_said(own_redis: RedisServer) -> None:
     client = connect(own_redis.url, limit_s=30)
-    script = cast(Any, client.register_script("while true do end"))
+    script = Script(client, "while true do end")
     try:
         calling = asyncio.create_task(script())
         await asyncio.sleep(0.1)
@@ -268,7 +263,7 @@ async def test_a_redis_that_ends_during_a_call_is_said(own_redis: RedisServer) -
         with pytest.raises(RedisConnectionError):
             await script()
         own_redis.start()
-        assert await cast(Any, client.register_script(ECHO))(args=[1]) == [[], [b"1"]]
+        assert await Script(client, ECHO)(args=[1]) == [OWN, [b"1"]]
     finally:
         await client.aclose(close_connection_pool=True)
 
@@ -277,16 +272,16 @@ async def test_a_frozen_redis_times_out_and_its_late_answer_reaches_no_call(
     own_redis: RedisServer,
 ) -> None:
     client = connect(own_redis.url, limit_s=1.0)
-    script = cast(Any, client.register_script(ECHO))
+    script = Script(client, ECHO)
     try:
-        assert await script(args=["before"]) == [[], [b"before"]]
+        assert await script(args=["before"]) == [OWN, [b"before"]]
         own_redis.signal(signal.SIGSTOP)
         with pytest.raises(RedisTimeoutError):
             await script(args=["late"])
         own_redis.signal(signal.SIGCONT)
         for number in range(20):
             with contextlib.suppress(RedisTimeoutError):  # a slow machine
-                assert await script(args=[number]) == [[], [str(number).encode()]]
+                assert await script(args=[number]) == [OWN, [str(number).encode()]]
     finally:
         own_redis.signal(signal.SIGCONT)
         await client.aclose(close_connection_pool=True)
@@ -296,7 +291,7 @@ async def test_a_call_has_its_whole_time_though_an_earlier_one_set_the_timer(
     own_redis: RedisServer,
 ) -> None:
     client = connect(own_redis.url, limit_s=1.0)
-    script = cast(Any, client.register_script(ECHO))
+    script = Script(client, ECHO)
     try:
         await script(args=["earlier"])
         await asyncio.sleep(0.6)
@@ -312,7 +307,7 @@ async def test_a_call_has_its_whole_time_though_an_earlier_one_set_the_timer(
 
 @pytest.mark.parametrize("turns", range(12))
 async def test_the_answer_to_a_cancelled_call_reaches_no_other(redis: ArqRedis, turns: int) -> None:
-    script = cast(Any, redis.register_script(ECHO))
+    script = Script(redis, ECHO)
     await script(args=["first"])
     cancelled = asyncio.create_task(script(args=["cancelled"]))
     for _ in range(turns):
@@ -320,15 +315,15 @@ async def test_the_answer_to_a_cancelled_call_reaches_no_other(redis: ArqRedis, 
     cancelled.cancel()
     await asyncio.wait([cancelled], timeout=SLACK_S)
     for number in range(10):
-        assert await script(args=[number]) == [[], [str(number).encode()]]
+        assert await script(args=[number]) == [OWN, [str(number).encode()]]
 
 
 def test_all_this_holds_on_the_loop_that_the_parts_run_on(redis_server: RedisServer) -> None:
     async def scenario() -> None:
         client, other = (connect(redis_server.url, limit_s=10) for _ in range(2))
-        script = cast(Any, client.register_script(ECHO))
+        script = Script(client, ECHO)
         for number in range(20):
-            assert await script(args=[number]) == [[], [str(number).encode()]]
+            assert await script(args=[number]) == [OWN, [str(number).encode()]]
             cancelled = asyncio.create_task(script(args=["cancelled"]))
             for _ in range(number % 5):
                 await asyncio.sleep(0)
@@ -378,7 +373,7 @@ async def pretending(answers: list[bytes]) -> AsyncIterator[ArqRedis]:
 
 async def test_a_second_answer_to_one_call_is_never_the_next_ones() -> None:
     async with pretending([b"+mine\r\n+whose\r\n"]) as client:
-        script = cast(Any, client.register_script(ECHO))
+        script = Script(client, ECHO)
         with pytest.raises(RedisConnectionError):
             await script()
         assert await script() == 2
@@ -386,9 +381,9 @@ async def test_a_second_answer_to_one_call_is_never_the_next_ones() -> None:
 
 async def test_an_answer_to_no_call_reaches_no_call() -> None:
     async with pretending([b"+mine\r\n", b"+again\r\n"]) as client:
-        script = cast(Any, client.register_script(ECHO))
+        script = Script(client, ECHO)
         assert await script() == b"mine"
-        channel = cast(Any, client)._channels._idle[0]
+        channel = cast(Any, client).nodes._node._channels._idle[0]
         channel._transport.write(b"*1\r\n$7\r\nEVALSHA\r\n")
 
         async def has_arrived() -> bool:
@@ -400,7 +395,7 @@ async def test_an_answer_to_no_call_reaches_no_call() -> None:
 
 async def test_bytes_that_are_no_answer_end_the_channel() -> None:
     async with pretending([b"HTTP/1.1 400 Bad Request\r\n\r\n"]) as client:
-        script = cast(Any, client.register_script(ECHO))
+        script = Script(client, ECHO)
         with pytest.raises(RedisError):
             await script()
         assert await script() == 2

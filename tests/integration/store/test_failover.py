@@ -20,6 +20,7 @@ import redis as blocking
 from payswitch.ingress.app import create_app
 from payswitch.settings import Settings
 from payswitch.store.client import connect
+from payswitch.store.scripts import Script
 from payswitch.store.trust import UntrustworthyRedisError
 from payswitch.store.watch import RedisWatch
 from tests.integration.harness import bench, worker_process
@@ -311,7 +312,7 @@ async def pretending(answer: bytes) -> AsyncIterator[Any]:
 @pytest.mark.parametrize("way", ["command", "script"])
 async def test_a_connection_to_the_wrong_server_is_closed(answer: bytes, way: str) -> None:
     async with pretending(answer) as client:
-        script = client.register_script("return 1")
+        script = Script(client, "return 1")
 
         async def call() -> Any:
             return await (script() if way == "script" else client.execute_command("INCR", "n"))
@@ -323,7 +324,7 @@ async def test_a_connection_to_the_wrong_server_is_closed(answer: bytes, way: st
 
 async def test_one_wrong_answer_ends_every_connection_that_was_open() -> None:
     async with pretending(b":0\r\n") as client:
-        script = client.register_script("return 1")
+        script = Script(client, "return 1")
         assert (await script(), await script()) == (0, 1)
         assert await client.execute_command("INCR", "n") == 2
         client.epoch.end()

@@ -29,7 +29,7 @@ class ScriptedRedis:
     async def time(self) -> tuple[int, int]:
         return 1_764_000_000, 0
 
-    async def _answer(self, args: list[Any]) -> list[bytes]:
+    async def _answer(self, keys: list[str], args: list[Any]) -> list[bytes]:
         self.asked.append(args[1::5])
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):

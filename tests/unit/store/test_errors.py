@@ -13,6 +13,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch.store.client import connect
 from payswitch.store.errors import Parser, WrongServerError, in_words, unreachable
+from payswitch.store.scripts import Script
 
 SHA = "153ea0597ef66530aa3cc320cd22e1d2bcdf8527"
 OF_A_SCRIPT = f" script: {SHA}, on @user_script:136."
@@ -128,7 +129,7 @@ def test_a_certificate_that_is_not_trusted_is_said() -> None:
 def test_an_address_without_a_redis_is_said_in_words(run: object, url: str, words: str) -> None:
     async def ask() -> None:
         client = connect(url, limit_s=1)
-        for call in (client.ping(), client.register_script("return 1")()):
+        for call in (client.ping(), Script(client, "return 1")()):
             with pytest.raises(RedisConnectionError) as caught:
                 await call
             assert str(caught.value) == in_words(caught.value) == words

@@ -1,0 +1,145 @@
+"""Runs scripts on one Redis server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.commands.core import AsyncScript
+from redis.exceptions import NoScriptError, RedisError
+
+from payswitch.store.channels import Channels
+from payswitch.store.errors import Epoch, UnconfirmedError
+from payswitch.store.partitions import Argument, Call, Confirm, Node
+
+_WAIT_SHARE = 0.8
+"""The part of a call's limit that replicas get to confirm it."""
+
+
+class ServerNode:
+    """A server with its own connections: a pool for ordinary commands, and channels for scripts.
+    A confirmed call waits for `replicas` replicas, if there are any."""
+
+    def __init__(
+        self, pool: ConnectionPool, *, limit_s: float, replicas: int = 0, address: str = ""
+    ) -> None:
+        self.pool = pool
+        self.address = address
+        self.epoch: Epoch = pool.connection_kwargs["epoch"]
+        self._channels = Channels(pool, limit_s=limit_s)
+        self._replicas = replicas
+        self._wait: Sequence[Argument] = ("WAIT", replicas, int(limit_s * 1000 * _WAIT_SHARE))
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the next call goes through a connection that is open already."""
+        return self._channels.is_connected
+
+    async def run(
+        self, text: str, sha: str, calls: Sequence[Call], *, confirm: Confirm
+    ) -> list[Any]:
+        """As `Node.run`. If Redis has forgotten the script, it is sent again."""
+        try:
+            return await self._run(text, sha, calls, confirm=confirm)
+        except (RedisError, OSError):
+            self.epoch.doubt()
+            raise
+
+    async def _run(
+        self, text: str, sha: str, calls: Sequence[Call], *, confirm: Confirm
+    ) -> list[Any]:
+        answers = await self._send("EVALSHA", sha, calls, confirm=confirm)
+        forgotten = [
+            number for number, each in enumerate(answers) if isinstance(each, NoScriptError)
+        ]
+        if forgotten:
+            again = [calls[number] for number in forgotten]
+            sent = await self._send("EVAL", text, again, confirm=confirm)
+            for number, answer in zip(forgotten, sent, strict=True):
+                answers[number] = answer
+        return answers
+
+    async def _send(
+        self, command: str, script: str, calls: Sequence[Call], *, confirm: Confirm
+    ) -> list[Any]:
+        commands: list[Sequence[Argument]] = [
+            (command, script, len(keys), *keys, *args) for keys, args in calls
+        ]
+        if not self._replicas or confirm is False:
+            return await self._channels.call(commands)
+        if confirm is True:
+            answers = await self._channels.call([*commands, self._wait])
+        else:
+            needs = confirm
+            answers = await self._channels.call(
+                commands, lambda found: [self._wait] if _any_needs(needs, found) else []
+            )
+        if len(answers) == len(calls):
+            return answers
+        count = answers.pop()
+        if isinstance(count, int) and count >= self._replicas:
+            return answers
+        self.epoch.doubt()
+        short = UnconfirmedError(f"it has no confirmation of {self._replicas} replica(s)")
+        return [each if isinstance(each, RedisError) else short for each in answers]
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        self._channels.close()
+        await self.pool.disconnect()
+
+
+class PlainNode:
+    """Any redis-py client, such as that of fakeredis."""
+
+    is_connected = True
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._scripts: dict[str, AsyncScript] = {}
+
+    async def run(
+        self, text: str, sha: str, calls: Sequence[Call], *, confirm: Confirm
+    ) -> list[Any]:
+        """As `Node.run`, one call after another; nothing is confirmed."""
+        script = self._scripts.get(sha)
+        if script is None:
+            script = self._scripts[sha] = self._redis.register_script(text)
+        return [await _outcome(script, call) for call in calls]
+
+
+def _any_needs(needs: Callable[[Any], bool], answers: Sequence[Any]) -> bool:
+    return any(needs(each) for each in answers if not isinstance(each, RedisError))
+
+
+async def _outcome(script: AsyncScript, call: Call) -> Any:
+    keys, args = call
+    try:
+        return await script(keys=keys, args=args)
+    except (RedisError, OSError) as error:
+        return error
+
+
+class OneServer:
+    """The nodes of a deployment on a single Redis: there is one."""
+
+    def __init__(self, node: PlainNode | ServerNode) -> None:
+        self._node = node
+
+    def home(self, slot: int) -> str:
+        """As `Nodes.home`."""
+        return "redis"
+
+    async def locate(self, slot: int) -> Node:
+        """As `Nodes.locate`."""
+        return self._node
+
+    async def locate_again(self, slot: int, wrong: Exception) -> Node | None:
+        """As `Nodes.locate_again`."""
+        return None
+
+    async def aclose(self) -> None:
+        """Close its channels."""
+        if isinstance(self._node, ServerNode):
+            await self._node.aclose()
