@@ -80,6 +80,7 @@ class WorkerSettings:
     on_shutdown = shutdown
     currency_code = settings.currency_code
     redis_trust = settings.redis_trust
+    durability = settings.durability
     # arq also serializes the exception of a job whose key has expired.
     job_serializer = partial(orjson.dumps, default=repr)
     job_deserializer = orjson.loads

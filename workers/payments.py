@@ -86,6 +86,7 @@ class WorkerSettings:
     on_shutdown = shutdown
     currency_code = settings.currency_code
     redis_trust = settings.redis_trust
+    durability = settings.durability
     job_serializer = orjson.dumps
     job_deserializer = orjson.loads
     max_jobs = settings.worker_slots

@@ -20,6 +20,7 @@ from bench.rinha.result import as_document, as_timeline, show
 from bench.rinha.run import Outcome, run
 from bench.rinha.scenario import Scenario, load_scenario
 from bench.rinha.site import Site, SiteError
+from payswitch.durability import Durability
 from payswitch.local.machine import make_files_private
 from payswitch.process import allow_many_open_files
 
@@ -45,6 +46,11 @@ _TABLE_WIDTH = 110
 )
 @click.option("--build/--no-build", default=True, show_default=True, help="Build the image before.")
 @click.option(
+    "--durability",
+    type=click.Choice(list(Durability)),
+    help="What a 202 stands for.  [as in compose.yaml]",
+)
+@click.option(
     "--time-scale",
     default=1.0,
     show_default=True,
@@ -59,19 +65,35 @@ _TABLE_WIDTH = 110
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, not as a table.")
 def rinha(
-    name: str, target: str, start: bool, build: bool, time_scale: float, out: Path, as_json: bool
+    name: str,
+    target: str,
+    start: bool,
+    build: bool,
+    durability: str | None,
+    time_scale: float,
+    out: Path,
+    as_json: bool,
 ) -> None:
     """Play a scored run of the Rinha de Backend 2025 and score it by its rules.
 
     Example: python -m bench.rinha final
     """
+    if durability and not start:
+        raise click.UsageError("--durability needs --start: what runs has its own")
     allow_many_open_files()
     scenario = load_scenario(name).shortened(time_scale)
     make_files_private()
     folder = (out / name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        outcome = asyncio.run(_play(scenario, target, folder, start=start, build=build))
+        site = _site(
+            target,
+            folder,
+            start=start,
+            build=build,
+            durability=Durability(durability) if durability else None,
+        )
+        outcome = asyncio.run(_play(scenario, site))
     except (SiteError, LoadError) as error:
         click.echo(f"rinha: {error}", err=True)
         sys.exit(1)
@@ -89,15 +111,17 @@ def rinha(
 
 
 async def _play(
-    scenario: Scenario, target: str, folder: Path, *, start: bool, build: bool
+    scenario: Scenario, starting: contextlib.AbstractAsyncContextManager[Site]
 ) -> Outcome:
-    async with _site(target, folder, start=start, build=build) as site:
+    async with starting as site:
         with board(scenario) as shown:
             return await run(site, scenario, shown)
 
 
 @contextlib.asynccontextmanager
-async def _site(target: str, folder: Path, *, start: bool, build: bool) -> AsyncIterator[Site]:
+async def _site(
+    target: str, folder: Path, *, start: bool, build: bool, durability: Durability | None
+) -> AsyncIterator[Site]:
     engine = None if target == "processes" else await containers.find_engine()
     if target == "containers" and engine is None:
         raise SiteError("neither Docker nor Podman answers here, each with its compose")
@@ -105,11 +129,12 @@ async def _site(target: str, folder: Path, *, start: bool, build: bool) -> Async
         engine = None
     if engine is None:
         click.echo("starting the system as processes, without limits", err=True)
-        async with processes.serving(folder) as site:
+        async with processes.serving(folder, durability=durability) as site:
             yield site
     else:
         click.echo(f"containers by {engine.program}" + (", starting" if start else ""), err=True)
-        async with containers.serving(engine, _ROOT, start=start, build=build) as site:
+        serving = containers.serving(engine, _ROOT, start=start, build=build, durability=durability)
+        async with serving as site:
             yield site
 
 

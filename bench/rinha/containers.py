@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import yaml
 
 from bench.rinha.cgroups import usage_of
 from bench.rinha.site import Site, SiteError, Usage, Usages
+from payswitch.durability import Durability
 
 PROJECT = "payswitch-rinha"
 COMPOSE = "compose.yaml"
@@ -73,12 +76,19 @@ async def is_running(engine: Engine) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def serving(engine: Engine, root: Path, *, start: bool, build: bool) -> AsyncIterator[Site]:
-    """The system in containers. With `start` they are made, and removed in the end; else they
-    must be running. Raises `SiteError`."""
+async def serving(
+    engine: Engine, root: Path, *, start: bool, build: bool, durability: Durability | None = None
+) -> AsyncIterator[Site]:
+    """The system in containers. With `start` they are made, with another durability than the
+    compose file's on demand, and removed in the end; else they must be running. Raises
+    `SiteError`."""
     async with contextlib.AsyncExitStack() as stack:
         if start:
-            await _start(engine, root, stack, ["--build"] if build else [])
+            files = [COMPOSE]
+            if durability is not None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                files.append(str(_write_override(root / COMPOSE, durability, folder)))
+            await _start(engine, root, stack, files, ["--build"] if build else [])
         containers = await _containers(engine)
         if "redis" not in containers:
             raise SiteError(f"no containers of {COMPOSE} are running")
@@ -111,8 +121,34 @@ async def output(*command: str, cwd: Path | None = None) -> str:
     return printed.decode()
 
 
+def durability_override(compose: Mapping[str, Any], durability: Durability) -> dict[str, Any]:
+    """What a second compose file must say, so that the system of the first has this durability."""
+    services = compose["services"]
+    command = list(services["redis"]["command"])
+    command[command.index("--appendfsync") + 1] = durability.appendfsync[0]
+    parts = [name for name, service in services.items() if "environment" in service]
+    environment = {"PAYSWITCH_DURABILITY": durability}
+    return {
+        "services": {
+            "redis": {"command": command},
+            **{name: {"environment": environment} for name in parts},
+        }
+    }
+
+
+def _write_override(compose: Path, durability: Durability, folder: Path) -> Path:
+    document = durability_override(yaml.safe_load(compose.read_text()), durability)
+    file = folder / "durability.yaml"
+    file.write_bytes(orjson.dumps(document))  # JSON is YAML, and nothing in it needs quotes
+    return file
+
+
 async def _start(
-    engine: Engine, root: Path, stack: contextlib.AsyncExitStack, options: Sequence[str]
+    engine: Engine,
+    root: Path,
+    stack: contextlib.AsyncExitStack,
+    files: Sequence[str],
+    options: Sequence[str],
 ) -> None:
     if await is_running(engine):
         raise SiteError(
@@ -125,7 +161,7 @@ async def _start(
         of_processors = (*engine.compose, "-f", PROCESSORS_COMPOSE)
         stack.push_async_callback(_compose, root, *of_processors, "down")
         await _compose(root, *of_processors, "up", "-d", *options)
-    ours = (*engine.compose, "-p", PROJECT, "-f", COMPOSE)
+    ours = (*engine.compose, "-p", PROJECT, *(word for file in files for word in ("-f", file)))
     stack.push_async_callback(_compose, root, *ours, "down", "--volumes")
     await _compose(root, *ours, "up", "-d", *options)
 

@@ -19,6 +19,8 @@ import click
 import orjson
 import yaml
 
+from payswitch.durability import Durability
+
 _ROOT = Path(__file__).parents[2]
 _COMPOSE = "compose.yaml"
 _PUBLISHED = re.compile(r"[a-z0-9][a-z0-9._/:-]*/[a-z0-9._-]+:(?!latest$)[A-Za-z0-9_][\w.-]*")
@@ -140,9 +142,12 @@ def _readme(entry: Mapping[str, Any], author: Author) -> str:
         [
             "# Payswitch",
             "",
-            "An entry to the Rinha de Backend 2025: payments are acknowledged once Redis has them "
-            "on disk,",
-            "and each is paid exactly once, through the cheapest healthy processor.",
+            "An entry to the Rinha de Backend 2025: each payment is acknowledged once Redis holds "
+            "it,",
+            "and is paid exactly once, through the cheapest healthy processor.",
+            "",
+            f"An acknowledged payment survives {_durability(entry).survives}",
+            f"(`PAYSWITCH_DURABILITY={_durability(entry)}`).",
             "",
             f"Source code: <{author.repository}>",
             "",
@@ -158,6 +163,14 @@ def _readme(entry: Mapping[str, Any], author: Author) -> str:
             "",
         ]
     )
+
+
+def _durability(entry: Mapping[str, Any]) -> Durability:
+    """What a 202 of its ingress stands for."""
+    for service in entry["services"].values():
+        if (value := service.get("environment", {}).get("PAYSWITCH_DURABILITY")) is not None:
+            return Durability(value)
+    return Durability.DISK
 
 
 def _megabytes(text: str) -> int:

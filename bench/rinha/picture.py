@@ -25,7 +25,8 @@ def draw(outcome: Outcome, file: Path) -> None:
     rates, times, backlog = figure.subplots(3, 1, sharex=True, height_ratios=[3, 2, 2])
     score, scenario = outcome.score, outcome.scenario
     figure.suptitle(
-        f"{scenario.name} in {outcome.site.kind}: score {score.value:,.0f}, "
+        f"{scenario.name} in {outcome.site.kind}, durability {outcome.durability}: "
+        f"score {score.value:,.0f}, "
         f"p99 {score.p99_ms:.2f} ms, lag {score.lag}, {score.inconsistencies} inconsistencies"
         + ("" if scenario.time_scale == 1 else " (shortened)")
     )

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from bench.rinha.site import Site, SiteError, Usage, Usages
 from payswitch.chaos.system import ChaosSystem, running
+from payswitch.durability import Durability
 from payswitch.local.machine import MachineError
 from payswitch.local.supervisor import PartNotStartedError
 from payswitch.selection.selector import parse_selection
@@ -19,6 +20,7 @@ from payswitch.store import keys
 from payswitch.store.client import connect
 
 SETTINGS = {
+    "PAYSWITCH_DURABILITY": "process",
     "PAYSWITCH_FAST_ENOUGH_MS": "1400",
     "PAYSWITCH_FALLBACK_ADVANTAGE_MS": "1400",
     "PAYSWITCH_PATIENCE_MS": "75000",
@@ -31,9 +33,14 @@ _REDIS_LIMIT_S = 1.0
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, *, workers: int = 2) -> AsyncIterator[Site]:
-    """The running system, empty at first; `folder` gets its log. Raises `SiteError`."""
+async def serving(
+    folder: Path, *, workers: int = 2, durability: Durability | None = None
+) -> AsyncIterator[Site]:
+    """The running system, empty at first; `folder` gets its log. `durability` overrules all other
+    settings of it. Raises `SiteError`."""
     environment = SETTINGS | dict(os.environ)
+    if durability is not None:
+        environment["PAYSWITCH_DURABILITY"] = durability
     async with contextlib.AsyncExitStack() as stack:
         try:
             system = await stack.enter_async_context(

@@ -154,6 +154,14 @@ class Observer:
             return None
         return dict(zip(self._site.processors, known, strict=True))
 
+    async def durability(self) -> str:
+        """What a 202 stands for, by the backend's own word; `none` if Redis keeps less."""
+        answer = _loads(await self._calls.call("GET", f"{self._site.endpoint}/readyz"))
+        match answer.get("durability"):
+            case {"promise": str(promise), "kept": kept}:
+                return promise if kept else "none"
+        return "unknown"
+
     async def books(self) -> Audit:
         """Everything, as the backend and the processors have it."""
         return await _compare(self._site, self._calls, 0.0)

@@ -66,6 +66,7 @@ def _ours(outcome: Outcome) -> dict[str, Any]:
         "scenario": outcome.scenario.name,
         "timeScale": outcome.scenario.time_scale,
         "target": outcome.site.kind,
+        "durability": outcome.durability,
         "seconds": round(outcome.seconds, 3),
         "net": float(score.net),
         "netOfAllDefault": float(_net_of_all_default(outcome)),
@@ -132,6 +133,7 @@ def show(outcome: Outcome, console: Console) -> None:
 def _score_table(outcome: Outcome) -> Table:
     score, scenario = outcome.score, outcome.scenario
     title = f"{scenario.name}, {scenario.seconds:g} s, {outcome.site.kind}"
+    title += f", durability {outcome.durability}"
     if scenario.time_scale != 1:
         title += " (shortened: the score is none)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)

@@ -61,6 +61,8 @@ class Outcome:
 
     scenario: Scenario
     site: Site
+    durability: str
+    """What a 202 stands for: `disk`, `process`, `none` or `unknown`."""
     score: Score
     failed: dict[str, int]
     p50_ms: float
@@ -93,6 +95,7 @@ async def run(
     referee, observer = Referee(site, scenario), Observer(site)
     try:
         await _wait_until_ready(site, observer)
+        durability = await observer.durability()
         await referee.reset()
         async with users_of(scenario, site.endpoint) as load:
             before = await _usages(site, load)
@@ -117,6 +120,7 @@ async def run(
     return Outcome(
         scenario=scenario,
         site=site,
+        durability=durability,
         score=score,
         failed=dict(load.failed),
         p50_ms=percentile(milliseconds, 0.5),

@@ -16,10 +16,11 @@ from itertools import combinations
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from payswitch.durability import MOST_PARTITIONS, Deployment, Durability
 from payswitch.money import Currency
 from payswitch.origins import parse_host_names
 from payswitch.processor_url import parse_processor_url
-from payswitch.redis_url import REDIS_URL, RedisUrlError, parse_redis_url
+from payswitch.redis_url import REDIS_URL, RedisUrlError, is_cluster, parse_redis_url
 from payswitch.secret_files import SUFFIX, Given, SecretFileError, read_secret
 
 MASK = "***"
@@ -331,9 +332,31 @@ class Settings:
         "PAYSWITCH_REDIS_TRUST",
         "warn",
         _choice("warn", "require"),
-        "If Redis may lose acknowledged payments: log a warning (`warn`), or refuse to use it, at "
-        "start and after a failover (`require`); see [guarantees]"
+        "If Redis keeps less than `PAYSWITCH_DURABILITY` promises: log a warning (`warn`), or "
+        "refuse to use it, at start and after a failover (`require`); see [guarantees]"
         "(guarantees.md#what-survives-which-failure).",
+    )
+    durability: Durability = _setting(  # noqa: RUF009 - its default is immutable
+        "PAYSWITCH_DURABILITY",
+        Durability.DISK,
+        (Durability, "one of " + ", ".join(Durability)),
+        "What a 202 stands for: the payment is on Redis' disk (`disk`), besides at replicas "
+        "(`replicas`, in a cluster), or in the kernel of Redis' host (`process`); see [guarantees]"
+        "(guarantees.md#what-a-202-stands-for).",
+    )
+    replicas: int = _setting(
+        "PAYSWITCH_REPLICAS",
+        1,
+        _whole(1, 5),
+        "With `PAYSWITCH_DURABILITY=replicas`: how many replicas each shard has, and confirm each "
+        "payment.",
+    )
+    partitions: int = _setting(
+        "PAYSWITCH_PARTITIONS",
+        16,
+        _whole(1, MOST_PARTITIONS),
+        "How many partitions the payments of a cluster fall into, fixed when `payswitch init` "
+        "begins the deployment. A single Redis has one.",
     )
     worker_slots: int = _setting(
         "PAYSWITCH_WORKER_SLOTS",
@@ -554,6 +577,11 @@ class Settings:
             "PAYSWITCH_PURGE=token and PAYSWITCH_PURGE_TOKEN go together",
         )
         yield (
+            self.durability is not Durability.REPLICAS or is_cluster(self.redis_url),
+            ("durability", "redis_url"),
+            "PAYSWITCH_DURABILITY=replicas is for a cluster, redis+cluster://",
+        )
+        yield (
             self.lease_ms > self.processor_max_delay_ms + self.lease_margin_ms,
             ("lease_ms", "processor_max_delay_ms", "lease_margin_ms"),
             "PAYSWITCH_LEASE_MS must be above PAYSWITCH_PROCESSOR_MAX_DELAY_MS plus "
@@ -588,6 +616,12 @@ class Settings:
             ("traces",),
             "it needs the extra `traces`: pip install 'payswitch[traces]'",
         )
+
+    @property
+    def deployment(self) -> Deployment:
+        """What a deployment in a cluster is begun with."""
+        replicas = self.replicas if self.durability is Durability.REPLICAS else 0
+        return Deployment(self.partitions, self.durability, replicas)
 
     @property
     def allowed_host_names(self) -> frozenset[str]:

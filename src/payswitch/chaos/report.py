@@ -21,7 +21,8 @@ _LONG_NUMBERS = 20
 
 def show(outcomes: Sequence[RunOutcome], console: Console) -> None:
     """The verdict table, a row a run, and the violations."""
-    table = Table(title="chaos", title_justify="left")
+    title = f"chaos, PAYSWITCH_DURABILITY={outcomes[0].durability}"
+    table = Table(title=title, title_justify="left")
     processors = outcomes[0].verdict.settled
     heads = ["seed", "sent", "accepted", *processors, "declined", "dead", "lost", "double"]
     heads += ["cents off", "settled after", "verdict"]
@@ -91,6 +92,7 @@ def as_document(outcome: RunOutcome) -> dict[str, Any]:
         "minutes": order.minutes,
         "rate": order.rate,
         "workers": order.workers,
+        "durability": outcome.durability,
         "faults": sorted(order.kinds),
         "holds": verdict.holds,
         "sent": verdict.sent,

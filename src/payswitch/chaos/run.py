@@ -18,6 +18,7 @@ from payswitch.chaos.island import Island
 from payswitch.chaos.plan import PlannedFault, Scale, is_clean, plan
 from payswitch.chaos.system import ChaosSystem, running
 from payswitch.chaos.watch import Audit, LoadSample, Watch
+from payswitch.durability import Durability
 from payswitch.local.cluster_topology import PRIMARIES
 
 _SETTLED_WITHIN_S = 30.0
@@ -57,6 +58,7 @@ class RunOutcome:
     """The result of a run, with all its data."""
 
     order: RunOrder
+    durability: Durability
     plan: list[PlannedFault]
     verdict: RunVerdict
     settled_after_s: float | None
@@ -141,6 +143,7 @@ async def _run_on(system: ChaosSystem, order: RunOrder, progress: Progress) -> R
     verdict.violations.extend(_swept(order.folder / "system.log"))
     return RunOutcome(
         order,
+        system.settings.durability,
         events,
         verdict,
         settled_after_s,

@@ -46,7 +46,8 @@ def draw(outcome: RunOutcome) -> Path:
     verdict = outcome.verdict
     word = "the promise holds" if verdict.holds else f"{len(verdict.violations)} VIOLATIONS"
     figure.suptitle(
-        f"chaos, seed {outcome.order.seed}: {verdict.accepted:,} accepted, "
+        f"chaos, seed {outcome.order.seed}, durability {outcome.durability}: "
+        f"{verdict.accepted:,} accepted, "
         f"{sum(verdict.settled.values()):,} settled, "
         f"{verdict.declined:,} declined, {verdict.dead:,} dead, {verdict.lost} lost, "
         f"{verdict.double} double: {word}"

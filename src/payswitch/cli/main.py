@@ -292,7 +292,11 @@ def _run(worker_class: type[ResilientWorker], worker_settings: type, settings: S
 
     try:
         check_address(settings.metrics_host, settings.metrics_port)
-        run_worker(worker_class, worker_settings, connect(settings.redis_url, limit_s=10))
+        run_worker(
+            worker_class,
+            worker_settings,
+            connect(settings.redis_url, limit_s=10, deployment=settings.deployment),
+        )
     except (StartError, SettingsError) as error:
         _end(settings, str(error))
 

@@ -44,11 +44,12 @@ def run(command: Callable[[Settings, ArqRedis], Awaitable[int]], *, failed: int 
     settings = read_settings()
 
     async def connected() -> int:
-        redis = connect(settings.redis_url, limit_s=_REDIS_LIMIT_S)
+        redis = connect(settings.redis_url, limit_s=_REDIS_LIMIT_S, deployment=settings.deployment)
         try:
             held = None
             with contextlib.suppress(RedisError, OSError):  # then the command tells it, or waits
-                held = await redis.get(keys.CURRENCY)
+                first = redis.partitions[0]
+                held = await first.redis.get(first.key(keys.CURRENCY))
             if problem := wrong_currency(held, settings.currency_code):
                 click.echo(f"payswitch: Redis at {shown(settings.redis_url)}: {problem}", err=True)
                 return failed

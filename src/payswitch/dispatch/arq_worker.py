@@ -16,6 +16,7 @@ from arq.cron import CronJob
 from arq.utils import poll
 from redis.exceptions import RedisError, ResponseError
 
+from payswitch.durability import Durability
 from payswitch.process import collect_seldom
 from payswitch.store import scripts
 from payswitch.store.client import Client
@@ -38,11 +39,19 @@ class ResilientWorker(arq.worker.Worker):
     """Turns of the main loop that failed because Redis did not answer or refused."""
 
     def __init__(
-        self, *args: Any, currency_code: str, redis_trust: str = "warn", **kwargs: Any
+        self,
+        *args: Any,
+        currency_code: str,
+        redis_trust: str = "warn",
+        durability: Durability = Durability.DISK,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._watch = RedisWatch(
-            cast(Client, self.pool), currency=currency_code, demand=redis_trust == "require"
+            cast(Client, self.pool),
+            currency=currency_code,
+            demand=redis_trust == "require",
+            durability=durability,
         )
 
     async def main(self) -> None:

@@ -37,8 +37,6 @@ from payswitch.telemetry.tracing import Traces
 
 _SPACE_OF_AN_OFFSET = re.compile(r" (?=\d\d(:?\d\d)?$)", re.ASCII)
 
-READY = b'{"status":"ready"}'
-
 
 class Ingress:
     """The endpoints over one Redis connection pool. Call `open` before the first request."""
@@ -54,7 +52,11 @@ class Ingress:
         """Start everything that the endpoints use; Redis may be away."""
         collect_seldom()
         settings = self._settings
-        self._redis = connect(settings.redis_url, limit_s=settings.accept_limit_ms / 1000)
+        self._redis = connect(
+            settings.redis_url,
+            limit_s=settings.accept_limit_ms / 1000,
+            deployment=settings.deployment,
+        )
         self._queue = AcceptQueue(
             self._redis,
             limit_ms=settings.accept_limit_ms,
@@ -73,6 +75,7 @@ class Ingress:
             self._redis,
             currency=settings.currency_code,
             demand=settings.redis_trust == "require",
+            durability=settings.durability,
             max_percent=settings.max_memory_percent,
             max_backlog=settings.max_backlog,
         )
@@ -125,13 +128,13 @@ class Ingress:
         """`GET /readyz` at the payments port."""
         try:
             async with asyncio.timeout(self._settings.accept_limit_ms / 1000):
-                await self.require_ready()
+                body = await self._ready_body()
         except Problem as problem:
             return problem.answer()
         except (RedisError, OSError):
             return try_later("Redis does not answer").answer()
-        length = str(len(READY)).encode()
-        return Answer(200, [(b"content-length", length), (b"content-type", JSON.encode())], READY)
+        length = str(len(body)).encode()
+        return Answer(200, [(b"content-length", length), (b"content-type", JSON.encode())], body)
 
     async def payment(self, request: Request) -> Response:
         """`GET /payments/{id}`: one payment's record."""
@@ -188,23 +191,31 @@ class Ingress:
         return Response(b'{"status":"alive"}', media_type=JSON)
 
     async def ready(self, request: Request) -> Response:
-        """`GET /readyz`: ready to accept payments."""
-        await self.require_ready()
-        return Response(READY, media_type=JSON)
+        """`GET /readyz`: ready to accept payments, and what a 202 stands for."""
+        return Response(await self._ready_body(), media_type=JSON)
 
-    async def require_ready(self) -> None:
+    async def _ready_body(self) -> bytes:
         """Raises `Problem` unless a payment would be accepted now, and a worker could take it."""
         await self._watch.look()
         reason = self._watch.not_ready
         if reason is not None:
             raise try_later(reason)
+        kept = self._watch.is_kept
+        durability = {"promise": self._watch.durability, "kept": kept}
+        return orjson.dumps({"status": "ready", "durability": durability})
 
     async def metrics(self, request: Request) -> Response:
         """`GET /metrics` for Prometheus, for all processes at this address."""
         return Response(self._metrics.scrape(), headers={"content-type": CONTENT_TYPE})
 
     def _counts(self) -> Fields:
-        return {"redis:short_of_memory": int(self._watch.is_short), **self._metrics.counted()}
+        watch = self._watch
+        return {
+            "durability": watch.durability,
+            "redis:may_lose_payments": int(not watch.is_kept),
+            "redis:short_of_memory": int(watch.is_short),
+            **self._metrics.counted(),
+        }
 
 
 def _bound(ms: int | None) -> str:

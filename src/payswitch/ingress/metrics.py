@@ -25,7 +25,7 @@ _STATUSES = (400, 403, 408, 409, 413, 415, 421, 422, 500, 503)
 
 
 class IngressMetrics:
-    """The counts of one ingress process. `watch` gives the state of Redis' memory."""
+    """The counts of one ingress process. `watch` gives the state of Redis."""
 
     def __init__(self, watch: Callable[[], RedisWatch]) -> None:
         self._watch = watch
@@ -88,6 +88,7 @@ class IngressMetrics:
         yield metrics.build_info("ingress")
         watch = self._watch()
         yield metrics.SHORT_OF_MEMORY.one(watch.is_short)
+        yield metrics.DURABILITY.by({(watch.durability,): watch.is_kept})
         yield metrics.REDIS_MEMORY.one(watch.memory.used)
         yield metrics.REDIS_MEMORY_LIMIT.one(watch.memory.limit)
 

@@ -81,7 +81,7 @@ def serve(settings: Settings, place: Place, *, workers: int) -> None:
     """Serve until SIGTERM or SIGINT; requests under way are finished.
 
     Raises `ListenError` if an address is taken, and `UntrustworthyRedisError` if the settings
-    require a Redis that loses no payments and this one may.
+    require that Redis keeps what the durability promises, and it doesn't.
     """
     place = place.checked()
     if settings.redis_trust == "require":
@@ -222,8 +222,16 @@ def _max_connections() -> int:
 
 async def _require_trust(settings: Settings) -> None:
     """Wait for Redis. Raises `UntrustworthyRedisError`."""
-    redis = connect(settings.redis_url, limit_s=settings.accept_limit_ms / 1000)
+    redis = connect(
+        settings.redis_url, limit_s=settings.accept_limit_ms / 1000, deployment=settings.deployment
+    )
     try:
-        await RedisWatch(redis, currency=settings.currency_code, demand=True).check_trust()
+        watch = RedisWatch(
+            redis,
+            currency=settings.currency_code,
+            demand=True,
+            durability=settings.durability,
+        )
+        await watch.check_trust()
     finally:
         await redis.aclose(close_connection_pool=True)

@@ -365,7 +365,7 @@ class LocalSystem:
             "dir": str(folder),
             "daemonize": "no",
             "appendonly": "yes",
-            "appendfsync": "always",
+            "appendfsync": self.settings.durability.appendfsync[0],
             "save": "",
             "maxmemory-policy": "noeviction",
             "loglevel": "warning",

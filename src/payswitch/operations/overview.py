@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
+from payswitch.durability import Durability
 from payswitch.instants import parse_instant_ms
 from payswitch.money import Total
 from payswitch.operations.controls import Order, standing_override, standing_pause
@@ -144,6 +145,18 @@ class Overview:
         return sum(
             ((rates[instead] - rates[name]) * cents for (name, instead), cents in sums), Decimal()
         )
+
+    @property
+    def durability(self) -> Durability | None:
+        """What a 202 stands for at every ingress: the weakest promise; None without an ingress."""
+        promises = [each.durability for each in self.of_kind("ingress") if each.durability]
+        return max(promises, key=[*Durability].index, default=None)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether Redis keeps that promise, by every ingress' word."""
+        counts = [each.counts for each in self.of_kind("ingress")]
+        return not any(each.get("redis:may_lose_payments") for each in counts)
 
     def of_kind(self, kind: str) -> list[Process]:
         """The living processes of one kind, by host and pid."""

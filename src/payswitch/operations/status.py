@@ -142,6 +142,12 @@ def _of_processes(overview: Overview) -> Iterator[Finding]:
             yield Finding(level, text)
     if any(each.counts.get("redis:short_of_memory") for each in overview.of_kind("ingress")):
         yield Finding(Level.ERROR, "Redis is short of memory: new payments are refused")
+    if not overview.is_kept:
+        text = (
+            f"Redis keeps less than PAYSWITCH_DURABILITY={overview.durability} promises: the log "
+            "of each ingress says how"
+        )
+        yield Finding(Level.WARNING, text)
 
 
 def _of_processors(overview: Overview) -> Iterator[Finding]:
@@ -253,6 +259,7 @@ def document(status: Status, currency: Currency) -> dict[str, Any]:
         "level": status.level.value,
         "headline": status.headline,
         "findings": [{"level": each.level.value, "text": each.text} for each in status.findings],
+        "durability": _durability(overview),
         "accepted": {
             "total": overview.accepted,
             "perSecond": now and round(now.accepted_per_s, 1),
@@ -291,6 +298,13 @@ def document(status: Status, currency: Currency) -> dict[str, Any]:
         and {"ageMs": max(0, at - reconciled.at), "differences": reconciled.differences},
         "processes": [_process(each, at) for each in _in_order(overview)],
     }
+
+
+def _durability(overview: Overview) -> dict[str, Any] | None:
+    promise = overview.durability
+    if promise is None:
+        return None
+    return {"promise": promise, "kept": overview.is_kept, "survives": promise.survives}
 
 
 def _processor(status: Status, name: str, currency: Currency) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from payswitch.durability import Deployment
 from payswitch.redis_url import cluster_nodes, is_cluster, tls_defaults
 from payswitch.store import keys
-from payswitch.store.deployment import Deployment
 from payswitch.store.errors import (
     ClusterParser,
     Epoch,

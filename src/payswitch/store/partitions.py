@@ -17,7 +17,6 @@ from redis.crc import key_slot
 
 from payswitch.store import keys
 
-MOST_PARTITIONS = 256
 _MIDDLE = 16
 """A tag lies in the middle 1/16 of its range of slots. So each of up to 16 nodes with equal,
 contiguous ranges gets as many of 16 partitions as any other, or one more."""

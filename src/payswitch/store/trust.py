@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from payswitch.durability import Durability
 from payswitch.errors import StartError
 from payswitch.store.errors import in_words
 
@@ -17,7 +18,7 @@ _NO_REPLICATION = "0" * 40
 
 
 class UntrustworthyRedisError(StartError):
-    """Redis may lose acknowledged payments, and the settings require one that doesn't."""
+    """Redis keeps less than the durability promises, and the settings require that it keeps it."""
 
 
 def parse_info(text: str) -> dict[str, str]:
@@ -60,8 +61,8 @@ def judge_server(info: Mapping[str, str]) -> list[str]:
     return found
 
 
-def judge_config(config: Mapping[str, Any]) -> list[str]:
-    """The risks of a Redis with these settings, a sentence each."""
+def judge_config(config: Mapping[str, Any], durability: Durability) -> list[str]:
+    """The ways in which a Redis with these settings may break the promise, a sentence each."""
     found: list[str] = []
     if config.get("maxmemory", "0") != "0" and config.get("maxmemory-policy") != "noeviction":
         found.append(
@@ -73,22 +74,29 @@ def judge_config(config: Mapping[str, Any]) -> list[str]:
             "appendonly is off: a restart of Redis loses every payment since the last snapshot "
             "(set appendonly yes)"
         )
-    elif config.get("appendfsync") != "always":
-        found.append(
-            f"appendfsync is {config.get('appendfsync')}: a crash loses acknowledged payments "
-            "and pins of the last seconds (set appendfsync always)"
-        )
-    elif config.get("no-appendfsync-on-rewrite", "no") != "no":
-        found.append(
-            "no-appendfsync-on-rewrite is on: a crash during a rewrite of the append-only file "
-            "loses acknowledged payments and pins (set it to no)"
-        )
+    else:
+        found.extend(_sync_risks(config, durability))
     return found
 
 
-async def config_risks(redis: Redis) -> list[str]:
-    """The risks of this Redis' settings, a sentence each. Raises `RedisError` if Redis can't be
-    reached."""
+def _sync_risks(config: Mapping[str, Any], durability: Durability) -> Iterator[str]:
+    appendfsync = config.get("appendfsync")
+    if appendfsync not in durability.appendfsync:
+        failure = "a power cut" if appendfsync == "no" else "a crash"
+        yield (
+            f"appendfsync is {appendfsync}: {failure} loses acknowledged payments and pins of the "
+            f"last seconds (set appendfsync {durability.appendfsync[0]} for "
+            f"PAYSWITCH_DURABILITY={durability})"
+        )
+    elif durability is Durability.DISK and config.get("no-appendfsync-on-rewrite", "no") != "no":
+        yield (
+            "no-appendfsync-on-rewrite is on: a power cut during a rewrite of the append-only file "
+            "loses acknowledged payments and pins (set it to no)"
+        )
+
+
+async def config_risks(redis: Redis, durability: Durability) -> list[str]:
+    """As `judge_config`, of this Redis. Raises `RedisError` if Redis can't be reached."""
     try:
         config: dict[str, Any] = {}
         for pattern in ("maxmemory*", "append*", "no-appendfsync-on-rewrite"):
@@ -99,4 +107,4 @@ async def config_risks(redis: Redis) -> list[str]:
         ):
             raise
         return ["CONFIG is not allowed, so the risks of its settings can't be checked"]
-    return judge_config(config)
+    return judge_config(config, durability)

@@ -2,8 +2,8 @@
 
 An ingress accepts a payment only if a worker could take it: Redis must take writes, grant its user
 every right that some part needs, hold payments of the same currency, have room, and, with
-`PAYSWITCH_REDIS_TRUST=require`, keep every acknowledged payment. Workers may be absent: they pay
-when they come back.
+`PAYSWITCH_REDIS_TRUST=require`, keep what `PAYSWITCH_DURABILITY` promises. Workers may be absent:
+they pay when they come back.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from payswitch.durability import Durability
 from payswitch.store import keys, rights, scripts
 from payswitch.store.client import Client
 from payswitch.store.errors import WrongServerError, in_words
@@ -55,7 +56,7 @@ class RedisWatch(Periodic):
 
     `currency` is the code of this process' currency, by which it reads and writes amounts.
     `max_percent` is the share of `maxmemory` up to which payments are accepted. With `demand`, a
-    Redis that may lose payments is refused.
+    Redis is refused that keeps less than `durability` promises.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class RedisWatch(Periodic):
         *,
         currency: str,
         demand: bool,
+        durability: Durability = Durability.DISK,
         max_percent: int = 100,
         max_backlog: float = math.inf,
     ) -> None:
@@ -72,6 +74,8 @@ class RedisWatch(Periodic):
         """The reason why no part can work with Redis; None if all can."""
         self.is_short = False
         """Whether more than `max_percent` of its memory is in use."""
+        self.durability = durability
+        """What a 202 stands for, if it `is_kept`."""
         self.memory = Memory()
         self._redis = redis
         self._currency = currency
@@ -97,6 +101,12 @@ class RedisWatch(Periodic):
         if self.unusable is not None:
             return f"Redis can't be used: {self.unusable}"
         return "Redis is short of memory" if self.is_short else None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether Redis keeps what the durability promises, by the last look; the log has its
+        risks."""
+        return not self._risks
 
     @property
     def not_ready(self) -> str | None:
@@ -129,7 +139,7 @@ class RedisWatch(Periodic):
 
     async def check_trust(self) -> None:
         """Look, and with `demand` wait until Redis has answered. Raises `UntrustworthyRedisError`
-        if `demand` is set and Redis may lose payments."""
+        if `demand` is set and Redis keeps less than the durability promises."""
         self._is_checking = self._demand
         await self.look()
         while self._demand and self._away is not None:
@@ -216,7 +226,7 @@ class RedisWatch(Periodic):
 
     async def _judge_server(self, info: Mapping[str, str]) -> None:
         """Judge a server that is new since the last look."""
-        risks = [*judge_server(info), *await config_risks(self._redis)]
+        risks = [*judge_server(info), *await config_risks(self._redis, self.durability)]
         before = self._server
         self._server = info
         self._risks = risks

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from redis.asyncio import Redis
 
 from payswitch.clock import boottime_ms
+from payswitch.durability import Durability
 from payswitch.store import keys, scripts
 from payswitch.store.periodic import Periodic
 from payswitch.telemetry.histogram import LARGEST, Histogram
@@ -85,6 +86,8 @@ class Process:
     settle_times: Histogram
     breaker_reasons: Mapping[str, str] = field(default_factory=dict)
     """By processor: the reason why its breaker isn't closed."""
+    durability: Durability | None = None
+    """What an ingress promises by a 202."""
 
     def of(self, prefix: str) -> dict[str, int]:
         """The counts whose names begin with `prefix`, by the rest of their names."""
@@ -117,9 +120,15 @@ def parse_heartbeat(fields: Mapping[str, str]) -> Process | None:
             breakers=breakers,
             settle_times=Histogram.parse(fields.get("settle_times", "")),
             breaker_reasons=breaker_reasons,
+            durability=_durability(fields.get("durability")),
         )
     except (KeyError, ValueError):
         return None
+
+
+def _durability(text: str | None) -> Durability | None:
+    """None for a value of another version."""
+    return Durability(text) if text in list(Durability) else None
 
 
 def _whole(text: str) -> int:

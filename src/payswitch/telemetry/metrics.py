@@ -111,6 +111,11 @@ SHORT_OF_MEMORY = _gauge(
     "payswitch_redis_short_of_memory",
     "1 while this ingress refuses payments because Redis is short of memory.",
 )
+DURABILITY = _gauge(
+    "payswitch_durability",
+    "1 if Redis keeps what this ingress promises by a 202 (disk or process), 0 if it keeps less.",
+    ("promise",),
+)
 REDIS_MEMORY = _gauge(
     "payswitch_redis_memory_bytes", "Redis' used part of its maxmemory; 0 if unknown."
 )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from arq.connections import ArqRedis
 
+from payswitch.durability import Durability
 from payswitch.store.client import connect
 from payswitch.store.trust import config_risks
 from tests.support import SLACK_S, RedisServer, eventually
@@ -35,13 +36,13 @@ async def test_a_command_never_swallows_a_cancellation(redis: ArqRedis, turns: i
 
 
 async def test_a_redis_that_keeps_every_write_may_be_trusted(redis: ArqRedis) -> None:
-    assert await config_risks(redis) == []
+    assert await config_risks(redis, Durability.DISK) == []
 
 
 async def test_what_redis_may_lose_is_said(redis: ArqRedis) -> None:
     await redis.config_set("appendfsync", "everysec")
     try:
-        [risk] = await config_risks(redis)
+        [risk] = await config_risks(redis, Durability.DISK)
     finally:
         await redis.config_set("appendfsync", "always")
     assert "everysec" in risk

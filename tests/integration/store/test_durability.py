@@ -1,4 +1,4 @@
-"""What survives when Redis or its machine dies, by `appendfsync`.
+"""What survives when Redis or its machine dies, by durability and by `appendfsync`.
 
 A killed Redis leaves what it handed to the kernel (`write`). A power cut leaves what the disk was
 told to keep (`fdatasync`): strace notes both, and the append-only file is cut back to what an
@@ -21,9 +21,12 @@ from uuid import uuid4
 
 import pytest
 
+from payswitch.durability import Durability
 from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
 from payswitch.payments.payment import Payment
 from payswitch.store.client import connect
+from payswitch.store.trust import UntrustworthyRedisError
+from payswitch.store.watch import RedisWatch
 from tests.support import RedisServer, eventually, find_redis
 
 pytestmark = pytest.mark.store
@@ -31,6 +34,7 @@ pytestmark = pytest.mark.store
 _CALL = re.compile(
     r"(?P<pid>\d+) +(?P<call>write|fdatasync)\(\d+<[^>]*/appendonly\.aof(\.\d+\.incr\.aof)?>"
 )
+_REPLY = re.compile(r"\d+ +writev?\(\d+<(socket|TCP|UNIX).*")
 _RESUMED = re.compile(r"(?P<pid>\d+) +<\.\.\. (?P<call>write|fdatasync) resumed>")
 _WRITE_WITHOUT_RESULT = re.compile(
     r"write\(\d+<[^>]*/appendonly\.aof[^>]*>, .*?(\d+)(?:\) += \?| <unfinished \.\.\.>)"
@@ -57,7 +61,7 @@ class TracedRedis(RedisServer):
         self._log = folder / "strace.log"
         self.program = str(folder / "redis-server")
         delay = f"fdatasync:delay_enter={sync_takes_s * 1e6:.0f}"
-        command = ["strace", "-D", "-f", "-y", "-s0", "-e", "trace=write,fdatasync"]
+        command = ["strace", "-D", "-f", "-y", "-s0", "-e", "trace=write,writev,fdatasync"]
         command += ["-e", f"inject={delay}", "-o", str(self._log), find_redis()]
         Path(self.program).write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
         Path(self.program).chmod(0o755)
@@ -75,6 +79,17 @@ class TracedRedis(RedisServer):
             calls.append((call["call"], int(result[1]) if result else None))
             (under_way.discard if result else under_way.add)(call["pid"])
         return calls
+
+    def order(self) -> str:
+        """The calls in their order: `w` and `s` for a write and a sync of the append-only file
+        that have ended, `r` for a reply to a client."""
+        letters = ""
+        for line in self._log.read_text().splitlines():
+            if (call := _CALL.match(line)) is not None and _RESULT.search(line):
+                letters += {"write": "w", "fdatasync": "s"}[call["call"]]
+            elif _REPLY.match(line):
+                letters += "r"
+        return letters
 
     def has_begun_to_sync(self) -> bool:
         """Whether an `fdatasync` of the append-only file was begun."""
@@ -104,21 +119,42 @@ class TracedRedis(RedisServer):
                 last = 0
         return last
 
-    async def cut_power(self) -> None:
-        """Kill it, and forget all unsynced bytes. `start` then goes on without strace."""
-        self.kill()
+    async def has_ended(self) -> None:
+        """Wait until strace has noted the end of each thread."""
 
-        async def has_ended() -> bool:
+        async def is_noted() -> bool:
             last = dict(line.split(maxsplit=1) for line in self._log.read_text().splitlines())
             return len(last) > 0 and all(line.startswith("+++ ") for line in last.values())
 
-        await eventually(has_ended, what="strace has noted the end of each thread")
+        await eventually(is_noted, what="strace has noted the end of each thread")
+
+    async def cut_power(self) -> None:
+        """Kill it, and forget all unsynced bytes. `start` then goes on without strace."""
+        self.kill()
+        await self.has_ended()
         written, safe = self.bytes_written_and_safe()
         [file] = self._data.rglob("*.aof")
         assert file.stat().st_size in (written, written + self.bytes_under_way())
         with file.open("r+b") as stream:
             stream.truncate(safe)
         self.program = find_redis()
+
+
+@pytest.fixture
+def redis_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RedisServer]]:
+    """Starts a Redis that keeps what a durability promises."""
+    servers: list[RedisServer] = []
+
+    def start(durability: Durability) -> RedisServer:
+        folder = tmp_path_factory.mktemp("redis")
+        server = RedisServer(folder, "--appendfsync", durability.appendfsync[0])
+        server.start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.kill()
 
 
 @pytest.fixture
@@ -193,24 +229,78 @@ async def held(server: RedisServer) -> set[str]:
     return records
 
 
-@pytest.mark.parametrize("seed", range(5))
-async def test_with_always_a_kill_at_any_instant_loses_nothing_acknowledged(
-    own_redis: RedisServer, seed: int
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("durability", Durability)
+async def test_a_kill_at_any_instant_loses_nothing_acknowledged(
+    redis_of: Callable[[Durability], RedisServer], durability: Durability, seed: int
 ) -> None:
+    redis = redis_of(durability)
     chance = random.Random(seed)
     acknowledged: set[str] = set()
     for _ in range(2):
-        acknowledged |= await acknowledged_under_load(own_redis, chance, own_redis.kill)
-        own_redis.start()
-        assert acknowledged <= await held(own_redis)
+        acknowledged |= await acknowledged_under_load(redis, chance, redis.kill)
+        redis.start()
+        assert acknowledged <= await held(redis)
+
+
+@needs_strace
+@pytest.mark.parametrize(
+    ("durability", "turn"), [(Durability.DISK, "wsr"), (Durability.PROCESS, "wr")]
+)
+async def test_each_answer_comes_after_what_it_stands_for(
+    traced: Callable[[str, float], TracedRedis], durability: Durability, turn: str
+) -> None:
+    redis = traced(durability.appendfsync[0], 0.0)
+    count = 20
+    async with accept_queue(redis) as queue:
+        for _ in range(1 + count):  # the first one also connects and loads the script
+            await accepted(queue, 1)
+        redis.kill()
+        await redis.has_ended()
+    assert redis.order().endswith(turn * count)
+
+
+@needs_strace
+async def test_with_process_a_power_cut_takes_all_that_redis_left_to_the_kernel(
+    traced: Callable[[str, float], TracedRedis],
+) -> None:
+    redis = traced(Durability.PROCESS.appendfsync[0], 0.0)
+    async with accept_queue(redis) as queue:
+        await accepted(queue, 50)
+        await redis.cut_power()
+    redis.start()
+    assert await held(redis) == set()
+
+
+async def test_with_process_a_full_disk_and_then_a_kill_lose_what_only_memory_held(
+    redis_of: Callable[[Durability], RedisServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one exception to what `process` promises: Redis acknowledges the turn in which its write
+    fails, and refuses every later one."""
+    program = tmp_path / "redis-server"
+    program.write_text(f"#!/bin/sh\ntrap '' XFSZ\nulimit -f 40\nexec {find_redis()} \"$@\"\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("tests.support.find_redis", lambda: str(program))
+    redis = redis_of(Durability.PROCESS)
+    acknowledged: set[str] = set()
+    async with accept_queue(redis) as queue:
+        with contextlib.suppress(NotAcceptedError):
+            while True:
+                acknowledged |= await accepted(queue, 1)
+        with pytest.raises(NotAcceptedError):
+            await accepted(queue, 1)
+    redis.kill()
+    monkeypatch.undo()
+    redis.start()
+    assert len(acknowledged - await held(redis)) == 1
 
 
 @needs_strace
 @pytest.mark.parametrize("seed", range(3))
-async def test_with_always_a_power_cut_at_any_instant_loses_nothing_acknowledged(
+async def test_with_disk_a_power_cut_at_any_instant_loses_nothing_acknowledged(
     traced: Callable[[str, float], TracedRedis], seed: int
 ) -> None:
-    redis = traced("always", 0.01)
+    redis = traced(Durability.DISK.appendfsync[0], 0.01)
     acknowledged = await acknowledged_under_load(redis, random.Random(seed), redis.kill)
     await redis.cut_power()
     redis.start()
@@ -267,3 +357,19 @@ async def test_with_everysec_on_an_idle_disk_a_kill_loses_nothing(
     redis.start()
     assert await held(redis) == acknowledged
     redis.kill()
+
+
+async def test_a_part_starts_only_on_a_redis_that_keeps_what_is_promised(
+    own_redis: RedisServer,
+) -> None:
+    kept: set[tuple[str, str]] = set()
+    redis = connect(own_redis.url, limit_s=10)
+    for appendfsync in ("always", "everysec", "no"):
+        await redis.config_set("appendfsync", appendfsync)
+        for durability in Durability:
+            watch = RedisWatch(redis, currency="BRL", demand=True, durability=durability)
+            with contextlib.suppress(UntrustworthyRedisError):
+                await watch.check_trust()
+                kept.add((durability, appendfsync))
+    await redis.aclose(close_connection_pool=True)
+    assert kept == {("disk", "always"), ("process", "always"), ("process", "no")}

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from payswitch.durability import Durability
 from payswitch.store.trust import (
     config_risks,
     judge_config,
@@ -81,22 +82,67 @@ def configured(config: dict[str, str], error: RedisError | None = None) -> Redis
 def test_each_risk_of_a_configuration_is_named(
     changes: dict[str, Any], sentences: list[str]
 ) -> None:
-    assert [risk.partition(":")[0] for risk in judge_config(TRUSTED | changes)] == sentences
+    risks = judge_config(TRUSTED | changes, Durability.DISK)
+    assert [risk.partition(":")[0] for risk in risks] == sentences
 
 
-@pytest.mark.parametrize("remedy", ["noeviction", "appendonly yes", "appendfsync always"])
-def test_each_risk_names_its_remedy(remedy: str) -> None:
-    worst = [LOSSY, TRUSTED | {"appendfsync": "no"}]
-    assert any(f"(set {remedy})" in risk for config in worst for risk in judge_config(config))
+@pytest.mark.parametrize(
+    ("changes", "sentences"),
+    [
+        ({}, []),
+        ({"appendfsync": "no"}, []),
+        ({"appendfsync": "no", "no-appendfsync-on-rewrite": "yes"}, []),
+        ({"no-appendfsync-on-rewrite": "yes"}, []),
+        ({"appendfsync": "everysec"}, ["appendfsync is everysec"]),
+        ({"appendfsync": "no", "appendonly": "no"}, ["appendonly is off"]),
+        (
+            {"appendfsync": "no", "maxmemory-policy": "allkeys-lru"},
+            ["maxmemory-policy is allkeys-lru"],
+        ),
+    ],
+)
+def test_without_a_promise_for_power_cuts_redis_need_not_sync(
+    changes: dict[str, Any], sentences: list[str]
+) -> None:
+    risks = judge_config(TRUSTED | changes, Durability.PROCESS)
+    assert [risk.partition(":")[0] for risk in risks] == sentences
 
 
-def test_a_configuration_that_tells_nothing_is_not_trusted() -> None:
-    assert judge_config({})
+@pytest.mark.parametrize(
+    ("changes", "durability", "remedy"),
+    [
+        ({"maxmemory-policy": "allkeys-lru"}, Durability.DISK, "(set noeviction)"),
+        ({"appendonly": "no"}, Durability.DISK, "(set appendonly yes)"),
+        ({"appendfsync": "everysec"}, Durability.DISK, "(set appendfsync always for "),
+        ({"appendfsync": "everysec"}, Durability.PROCESS, "(set appendfsync no for "),
+        ({"no-appendfsync-on-rewrite": "yes"}, Durability.DISK, "(set it to no)"),
+    ],
+)
+def test_each_risk_names_its_remedy(
+    changes: dict[str, str], durability: Durability, remedy: str
+) -> None:
+    [risk] = judge_config(TRUSTED | changes, durability)
+    assert remedy in risk
 
 
-async def test_the_risks_of_a_redis_are_those_of_its_configuration() -> None:
-    assert await config_risks(configured(TRUSTED)) == []
-    assert await config_risks(configured(LOSSY)) == judge_config(LOSSY)
+@pytest.mark.parametrize(
+    ("appendfsync", "failure"), [("no", "a power cut loses"), ("everysec", "a crash loses")]
+)
+def test_what_does_not_sync_is_lost_by_this(appendfsync: str, failure: str) -> None:
+    [risk] = judge_config(TRUSTED | {"appendfsync": appendfsync}, Durability.DISK)
+    assert failure in risk
+
+
+@pytest.mark.parametrize("durability", Durability)
+def test_a_configuration_that_tells_nothing_is_not_trusted(durability: Durability) -> None:
+    assert judge_config({}, durability)
+
+
+@pytest.mark.parametrize("durability", Durability)
+async def test_the_risks_of_a_redis_are_those_of_its_configuration(durability: Durability) -> None:
+    for config in (TRUSTED, LOSSY, TRUSTED | {"appendfsync": "no"}):
+        risks = await config_risks(configured(config), durability)
+        assert risks == judge_config(config, durability)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +154,14 @@ async def test_the_risks_of_a_redis_are_those_of_its_configuration() -> None:
     ],
 )
 async def test_a_redis_that_forbids_the_config_command_is_a_risk(error: RedisError) -> None:
-    [risk] = await config_risks(configured({}, error))
+    [risk] = await config_risks(configured({}, error), Durability.DISK)
     assert risk.startswith("CONFIG is not allowed")
 
 
 async def test_a_redis_that_is_away_has_no_known_risks() -> None:
+    away = configured({}, RedisConnectionError("nothing listens there"))
     with pytest.raises(RedisConnectionError):
-        await config_risks(configured({}, RedisConnectionError("nothing listens there")))
+        await config_risks(away, Durability.DISK)
 
 
 # Its kind.

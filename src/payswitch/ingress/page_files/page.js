@@ -156,6 +156,8 @@ function showVerdict(status) {
   } else {
     write("selection", status.processors ? "No selection is cached." : "");
   }
+  const { durability } = status;
+  write("durability", durability?.kept ? `A 202 survives ${durability.survives}.` : "");
 }
 
 function showFigures(status) {

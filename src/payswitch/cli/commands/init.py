@@ -1,0 +1,37 @@
+"""`payswitch init`: a deployment in a Redis Cluster begins."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import click
+from arq.connections import ArqRedis
+
+from payswitch.cli.output import run
+from payswitch.settings import Settings
+from payswitch.store.beginning import OtherDeploymentFoundError, begin
+from payswitch.store.client import Client
+
+
+@click.command()
+def init() -> None:
+    """Prepare a Redis Cluster for payments: once, before the first part starts. To repeat it is
+    harmless. A single Redis needs nothing.
+
+    Example: payswitch init
+    """
+    run(_init)
+
+
+async def _init(settings: Settings, redis: ArqRedis) -> int:
+    client = cast(Client, redis)
+    try:
+        is_new = await begin(client)
+    except OtherDeploymentFoundError as error:
+        click.echo(f"payswitch: {error}", err=True)
+        return 1
+    if not client.partitions.deployment:
+        click.echo("A single Redis needs no preparation.")
+    else:
+        click.echo(f"{'Begun' if is_new else 'Begun before'}: {client.partitions.deployment}")
+    return 0

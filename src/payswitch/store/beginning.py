@@ -1,0 +1,67 @@
+"""Begins a deployment in a cluster: every partition gets to know what it is begun with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from payswitch.errors import StartError
+from payswitch.store import keys
+from payswitch.store.client import Client
+from payswitch.store.partitions import Partition
+from payswitch.store.scripts import Script, source
+
+_BEGINNING = "beginning "
+"""Before the deployment in the common keys, until every partition has it."""
+_NEVER = "-"
+"""What no partition holds: then the script only reads."""
+
+
+class OtherDeploymentFoundError(StartError):
+    """The cluster holds another deployment, or a part of this one is lost."""
+
+
+async def begin(redis: Client) -> bool:
+    """Begin the client's deployment, or end what was interrupted; False if it was begun before.
+    Nothing changes on a single Redis, which has one partition.
+
+    Raises `OtherDeploymentFoundError` if the cluster holds another deployment, or if a partition of
+    this one has lost it: an empty partition must not pass for a new one. Raises `RedisError`.
+    """
+    partitions = redis.partitions
+    text = partitions.deployment
+    if not text:
+        return False
+    script = Script(redis, source("begin"))
+
+    async def write(partition: Partition, new: str, expected: str) -> str:
+        key = partition.key(keys.DEPLOYMENT)
+        found = await script([new, expected], [key], at=partition, confirm=True)
+        return str(found.decode())
+
+    common = await write(partitions.common, _NEVER, _NEVER)
+    found = [await write(each, _NEVER, _NEVER) for each in partitions]
+    beginning = _BEGINNING + text
+    if common == text:
+        _require(found, {text})
+        return False
+    if common == beginning:
+        _require(found, {text, ""})
+    else:
+        _require([common, *found], {""})
+        common = await write(partitions.common, beginning, "")
+    for partition in partitions:
+        _require([await write(partition, text, "")], {text})
+    _require([await write(partitions.common, text, beginning)], {text})
+    return True
+
+
+def _require(found: Sequence[str], allowed: set[str]) -> None:
+    """Raises `OtherDeploymentFoundError` unless all that was found is allowed."""
+    others = sorted({each for each in found if each} - allowed)
+    if others:
+        raise OtherDeploymentFoundError(f"the cluster holds another deployment: {others[0]}")
+    if "" not in allowed and "" in found:
+        lost = ", ".join(str(number) for number, each in enumerate(found) if not each)
+        raise OtherDeploymentFoundError(
+            f"partitions {lost} are empty, but the deployment was begun: their payments are lost"
+        )
