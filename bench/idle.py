@@ -138,12 +138,12 @@ def claim_costs(
 def _claim_cost(client: redis.Redis, limit: int, times: int) -> float:
     """Microseconds that Redis spends on one call, by its own count."""
     claim: Script = client.register_script(scripts.source("claim"))
-    claim(keys=[keys.GENERATION], args=[1, _LEASE_MS, _DELAY_MS])  # loaded by now
+    own = [keys.GENERATION]
+    claim(keys=own, args=[1, _LEASE_MS, _DELAY_MS, "1"])  # loaded by now
     client.config_resetstat()
     for _ in range(times):
-        taken = scripts.named(claim(keys=[keys.GENERATION], args=[limit, _LEASE_MS, _DELAY_MS]))[
-            "payments"
-        ]
+        answer = claim(keys=own, args=[limit, _LEASE_MS, _DELAY_MS, "1"])
+        taken = scripts.named(answer)["payments"]
         if len(taken) != limit:
             raise BenchError(f"{len(taken)} payments were claimed instead of {limit}")
     stats: dict[str, Any] = client.info("commandstats")  # type: ignore[assignment]

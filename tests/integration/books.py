@@ -68,7 +68,7 @@ class Books:
         """Settle a payment in the ledger; its life took 5 ms."""
         correlation_id = id or str(uuid4())
         await self.keep(correlation_id, at=at, cents=cents, processor=processor, state="processing")
-        claim = Claim(correlation_id, cents, 1, await self._generation(), 0.0)
+        claim = Claim(correlation_id, cents, "1", await self._generation(), 0.0)
         assert await self.ledger.settle(claim, processor, at) is Settlement.SETTLED
         await self.redis.hset(f"payment:{correlation_id}", "settled_at", str(at + 5))  # type: ignore[misc]
         return correlation_id
@@ -115,7 +115,7 @@ class Books:
                 pipe.hset(f"payment:{correlation_id}", mapping=fields)
                 self.record_there(correlation_id, at=at)
             await pipe.execute()
-            claims = [Claim(each, 1990, 1, generation, 0.0) for each in ids]
+            claims = [Claim(each, 1990, "1", generation, 0.0) for each in ids]
             await asyncio.gather(
                 *(
                     self.ledger.settle(claim, "default", AT + n * every_ms)

@@ -120,6 +120,13 @@ class Bench:
         value = await self.redis.hget(f"payment:{correlation_id}", name)  # type: ignore[misc]
         return None if value is None else value.decode()
 
+    async def open_tries(self, correlation_id: str) -> list[str]:
+        """The states of the payment's open tries."""
+        return [
+            "ended" if each.ended else "pending" if each.pending else "open"
+            for each in (await self.record(correlation_id)).open_tries
+        ]
+
     async def purge(self) -> None:
         """Purge, as the endpoint does."""
         purge = Purge(self.redis, PROCESSORS)

@@ -231,7 +231,7 @@ SCHEDULES = [
         ),
     ),
     Schedule(
-        "a worker's memory outlives a purge",
+        "numbered tries",
         (
             *("worker 1 claims and sends", "fallback stays silent: pay-1", "worker 1 runs"),
             *("purge at once", "25000 ms pass", "accept pay-1, which was purged"),

@@ -8,7 +8,8 @@ from typing import cast
 
 from payswitch.dispatch.dispatcher import Dispatcher, Work
 from payswitch.dispatch.quiet_watch import QuietWatch
-from payswitch.payments.claims import Batch, Claim, Claims, LifeOfTry
+from payswitch.payments.claims import Batch, Claim, Claims
+from payswitch.payments.ids import random_id
 from payswitch.payments.tries import Findings, Routed, Tries
 from payswitch.processors.outcomes import Ended, Missing, NotPaid, Outcome, Refused, Unknown
 from payswitch.store.partitions import Partition
@@ -39,10 +40,11 @@ class _RecordsTheTryAfterTheSend(Tries):
     """Says to whom to send and writes the try down when the answer has come."""
 
     async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
-        still_open = {each.number for each in claim.open_tries} - findings.closed
+        still_open = {each.id for each in claim.open_tries} - findings.closed
+        at, number = int(claim.token) % 10**12, claim.tries + 1
         if still_open and claim.processor is not None and claim.requested_at is not None:
-            return Routed(claim.processor, claim.requested_at, claim.tries + 1)
-        return Routed(processor, claim.token * 1000, claim.tries + 1)
+            processor, at = claim.processor, claim.requested_at
+        return Routed(processor, at, random_id(), number)
 
     async def record(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
         """What `open` should have done."""
@@ -54,14 +56,14 @@ class _OpensLate(Dispatcher):
         tries = cast(_RecordsTheTryAfterTheSend, self._tries)
         recorded = await tries.record(work.claim, routed.processor, work.findings)
         if recorded is not None:
-            routed = replace(routed, number=recorded.number)
+            routed = replace(routed, id=recorded.id)
             await super()._conclude(work, routed, outcome)
 
 
 class _UnpinsOnATimeout(Dispatcher):
     async def _conclude(self, work: Work, routed: Routed, outcome: Outcome) -> None:
         if isinstance(outcome, Unknown):
-            work.findings.closed.add(routed.number)
+            work.findings.closed.add(routed.id)
         await super()._conclude(work, routed, outcome)
 
 
@@ -96,7 +98,7 @@ class _ClosesAllWithOne(Findings):
 
     def __init__(self, claim: Claim, findings: Findings) -> None:
         super().__init__(findings.closed, findings.ended)
-        self._before = {each.number for each in claim.open_tries}
+        self._before = {each.id for each in claim.open_tries}
 
     def arguments(self) -> tuple[str, str]:
         closed = self.closed | self._before if self.closed else self.closed
@@ -121,14 +123,13 @@ class _CountsFromTheFirstSight(QuietWatch):
         return now_ms - first >= claim.quiet_ms
 
 
-class _RemembersWhatWasPurged(QuietWatch):
-    """Takes a try for that of the same number in an earlier life of the id."""
+class _NumbersTries(Tries):
+    """Gives a try its number as its id: a purge, or a failover, makes it that of another one."""
 
-    def saw(self, correlation_id: str, last_try: LifeOfTry, now_ms: float) -> None:
-        super().saw(correlation_id, ("", 0, last_try[2]), now_ms)
-
-    def passed(self, claim: Claim, now_ms: float) -> bool:
-        return super().passed(replace(claim, generation="", accepted_at=0), now_ms)
+    async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
+        return await self._routes.submit(
+            self._of(claim), (claim, processor, findings, str(claim.tries + 1))
+        )
 
 
 class _TrustsRedisClockAlone(QuietWatch):
@@ -233,7 +234,7 @@ VARIANTS = [
     Protocol(
         "own limit ignored",
         scripts={
-            name: [("delay and try == tries and tonumber(delay) or 0", "10 ^ 9")]
+            name: [("delay and count == tries and tonumber(delay) or 0", "10 ^ 9")]
             for name in ("claim", "bury")
         },
         temper={**_ONE_PAYMENT, "slower": True},
@@ -294,7 +295,7 @@ VARIANTS = [
     ),
     Protocol(
         "a resolved dead letter is replayed",
-        scripts={"replay": [("if known[8] and not even_resolved then return 'resolved' end", "")]},
+        scripts={"replay": [("if known[7] and not even_resolved then return 'resolved' end", "")]},
         temper=_ONE_PAYMENT,
         steer={"refuses with 422": 4, "resolve": 4},
     ),
@@ -387,8 +388,8 @@ VARIANTS = [
         steer={"clock steps": 2},
     ),
     Protocol(
-        "a worker's memory outlives a purge",
-        watch=_RemembersWhatWasPurged,
+        "numbered tries",
+        tries=_NumbersTries,
         temper={**_ONE_PAYMENT, "purges": True, "clock_steps": True},
         rare=True,
     ),

@@ -276,7 +276,7 @@ class World:
                 if verdict == b"done":
                     self.resolved.add(correlation_id)
         elif name == "route":
-            for correlation_id, closed, routed in zip(args[2::6], args[6::6], answer, strict=True):
+            for correlation_id, closed, routed in zip(args[2::7], args[6::7], answer, strict=True):
                 self._note_route(correlation_id, routed)
                 if routed is not None and not closed and int(routed[2]) > 1:
                     self._note_another_try(correlation_id)

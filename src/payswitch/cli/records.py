@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from payswitch.instants import format_instant
 from payswitch.money import Currency
 from payswitch.payments.claims import OpenTry
@@ -20,7 +22,8 @@ def _state(open_try: OpenTry) -> str:
 
 def in_words(record: Record, currency: Currency) -> dict[str, str | None]:
     """The record's values by their names; None for a value that doesn't apply."""
-    tries = ", ".join(f"{each.number} ({_state(each)})" for each in record.open_tries)
+    states = Counter(map(_state, record.open_tries))
+    tries = ", ".join(f"{count} ({state})" for state, count in states.items())
     how = record.resolution
     return {
         "payment": record.correlation_id,

@@ -110,9 +110,9 @@ class Work:
         """Whether the processor has the payment and will decide."""
         return any(each.pending for each in self.claim.open_tries) or bool(self.findings.pending)
 
-    def open_numbers(self) -> set[int]:
-        """The tries of the claim that are still open."""
-        return {open_try.number for open_try in self.claim.open_tries} - self.findings.closed
+    def still_open(self) -> set[str]:
+        """The ids of the claim's tries that are still open."""
+        return {open_try.id for open_try in self.claim.open_tries} - self.findings.closed
 
     def instruction(self, requested_at: int | None = None) -> Instruction:
         """The payment for its connector, with the instant of its pin or of this try."""
@@ -125,18 +125,18 @@ class Work:
         if not isinstance(outcome, Paid):
             words = _reason(outcome) or _UNSENT
             fate = _FATES.get(type(outcome))
-            self.findings.tried = Tried(routed.number, routed.processor, words, fate)
+            self.findings.tried = Tried(routed, words, fate)
 
     def close_ended(self, routed: Routed) -> None:
         """The processor answered and doesn't have the payment: neither this try nor an earlier one
         that ended recorded it."""
-        self.findings.closed.add(routed.number)
-        self.findings.closed.update(each.number for each in self.claim.open_tries if each.ended)
+        self.findings.closed.add(routed.id)
+        self.findings.closed.update(each.id for each in self.claim.open_tries if each.ended)
 
     def close_decided(self, *, nothing_comes_later: bool = False) -> None:
         """The processor declined the payment: no try that it has answered will be recorded."""
         self.findings.closed.update(
-            each.number
+            each.id
             for each in self.claim.open_tries
             if each.ended or each.pending or nothing_comes_later
         )
@@ -182,7 +182,7 @@ class Dispatcher:
         work = Work(claim, trace)
         if self._must_ask(claim, probe) and not await self._ask_in_turn(work):
             return
-        still_open = work.open_numbers()
+        still_open = work.still_open()
         if claim.open_tries and not still_open:
             await self._wake_next(claim)
         if claim.declined:
@@ -276,7 +276,7 @@ class Dispatcher:
     def _choose(self, eligible: Collection[str] | None = None) -> str | None:
         return self.router.choose(self._clock(), eligible)
 
-    async def _end_overdue(self, work: Work, still_open: set[int]) -> None:
+    async def _end_overdue(self, work: Work, still_open: set[str]) -> None:
         """Send nothing after the deadline; wait while a try is open."""
         if still_open:
             await self._wait(work, f"{_UNPAID}, but a try is open")
@@ -347,11 +347,11 @@ class Dispatcher:
                 return False
             case Missing():
                 work.findings.closed.update(
-                    open_try.number
+                    open_try.id
                     for open_try in work.claim.open_tries
                     if open_try.ended or (nothing_comes_later and not open_try.pending)
                 )
-                if work.claim.overdue and nothing_comes_later and work.open_numbers():
+                if work.claim.overdue and nothing_comes_later and work.still_open():
                     reason = f"{_UNPAID}; {work.claim.processor} had it pending and lost it"
                     await self._bury(work, reason, horizon_passed=True)
                     return False
@@ -433,7 +433,6 @@ class Dispatcher:
         return finding
 
     async def _conclude(self, work: Work, routed: Routed, outcome: Outcome) -> None:
-        number = routed.number
         processor = routed.processor
         match outcome:
             case Paid():
@@ -441,20 +440,19 @@ class Dispatcher:
             case Declined() | Pending():
                 await self._after_finding(work, routed, outcome)
             case Refused():
-                work.findings.ended.add(number)
+                work.findings.ended.add(routed.id)
                 await self._after_refusal(work, routed, outcome)
             case Ended():
-                work.findings.ended.add(number)
+                work.findings.ended.add(routed.id)
                 await self._after_end(work, routed, outcome)
             case NotPaid():
-                work.findings.closed.add(number)
+                work.findings.closed.add(routed.id)
                 await self._retry(work, f"{processor}: {outcome.reason}")
             case NotSentInTime():
-                work.findings.closed.add(number)
+                work.findings.closed.add(routed.id)
                 await self._give_back(work, delay_ms=0, error=_UNSENT)
             case Unknown():  # the try stays open, so the payment stays with its processor
-                last_try = work.claim.life_of_try(number)
-                self._watch.saw(work.claim.correlation_id, last_try, self._clock())
+                self._watch.saw(work.claim.correlation_id, routed.id, self._clock())
                 error = f"{processor}: {outcome.reason}"
                 await self._retry(work, error, outcome.retry_after_ms)
 
@@ -486,7 +484,7 @@ class Dispatcher:
             case Missing():
                 work.close_ended(routed)
                 is_trusted = not self.router.breakers[routed.processor].refusing
-                if is_trusted and not work.open_numbers():
+                if is_trusted and not work.still_open():
                     await self._bury(work, error)
                 else:
                     await self._retry(work, error)
@@ -501,17 +499,17 @@ class Dispatcher:
             case Found():
                 await self._settle_found(work, routed.processor, finding)
             case Declined():
-                work.findings.closed.add(routed.number)
+                work.findings.closed.add(routed.id)
                 work.close_decided()
                 await self._decline(work, finding.code)
             case Pending():
-                work.findings.pending.add(routed.number)
+                work.findings.pending.add(routed.id)
                 await self._await_decision(work, finding)
 
     async def _await_decision(self, work: Work, pending: Pending) -> None:
         """The provider has the payment: every open try waits for its decision."""
         open_tries = work.claim.open_tries
-        work.findings.pending |= work.open_numbers()
+        work.findings.pending |= work.still_open()
         if open_tries and not any(each.pending for each in open_tries):
             await self._wake_next(work.claim)
         await self._undecided(work, "pending", pending.retry_after_ms)
@@ -574,7 +572,7 @@ class Dispatcher:
             )
             await self._retry(work, f"paid by {processor}; the ledger can't add it")
             return
-        if work.open_numbers():
+        if work.still_open():
             await self._wake_next(work.claim)
 
     async def _insist(self, tell: Callable[[], Awaitable[T]]) -> T:
@@ -600,7 +598,7 @@ class Dispatcher:
                 "dead letter: %(payment)s: %(reason)s",
                 {"payment": work.claim.correlation_id, "reason": reason},
             )
-            if work.open_numbers():
+            if work.still_open():
                 await self._wake_next(work.claim)
 
     async def _wait(self, work: Work, error: str = "", asked_ms: int | None = None) -> None:

@@ -1,11 +1,11 @@
--- Claim: due payments get a lease with a token that no lease ever had. They are due again when the
--- lease ends, so that a dead worker's payments return by themselves.
+-- Claim: due payments get a lease with the token of this call, which no other call ever had. They are
+-- due again when the lease ends, so that a dead worker's payments return by themselves.
 --
--- ARGV: how many at most, the lease (ms), the longest delay of a processor (ms), how many held payments
---   to make due, and the processors for which they are held
+-- ARGV: how many at most, the lease (ms), the longest delay of a processor (ms), the token, how many
+--   held payments to make due, and the processors for which they are held
 -- Returns names and values: now (ms), generation, selection ({ override, selection }, each or nil; nil
---   in a cluster, where both are in another slot),
---   next_due (ms, or nil), token, strays (their ids), fields, payments. A payment is a list of values
+--   in a cluster, where both are in another slot), next_due (ms, or nil), strays (their ids), fields,
+--   payments. A payment is a list of values
 --   in the order of `fields`, so that each name is sent once; `later` is the time (ms) to add to
 --   horizon and quiet time for that delay.
 
@@ -14,6 +14,7 @@ local FIELDS = { 'id', 'job', 'score', 'job_try', 'later', 'cents', 'accepted_at
 
 demand_queues()
 local limit, lease, max_delay = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local token = ARGV[4]
 local now = now_ms()
 local current = generation()
 local selection = TAG == '' and redis.call('MGET', OVERRIDE, SELECTION)
@@ -21,14 +22,13 @@ local selection = TAG == '' and redis.call('MGET', OVERRIDE, SELECTION)
 if redis.call('EXISTS', PURGING, PAUSED) > 0 then
   local rest = redis.call('EXISTS', PURGING) == 1 and 50 or redis.call('PTTL', PAUSED)
   return { 'now', now, 'generation', current, 'selection', selection,
-    'next_due', rest >= 0 and now + rest + 1, 'token', 0, 'strays', {}, 'fields', FIELDS, 'payments', {} }
+    'next_due', rest >= 0 and now + rest + 1, 'strays', {}, 'fields', FIELDS, 'payments', {} }
 end
 
 redis.call('DEL', WAKE)
-for i = 5, #ARGV do bring_forward(HELD .. ARGV[i], tonumber(ARGV[4]), now) end
+for i = 6, #ARGV do bring_forward(HELD .. ARGV[i], tonumber(ARGV[5]), now) end
 local due = redis.call('ZRANGEBYSCORE', QUEUE, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
 local strays, payments = {}, {}
-local token = #due > 0 and redis.call('INCR', TOKEN) or 0
 
 -- In a cluster, the keys of an id without the tag may be on another node.
 local function is_ours(id)
@@ -94,4 +94,4 @@ for processor in pairs(waited_for) do keep_pace(processor, now) end
 local next_due = redis.call('ZRANGE', QUEUE, 0, 0, 'WITHSCORES')[2]
 if next_due and tonumber(next_due) <= now then wake_a_worker() end
 return { 'now', now, 'generation', current, 'selection', selection, 'next_due', next_due or false,
-  'token', token, 'strays', strays, 'fields', FIELDS, 'payments', payments }
+  'strays', strays, 'fields', FIELDS, 'payments', payments }

@@ -23,7 +23,6 @@ local DEAD = 'payments:dead' .. SUFFIX                    -- zset: dead letter's
 local DECLINES = 'payments:declines' .. SUFFIX            -- hash: processor -> the number of payments declined
 local INCIDENTS = 'payments:incidents' .. SUFFIX          -- list: proofs of payment that match no pin (JSON)
 local GENERATION = KEYS[1]                                -- string: the number of purges so far
-local TOKEN = 'payments:token' .. SUFFIX                  -- string: the last lease token; never reset
 local CURRENCY = 'payments:currency' .. SUFFIX            -- string: the code of the payments' currency
 local PURGING = 'payments:purging' .. SUFFIX              -- string: there while a purge waits for calls to end
 local LEFTOVERS = 'payments:leftovers' .. SUFFIX          -- string: there while old records wait for removal
@@ -85,10 +84,11 @@ local function wake_a_worker()
   if redis.call('EXISTS', WAKE, PAUSED) == 0 then redis.call('LPUSH', WAKE, '1') end
 end
 
--- Open tries are numbers such as '3 4e 5p'. An e marks a try that has ended at the processor but may
--- have been recorded, a p one that the processor has and will decide. Changes are lists: the numbers
--- of closed tries, such as '3,4', and new marks, such as '3e,5p'. A p stays, whatever a worker without
--- the lease brings late, until the processor has decided.
+-- Open tries are ids such as '83 27e 61p', in the order in which they were opened. Ids are random,
+-- compared as text: as numbers they would lose digits. An e marks a try that has ended at the processor
+-- but may have been recorded, a p one that the processor has and will decide. Changes are lists: the ids
+-- of closed tries, such as '83,27', and new marks, such as '83e,61p'. A p stays, whatever a worker
+-- without the lease brings late, until the processor has decided.
 local function changed_tries(open, closed, marked, is_decided)
   if closed == '' and marked == '' then return open end
   local is_closed, marks = {}, {}
@@ -126,27 +126,28 @@ end
 -- Tries that were open and that the processor's word has closed: all closed ones but the one just
 -- made. `why` is 'missing' (it doesn't have the payment) or 'declined'.
 local function remember_closed(record, now, processor, open, closed, own, why)
-  local is_closed, numbers = {}, {}
+  local is_closed, count = {}, 0
   for try in string.gmatch(closed, '%d+') do is_closed[try] = true end
   for try in string.gmatch(open, '%d+') do
-    if is_closed[try] and tonumber(try) ~= own then numbers[#numbers + 1] = tonumber(try) end
+    if is_closed[try] and try ~= own then count = count + 1 end
   end
-  if #numbers > 0 then remember(record, { now, 'closed', processor, numbers, why }) end
+  if count > 0 then remember(record, { now, 'closed', processor, count, why }) end
 end
 
--- `tried` is the outcome of a try that did not pay (JSON: number, processor, outcome, what became of
--- it), or ''. If the try before ended in the same way, its entry takes this one in. A try that is
--- brought again is not entered again.
+-- `tried` is the outcome of a try that did not pay (JSON: id, number, processor, outcome, what became
+-- of it), or ''. If the try before ended in the same way, its entry takes this one in. A try that is
+-- brought again is not entered again: field `noted` has the id of the last one.
 local function remember_tries(record, now, processor, open, closed, tried, why)
-  local number, at_processor, outcome, fate
-  if tried ~= '' then number, at_processor, outcome, fate = unpack(cjson.decode(tried)) end
-  if closed ~= '' then remember_closed(record, now, processor, open, closed, number, why or 'missing') end
-  if not number then return end
-  local last = redis.call('HMGET', record, 'history')[1]
+  local id, number, at_processor, outcome, fate
+  if tried ~= '' then id, number, at_processor, outcome, fate = unpack(cjson.decode(tried)) end
+  if closed ~= '' then remember_closed(record, now, processor, open, closed, id, why or 'missing') end
+  if not id then return end
+  local last, noted = unpack(redis.call('HMGET', record, 'history', 'noted'))
+  if noted == id then return end
+  redis.call('HSET', record, 'noted', id)
   local read, entry = pcall(cjson.decode, last and redis.call('HMGET', record, 'history:' .. last)[1])
   local is_of_try = read and type(entry) == 'table' and entry[2] == 'tried'
   local latest = is_of_try and (entry[7] or entry[6])
-  if latest == number then return end
   if latest == number - 1 and entry[3] == at_processor and entry[4] == outcome
     and entry[5] == fate then
     entry[7], entry[8] = number, now
@@ -190,11 +191,12 @@ local function these_payments(ids)
 end
 
 -- The longest delay of a processor (ms) with which a record's horizon and quiet time were counted.
--- The record has it with the number of the last try. If the number is another, an older worker, which
--- doesn't write the delay, opened the last try: then the delay is unknown, and this returns 0.
+-- The record has it with the count of tries at that time. If the count is another by now, an older
+-- worker, which doesn't write the delay, opened the last try: then the delay is unknown, and this
+-- returns 0.
 local function counted_delay(written, tries)
-  local delay, try = string.match(written or '', '^(%d+) (%d+)$')
-  return delay and try == tries and tonumber(delay) or 0
+  local delay, count = string.match(written or '', '^(%d+) (%d+)$')
+  return delay and count == tries and tonumber(delay) or 0
 end
 
 -- The width (ms) of the ledger's entries at an instant: 1, or the width that fold.lua left.

@@ -1,7 +1,6 @@
 -- Purge: a new generation begins, with empty queue, backlog, dead letters and summary. From now on
 -- records of the old generation count as missing everywhere. forget.lua removes them; until then
--- LEFTOVERS exists. Throttle, lock, selection, operators' orders, their audit trail and token counter
--- stay.
+-- LEFTOVERS exists. Throttle, lock, selection, operators' orders and their audit trail stay.
 --
 -- ARGV: latest (ms by Redis' clock), after which it does nothing, as the caller has given up;
 --   who purges, why; the processors' names

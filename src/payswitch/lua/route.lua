@@ -4,8 +4,9 @@
 -- that yet. Horizon and quiet time use the longest delay that this worker or an earlier one knew.
 --
 -- ARGV: the longest delay of a processor (ms), the lease (ms); then for each payment: id, token,
---   generation, processor, closed tries, marked tries
--- Returns for each payment: { processor, requested_at (ms), try }, or nil if it may not be sent
+--   generation, processor, closed tries, marked tries, the new try's id
+-- Returns for each payment: { processor, requested_at (ms), the number of the try }, or nil if it may
+--   not be sent
 
 write_even_out_of_memory()
 local now = now_ms()
@@ -24,7 +25,7 @@ local function is_sound(known)
   return has_numbers and ((known[5] or '') == '' or known[3] and tonumber(known[4]))
 end
 
-for i = 3, #ARGV, 6 do
+for i = 3, #ARGV, 7 do
   local id, token, of, processor = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local record = 'payment:' .. id
   local known = redis.pcall('HMGET', record, 'generation', 'token', 'processor', 'requested_at',
@@ -42,16 +43,16 @@ for i = 3, #ARGV, 6 do
       processor, requested_at = known[3], known[4]
       open = open .. ' '
     end
-    local try = tonumber(known[6] or '0') + 1
+    local tries = tonumber(known[6] or '0') + 1
     local counted = counted_delay(known[10], known[6])
     local delay = math.max(max_delay, counted)
     local later = delay - counted
     local horizon = math.max(tonumber(known[8] or '0') + later, tonumber(known[7]) + delay)
     local quiet = math.max(tonumber(known[9] or '0') + later, lease + delay)
     redis.call('HSET', record, 'processor', processor, 'requested_at', requested_at,
-      'open', open .. try, 'tries', try, 'horizon', horizon,
-      'quiet', quiet, 'delay', delay .. ' ' .. try)
-    answer[#answer + 1] = { processor, tostring(requested_at), try }
+      'open', open .. ARGV[i + 6], 'tries', tries, 'horizon', horizon,
+      'quiet', quiet, 'delay', delay .. ' ' .. tries)
+    answer[#answer + 1] = { processor, tostring(requested_at), tries }
   end
 end
 return answer

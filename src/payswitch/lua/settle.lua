@@ -205,7 +205,7 @@ for id, settled in pairs(to_settle) do
   local record = 'payment:' .. id
   if settled.tried ~= '' then remember_tries(record, now, '', '', '', settled.tried) end
   redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'delay',
-    'reason', 'dead_at', 'declined', 'declined_at', 'held', 'pending_at')
+    'reason', 'dead_at', 'declined', 'declined_at', 'held', 'pending_at', 'noted')
   if settled.reference ~= '' then redis.call('HSET', record, 'reference', settled.reference) end
   redis.call('HSET', record, 'state', 'settled', 'requested_at', settled.requested_at,
     'settled_at', now)

@@ -12,16 +12,14 @@ from typing import Any
 from redis.asyncio import Redis
 
 from payswitch.clock import boottime_ms
+from payswitch.payments.ids import random_id
 from payswitch.store import scripts
-from payswitch.store.partitions import Partition
+from payswitch.store.partitions import Argument, Partition
 from payswitch.telemetry.histogram import Histogram
 
 logger = logging.getLogger(__name__)
 
 _TRY = re.compile(r"(\d+)([ep]?)")
-
-LifeOfTry = tuple[str, int, int]
-"""Generation, instant of acceptance and number of a try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +27,14 @@ class OpenTry:
     """A try whose outcome is unknown. If `ended`, the processor has answered it, so it can't be
     recorded after that answer. If `pending`, the processor has it and will decide."""
 
-    number: int
+    id: str
     ended: bool
     pending: bool = False
 
     @property
     def text(self) -> str:
         """As it stands in the record's `open` field."""
-        return f"{self.number}{'e' if self.ended else 'p' if self.pending else ''}"
+        return f"{self.id}{'e' if self.ended else 'p' if self.pending else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,8 @@ class Claim:
 
     correlation_id: str
     cents: int
-    token: int
+    token: str
+    """The id of the claim call."""
     generation: str
     expires_at: float
     """The lease's end, boot time in ms, counted from before the claim was written."""
@@ -53,7 +52,7 @@ class Claim:
     requested_at: int | None = None
     open_tries: tuple[OpenTry, ...] = ()
     tries: int = 0
-    """The number of the last try ever opened."""
+    """The number of tries so far."""
     horizon_passed: bool = False
     """By Redis' clock, no call that was ever sent can still be recorded."""
     quiet_ms: int = 0
@@ -78,17 +77,10 @@ class Claim:
         """The time from acceptance to this claim, by Redis' clock."""
         return self.claimed_at - self.accepted_at
 
-    def life_of_try(self, number: int) -> LifeOfTry:
-        """An identity that no other try shares. An id may return after a purge, or after its record
-        expired, and its tries are then counted from 1 again."""
-        return self.generation, self.accepted_at, number
-
 
 def parse_open_tries(text: str) -> tuple[OpenTry, ...]:
-    """Read the record's `open` field, such as `3 4e`."""
-    return tuple(
-        OpenTry(int(number), mark == "e", mark == "p") for number, mark in _TRY.findall(text)
-    )
+    """Read the record's `open` field, such as `83 27e`: the last one was opened last."""
+    return tuple(OpenTry(name, mark == "e", mark == "p") for name, mark in _TRY.findall(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,19 +151,16 @@ class Claims:
         Raises `RedisError` if no partition answers."""
         asked = list(self._script.partitions if partitions is None else partitions)
         random.shuffle(asked)
-        expires_at = self._clock() + self._lease_ms
+        expires_at, token = self._clock() + self._lease_ms, random_id()
         shares = _shares(limit, asked)
-        answers = await self._script.call_each(
-            [
-                (each, [share, self._lease_ms, self._max_delay_ms, -(-drain // len(shares)), *back])
-                for each, share in shares
-            ]
-        )
+        drained = -(-drain // len(shares))
+        rest: list[Argument] = [self._lease_ms, self._max_delay_ms, token, drained, *back]
+        answers = await self._script.call_each([(each, [own, *rest]) for each, own in shares])
         errors = [answer for answer in answers if isinstance(answer, Exception)]
         if len(errors) == len(answers):
             raise errors[0]
         batches = [
-            self._batch(partition, scripts.named(answer), expires_at)
+            self._batch(partition, scripts.named(answer), token, expires_at)
             for (partition, _), answer in zip(shares, answers, strict=True)
             if not isinstance(answer, Exception)
         ]
@@ -184,23 +173,28 @@ class Claims:
             errors=errors,
         )
 
-    def _batch(self, partition: Partition, answer: Mapping[str, Any], expires_at: float) -> Batch:
+    def _batch(
+        self, partition: Partition, answer: Mapping[str, Any], token: str, expires_at: float
+    ) -> Batch:
         next_due, selection = answer["next_due"], answer["selection"]
         return Batch(
-            taken=list(self._readable(partition, answer, expires_at)),
+            taken=list(self._readable(partition, answer, token, expires_at)),
             selection=tuple(selection or ()),
             next_due_ms=None if next_due is None else max(0.0, float(next_due) - answer["now"]),
             strays=[stray.decode() for stray in answer["strays"]],
         )
 
     def _readable(
-        self, partition: Partition, answer: Mapping[str, Any], expires_at: float
+        self,
+        partition: Partition,
+        answer: Mapping[str, Any],
+        token: str,
+        expires_at: float,
     ) -> Iterator[Claimed]:
         """Skip spoilt records, so that they stop no other payment; each is due again when its
         lease ends."""
         names = [name.decode() for name in answer["fields"]]
-        now, token = answer["now"], answer["token"]
-        generation = answer["generation"].decode()
+        now, generation = answer["now"], answer["generation"].decode()
         for values in answer["payments"]:
             entry = dict(zip(names, values, strict=True))
             try:
@@ -217,7 +211,7 @@ class Claims:
         entry: Mapping[str, Any],
         now: int,
         generation: str,
-        token: int,
+        token: str,
         expires_at: float,
     ) -> Claimed:
         processor, requested_at, tries = entry["processor"], entry["requested_at"], entry["open"]

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from payswitch.payments.accepting import job_bytes
 from payswitch.payments.audit import Signature
+from payswitch.payments.ids import random_id
 from payswitch.payments.records import Record, Unreadable, read_record, read_records
 from payswitch.store import keys, scripts
 from payswitch.store.redis_clock import redis_now_ms
@@ -226,7 +227,7 @@ class DeadLetters:
         enqueued_at = time.time_ns() // 1_000_000
         args: list[str | bytes | int] = [*signature.arguments(), int(even_resolved)]
         for correlation_id in ids:
-            args += (correlation_id, job_bytes(correlation_id, enqueued_at))
+            args += (correlation_id, job_bytes(correlation_id, enqueued_at), random_id())
         return _verdicts(ids, await self._replay(args=args))
 
 

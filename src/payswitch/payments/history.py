@@ -86,9 +86,11 @@ def _in_words(entry: list[Any]) -> str | None:
                 last, at = others
                 tries, until = f"tries {first} to {last}", f", the last at {format_instant(at)}"
             return f"{tries} at {processor}: {outcome}; {became}{until}"
-        case ["closed", str(processor), list(numbers), str(why)]:
+        case ["closed", str(processor), int(count), str(why)]:
             became = _FATES[Fate(why)].format(processor=processor)
-            return f"{_tries(numbers)}: {became}"
+            return f"{_earlier(count)}: {became}"
+        case ["closed", str(processor), list(numbers), str(why)]:  # of a version that listed them
+            return _in_words(["closed", processor, len(numbers), why])
         case ["dead", str(reason)]:
             return f"dead letter: {reason}"
         case ["resolved", str(by), str(reason)]:
@@ -98,10 +100,5 @@ def _in_words(entry: list[Any]) -> str | None:
     return None
 
 
-def _tries(numbers: list[int]) -> str:
-    """`try 3`, `tries 3 to 5`, `tries 3 and 7`."""
-    if len(numbers) == 1:
-        return f"try {numbers[0]}"
-    if 2 < len(numbers) == numbers[-1] - numbers[0] + 1:
-        return f"tries {numbers[0]} to {numbers[-1]}"
-    return f"tries {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+def _earlier(count: int) -> str:
+    return "an earlier try" if count == 1 else f"{count} earlier tries"

@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 
 from payswitch.payments.claims import Claim
 from payswitch.payments.history import Fate
+from payswitch.payments.ids import random_id
 from payswitch.store import scripts
 from payswitch.store.group_commit import CommitByNode
 from payswitch.store.partitions import Partition
@@ -31,11 +32,21 @@ _LONGEST_OUTCOME = 200
 
 
 @dataclass(frozen=True, slots=True)
+class Routed:
+    """An open try, ready to be sent; `requested_at` in ms."""
+
+    processor: str
+    requested_at: int
+    id: str
+    number: int
+    """The number of tries so far, for people to read: it identifies nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tried:
     """A try that did not pay, for the payment's history."""
 
-    number: int
-    processor: str
+    routed: Routed
     outcome: str
     """In words."""
     fate: Fate | None = None
@@ -44,46 +55,39 @@ class Tried:
 
 @dataclass(slots=True)
 class Findings:
-    """A claim's tries by number: those to close, those that ended, and those that the processor has
+    """A claim's tries by id: those to close, those that ended, and those that the processor has
     and will decide. `tried` is the one just made, unless it paid."""
 
-    closed: set[int] = field(default_factory=set)
-    ended: set[int] = field(default_factory=set)
-    pending: set[int] = field(default_factory=set)
+    closed: set[str] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
+    pending: set[str] = field(default_factory=set)
     tried: Tried | None = None
 
     def arguments(self) -> tuple[str, str]:
         """The closed tries and the marks of others as arguments of a script."""
         marks = {**dict.fromkeys(self.ended, "e"), **dict.fromkeys(self.pending, "p")}
-        marked = ",".join(f"{number}{marks[number]}" for number in sorted(marks))
-        return ",".join(map(str, sorted(self.closed))), marked
+        marked = ",".join(name + mark for name, mark in sorted(marks.items()))
+        return ",".join(sorted(self.closed)), marked
 
     def last_try(self, *, declined: bool = False) -> str:
         """The try just made as an argument of a script; empty if there is none, or it paid. If
         `declined`, the provider's decision has closed it."""
         if self.tried is None:
             return ""
-        number, fate = self.tried.number, Fate.OPEN
+        routed, fate = self.tried.routed, Fate.OPEN
         if self.tried.fate is not None:
             fate = self.tried.fate
-        elif number in self.closed:
+        elif routed.id in self.closed:
             fate = Fate.DECLINED if declined else Fate.MISSING
-        elif number in self.ended:
+        elif routed.id in self.ended:
             fate = Fate.ENDED
         outcome = self.tried.outcome[:_LONGEST_OUTCOME]
-        return orjson.dumps([number, self.tried.processor, outcome, fate.value]).decode()
+        entry = [routed.id, routed.number, routed.processor, outcome, fate.value]
+        return orjson.dumps(entry).decode()
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
-    """An open try, ready to be sent; `requested_at` in ms."""
-
-    processor: str
-    requested_at: int
-    number: int
-
-
-_Route = tuple[Claim, str, Findings]
+_Route = tuple[Claim, str, Findings, str]
+"""Claim, processor, findings, and the new try's id."""
 _Release = tuple[Claim, int, Findings, str, str, str]
 """Claim, delay in ms, findings, error, the processor that it waits for, and both that `hold`
 names."""
@@ -120,7 +124,8 @@ class Tries:
     async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
         """Open a try, before it is sent: at `processor` if no other try is open, else at the pinned
         one. None if the lease is lost, or the payment pending or declined. Raises `RedisError`."""
-        return await self._routes.submit(self._of(claim), (claim, processor, findings))
+        route = claim, processor, findings, random_id()
+        return await self._routes.submit(self._of(claim), route)
 
     async def release(
         self, claim: Claim, *, delay_ms: int, findings: Findings, error: str, waits_for: str = ""
@@ -199,9 +204,9 @@ class Tries:
     def _route_arguments(self, partition: Partition, items: list[_Route]) -> list[str | int]:
         args: list[str | int] = [self._max_delay_ms, self._lease_ms]
         tag = partition.tag
-        for claim, processor, findings in items:
+        for claim, processor, findings, try_id in items:
             args += (tag + claim.correlation_id, claim.token, claim.generation, processor)
-            args += findings.arguments()
+            args += (*findings.arguments(), try_id)
         return args
 
     async def _flush_releases(
@@ -213,10 +218,12 @@ class Tries:
         return await scripts.call_grouped(self._wake, items, _wake_arguments, _woken)
 
 
-def _routed(_: list[_Route], answers: Any) -> list[Routed | None]:
+def _routed(items: list[_Route], answers: Any) -> list[Routed | None]:
     return [
-        None if answer is None else Routed(answer[0].decode(), int(answer[1]), int(answer[2]))
-        for answer in answers
+        None
+        if answer is None
+        else Routed(answer[0].decode(), int(answer[1]), item[3], int(answer[2]))
+        for item, answer in zip(items, answers, strict=True)
     ]
 
 

@@ -76,7 +76,6 @@ BEAT = "overview:beat"
 """The throttle of the history's samples."""
 
 # Python uses the next ones only in `rights.py`.
-TOKEN = "payments:token"
 PURGING = "payments:purging"
 NOTHING = "payments:none"
 LEDGER_TOTAL = "ledger:default:0:total"

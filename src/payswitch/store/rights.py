@@ -70,7 +70,6 @@ NEEDS: Mapping[str, str] = {
     ),
     keys.AUDIT: "XADD XREVRANGE TYPE",
     keys.GENERATION: "GET INCR",
-    keys.TOKEN: "INCR",
     keys.WAKE: "LPUSH BLPOP EXISTS DEL TYPE UNLINK",
     keys.PAUSED: "SET GET MGET PTTL EXISTS DEL",
     keys.PURGING: "SET EXISTS UNLINK",

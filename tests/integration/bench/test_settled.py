@@ -37,11 +37,11 @@ def pay_for_real(redis: Redis, payment: Payment) -> None:
     name = payment.correlation_id
     call = {part: redis.register_script(scripts.source(part)) for part in ("accept", "claim")}
     call |= {part: redis.register_script(scripts.source(part)) for part in ("route", "settle")}
-    call["accept"](keys=[keys.GENERATION], args=[10, name, payment.cents, 2**53, "{}", ""])
-    token = scripts.named(call["claim"](keys=[keys.GENERATION], args=[10, 30_000, 5_000]))["token"]
-    call["route"](
-        keys=[keys.GENERATION], args=[5_000, 30_000, name, token, "0", payment.processor, "", ""]
-    )
+    own = [keys.GENERATION]
+    call["accept"](keys=own, args=[10, name, payment.cents, 2**53, "{}", ""])
+    call["claim"](keys=own, args=[10, 30_000, 5_000, "7"])
+    route: list[str | int] = [5_000, 30_000, name, "7", "0", payment.processor, "", "", "1"]
+    call["route"](keys=own, args=route)
     settle: list[str | int] = [RETENTION_MS, name, "0", payment.processor]
     settle += (payment.requested_at, "", "")
     assert call["settle"](keys=[keys.GENERATION], args=settle) == [b"settled"]

@@ -308,7 +308,7 @@ async def test_a_dead_letter_tells_why_and_that_it_was_put_back(
         "try 1 at default: refused with status 422; closed, as default doesn't have the payment",
         died,
         "put back by ana: default is mended",
-        "try 1: closed, as default doesn't have the payment",
+        "an earlier try: closed, as default doesn't have the payment",
         "requested from default",
         "settled: paid by default, tries in all: 2",
     ]

@@ -189,7 +189,7 @@ async def test_something_else_under_one_key_stops_no_wake_up(b: Bench) -> None:
     await waiting(b, 3)
     await b.redis.set("payments:waiting:fallback", "not ours")
     tries = Tries(b.redis, max_delay_ms=60_000, lease_ms=b.settings.lease_ms, retention_ms=600_000)
-    claim = Claim("4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3", 1, 1, "0", 0)
+    claim = Claim("4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3", 1, "1", "0", 0)
     names = ("fallback", "fallback", "default")
     await asyncio.gather(*(tries.wake(claim, name) for name in names))
     assert all(at <= 0 for at in (await due(b)).values())

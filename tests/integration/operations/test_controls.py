@@ -120,7 +120,7 @@ async def test_an_override_moves_no_payment_with_an_open_try(
     payment = await b.accept()
     b.default.script = [Reply(hang_up=True)]
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
-    assert await b.field(payment, "open") == "1"
+    assert await b.open_tries(payment) == ["open"]
     assert (await payswitch("select", "fallback")).code == 0
     async with two_workers(b, redis_server):
         await all_settled(b, 1)

@@ -217,7 +217,7 @@ async def test_a_try_that_may_be_recorded_stays_open_as_it_was(b: Bench) -> None
     before = {name: await b.field(payment, name) for name in ("open", "tries", "horizon", "quiet")}
     await replay(b, payment)
     after = {name: await b.field(payment, name) for name in before}
-    assert before["open"] == "1"
+    assert await b.open_tries(payment) == ["open"]
     assert after == before
 
 
@@ -500,7 +500,7 @@ async def test_everything_known_of_a_dead_letter_is_found(b: Bench, die: Die) ->
         ("dead_at", "9" * 18, f"dead_at is '{'9' * 18}'"),
         ("accepted_at", "9" * 5000, f"accepted_at is '{'9' * 64}'"),
         ("tries", "9" * 20, f"tries is '{'9' * 20}'"),
-        ("open", f"{'9' * 20}e", f"open is '{'9' * 20}e'"),
+        ("open", "9f", "open is '9f'"),
         ("open", "nonsense", "open is 'nonsense'"),
         ("metadata", "nonsense", "metadata is no JSON object"),
         ("metadata", "[1]", "metadata is no JSON object"),

@@ -40,7 +40,7 @@ async def pinned(b: Bench) -> str:
     b.fallback.script = [LOST_REPLY]
     payment = await b.accept()
     await b.dispatcher.dispatch(await b.claim_when_due(payment))
-    assert await b.field(payment, "open") == "1"
+    assert await b.open_tries(payment) == ["open"]
     return payment
 
 

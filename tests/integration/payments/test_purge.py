@@ -35,7 +35,7 @@ async def test_a_purge_forgets_what_is_queued_settled_and_dead(b: Bench, redis: 
     for payment in (settled, dead, queued):
         assert await read_record(redis, payment) is None
     keys = {key.decode() for key in await redis.keys("*")}
-    assert keys == {"payments:audit", "payments:generation", "payments:token"}
+    assert keys == {"payments:audit", "payments:generation"}
 
 
 async def test_throttle_lock_and_selection_survive_a_purge(b: Bench, redis: ArqRedis) -> None:

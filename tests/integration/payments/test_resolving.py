@@ -103,7 +103,7 @@ async def test_a_resolved_dead_letter_is_replayed_only_if_that_is_said(
         "dead letter: default: refused with status 422",
         "resolved by bea: refunded",
         "put back by ana",
-        "try 1: closed, as default doesn't have the payment",
+        "an earlier try: closed, as default doesn't have the payment",
     ]
     overview = await read_overview(redis, PROCESSORS)
     assert (overview.accepted, overview.resolved, overview.incidents) == (1, 0, 0)
@@ -228,7 +228,7 @@ async def test_each_try_that_did_not_pay_is_in_the_history_and_a_first_success_i
         "try 1 at default: status 500; closed, as default doesn't have the payment",
         "try 2 at default: status 429; open: it may have been recorded",
         "try 3 at default: the connection ended without an answer; open: it may still be recorded",
-        "try 2: closed, as default doesn't have the payment",
+        "an earlier try: closed, as default doesn't have the payment",
     ]
 
 
@@ -266,12 +266,13 @@ async def test_a_decline_is_what_closed_the_tries_before_it(b: Bench) -> None:
     tries = Tries(b.redis, max_delay_ms=300, lease_ms=1500, retention_ms=RETENTION_MS)
     routed = await tries.open(claim, "default", Findings())
     assert routed is not None
-    findings = Findings(closed={1, 2}, tried=Tried(2, "default", "status 500"))
+    closed = {routed.id, *(each.id for each in claim.open_tries)}
+    findings = Findings(closed=closed, tried=Tried(routed, "status 500"))
     burial = await tries.bury(claim, "no funds", findings, horizon_passed=False, declined=True)
     assert burial is Burial.BURIED
     assert await events(b, payment) == [
         "try 1 at default: status 429; open: it may have been recorded",
-        "try 1: closed, as default will not take the payment",
+        "an earlier try: closed, as default will not take the payment",
         "try 2 at default: status 500; closed, as default will not take the payment",
     ]
     assert await resolve(b, payment) == [Handling.DECLINED]
@@ -283,6 +284,21 @@ async def test_tries_that_end_alike_share_an_entry(b: Bench) -> None:
     await b.dispatch_until_done(payment)
     [event] = await events(b, payment)
     assert event.startswith("tries 1 to 30 at default: status 500; closed, as default doesn't have")
+
+
+async def test_an_outcome_is_entered_once_however_often_it_is_brought(b: Bench) -> None:
+    claim = await b.claim_when_due(await b.accept())
+    tries = Tries(b.redis, max_delay_ms=300, lease_ms=1500, retention_ms=RETENTION_MS)
+    first = await tries.open(claim, "default", Findings())
+    await b.redis.hset(f"payment:{claim.correlation_id}", "tries", "0")  # type: ignore[misc]
+    second = await tries.open(claim, "default", Findings())
+    assert first is not None
+    assert second is not None
+    for routed in (first, first, second, second):  # two of one number, as after a failover
+        findings = Findings(tried=Tried(routed, "status 500"))
+        await tries.release(claim, delay_ms=0, findings=findings, error="")
+    expected = "try 1 at default: status 500; open: it may still be recorded"
+    assert await events(b, claim.correlation_id) == [expected, expected]
 
 
 async def test_of_the_history_the_newest_64_entries_stay(b: Bench, redis: ArqRedis) -> None:

@@ -84,7 +84,9 @@ async def settle(redis: ArqRedis, ledger: Ledger, payment: str, at: int) -> None
     """Settle a payment of one cent with this `requestedAt`."""
     record = {"generation": 0, "processor": "default", "cents": 1}
     await redis.hset(f"payment:{payment}", mapping=record)  # type: ignore[misc]
-    assert await ledger.settle(Claim(payment, 1, 1, "0", 0.0), "default", at) is Settlement.SETTLED
+    assert (
+        await ledger.settle(Claim(payment, 1, "1", "0", 0.0), "default", at) is Settlement.SETTLED
+    )
 
 
 async def fold_for_ever(ledger: Ledger) -> None:

@@ -44,28 +44,42 @@ async def sent(b: Bench, *, max_delay_ms: int = 60_000) -> tuple[Claim, Routed]:
 async def test_an_open_try_keeps_processor_and_instant(b: Bench) -> None:
     claim, first = await sent(b)
     second = await tries(b).open(claim, "fallback", NOTHING)
-    assert second == replace(first, number=2)
+    assert second is not None
+    assert second == replace(first, id=second.id, number=2)
+    assert second.id != first.id
 
 
 async def test_with_every_try_closed_the_payment_is_pinned_again(b: Bench) -> None:
-    claim, _ = await sent(b)
-    second = await tries(b).open(claim, "fallback", Findings(closed={1}))
+    claim, first = await sent(b)
+    second = await tries(b).open(claim, "fallback", Findings(closed={first.id}))
     assert second is not None
     assert (second.processor, second.number) == ("fallback", 2)
 
 
 async def test_an_ended_try_is_still_open(b: Bench) -> None:
-    claim, _ = await sent(b)
-    second = await tries(b).open(claim, "fallback", Findings(ended={1}))
+    claim, first = await sent(b)
+    second = await tries(b).open(claim, "fallback", Findings(ended={first.id}))
     assert second is not None
     assert second.processor == "default"
-    assert await b.field(claim.correlation_id, "open") == "1e 2"
+    assert await b.field(claim.correlation_id, "open") == f"{first.id}e {second.id}"
+
+
+async def test_two_tries_of_one_number_are_two_tries(b: Bench) -> None:
+    """As after a failover that undid the first: its count is lost, while its call is under way."""
+    claim, first = await sent(b)
+    await b.redis.hset(f"payment:{claim.correlation_id}", "tries", "0")  # type: ignore[misc]
+    second = await tries(b).open(claim, "default", NOTHING)
+    assert second is not None
+    assert second.number == first.number
+    unsent = Findings(closed={second.id})
+    await tries(b).release(claim, delay_ms=0, findings=unsent, error="")
+    assert await b.field(claim.correlation_id, "open") == first.id
 
 
 async def test_a_former_holder_can_not_open_a_try(b: Bench) -> None:
-    claim, _ = await sent(b)
+    claim, first = await sent(b)
     await b.claim_when_due(claim.correlation_id)
-    assert await tries(b).open(claim, "fallback", Findings(closed={1})) is None
+    assert await tries(b).open(claim, "fallback", Findings(closed={first.id})) is None
     assert await b.field(claim.correlation_id, "processor") == "default"
 
 
@@ -76,10 +90,10 @@ async def test_who_gave_a_payment_back_can_not_open_a_try(b: Bench) -> None:
 
 
 async def test_what_a_former_holder_learned_of_its_try_counts(b: Bench) -> None:
-    claim, _ = await sent(b)
+    claim, first = await sent(b)
     await b.claim_when_due(claim.correlation_id)
-    released = await tries(b).release(claim, delay_ms=0, findings=Findings(closed={1}), error="x")
-    assert not released
+    learned = Findings(closed={first.id})
+    assert not await tries(b).release(claim, delay_ms=0, findings=learned, error="x")
     assert await b.field(claim.correlation_id, "open") == ""
     assert await b.field(claim.correlation_id, "last_error") is None
 
@@ -87,14 +101,16 @@ async def test_what_a_former_holder_learned_of_its_try_counts(b: Bench) -> None:
 async def test_a_settled_payment_is_not_touched_by_late_findings(b: Bench) -> None:
     claim, routed = await sent(b)
     await b.ledger.settle(claim, "default", routed.requested_at)
-    await tries(b).release(claim, delay_ms=0, findings=Findings(closed={1}), error="x")
+    late = Findings(closed={routed.id})
+    await tries(b).release(claim, delay_ms=0, findings=late, error="x")
     assert (await b.record(claim.correlation_id)).state == "settled"
     assert await b.redis.zcard("arq:queue") == 0
 
 
 async def test_a_try_that_has_ended_does_not_hinder_a_burial(b: Bench) -> None:
-    claim, _ = await sent(b)
-    burial = await tries(b).bury(claim, "why", Findings(ended={1}), horizon_passed=False)
+    claim, first = await sent(b)
+    ended = Findings(ended={first.id})
+    burial = await tries(b).bury(claim, "why", ended, horizon_passed=False)
     assert burial is Burial.BURIED
     record = await b.record(claim.correlation_id)
     assert (record.state, record.processor, record.why) == ("dead", "default", "why")
@@ -132,47 +148,47 @@ async def test_a_former_holder_can_not_bury(b: Bench) -> None:
 
 
 async def test_a_pending_try_stays_so_whatever_a_former_holder_brings(b: Bench) -> None:
-    claim, _ = await sent(b)
-    await tries(b).release(claim, delay_ms=0, findings=Findings(pending={1}), error="")
-    for late in (Findings(ended={1}), Findings(closed={1})):
+    claim, first = await sent(b)
+    await tries(b).release(claim, delay_ms=0, findings=Findings(pending={first.id}), error="")
+    for late in (Findings(ended={first.id}), Findings(closed={first.id})):
         await tries(b).release(claim, delay_ms=0, findings=late, error="")
-        assert await b.field(claim.correlation_id, "open") == "1p"
+        assert await b.field(claim.correlation_id, "open") == f"{first.id}p"
 
 
 async def test_a_pending_payment_is_not_routed_by_a_holder_that_does_not_know(b: Bench) -> None:
-    former, _ = await sent(b)
+    former, first = await sent(b)
     claim = await b.claim_when_due(former.correlation_id)
-    await tries(b).release(former, delay_ms=0, findings=Findings(pending={1}), error="")
-    assert await tries(b).open(claim, "fallback", Findings(closed={1})) is None
-    assert await b.field(claim.correlation_id, "open") == "1p"
+    await tries(b).release(former, delay_ms=0, findings=Findings(pending={first.id}), error="")
+    assert await tries(b).open(claim, "fallback", Findings(closed={first.id})) is None
+    assert await b.field(claim.correlation_id, "open") == f"{first.id}p"
 
 
 async def test_the_deadline_begins_again_with_each_word_that_a_payment_is_pending(
     b: Bench,
 ) -> None:
-    claim, _ = await sent(b)
+    claim, first = await sent(b)
     payment = claim.correlation_id
     await b.redis.hset(f"payment:{payment}", "accepted_at", "1")  # type: ignore[misc]
     claim = await b.claim_when_due(payment)
     assert claim.overdue
-    await tries(b).release(claim, delay_ms=0, findings=Findings(pending={1}), error="")
+    await tries(b).release(claim, delay_ms=0, findings=Findings(pending={first.id}), error="")
     assert not (await b.claim_when_due(payment)).overdue
     await b.redis.hset(f"payment:{payment}", "pending_at", "1")  # type: ignore[misc]
     assert (await b.claim_when_due(payment)).overdue
 
 
 async def test_a_decline_closes_what_was_pending(b: Bench) -> None:
-    claim, _ = await sent(b)
-    await tries(b).release(claim, delay_ms=0, findings=Findings(pending={1}), error="")
+    claim, first = await sent(b)
+    await tries(b).release(claim, delay_ms=0, findings=Findings(pending={first.id}), error="")
     claim = await b.claim_when_due(claim.correlation_id)
-    assert await decline(b, claim, Findings(closed={1})) is Burial.BURIED
+    assert await decline(b, claim, Findings(closed={first.id})) is Burial.BURIED
     assert (await b.record(claim.correlation_id)).state == "declined"
 
 
 async def test_a_former_holders_decline_is_kept_and_ends_the_payment(b: Bench) -> None:
-    former, _ = await sent(b)
+    former, first = await sent(b)
     claim = await b.claim_when_due(former.correlation_id)
-    assert await decline(b, former, Findings(closed={1})) is Burial.LOST
+    assert await decline(b, former, Findings(closed={first.id})) is Burial.LOST
     assert await tries(b).open(claim, "fallback", NOTHING) is None
     assert await tries(b).bury(claim, "why", NOTHING, horizon_passed=True) is Burial.BURIED
     record = await b.record(claim.correlation_id)
@@ -180,18 +196,19 @@ async def test_a_former_holders_decline_is_kept_and_ends_the_payment(b: Bench) -
 
 
 async def test_a_kept_decline_does_not_end_a_payment_whose_earlier_try_is_open(b: Bench) -> None:
-    former, _ = await sent(b)
+    former, first = await sent(b)
     claim = await b.claim_when_due(former.correlation_id)
-    await tries(b).open(claim, "default", NOTHING)
-    assert await decline(b, former, Findings(closed={1})) is Burial.LOST
+    second = await tries(b).open(claim, "default", NOTHING)
+    assert second is not None
+    assert await decline(b, former, Findings(closed={first.id})) is Burial.LOST
     assert await decline(b, claim, NOTHING) is Burial.STILL_OPEN
-    assert await b.field(claim.correlation_id, "open") == "2"
+    assert await b.field(claim.correlation_id, "open") == second.id
 
 
 async def test_a_decline_does_not_touch_what_is_settled(b: Bench) -> None:
     claim, routed = await sent(b)
     await b.ledger.settle(claim, "default", routed.requested_at)
-    assert await decline(b, claim, Findings(closed={1})) is Burial.LOST
+    assert await decline(b, claim, Findings(closed={routed.id})) is Burial.LOST
     record = await b.record(claim.correlation_id)
     assert (record.state, record.declined) == ("settled", None)
 
@@ -200,7 +217,7 @@ async def test_proof_of_payment_for_a_declined_payment_settles_it_and_is_an_inci
     b: Bench,
 ) -> None:
     claim, routed = await sent(b)
-    await decline(b, claim, Findings(closed={1}))
+    await decline(b, claim, Findings(closed={routed.id}))
     await b.ledger.settle(claim, "default", routed.requested_at)
     assert (await b.record(claim.correlation_id)).state == "settled"
     [raw] = await b.redis.lrange("payments:incidents", 0, -1)  # type: ignore[misc]

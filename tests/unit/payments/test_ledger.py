@@ -47,7 +47,7 @@ def ledger_on(redis: Redis) -> Ledger:
 
 
 def claim_of(correlation_id: str = ID, *, generation: str = "0") -> Claim:
-    return Claim(correlation_id, 1990, 1, generation, 0.0)
+    return Claim(correlation_id, 1990, "1", generation, 0.0)
 
 
 async def write(redis: Redis, correlation_id: str, **fields: str) -> None:

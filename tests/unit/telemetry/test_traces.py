@@ -58,7 +58,7 @@ class Spans:
 
     def claimed(self, traceparent: object = SAMPLED, *, tries: int = 0) -> PaymentTrace:
         """A payment of instant 1000 that was due again at 5000 and is claimed at 6000."""
-        claim = Claim("id", 1990, 1, "0", 0.0, tries=tries, accepted_at=1000, claimed_at=6000)
+        claim = Claim("id", 1990, "1", "0", 0.0, tries=tries, accepted_at=1000, claimed_at=6000)
         return payment_trace(self.traces, claim, traceparent, due_at=5000)
 
 
