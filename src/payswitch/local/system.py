@@ -15,6 +15,7 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
+from payswitch.durability import Durability
 from payswitch.local.append_only import cut_open_transaction
 from payswitch.local.banner import Row, banner, commands_to_try
 from payswitch.local.cluster_topology import CLUSTER_PORTS, NODES
@@ -125,6 +126,8 @@ class LocalSystem:
             self._environment |= each.variables(environment)
         if self.cluster is not None:
             self._environment["REDIS_URL"] = self.cluster.url
+            # Replicas may be promoted, so nothing less would outlast that.
+            self._environment.setdefault("PAYSWITCH_DURABILITY", Durability.REPLICAS)
         elif self.own_redis:
             self._environment["REDIS_URL"] = f"redis://{LOCAL}:{options.redis_port}/0"
         if self._is_playground and not environment.get("PAYSWITCH_PURGE"):
@@ -234,8 +237,11 @@ class LocalSystem:
                 found |= each.variables(self._given)
             found[url_variable(name)] = each.port.url
         found["PAYSWITCH_CURRENCY"] = settings.currency_code
+        found["PAYSWITCH_DURABILITY"] = settings.durability
+        found["PAYSWITCH_REPLICAS"] = str(settings.replicas)
+        found["PAYSWITCH_PARTITIONS"] = str(settings.partitions)
         known = variables([*settings.processor_urls])
-        usual = {each.name: Settings.default(key) for key, each in known.items()}
+        usual = {each.name: str(Settings.default(key)) for key, each in known.items()}
         return {name: value for name, value in found.items() if value != usual[name]}
 
     def _endpoint(self) -> list[list[Service]]:
