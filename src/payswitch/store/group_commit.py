@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Generic, TypeVar
 
 from payswitch.store.partitions import Partition
 
@@ -123,7 +123,7 @@ class CommitByNode(Generic[Item, Result]):
         self._limit_s = limit_s
         self._by_node: dict[str, GroupCommit[tuple[Partition, Item], Result]] = {}
 
-    def submit(self, partition: Partition, item: Item) -> Awaitable[Result]:
+    def submit(self, partition: Partition, item: Item) -> Coroutine[Any, Any, Result]:
         """As `GroupCommit.submit`."""
         home = partition.home
         commits = self._by_node.get(home)
