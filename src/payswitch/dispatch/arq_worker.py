@@ -7,21 +7,23 @@ import inspect
 import logging
 import signal
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
 import arq.worker
 import uvloop
 from arq.connections import ArqRedis
+from arq.constants import abort_jobs_ss
 from arq.cron import CronJob
 from arq.utils import poll
 from redis.exceptions import RedisError, ResponseError
 
 from payswitch.durability import Durability
 from payswitch.process import collect_seldom
-from payswitch.store import scripts
-from payswitch.store.client import Client
+from payswitch.store import keys, scripts
+from payswitch.store.client import Client, partitions_of
 from payswitch.store.errors import in_words, says_out_of_memory
 from payswitch.store.watch import RedisWatch
+from payswitch.store.watches import Watches
 
 logger = logging.getLogger(__name__)
 
@@ -46,20 +48,29 @@ class ResilientWorker(arq.worker.Worker):
         durability: Durability = Durability.DISK,
         **kwargs: Any,
     ) -> None:
+        redis: Client = kwargs["redis_pool"]
+        common = redis.partitions.common
+        kwargs["queue_name"] = common.key(kwargs.get("queue_name", keys.QUEUE))
+        # arq's transactions name this key, too, so in a cluster it must be in the queue's slot.
+        arq.worker.abort_jobs_ss = common.key(abort_jobs_ss)  # type: ignore[attr-defined]
         super().__init__(*args, **kwargs)
-        self._watch = RedisWatch(
-            cast(Client, self.pool),
-            currency=currency_code,
-            demand=redis_trust == "require",
-            durability=durability,
+        self._watches = Watches(
+            redis,
+            lambda home: RedisWatch(
+                redis,
+                currency=currency_code,
+                demand=redis_trust == "require",
+                durability=durability,
+                home=home,
+            ),
         )
 
     async def main(self) -> None:
         """Run until cancelled. While Redis is away or unusable, it takes no jobs. Raises the errors
         of `on_startup`, and `UntrustworthyRedisError`."""
         collect_seldom()
-        await self._watch.until_usable()
-        self._watch.start()
+        await self._watches.until_usable()
+        self._watches.start()
         logger.info("taking jobs from %(queue)s", {"queue": self.queue_name})
         self.ctx["redis"] = self.pool
         if self.on_startup:
@@ -68,19 +79,16 @@ class ResilientWorker(arq.worker.Worker):
             await self._poll_iteration()
 
     async def _poll_iteration(self) -> None:
-        if self._watch.unusable is not None:
+        watch = self._watches.of(partitions_of(self.pool).common)
+        if watch.unusable is not None:
             await asyncio.sleep(_PAUSE_S)
             return
         try:
-            await self._turn()
+            await super()._poll_iteration()
             self._redis_takes_it()
         except (RedisError, OSError) as error:
-            await self._note_failure(error)
+            await self._note_failure(error, watch)
             await self._recover()
-
-    async def _turn(self) -> None:
-        """One turn of the main loop; may raise `RedisError`."""
-        await super()._poll_iteration()
 
     async def _recover(self) -> None:
         """Reset the bookkeeping: arq does not free a slot if Redis fails meanwhile."""
@@ -169,14 +177,14 @@ class ResilientWorker(arq.worker.Worker):
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
-        await self._watch.close()
+        await self._watches.close()
         await self.pool.aclose(close_connection_pool=True)
         self._pool = None
 
-    async def _note_failure(self, error: Exception) -> None:
+    async def _note_failure(self, error: Exception, watch: RedisWatch) -> None:
         self.redis_failures += 1
         if not isinstance(error, ResponseError):
-            self._watch.note_away(error)
+            watch.note_away(error)
         elif not self._redis_refuses:
             self._redis_refuses = True
             logger.warning("redis refuses: %(error)s", {"error": in_words(error)})

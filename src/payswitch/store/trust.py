@@ -27,21 +27,22 @@ def parse_info(text: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9_]+):(.*?)\r?$", text, re.MULTILINE))
 
 
-def why_never(info: Mapping[str, str]) -> str | None:
+def why_never(info: Mapping[str, str], *, in_cluster: bool = False) -> str | None:
     """The reason why this server can't hold payments under any settings; None if it can."""
     if info.get("role", "master") != "master":
         return "it is a replica, which takes no writes: name its primary in REDIS_URL"
-    if info.get("cluster_enabled") == "1":
+    if info.get("cluster_enabled") == "1" and not in_cluster:
         return "it is a node of a cluster, which is not supported: use a single Redis"
     return None
 
 
-def judge_server(info: Mapping[str, str]) -> list[str]:
+def judge_server(info: Mapping[str, str], *, in_cluster: bool = False) -> list[str]:
     """The risks of a server of this kind, a sentence each; `info` is empty if `INFO` is not
     allowed."""
     if not info:
         return ["INFO is not allowed, so its memory and its role can't be watched"]
-    found = [] if (never := why_never(info)) is None else [never]
+    never = why_never(info, in_cluster=in_cluster)
+    found = [] if never is None else [never]
     version = info.get("redis_version", "")
     major = re.match(r"\d+", version)
     if major is None or int(major[0]) < _OLDEST:
@@ -49,6 +50,8 @@ def judge_server(info: Mapping[str, str]) -> list[str]:
             f"version {version} is not supported, and the rights of its user can't be checked "
             f"(use Redis {_OLDEST}.0 or newer, or Valkey)"
         )
+    if in_cluster:
+        return found
     if info.get("master_replid2", _NO_REPLICATION) != _NO_REPLICATION:
         found.append(
             "it was a replica until it was promoted: payments and pins that had not reached it by "

@@ -11,15 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import cast
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from payswitch.durability import Durability
 from payswitch.store import keys, rights, scripts
 from payswitch.store.client import Client
-from payswitch.store.errors import WrongServerError, in_words
+from payswitch.store.errors import WrongNodeError, WrongServerError, in_words
 from payswitch.store.memory import Memory, parse_memory
+from payswitch.store.nodes import ServerNode
+from payswitch.store.partitions import Partition
 from payswitch.store.periodic import Periodic
 from payswitch.store.trust import (
     UntrustworthyRedisError,
@@ -52,7 +56,10 @@ def wrong_currency(held: bytes | None, currency: str) -> str | None:
 
 
 class RedisWatch(Periodic):
-    """Looks at Redis twice a second, and on request. While Redis is away, the last look stands.
+    """Looks at one node of Redis twice a second, and on request. While it is away, the last look
+    stands.
+
+    `home` names a node of a cluster (`Partition.home`); without it, all partitions are on one node.
 
     `currency` is the code of this process' currency, by which it reads and writes amounts.
     `max_percent` is the share of `maxmemory` up to which payments are accepted. With `demand`, a
@@ -68,8 +75,11 @@ class RedisWatch(Periodic):
         durability: Durability = Durability.DISK,
         max_percent: int = 100,
         max_backlog: float = math.inf,
+        home: str | None = None,
     ) -> None:
         super().__init__("look at redis", _EVERY_S)
+        self._home = home
+        self._partitions = redis.partitions
         self.unusable: str | None = _UNSEEN
         """The reason why no part can work with Redis; None if all can."""
         self.is_short = False
@@ -77,12 +87,11 @@ class RedisWatch(Periodic):
         self.durability = durability
         """What a 202 stands for, if it `is_kept`."""
         self.memory = Memory()
-        self._redis = redis
         self._currency = currency
         self._demand = demand
         self._max_percent = max_percent
         self._max_backlog = max_backlog
-        self._backlog = 0
+        self._is_backlog_full = False
         self._away: str | None = None
         self._script = scripts.load(redis, "look")
         self._looks = 0
@@ -113,7 +122,7 @@ class RedisWatch(Periodic):
         """The reason why this process is not ready to accept payments; None if it is."""
         if self._away is not None:
             return f"Redis does not answer: {self._away}"
-        if self.refusal is None and self._backlog >= self._max_backlog:
+        if self.refusal is None and self._is_backlog_full:
             return "too many payments wait"
         return self.refusal
 
@@ -163,7 +172,7 @@ class RedisWatch(Periodic):
     def note_away(self, error: Exception) -> None:
         """Note that Redis did not answer; log it once until a look succeeds."""
         if self._away is None:
-            logger.warning("redis is away: %(error)s", {"error": in_words(error)})
+            logger.warning("redis is away: %(error)s", {"error": self._of(in_words(error))})
         self._away = in_words(error)
 
     async def _look_once(self) -> None:
@@ -183,67 +192,98 @@ class RedisWatch(Periodic):
 
     async def _judge_again(self) -> None:
         asks_for_rights = self._looks % _RIGHTS_EVERY == 0 or self.unusable is not None
-        info, backlog, currency, missing = await self._ask(asks_for_rights)
+        own = await self._own()
+        info, backlog, currency, missing = await self._ask(own, asks_for_rights)
         self._looks += 1
         if self._away is not None:
             self._away = None
             logger.info("redis is back")
         is_new = self._server is None or info.get("run_id") != self._server.get("run_id")
         if is_new and not asks_for_rights:
-            *_, missing = await self._ask(True)
+            *_, missing = await self._ask(own, True)
         self._missing = missing
         if missing:
             self._set_unusable(f"its user lacks rights that Payswitch needs: {missing}")
             return
         if is_new:
-            await self._judge_server(info)
-        self._backlog = backlog
+            await self._judge_server(info, own[0])
+        share = self._max_backlog * len(own) / len(self._partitions)
+        self._is_backlog_full = backlog >= share
         risks = "; ".join(self._risks) if self._demand else ""
         other = wrong_currency(currency, self._currency)
-        self._set_unusable(why_never(info) or other or risks or None)
+        never = why_never(info, in_cluster=self._in_cluster)
+        self._set_unusable(never or other or risks or None)
         self.memory = parse_memory(info)
         self._set_short(
             self.memory.is_short(max_percent=self._max_percent, was_short=self.is_short)
         )
 
-    async def _ask(self, asks_for_rights: bool) -> tuple[dict[str, str], int, bytes, str]:
+    async def _own(self) -> list[Partition]:
+        """The node's partitions. Raises `RedisError` if it has none."""
+        if self._home is None:
+            return list(self._partitions)
+        own = [each for each in self._partitions if each.home == self._home]
+        if not own:
+            await self._partitions.common.locate()  # which reads the topology if need be
+            raise RedisConnectionError("it has no partitions")
+        return own
+
+    async def _ask(
+        self, own: Sequence[Partition], asks_for_rights: bool
+    ) -> tuple[dict[str, str], int, bytes, str]:
         """The fields of `INFO`, the length of the backlog, the currency in Redis, and the missing
         rights in words."""
-        args = [self._currency, *(rights.arguments() if asks_for_rights else ())]
-        try:
-            answer = await self._script(args=args)
-        except WrongServerError:
-            answer = await self._script(args=args)  # the name may lead to another server by now
-        except NoPermissionError as error:
-            if "key" not in str(error):
-                raise
+        first = [self._currency, "info", *(rights.arguments() if asks_for_rights else ())]
+        calls = [(each, first if each is own[0] else [self._currency, ""]) for each in own]
+        answers = await self._script.call_each(calls)
+        if isinstance(answers[0], WrongServerError):
+            answers = await self._script.call_each(calls)  # its name may lead elsewhere by now
+        if isinstance(answers[0], NoPermissionError) and "key" in str(answers[0]):
             return {}, 0, b"", f"~{rights.pattern_of(keys.GENERATION)}"
-        info, backlog, currency, missing = answer
+        found = scripts.require_all(
+            [each for each in answers if each is answers[0] or not isinstance(each, WrongNodeError)]
+        )
+        info, _, _, missing = found[0]
         words = [each.decode() for each in missing]
         pairs = list(zip(words[::2], words[1::2], strict=True))
         fields = parse_info(info.decode(errors="replace"))
-        return fields, backlog, currency, rights.in_acl_words(pairs)
+        currencies = {currency: None for _, _, currency, _ in found}
+        currencies.pop(self._currency.encode(), None)
+        currency = next(iter(currencies), self._currency.encode())
+        return fields, sum(each[1] for each in found), currency, rights.in_acl_words(pairs)
 
-    async def _judge_server(self, info: Mapping[str, str]) -> None:
+    @property
+    def _in_cluster(self) -> bool:
+        return self._home is not None and bool(self._partitions.deployment)
+
+    def _of(self, fact: str) -> str:
+        """A fact with the name of the node in a cluster."""
+        is_named = self._in_cluster and str(self._home) not in fact
+        return f"{self._home}: {fact}" if is_named else fact
+
+    async def _judge_server(self, info: Mapping[str, str], at: Partition) -> None:
         """Judge a server that is new since the last look."""
-        risks = [*judge_server(info), *await config_risks(self._redis, self.durability)]
+        risks = [
+            *judge_server(info, in_cluster=self._in_cluster),
+            *await config_risks(at.redis, self.durability),
+        ]
         before = self._server
         self._server = info
         self._risks = risks
         if before is not None:
-            self._redis.epoch.end()
+            cast(ServerNode, await at.locate()).epoch.end()
             if before.get("master_replid") == info.get("master_replid2"):
                 logger.warning("redis: a replica has taken the place of the one that was there")
             else:
                 logger.warning("redis has restarted, or another one is there in its place")
         if not self._demand:
             for risk in risks:
-                logger.warning("redis: %(risk)s", {"risk": risk})
+                logger.warning("redis: %(risk)s", {"risk": self._of(risk)})
 
     def _set_unusable(self, reason: str | None) -> None:
         is_raised = self._is_checking and not self._missing
         if reason is not None and reason != self.unusable and not is_raised:
-            logger.warning("redis can't be used: %(reason)s", {"reason": reason})
+            logger.warning("redis can't be used: %(reason)s", {"reason": self._of(reason)})
         elif reason is None and self.unusable not in (None, _UNSEEN):
             logger.info("redis can be used again")
         self.unusable = reason
