@@ -11,7 +11,7 @@ from typing import Any
 
 import arq.worker
 import uvloop
-from arq.connections import ArqRedis
+from arq.connections import ArqRedis, RedisSettings
 from arq.constants import abort_jobs_ss
 from arq.cron import CronJob
 from arq.utils import poll
@@ -19,11 +19,11 @@ from redis.exceptions import RedisError, ResponseError
 
 from payswitch.durability import Durability
 from payswitch.process import collect_seldom
+from payswitch.redis_url import cluster_nodes, is_cluster
 from payswitch.store import keys, scripts
-from payswitch.store.client import Client, partitions_of
+from payswitch.store.client import Client
 from payswitch.store.errors import in_words, says_out_of_memory
 from payswitch.store.watch import RedisWatch
-from payswitch.store.watches import Watches
 
 logger = logging.getLogger(__name__)
 
@@ -54,23 +54,19 @@ class ResilientWorker(arq.worker.Worker):
         # arq's transactions name this key, too, so in a cluster it must be in the queue's slot.
         arq.worker.abort_jobs_ss = common.key(abort_jobs_ss)  # type: ignore[attr-defined]
         super().__init__(*args, **kwargs)
-        self._watches = Watches(
+        self._watch = RedisWatch(
             redis,
-            lambda home: RedisWatch(
-                redis,
-                currency=currency_code,
-                demand=redis_trust == "require",
-                durability=durability,
-                home=home,
-            ),
+            currency=currency_code,
+            demand=redis_trust == "require",
+            durability=durability,
         )
 
     async def main(self) -> None:
         """Run until cancelled. While Redis is away or unusable, it takes no jobs. Raises the errors
         of `on_startup`, and `UntrustworthyRedisError`."""
         collect_seldom()
-        await self._watches.until_usable()
-        self._watches.start()
+        await self._watch.until_usable()
+        self._watch.start()
         logger.info("taking jobs from %(queue)s", {"queue": self.queue_name})
         self.ctx["redis"] = self.pool
         if self.on_startup:
@@ -79,15 +75,14 @@ class ResilientWorker(arq.worker.Worker):
             await self._poll_iteration()
 
     async def _poll_iteration(self) -> None:
-        watch = self._watches.of(partitions_of(self.pool).common)
-        if watch.unusable is not None:
+        if self._watch.unusable is not None:
             await asyncio.sleep(_PAUSE_S)
             return
         try:
             await super()._poll_iteration()
             self._redis_takes_it()
         except (RedisError, OSError) as error:
-            await self._note_failure(error, watch)
+            await self._note_failure(error)
             await self._recover()
 
     async def _recover(self) -> None:
@@ -177,14 +172,14 @@ class ResilientWorker(arq.worker.Worker):
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
-        await self._watches.close()
+        await self._watch.close()
         await self.pool.aclose(close_connection_pool=True)
         self._pool = None
 
-    async def _note_failure(self, error: Exception, watch: RedisWatch) -> None:
+    async def _note_failure(self, error: Exception) -> None:
         self.redis_failures += 1
         if not isinstance(error, ResponseError):
-            watch.note_away(error)
+            self._watch.note_away(error)
         elif not self._redis_refuses:
             self._redis_refuses = True
             logger.warning("redis refuses: %(error)s", {"error": in_words(error)})
@@ -203,6 +198,11 @@ class ResilientWorker(arq.worker.Worker):
         if self._redis_refuses:
             self._redis_refuses = False
             logger.info("redis no longer refuses")
+
+
+def arq_redis_settings(url: str) -> RedisSettings:
+    """Redis' address for `arq --check`, which knows no cluster: of one, the first node's."""
+    return RedisSettings.from_dsn(cluster_nodes(url)[0] if is_cluster(url) else url)
 
 
 def run_worker(worker_class: type[ResilientWorker], settings: type[Any], redis: ArqRedis) -> None:

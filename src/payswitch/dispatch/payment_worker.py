@@ -197,15 +197,14 @@ class PaymentWorker(ResilientWorker):
         try:
             while True:
                 own = self._own(claiming)
-                watch = self._watches.of(own[0]) if own else None
-                if watch is None or watch.unusable is not None:
+                if not own or self._watch.at(own[0]).unusable is not None:
                     await asyncio.sleep(_HOLD_S)
                     continue
                 try:
                     await self._turn(claiming, own)
                     self._redis_takes_it()
                 except (RedisError, OSError) as error:
-                    await self._note_failure(error, watch)
+                    await self._note_failure(error)
         finally:
             await _end(list(claiming.listening.values()))
 

@@ -18,9 +18,8 @@ from payswitch.payments.payment import (
     PaymentRules,
     parse_payment,
 )
-from payswitch.store.partitions import Partitions
+from payswitch.store.server_watch import ServerWatch
 from payswitch.store.watch import RedisWatch
-from payswitch.store.watches import Watches
 from payswitch.telemetry.tracing import Traces
 
 logger = logging.getLogger(__name__)
@@ -35,16 +34,14 @@ class PaymentsEndpoint:
     def __init__(
         self,
         queue: AcceptQueue,
-        partitions: Partitions,
-        watches: Watches,
+        watch: RedisWatch,
         metrics: IngressMetrics,
         traces: Traces,
         host_names: frozenset[str],
         rules: PaymentRules,
     ) -> None:
         self._queue = queue
-        self._partitions = partitions
-        self._watches = watches
+        self._watch = watch
         self._metrics = metrics
         self._traces = traces
         self._host_names = host_names
@@ -60,10 +57,9 @@ class PaymentsEndpoint:
                 _require_json(headers.get(b"content-type"))
                 payment = _read(await read_body(), self._rules)
                 step.is_for(payment.correlation_id)
-                watch = self._watches.of(self._partitions.of(payment.correlation_id))
-                if watch.refusal is not None:
-                    await watch.look_again()
-                    self._require_redis(watch)
+                if self._watch.of(payment.correlation_id).refusal is not None:
+                    await self._watch.look_again()
+                    self._require_redis(self._watch.of(payment.correlation_id))
                 acceptance = await self._queue.accept(payment, step.traceparent)
                 self._require_acceptance(payment, acceptance)
                 location = b"/payments/" + payment.correlation_id.encode()
@@ -85,11 +81,11 @@ class PaymentsEndpoint:
         self._metrics.refused(error.status.value, seconds)
         return error.answer()
 
-    def _require_redis(self, watch: RedisWatch) -> None:
-        """Raises `Problem` if the payment's node can't be used or is short of memory."""
-        reason = watch.refusal
+    def _require_redis(self, server: ServerWatch) -> None:
+        """Raises `Problem` if the payment's server can't be used or is short of memory."""
+        reason = server.refusal
         if reason is not None:
-            self._metrics.unavailable("redis" if watch.unusable else "memory")
+            self._metrics.unavailable("redis" if server.unusable else "memory")
             raise try_later(f"the payment was not accepted: {reason}")
 
     def _require_acceptance(self, payment: Payment, acceptance: Acceptance) -> None:

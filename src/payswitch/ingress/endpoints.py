@@ -31,7 +31,6 @@ from payswitch.process import collect_seldom
 from payswitch.settings import Settings
 from payswitch.store.client import connect
 from payswitch.store.watch import RedisWatch
-from payswitch.store.watches import Watches
 from payswitch.telemetry.heartbeat import Fields, Heartbeat
 from payswitch.telemetry.metrics import CONTENT_TYPE
 from payswitch.telemetry.tracing import Traces
@@ -46,7 +45,7 @@ class Ingress:
         self._settings = settings
         self._traces = traces
         self._stopping = stopping
-        self._metrics = IngressMetrics(lambda: self._watches)
+        self._metrics = IngressMetrics(lambda: self._watch)
         self.rules = PaymentRules(settings.currency, settings.unknown_members == "ignore")
 
     async def open(self) -> None:
@@ -72,12 +71,18 @@ class Ingress:
         self._purge = Purge(
             self._redis, list(settings.processor_urls), limit_ms=settings.accept_limit_ms
         )
-        self._watches = Watches(self._redis, self._watch)
-        self._watches.start()
+        self._watch = RedisWatch(
+            self._redis,
+            currency=settings.currency_code,
+            demand=settings.redis_trust == "require",
+            durability=settings.durability,
+            max_percent=settings.max_memory_percent,
+            max_backlog=settings.max_backlog,
+        )
+        self._watch.start()
         self.payments = PaymentsEndpoint(
             self._queue,
-            self._redis.partitions,
-            self._watches,
+            self._watch,
             self._metrics,
             self._traces,
             settings.allowed_host_names,
@@ -96,7 +101,7 @@ class Ingress:
         """Stop everything that `open` started."""
         await self.live.close()
         await self._heartbeat.close()
-        await self._watches.close()
+        await self._watch.close()
         await self._purge.close()
         await self._redis.aclose(close_connection_pool=True)
         await self._traces.close()
@@ -137,7 +142,7 @@ class Ingress:
             correlation_id = parse_correlation_id(request.path_params["id"])
         except InvalidPaymentError:
             raise Problem(HTTPStatus.NOT_FOUND, "no payment has such an id: not a UUID") from None
-        record = await read_record(self._redis, correlation_id)
+        record = await read_record(self._redis, correlation_id, confirm=True)
         if isinstance(record, Unreadable):
             raise Problem(
                 HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -191,34 +196,22 @@ class Ingress:
 
     async def _ready_body(self) -> bytes:
         """Raises `Problem` unless a payment would be accepted now, and a worker could take it."""
-        await self._watches.look()
-        reason = self._watches.not_ready
+        await self._watch.look()
+        reason = self._watch.not_ready
         if reason is not None:
             raise try_later(reason)
-        kept = self._watches.is_kept
-        durability = {"promise": self._settings.durability, "kept": kept}
+        kept = self._watch.is_kept
+        durability = {"promise": self._watch.durability, "kept": kept}
         return orjson.dumps({"status": "ready", "durability": durability})
 
     async def metrics(self, request: Request) -> Response:
         """`GET /metrics` for Prometheus, for all processes at this address."""
         return Response(self._metrics.scrape(), headers={"content-type": CONTENT_TYPE})
 
-    def _watch(self, home: str) -> RedisWatch:
-        settings = self._settings
-        return RedisWatch(
-            self._redis,
-            currency=settings.currency_code,
-            demand=settings.redis_trust == "require",
-            durability=settings.durability,
-            max_percent=settings.max_memory_percent,
-            max_backlog=settings.max_backlog,
-            home=home,
-        )
-
     def _counts(self) -> Fields:
-        watch = self._watches
+        watch = self._watch
         return {
-            "durability": self._settings.durability,
+            "durability": watch.durability,
             "redis:may_lose_payments": int(not watch.is_kept),
             "redis:short_of_memory": int(watch.is_short),
             **self._metrics.counted(),

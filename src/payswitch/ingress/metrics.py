@@ -14,7 +14,7 @@ from prometheus_client import Counter as CounterObject
 from prometheus_client import Histogram as HistogramObject
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from payswitch.store.watches import Watches
+from payswitch.store.watch import RedisWatch
 from payswitch.telemetry import metrics, shared_counts
 from payswitch.telemetry.histogram import BOUNDS_S
 from payswitch.telemetry.metrics import Facts
@@ -27,7 +27,7 @@ _STATUSES = (400, 403, 408, 409, 413, 415, 421, 422, 500, 503)
 class IngressMetrics:
     """The counts of one ingress process. `watch` gives the state of Redis."""
 
-    def __init__(self, watch: Callable[[], Watches]) -> None:
+    def __init__(self, watch: Callable[[], RedisWatch]) -> None:
         self._watch = watch
         own = CollectorRegistry()
         of = metrics.ACCEPT_SECONDS

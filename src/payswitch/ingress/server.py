@@ -34,7 +34,6 @@ from payswitch.reasons import reason
 from payswitch.settings import Settings
 from payswitch.store.client import connect
 from payswitch.store.watch import RedisWatch
-from payswitch.store.watches import Watches
 from payswitch.telemetry import logs
 from payswitch.telemetry.open_traces import open_traces
 from payswitch.telemetry.tracing import Traces
@@ -227,16 +226,12 @@ async def _require_trust(settings: Settings) -> None:
         settings.redis_url, limit_s=settings.accept_limit_ms / 1000, deployment=settings.deployment
     )
     try:
-        watches = Watches(
+        watch = RedisWatch(
             redis,
-            lambda home: RedisWatch(
-                redis,
-                currency=settings.currency_code,
-                demand=True,
-                durability=settings.durability,
-                home=home,
-            ),
+            currency=settings.currency_code,
+            demand=True,
+            durability=settings.durability,
         )
-        await watches.check_trust()
+        await watch.check_trust()
     finally:
         await redis.aclose(close_connection_pool=True)

@@ -21,11 +21,6 @@ class Memory:
     limit: int = 0
     """0 is no limit."""
 
-    @property
-    def share(self) -> float:
-        """The part of the limit that is in use."""
-        return self.used / self.limit if self.limit else 0.0
-
     def is_short(self, *, max_percent: int, was_short: bool) -> bool:
         """Whether more than `max_percent` of the limit is in use."""
         mark = self.limit * max_percent / 100
