@@ -114,7 +114,7 @@ class ClusterServer:
         """The replica of the node that serves a slot."""
         async with self.client() as redis:
             [_, replica] = redis.nodes_manager.slots_cache[slot]
-        return Address(replica.host, int(replica.port))
+        return next(each for each in self.local.addresses if each.port == replica.port)
 
     async def promoted(self, old: Address, slot: int) -> Address:
         """Wait until another node than `old` serves the slot; returns it."""

@@ -44,7 +44,9 @@ DRAIN_PER_MS = 0.5
 """The payments held for a processor that is back go on at this pace, so that the rest of the system
 has time for new ones: 500 a second in each worker."""
 _LONGEST_WAIT_S = 1.0
-_TEND_S = 0.25
+_LISTEN_S = 5.0
+"""A blocking read of one of several partitions: each costs as much as a claim."""
+_TEND_S = 0.5
 """From one sign of life, and one look for new nodes, to the next."""
 _HOLD_S = 0.2
 _GIVE_BACK_S = 2.0
@@ -463,16 +465,27 @@ class PaymentWorker(ResilientWorker):
     async def _listen(self, claiming: _Claiming, own: Sequence[Partition], seconds: float) -> None:
         """Wait until one of these partitions wakes a worker, for so long at most. One command can
         not wait for several, as they are in several slots. Raises `RedisError`."""
+        ends_at = self.loop.time() + seconds
         listening = claiming.listening
-        timeout = cast(int, seconds)  # redis-py's types know no floats
-        for each in own:
-            if each not in listening:
-                pop = cast(Awaitable[Any], each.redis.blpop([each.key(keys.WAKE)], timeout=timeout))
-                listening[each] = asyncio.ensure_future(pop)
-        limit = seconds if len(listening) > 1 else None  # a lone one ends by itself
-        await asyncio.wait(listening.values(), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        for task in [listening.pop(each) for each in list(listening) if listening[each].done()]:
-            task.result()
+        timeout = cast(int, seconds if len(own) == 1 else _LISTEN_S)  # redis-py knows no floats
+        while True:
+            for each in own:
+                if each not in listening:
+                    pop = each.redis.blpop([each.key(keys.WAKE)], timeout=timeout)
+                    listening[each] = asyncio.ensure_future(cast(Awaitable[Any], pop))
+            # The only one ends by itself in time.
+            limit = None if len(own) == 1 else max(0.0, ends_at - self.loop.time())
+            await asyncio.wait(
+                listening.values(), timeout=limit, return_when=asyncio.FIRST_COMPLETED
+            )
+            ended = [listening.pop(each) for each in list(listening) if listening[each].done()]
+            errors = [error for task in ended if (error := task.exception()) is not None]
+            if errors:
+                raise errors[0]
+            if any(task.result() is not None for task in ended):
+                return
+            if len(own) == 1 or self.loop.time() >= ends_at:
+                return
 
     async def _pass_wakes_on(self, claiming: _Claiming) -> None:
         """Hand on the wakes for which this worker has no room: another one may be idle."""

@@ -11,7 +11,7 @@ from payswitch.store import keys
 from payswitch.store.client import partitions_of
 from payswitch.store.periodic import Periodic
 
-_EVERY_S = 0.25
+_EVERY_S = 0.5
 
 Standing = tuple[bytes | None, ...]
 """The values of `keys.SELECTIONS`."""
@@ -24,7 +24,7 @@ async def read_standing(redis: Redis) -> Standing:
 
 
 class StandingWatch(Periodic):
-    """Hands the standing selection to `see` four times a second. While it can't be read, the last
+    """Hands the standing selection to `see` twice a second. While it can't be read, the last
     one stands."""
 
     def __init__(self, redis: Redis, see: Callable[[Standing], None]) -> None:
