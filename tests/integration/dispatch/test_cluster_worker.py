@@ -16,6 +16,7 @@ import pytest
 
 from payswitch.durability import Deployment, Durability
 from payswitch.ingress.app import create_app
+from payswitch.payments.claims import Claims
 from payswitch.selection.selector import parse_selection
 from payswitch.settings import Settings
 from payswitch.store import keys
@@ -129,6 +130,17 @@ async def test_the_health_check_selects(system: System) -> None:
         await eventually(selects, what="a processor is selected")
 
 
+async def test_a_small_claim_finds_the_one_due_payment_among_all_partitions(
+    system: System,
+) -> None:
+    claims = Claims(system.redis, lease_ms=60_000, deadline_ms=10**9, max_delay_ms=300)
+    for number in (3, 11):
+        location = await system.accept(number)
+        [claimed] = (await claims.take(1)).taken
+        assert location.endswith(claimed.claim.correlation_id)
+    assert (await claims.take(1)).taken == []
+
+
 @pytest.mark.long
 async def test_a_killed_primary_takes_only_its_partitions_until_its_failover(
     system: System,
@@ -151,10 +163,14 @@ async def test_a_killed_primary_takes_only_its_partitions_until_its_failover(
 
 
 @pytest.mark.long
-async def test_a_frozen_primary_holds_up_nothing_of_the_others(system: System) -> None:
+@pytest.mark.parametrize("has_common_keys", [False, True])
+async def test_a_frozen_primary_holds_up_nothing_of_the_others(
+    system: System, has_common_keys: bool
+) -> None:
     async with system.part("worker"):
         await system.settled(*await asyncio.gather(*map(system.accept, range(16))))
-        lost = system.partition
+        lost = system.redis.partitions[8] if has_common_keys else system.partition
+        assert (lost.home == system.redis.partitions.common.home) is has_common_keys
         others = [each.number for each in system.redis.partitions if each.home != lost.home]
         primary = await system.cluster.primary_of(lost.slot)
         system.cluster.signal(primary, signal.SIGSTOP)
