@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import orjson
@@ -167,28 +168,33 @@ class AcceptQueue:
                 verdicts[number] = verdict
 
     async def _call(self, items: list[_Item]) -> list[str | Exception]:
+        ahead: dict[Partition, float] = {}
         failed: dict[Partition, Exception] = {}
         for partition in {partition for partition, _ in items}:
             try:
-                await self._know_clock(partition)
+                ahead[partition] = await self._clock_of(partition)
             except (RedisError, OSError) as error:
                 failed[partition] = error
         if not failed:
-            return await self._send(items)
+            return await self._send(items, ahead)
         rest = [item for item in items if item[0] not in failed]
-        answers = iter(await self._send(rest) if rest else ())
+        answers = iter(await self._send(rest, ahead) if rest else ())
         return [failed[each] if each in failed else next(answers) for each, _ in items]
 
-    async def _know_clock(self, partition: Partition) -> None:
-        """Know the clock of the partition's node, which may be another one after a new connection
-        or a move."""
+    async def _clock_of(self, partition: Partition) -> float:
+        """How far the clock of the partition's node is ahead: of another one perhaps, after a new
+        connection or a move."""
         node = await partition.locate()
         if partition.home not in self._ahead_ms or not node.is_connected:
             self._learn_clock(partition, await redis_now_ms(partition.redis))
+        return self._ahead_ms[partition.home]
 
-    async def _send(self, items: list[_Item]) -> list[str | Exception]:
+    async def _send(
+        self, items: list[_Item], ahead: Mapping[Partition, float]
+    ) -> list[str | Exception]:
+        arguments = partial(self._arguments, ahead)
         verdicts = await scripts.call_grouped(
-            self._script, items, self._arguments, self._read, confirm=True, follow=False
+            self._script, items, arguments, self._read, confirm=True, follow=False
         )
         for (partition, _), verdict in zip(items, verdicts, strict=True):
             if isinstance(verdict, _AWAY):
