@@ -110,6 +110,12 @@ class ClusterServer:
         await eventually(is_known, what=f"slot {slot} is served")
         return found[-1]
 
+    async def replica_of(self, slot: int) -> Address:
+        """The replica of the node that serves a slot."""
+        async with self.client() as redis:
+            [_, replica] = redis.nodes_manager.slots_cache[slot]
+        return next(each for each in self.local.addresses if each.port == replica.port)
+
     async def promoted(self, old: Address, slot: int) -> Address:
         """Wait until another node than `old` serves the slot; returns it."""
 
