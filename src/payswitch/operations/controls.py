@@ -105,11 +105,11 @@ class Controls:
         if not numbers:
             return
         raw, _, life_ms = await self._read(keys.PAUSED)
+        script = self._order
+        order: list[Argument] = [raw or b"", max(life_ms, 0)]
         if life_ms == -2:
-            script, order = self._withdraw, ()
-        else:
-            script, order = self._order, (raw or b"", max(life_ms, 0))
-        args: list[Argument] = [keys.PAUSED, *order, "", "", "", ""]
+            script, order = self._withdraw, []
+        args = [keys.PAUSED, *order, "", "", "", ""]
         calls = [(self._partitions[number], args) for number in numbers]
         answers = await script.call_each(calls, confirm=True)
         failed = {

@@ -1,4 +1,4 @@
-"""The nodes of a cluster, as operators see them: their partitions and replicas, and what is away."""
+"""The nodes of a cluster as operators see them: partitions, replicas, and what is away."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Shard:
 
 
 async def read_shards(redis: Redis) -> list[Shard]:
-    """The nodes that serve partitions, by their first partition; none on a single Redis. A node that
-    does not answer within a second is away."""
+    """The nodes that serve partitions; none on a single Redis. A node that does not answer within a
+    second is away."""
     if not isinstance(redis, ClusterClient):
         return []
     partitions = redis.partitions

@@ -17,9 +17,9 @@ from payswitch.store.partitions import Argument, Call, Confirm, Node
 _WAIT_SHARE = 0.8
 """The part of a call's limit that replicas get to confirm it."""
 _MARK = "redis.call('DEL', KEYS[1]) redis.call('SET', KEYS[1], '1')"
-"""A write for `WAIT`: since Redis 7.2 it waits for the connection's last write alone, so after a call
-that only reads it would not wait for what the call has read. `DEL` comes first, so that it works out
-of memory."""
+"""A write for `WAIT`: since Redis 7.2 it waits for the connection's last write alone, so after a
+call that only reads it would not wait for what the call has read. `DEL` comes first, so that it
+works out of memory."""
 
 
 class ServerNode:
