@@ -33,15 +33,25 @@ class Shard:
     """The reason why it is away."""
 
     @property
+    def served(self) -> str:
+        """Its partitions in words."""
+        numbers = ", ".join(map(str, self.partitions))
+        return f"partitions {numbers}" if numbers else "no partition"
+
+    @property
     def lacks_replicas(self) -> bool:
         """Whether it has too few replicas to accept payments."""
         return self.replicas is not None and self.replicas < self.wanted_replicas
 
-    def __str__(self) -> str:
-        """What is wrong with it, or how it is."""
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with it, in words; None if nothing is."""
         if self.problem is not None:
-            return f"{self.address or 'no node'}: {self.problem}"
-        return f"{self.address}: {self.replicas} replicas"
+            at = f"{self.address} is away: " if self.address else ""
+            return f"{at}{self.problem}"
+        if self.lacks_replicas:
+            return f"{self.address} has {self.replicas} of {self.wanted_replicas} replicas"
+        return None
 
 
 async def read_shards(redis: Redis) -> list[Shard]:

@@ -1,7 +1,8 @@
 """The audit trail: every act of an operator, with who did it, when and why.
 
 The scripts that carry an act out append it in the same step. The trail keeps the newest 10,000 acts
-(`record_act` in `common.lua`) and survives a purge; in a cluster each partition has its own. It keeps what an operator says of themselves;
+(`record_act` in `common.lua`) and survives a purge; in a cluster each partition has its own. It
+keeps what an operator says of themselves;
 the rights of Redis' user decide who may act at all.
 """
 
