@@ -67,7 +67,7 @@ async def read_shards(redis: Redis) -> list[Shard]:
                 await each.locate()
         by_home.setdefault(each.home, []).append(each)
     return await asyncio.gather(
-        *(_read(home, served, redis.replicas) for home, served in by_home.items())
+        *(_read(home, served, redis.deployment.replicas) for home, served in by_home.items())
     )
 
 

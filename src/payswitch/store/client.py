@@ -150,10 +150,9 @@ class Client(ArqRedis):
         )
         self.epoch: Epoch = pool.connection_kwargs["epoch"]
         self.nodes = nodes
+        self.deployment = Deployment(1)
         only = Partition(0, "", self, nodes)
         self.partitions = Partitions([only], only, "")
-        self.replicas = 0
-        """So many replicas confirm what must not be lost."""
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close all connections and channels."""
@@ -174,7 +173,7 @@ class ClusterClient(Client):
             for number, tag in enumerate(tags(deployment.partitions))
         ]
         self.partitions = Partitions(every, common, str(deployment))
-        self.replicas = deployment.replicas
+        self.deployment = deployment
 
     def _at(self, tag: str, options: Mapping[str, Any], topology: Topology) -> ArqRedis:
         pool = SlotPool(topology, key_slot(tag.encode()), **options)

@@ -16,6 +16,8 @@ from payswitch.store.partitions import Argument, Call, Confirm, Node
 
 _WAIT_SHARE = 0.8
 """The part of a call's limit that replicas get to confirm it."""
+_LONGEST_WAIT_S = 0.8
+"""A replica that takes longer counts as gone: each shard's calls wait for its slowest replica."""
 _MARK = "redis.call('DEL', KEYS[1]) redis.call('SET', KEYS[1], '1')"
 """A write for `WAIT`: since Redis 7.2 it waits for the connection's last write alone, so after a
 call that only reads it would not wait for what the call has read. `DEL` comes first, so that it
@@ -34,7 +36,11 @@ class ServerNode:
         self.epoch: Epoch = pool.connection_kwargs["epoch"]
         self._channels = Channels(pool, limit_s=limit_s)
         self._replicas = replicas
-        self._wait: Sequence[Argument] = ("WAIT", replicas, int(limit_s * 1000 * _WAIT_SHARE))
+        self._wait: Sequence[Argument] = (
+            "WAIT",
+            replicas,
+            int(1000 * min(limit_s * _WAIT_SHARE, _LONGEST_WAIT_S)),
+        )
 
     @property
     def is_connected(self) -> bool:
