@@ -11,20 +11,21 @@ import pytest
 
 from payswitch.money import Total
 from payswitch.operations.controls import Controls
-from payswitch.operations.fees import FeeWatch
 from payswitch.operations.history import HistoryWriter, parse_sample, read_history
 from payswitch.operations.overview import read_overview
 from payswitch.operations.reconcile import Reconciliation
 from payswitch.payments.audit import read_acts
+from payswitch.payments.claims import Claim
 from payswitch.payments.dead_letters import DeadLetters, Filter, Handling
 from payswitch.payments.incidents import Incidents
 from payswitch.payments.known_processors import KnownProcessors
 from payswitch.payments.purge import Purge
 from payswitch.payments.records import Record, read_records
 from payswitch.payments.sweeper import Sweeper
-from payswitch.processors.processor import make_processors
+from payswitch.processors.processor import Processor, make_processors
 from payswitch.store import keys
 from payswitch.store.client import Client
+from payswitch.store.notes import write_note
 from payswitch.telemetry.heartbeat import Heartbeat
 from tests.integration.harness import Bench, bench
 from tests.support import ANA, PROCESSORS, Reply
@@ -85,11 +86,9 @@ async def test_the_overview_sums_all_partitions(b: Bench, partitioned: Client) -
     assert (node.partitions, node.replicas, node.trouble) == ([*range(16)], 0, None)
 
 
-async def test_processes_fees_and_history_are_the_deployments(
-    b: Bench, partitioned: Client
-) -> None:
+async def test_processes_fees_and_history_are_the_deployments(partitioned: Client) -> None:
     await Heartbeat(partitioned, "worker", lambda: {"settled:default": 3}).write()
-    await FeeWatch(partitioned, make_processors(b.settings, b.transport)).turn()
+    await write_note(partitioned, keys.FEES, {"default": "0.05", "fallback": "0.15"})
     assert await HistoryWriter(partitioned, PROCESSORS).write()
     overview = await read_overview(partitioned, PROCESSORS)
     [process] = overview.processes
@@ -215,7 +214,10 @@ async def test_the_sweep_repairs_every_partition(b: Bench, partitioned: Client) 
     assert {record["correlationId"] for record in b.default.posts} == {*payments}
 
 
-async def test_books_of_all_partitions_are_compared(b: Bench, partitioned: Client) -> None:
+async def test_books_of_all_partitions_are_compared(
+    b: Bench, partitioned: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Processor, "tells_totals", False)  # these tell single payments alone
     payments = await accepted(b)
     await dispatched(b, COUNT)
     del b.default.books[payments[0]]
@@ -228,7 +230,10 @@ async def test_books_of_all_partitions_are_compared(b: Bench, partitioned: Clien
 async def test_payments_pinned_in_any_partition_are_known(b: Bench, partitioned: Client) -> None:
     await accepted(b)
     b.default.script = [Reply(hang_up=True)] * COUNT
-    await dispatched(b, COUNT)
+    claims: list[Claim] = []
+    while len(claims) < COUNT:
+        claims += await b.claim(limit=COUNT)
+    await asyncio.gather(*map(b.dispatcher.dispatch, claims))
     known = KnownProcessors(partitioned, b.settings.processor_urls)
     await known.check()
     assert {each.name: each.known for each in await known.compare()} == {
