@@ -185,6 +185,23 @@ async def test_a_run_that_goes_well_is_scored_and_reported(stand: Stand) -> None
     assert document["lag"]["lag"] == 0
 
 
+async def test_a_payment_that_waits_is_a_stall_of_the_result(stand: Stand) -> None:
+    first = True
+
+    def wait_once_and_pay() -> None:
+        nonlocal first
+        if first:
+            time.sleep(0.05)  # the whole stand stands still
+        first = False
+        stand.pay()
+
+    stand.backend.on_payment = wait_once_and_pay
+    found = await outcome(stand, brief("final"))
+    stall, *_ = as_document(found)["payswitch"]["stalls"]
+    assert (stall["payments"], stall["atS"]) == (1, pytest.approx(0, abs=SLACK_S))
+    assert stall["ms"] > 49
+
+
 @pytest.mark.parametrize(
     ("told", "durability"),
     [
@@ -202,23 +219,6 @@ async def test_the_result_names_what_a_202_stood_for(
     output = Console(record=True, file=io.StringIO(), width=120)
     show(found, output)
     assert f"stand, durability {durability}" in output.export_text()
-
-
-async def test_a_payment_that_waits_is_a_stall_of_the_result(stand: Stand) -> None:
-    first = True
-
-    def wait_once_and_pay() -> None:
-        nonlocal first
-        if first:
-            time.sleep(0.05)  # the whole stand stands still
-        first = False
-        stand.pay()
-
-    stand.backend.on_payment = wait_once_and_pay
-    found = await outcome(stand, brief("final"))
-    stall, *_ = as_document(found)["payswitch"]["stalls"]
-    assert (stall["payments"], stall["atS"]) == (1, pytest.approx(0, abs=SLACK_S))
-    assert stall["ms"] > 49
 
 
 async def test_before_the_first_payment_all_are_purged_and_the_disk_is_up_to_date(
