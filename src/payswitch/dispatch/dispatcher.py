@@ -112,6 +112,8 @@ class Work:
 
     def still_open(self) -> set[str]:
         """The ids of the claim's tries that are still open."""
+        if not self.claim.open_tries:
+            return set()
         return {open_try.id for open_try in self.claim.open_tries} - self.findings.closed
 
     def instruction(self, requested_at: int | None = None) -> Instruction:

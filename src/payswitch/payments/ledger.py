@@ -36,6 +36,10 @@ class Settlement(enum.Enum):
     """A sum of the ledger can't take it; nothing of the payment has changed."""
 
 
+_SETTLEMENTS = {each.value.encode(): each for each in Settlement} | {b"late": Settlement.SETTLED}
+"""By Redis' words; late is a payment that had ended otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Totals by processor, and their window (ms, both bounds inclusive; None is no bound)."""
@@ -51,8 +55,6 @@ COARSE_AFTER_MS = 400 * 24 * 3600 * 1000
 _Bound = int | str
 """ms, or '' for none."""
 
-_LATE = b"late"
-"""Settled after it had ended otherwise."""
 _BROUGHT_AGAIN = (b"settled", b"gone", b"unaddable")
 
 Settling = tuple[Claim, str, int, str, str]
@@ -162,10 +164,7 @@ class Ledger:
         return args
 
     def _read(self, items: list[Settling], verdicts: Any) -> list[Settlement]:
-        settlements = [
-            Settlement.SETTLED if verdict == _LATE else Settlement(verdict.decode())
-            for verdict in verdicts
-        ]
+        settlements = [_SETTLEMENTS[verdict] for verdict in verdicts]
         if self._on_settled is not None:
             self._on_settled(items, settlements)
         return settlements

@@ -65,6 +65,8 @@ class Findings:
 
     def arguments(self) -> tuple[str, str]:
         """The closed tries and the marks of others as arguments of a script."""
+        if not (self.closed or self.ended or self.pending):
+            return "", ""
         marks = {**dict.fromkeys(self.ended, "e"), **dict.fromkeys(self.pending, "p")}
         marked = ",".join(name + mark for name, mark in sorted(marks.items()))
         return ",".join(sorted(self.closed)), marked

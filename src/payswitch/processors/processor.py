@@ -47,7 +47,6 @@ from payswitch.telemetry.tracing import NO_STEP, Step
 from payswitch.text import printable
 
 T = TypeVar("T")
-_RawHeaders = list[tuple[bytes, bytes]]
 _PAY_OUTCOMES = get_args(PayOutcome)
 _FIND_OUTCOMES = get_args(FindOutcome)
 _LONGEST_TEXT = 255
@@ -259,9 +258,8 @@ class Processor:
         return await self._exchange(self._httpx_request(request, self._find_limits), step)
 
     def _httpx_request(self, request: Request, limits: dict[str, Any]) -> httpx.Request:
-        url, headers = self._target(request.path, request.headers)
-        if request.body or request.method != "GET":
-            headers = [*headers, (b"content-length", b"%d" % len(request.body))]
+        length = len(request.body) if request.body or request.method != "GET" else None
+        url, headers = self._target(request.path, request.headers, length)
         # A stream and its length: httpx takes 7 µs to find both out from the content.
         return httpx.Request(
             request.method,
@@ -271,15 +269,20 @@ class Processor:
             extensions={"timeout": limits},
         )
 
-    def _make_target(self, path: str, headers: Headers) -> tuple[httpx.URL, _RawHeaders]:
+    def _make_target(
+        self, path: str, headers: Headers, length: int | None
+    ) -> tuple[httpx.URL, httpx.Headers]:
         encoded = [(name.encode(), value.encode()) for name, value in headers]
+        if length is not None:
+            encoded.append((b"content-length", b"%d" % length))
         if path.startswith("/"):
             url = httpx.URL(self._base + path)
-            return url, [(b"host", url.netloc), *self._credentials, *encoded]
-        if not path.startswith(("http://", "https://")):
+            encoded = [*self._credentials, *encoded]
+        elif path.startswith(("http://", "https://")):
+            url = httpx.URL(path)  # another host, which the base URL's credentials are not for
+        else:
             raise ValueError("a path begins with a slash")
-        url = httpx.URL(path)  # another host, which the base URL's credentials are not for
-        return url, [(b"host", url.netloc), *encoded]
+        return url, httpx.Headers([(b"host", url.netloc), *encoded])
 
     async def _exchange(self, request: httpx.Request, step: Step = NO_STEP) -> Response:
         """The response with its raw body: a decoded one could have any size."""
@@ -291,8 +294,8 @@ class Processor:
             step.unanswered(error)
             raise
         step.answered(response.status_code)
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        body = b"".join([part async for part in response.stream])
+        assert isinstance(response.stream, httpx.ByteStream)
+        body = b"".join(response.stream)
         return Response(response.status_code, body, response.headers, asked_pause_ms(response))
 
 

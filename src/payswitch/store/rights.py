@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 
 from arq.constants import (
     abort_jobs_ss,
@@ -54,15 +55,15 @@ NEEDS: Mapping[str, str] = {
     keys.sign_of_life(keys.HEALTH_QUEUE): "PSETEX SET DEL EXISTS",
     result_key_prefix + _ID: "EXISTS DEL",
     abort_jobs_ss: "ZREM",
-    keys.record(_ID): "HMGET HGETALL HSET HDEL PEXPIRE PERSIST DEL UNLINK",
+    f"{keys.RECORD_PREFIX}{_ID}": "HMGET HGETALL HSET HDEL PEXPIRE PERSIST DEL UNLINK",
     keys.OPEN: "ZADD ZREM ZRANGE ZSCORE ZMSCORE ZSCAN ZCARD ZCOUNT TYPE UNLINK",
     keys.IN_FLIGHT: "ZADD ZREM ZCARD ZCOUNT TYPE UNLINK",
     keys.DEAD: ("ZADD ZREM ZRANGE ZREVRANGEBYSCORE ZRANK ZSCORE ZMSCORE ZSCAN ZCARD TYPE UNLINK"),
-    keys.waiting("default"): "ZADD ZREM ZRANGE ZRANK ZCARD ZPOPMIN UNLINK",
+    f"{keys.WAITING}:default": "ZADD ZREM ZRANGE ZRANK ZCARD ZPOPMIN UNLINK",
     keys.RESOLVED: "ZADD ZREM ZREVRANGEBYSCORE ZREMRANGEBYSCORE PEXPIRE TYPE UNLINK",
     keys.RESOLUTIONS: "INCRBY GET UNLINK",
     keys.DECLINES: "HINCRBY HMGET UNLINK",
-    keys.held("default"): "ZADD ZREM ZCARD ZPOPMIN UNLINK",
+    f"{keys.HELD}:default": "ZADD ZREM ZCARD ZPOPMIN UNLINK",
     keys.SAVED: "HINCRBY HGETALL UNLINK",
     keys.INCIDENTS: "RPUSH LREM LTRIM LRANGE LLEN TYPE UNLINK",
     keys.RESOLVED_INCIDENTS: (
@@ -102,6 +103,7 @@ def arguments() -> list[str]:
     return [part for pair in NEEDS.items() for part in pair]
 
 
+@cache
 def pattern_of(key: str) -> str:
     """The first of `KEY_PATTERNS` for a key."""
     return next(pattern for pattern in KEY_PATTERNS if fnmatchcase(key, pattern))
@@ -110,6 +112,8 @@ def pattern_of(key: str) -> str:
 def in_acl_words(missing: Sequence[tuple[str, str]]) -> str:
     """The missing rights in an ACL's syntax: key patterns of which no command is allowed, commands
     that are allowed on no key, and the other pairs. `missing` has pairs of key and command."""
+    if not missing:  # as on each look; the rest takes milliseconds, in which nothing else is served
+        return ""
     denied: dict[str, set[str]] = defaultdict(set)
     for key, command in missing:
         denied[key].add(command)
