@@ -284,7 +284,8 @@ class LocalSystem:
     def _of_queue(self, name: str, command: str, queue: str) -> Service:
         number = next(self._metrics_ports, 0)
         variables = {"PAYSWITCH_METRICS_PORT": str(number)}
-        is_ready = self._redis_says("EXISTS", keys.sign_of_life(queue))
+        key = self.redis.partitions.common.key(queue)
+        is_ready = self._redis_says("EXISTS", keys.sign_of_life(key))
         part = self._own(name, [command], is_ready, variables)
         if not number:
             return Service(part, queue)
