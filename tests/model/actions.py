@@ -8,8 +8,9 @@ from functools import partial
 from payswitch.store import keys
 from tests.model.processors import REFUSED_CONNECTION, UNCLEAR, Wire
 from tests.model.promise import Snapshot
-from tests.model.stepped import Gate
+from tests.model.stepped import Gate, Node
 from tests.model.world import (
+    CONFIRMED,
     LATER_MAX_DELAY_MS,
     LEASE_MS,
     MARGIN_MS,
@@ -42,8 +43,10 @@ def possible(world: World, seen: Snapshot) -> Iterator[Action]:
     """Everything that may happen now. Hypothesis likes the first most."""
     next_due = min(seen.queue.values(), default=None)
     is_due = next_due is not None and next_due <= world.redis_now()
+    is_due_there = world.former is not None and _is_due(world, world.former)
     for worker in world.workers:
-        yield from _of_worker(world, worker, is_due=is_due)
+        here = worker.node is world.node
+        yield from _of_worker(world, worker, is_due=is_due if here else is_due_there)
     if next_due is not None and not is_due:
         ms = int(next_due) - world.redis_now()
         weight = 3 if world.gates else 24
@@ -64,6 +67,8 @@ def possible(world: World, seen: Snapshot) -> Iterator[Action]:
         yield Action(f"after all, Redis does {ghost.label}", 2, partial(wake, world, ghost))
     yield from _of_clients(world, seen)
     yield from _of_operator(world)
+    if world.temper.failovers:
+        yield from _of_failover(world)
     if world.temper.slower and world.books.max_delay_ms < LATER_MAX_DELAY_MS:
         yield Action("the processors become slower", 3, world.slow_down)
     yield from _of_time(world)
@@ -152,6 +157,30 @@ def _of_clients(world: World, seen: Snapshot) -> Iterator[Action]:
         yield Action(f"replay {known}, which was resolved", 12, partial(second.call_replay, known))
 
 
+def _is_due(world: World, node: Node) -> bool:
+    found = node.store.client.zrangebyscore(keys.QUEUE, "-inf", world.redis_now(node), 0, 1)
+    return bool(found)
+
+
+def _of_failover(world: World) -> Iterator[Action]:
+    if world.former is not None:
+        for process in world.strayed():
+            what = f"{process.name} finds the new primary"
+            yield Action(what, 3, partial(world.find_primary, process))
+        if not world.strayed():
+            yield Action("the former primary becomes a replica", 3, world.end_former)
+        return
+    if world.is_behind:
+        yield Action("the replica catches up", 1, world.catch_up)
+    else:
+        yield Action("the replica falls behind", 4, world.fall_behind)
+    yield Action("the replica takes over", 6 if world.is_behind else 1, world.fail_over)
+    if world.temper.clock_steps:
+        for ms in (-_HOUR_MS, _HOUR_MS):
+            what = f"the replica takes over, its clock {ms} ms ahead"
+            yield Action(what, 1, partial(world.fail_over, ms))
+
+
 def _of_operator(world: World) -> Iterator[Action]:
     _, operator = world.ingresses
     if not world.temper.orders or operator.gates:
@@ -212,6 +241,8 @@ def _of_gate(world: World, gate: Gate) -> Iterator[Action]:
         yield Action(f"{gate.label}: unclear", 4, partial(gate.answer, UNCLEAR))
     sluggish = world.temper.sluggish and gate.label.startswith("worker 1:")
     yield Action(f"{gate.label}", 1 if sluggish else 4, gate.pass_on)
+    if not gate.performed and world.is_behind and gate.script in CONFIRMED:
+        yield Action(f"{gate.label}, WAIT short", 6, partial(world.fall_short, gate))
     if not gate.performed:
         weight = 12 if gate.kind == "claim" and world.temper.slow_claims else 1
         yield Action(f"{gate.label}, answered later", weight, gate.perform)

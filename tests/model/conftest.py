@@ -18,6 +18,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     server = RedisServer(folder, "--appendonly", "no", "--unixsocket", str(folder / "redis.sock"))
     server.start()
     path = str(folder / "redis.sock")
-    with redis.Redis(unix_socket_path=path, single_connection_client=True) as client:
-        yield Store(client)
+    with (
+        redis.Redis(unix_socket_path=path, single_connection_client=True) as client,
+        redis.Redis(unix_socket_path=path, single_connection_client=True, db=1) as spare,
+    ):
+        yield Store(client, Store(spare))
     server.kill()

@@ -37,6 +37,7 @@ TEMPERS = st.builds(
     patient=st.sampled_from([False, False, True]),
     slower=st.sampled_from([False, False, True]),
     deliberate=st.sampled_from([False, False, True]),
+    failovers=st.sampled_from([False, False, True]),
 )
 
 

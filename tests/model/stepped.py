@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Protocol, TypeVarTuple, Unpack
 
@@ -81,12 +82,28 @@ class SteppedLoop(asyncio.SelectorEventLoop):
         super().close()
 
 
-class Store:
-    """The real Redis behind the model, reached synchronously: each call is one atomic step."""
+_COPY = """
+for _, key in ipairs(redis.call('KEYS', '*')) do redis.call('COPY', key, key, 'DB', ARGV[1]) end
+"""
 
-    def __init__(self, client: redis.Redis) -> None:
+
+class NotConfirmedError(redis.RedisError):
+    """The script was carried out, but too few replicas have its writes."""
+
+
+class Store:
+    """The real Redis behind the model, reached synchronously: each call is one atomic step.
+    `spare` is another database of it."""
+
+    def __init__(self, client: redis.Redis, spare: Store | None = None) -> None:
         self.client = client
+        self.spare = spare
         self._digests: dict[str, str] = {}
+
+    def copy_to(self, other: Store) -> None:
+        """Make the other database the same as this one."""
+        other.client.flushdb()
+        self.run(_COPY, [], [other.client.get_connection_kwargs()["db"]])
 
     def run(self, text: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
         """Run a script. Raises `RedisError`."""
@@ -96,13 +113,26 @@ class Store:
         return self.client.evalsha(digest, len(keys), *keys, *args)
 
 
+@dataclass(eq=False)
+class Node:
+    """A Redis node: what it holds, and by how much its clock is ahead (ms)."""
+
+    store: Store
+    ahead: int
+
+
 class Gate:
     """Where a task waits for the model: to let it do its step, to fail it, or to do the step and
     lose the answer."""
 
-    def __init__(self, kind: str, label: str, perform: Callable[[], Any]) -> None:
+    def __init__(
+        self, kind: str, label: str, perform: Callable[[], Any], node: Node, script: str
+    ) -> None:
         self.kind = kind
         self.label = label
+        self.node = node
+        """Where the call has gone to."""
+        self.script = script
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.performed = False
         self._perform = perform
@@ -147,16 +177,14 @@ class Surroundings(Protocol):
     gates: list[Gate]
     ghosts: list[Gate]
     free: bool
+    node: Node
+    """The primary."""
 
-    def run_script(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
-        """Run the script of this name on the store, on virtual time."""
+    def run_script(self, name: str, keys: Sequence[Any], args: Sequence[Any], node: Node) -> Any:
+        """Run the script of this name on this node, on virtual time."""
 
-    def redis_now(self) -> int:
-        """Redis' virtual clock, in ms."""
-
-    @property
-    def store(self) -> Store:
-        """The Redis."""
+    def redis_now(self, node: Node) -> int:
+        """A node's virtual clock, in ms."""
 
 
 class Process:
@@ -169,15 +197,19 @@ class Process:
         self.name = name
         self.dead = False
         self.gates: list[Gate] = []
+        self.node = around.node
+        """What it takes for the primary."""
         self._around = around
 
-    async def pass_gate(self, kind: str, label: str, perform: Callable[[], Any]) -> Any:
+    async def pass_gate(
+        self, kind: str, label: str, perform: Callable[[], Any], script: str = ""
+    ) -> Any:
         """Wait until the model lets this step pass; returns its answer."""
         if self.dead:
             raise asyncio.CancelledError
         if self._around.free:
             return perform()
-        gate = Gate(kind, f"{self.name}: {label}", perform)
+        gate = Gate(kind, f"{self.name}: {label}", perform, self.node, script)
         self.gates.append(gate)
         self._around.gates.append(gate)
         try:
@@ -208,8 +240,9 @@ class SteppedScript:
     async def __call__(self, keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Any:
         label = " ".join([self._name, *_payments_among(args)])
         kind = "claim" if self._name == "claim" else "redis"
+        node = self._process.node
         return await self._process.pass_gate(
-            kind, label, lambda: self._around.run_script(self._name, keys, args)
+            kind, label, lambda: self._around.run_script(self._name, keys, args, node), self._name
         )
 
 
@@ -228,20 +261,20 @@ class SteppedRedis:
 
     async def time(self) -> tuple[int, int]:
         """Redis' virtual clock: seconds and microseconds."""
-        now = self._around.redis_now()
+        now = self._around.redis_now(self._process.node)
         return now // 1000, now % 1000 * 1000
 
     async def get(self, key: str) -> Any:
         """As redis-py's."""
-        return self._around.store.client.get(key)
+        return self._process.node.store.client.get(key)
 
     async def hmget(self, key: str, fields: list[str]) -> Any:
         """As redis-py's."""
-        return self._around.store.client.hmget(key, fields)
+        return self._process.node.store.client.hmget(key, fields)
 
     async def zcount(self, key: str, low: float | str, high: float | str) -> Any:
         """As redis-py's."""
-        return self._around.store.client.zcount(key, low, high)
+        return self._process.node.store.client.zcount(key, low, high)
 
 
 SCRIPTS = sorted(

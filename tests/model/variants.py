@@ -27,6 +27,10 @@ class Protocol:
     tries: type[Tries] = Tries
     claims: type[Claims] = Claims
     watch: Callable[[], QuietWatch] = QuietWatch
+    unconfirmed: frozenset[str] = frozenset()
+    """Scripts that don't wait for the replica."""
+    short_is_done: bool = False
+    """Whether a `WAIT` that ended too early counts as confirmed."""
     temper: Mapping[str, object] = field(default_factory=dict)
     """What is given of the world's temper, because the fault shows nowhere else."""
     rare: bool = False

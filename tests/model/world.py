@@ -8,7 +8,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 from unittest import mock
 
@@ -33,6 +33,8 @@ from payswitch.store import keys, scripts
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
 from tests.model.stepped import (
     Gate,
+    Node,
+    NotConfirmedError,
     Process,
     SteppedLoop,
     SteppedRedis,
@@ -87,15 +89,31 @@ class Temper:
     """Whether the processors become slower, and the workers are replaced by some that know it."""
     deliberate: bool = False
     """Whether the processors decline payments and have some pending."""
+    failovers: bool = False
+    """Whether Redis has a replica that takes over while the primary lives on."""
+
+
+CONFIRMED = frozenset(
+    {"accept", "route", "bury", "replay", "resolve", "purge", "order", "withdraw"}
+)
+"""The scripts whose answers count only once the replica has their writes."""
 
 
 class World:
     """All processes of the model, what is between them, and what they have promised."""
 
     def __init__(self, store: Store, protocol: Protocol, temper: Temper) -> None:
-        self.store = store
+        assert store.spare is not None
+        self.node = Node(store, _START_MS)
+        """The primary: what it holds is what counts."""
+        self.former: Node | None = None
+        """The primary before the failover, which knows of none; its replica is lost."""
+        self._replica = store.spare
+        self._behind: tuple[set[str], ...] | None = None
+        """What was noted when the replica fell behind; None while it is not."""
+        self._is_short = False
         self.protocol = protocol
-        self.temper = temper
+        self.temper = replace(temper, purges=temper.purges and not temper.failovers)
         self.counts: Counter[str] = Counter()
         self.gates: list[Gate] = []
         self.ghosts: list[Gate] = []
@@ -104,7 +122,6 @@ class World:
         self.failures: list[str] = []
         self.claimed_while_paused = False
         self.books = Books(MAX_DELAY_MS, {name: {} for name in PROCESSORS}, self.counts)
-        self.redis_ahead = _START_MS
         self.held_until: int | None = None
         self.generation = 0
         self.present: set[str] = set()
@@ -127,7 +144,7 @@ class World:
         self._texts = model_scripts(protocol.scripts)
         self._boot = mock.patch.object(accepting, "boottime_ms", self._boottime_ms)
         self._boot.start()
-        store.client.flushdb()
+        store.client.flushall()
         self.ingresses = [Ingress(self, f"ingress {number}") for number in (1, 2)]
         self.workers = [Worker(self, number) for number in range(1, temper.workers + 1)]
         self.everyone: list[Process] = [*self.ingresses, *self.workers]
@@ -144,20 +161,38 @@ class World:
 
     # What the processes live in.
 
-    def run_script(self, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
-        """One atomic step of Redis."""
+    @property
+    def store(self) -> Store:
+        """What the primary holds."""
+        return self.node.store
+
+    def run_script(self, name: str, keys: Sequence[Any], args: Sequence[Any], node: Node) -> Any:
+        """One atomic step of Redis. Raises `NotConfirmedError`."""
         self.changed = True
         try:
-            answer = self.store.run(self._texts[name], [*keys, self.redis_now()], args)
+            answer = node.store.run(self._texts[name], [*keys, self.redis_now(node)], args)
         except ResponseError as error:
             self.failures.append(f"{name}: {error}")
             raise
-        self._note(name, args, answer)
+        if node is self.node:
+            self._note(name, args, answer)
+        else:
+            self.counts[f"{name} at the former primary"] += 1
+        if name in CONFIRMED - self.protocol.unconfirmed:
+            self._confirm(node)
         return answer
 
-    def redis_now(self) -> int:
-        """Redis' clock, ms."""
-        return self.books.true_ms + self.redis_ahead
+    def _confirm(self, node: Node) -> None:
+        """`WAIT`: it ends in time, unless the model wants otherwise."""
+        if node is self.node and not self._is_short:
+            self.catch_up()
+        elif not self.protocol.short_is_done:
+            self.counts["not confirmed"] += 1
+            raise NotConfirmedError
+
+    def redis_now(self, node: Node | None = None) -> int:
+        """A node's clock, ms; the primary's by default."""
+        return self.books.true_ms + (node or self.node).ahead
 
     def claim_in_hand(self) -> Claim:
         """The claim that the running task works on."""
@@ -182,9 +217,63 @@ class World:
 
     def set_redis_clock(self, by_ms: int) -> None:
         """Somebody sets Redis' clock."""
-        self.redis_ahead += by_ms
+        self.node.ahead += by_ms
         self.counts[f"Redis' clock steps {'forward' if by_ms > 0 else 'back'}"] += 1
         self._end_hold()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the replica lacks some of the primary's last writes."""
+        return self._behind is not None
+
+    def fall_behind(self) -> None:
+        """From now on nothing reaches the replica, until a `WAIT` waits for it."""
+        self.store.copy_to(self._replica)
+        noted = (self.present, self.resolved, self.declined, self.final)
+        self._behind = tuple(map(set, noted))
+
+    def catch_up(self) -> None:
+        """The replica has everything."""
+        self._behind = None
+
+    def fall_short(self, gate: Gate) -> None:
+        """Carry out the call, while the replica stays behind."""
+        self._is_short = True
+        gate.pass_on()
+        self._is_short = False
+
+    def fail_over(self, ahead_ms: int = 0) -> None:
+        """The replica takes over, with another clock; the primary lives on without a replica."""
+        self.counts["a failover"] += 1
+        if self._behind is None:
+            self.fall_behind()
+        else:
+            self.counts["a failover undoes writes"] += 1
+        assert self._behind is not None
+        self.present, self.resolved, self.declined, self.final = self._behind
+        self._behind = None
+        self.former = self.node
+        self.node = Node(self._replica, self.former.ahead + ahead_ms)
+        self._replica = self.former.store
+        self.changed = True
+
+    def find_primary(self, process: Process) -> None:
+        """A process learns of the failover; what it has asked before is on its way."""
+        if isinstance(process, Worker) and any(process.tasks.values()):
+            self.counts["switched with claims in hand"] += 1
+        process.node = self.node
+
+    def strayed(self) -> list[Process]:
+        """The living processes that have not learned of the failover."""
+        return [each for each in self.everyone if not each.dead and each.node is self.former]
+
+    def end_former(self) -> None:
+        """The former primary becomes a replica; what is on its way to it never arrives."""
+        for gate in list(self.gates):
+            if gate.node is self.former and gate.kind in ("redis", "claim"):
+                gate.fail()
+        self.ghosts[:] = [ghost for ghost in self.ghosts if ghost.node is not self.former]
+        self.former = None
 
     def settle_down(self) -> None:
         """Let every task run to its next gate."""
@@ -194,6 +283,7 @@ class World:
     def replace_worker(self, worker: Worker) -> None:
         """Start a new process in its place, which remembers nothing."""
         self.workers[self.workers.index(worker)] = fresh = Worker(self, worker.number)
+        fresh.node = worker.node
         self.everyone.append(fresh)
 
     def crash(self, worker: Worker) -> None:
@@ -508,7 +598,7 @@ class Worker(Process):
         router, now = self.dispatcher.router, self.clock()
         probe = None
         if router.choose(now) is None:
-            self._see(self._world.store.client.mget(keys.SELECTIONS)[0])  # type: ignore[index]
+            self._see(self.node.store.client.mget(keys.SELECTIONS)[0])  # type: ignore[index]
             probe = router.to_probe(now)
             if probe is None:
                 return

@@ -13,7 +13,7 @@ from redis.asyncio.connection import (
     UnixDomainSocketConnection,
 )
 
-from payswitch.redis_url import OPTIONS, REFUSED, RedisUrlError, parse_redis_url
+from payswitch.redis_url import OPTIONS, REFUSED, RedisUrlError, cluster_nodes, parse_redis_url
 from payswitch.settings import Settings, SettingsError
 from payswitch.store.client import connect
 from tests.documented import REPOSITORY
@@ -112,3 +112,52 @@ def test_no_reason_shows_a_password() -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({"REDIS_URL": url})
     assert "hunter2" not in str(caught.value)
+
+
+# Clusters.
+
+
+@pytest.mark.parametrize(
+    ("url", "base", "nodes"),
+    [
+        ("redis+cluster://a:7000,b:7001/", "redis://a:7000", [("a", 7000), ("b", 7001)]),
+        ("redis+cluster://a", "redis://a", [("a", 6379)]),
+        (
+            "rediss+cluster://u:p%40@[::1]:7000,[::2]/?ssl_cert_reqs=none",
+            "rediss://u:p%40@[::1]:7000?ssl_cert_reqs=none",
+            [("::1", 7000), ("::2", 6379)],
+        ),
+    ],
+)
+def test_a_cluster_is_named_by_some_of_its_nodes(
+    url: str, base: str, nodes: list[tuple[str, int]]
+) -> None:
+    assert parse_redis_url(url) == url
+    assert cluster_nodes(url) == (base, nodes)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("redis+cluster://", "then hosts"),
+        ("redis+cluster://a:7000,", "then hosts"),
+        ("redis+cluster://a:x", "then hosts"),
+        ("redis+cluster://a:1,b:99999", "then hosts"),
+        ("redis+cluster://a:7000/1", "no numbered databases"),
+        ("redis+cluster://a:7000/?db=0", "no numbered databases"),
+        ("redis+cluster://a:7000/?protocol=3", "protocol is not supported"),
+        ("redis+cluster://a:7000/?ssl_cert_reqs=none", "is for rediss"),
+        ("redis+cluster://a:7000#b", "write a #"),
+    ],
+)
+def test_a_cluster_that_cannot_be_used_is_refused(url: str, message: str) -> None:
+    with pytest.raises(RedisUrlError, match=message):
+        parse_redis_url(url)
+
+
+def test_a_durability_by_replicas_is_for_a_cluster() -> None:
+    replicas = {"PAYSWITCH_DURABILITY": "replicas"}
+    with pytest.raises(SettingsError, match="is for a cluster"):
+        Settings.from_environment(replicas)
+    settings = Settings.from_environment({**replicas, "REDIS_URL": "redis+cluster://a:7000"})
+    assert str(settings.deployment) == "partitions=16 durability=replicas replicas=1"

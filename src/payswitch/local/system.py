@@ -375,6 +375,8 @@ class LocalSystem:
             "daemonize": "no",
             "appendonly": "yes",
             "appendfsync": self.settings.durability.appendfsync[0],
+            # As in the compose files: payments wait while Redis begins and ends a rewrite.
+            "auto-aof-rewrite-min-size": "256mb",
             "save": "",
             "maxmemory-policy": "noeviction",
             "loglevel": "warning",

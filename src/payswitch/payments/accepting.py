@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -30,7 +30,7 @@ from payswitch.store.errors import (
     says_out_of_memory,
 )
 from payswitch.store.group_commit import CommitByNode
-from payswitch.store.partitions import Node, Partition
+from payswitch.store.partitions import Partition
 from payswitch.store.redis_clock import redis_now_ms
 
 JOB_FUNCTION = "pay"
@@ -78,6 +78,7 @@ class NotAcceptedError(Exception):
 
 @dataclass(slots=True)
 class _Entry:
+    partition: Partition
     payment: Payment
     gives_up_at: float
     """Boot time in ms."""
@@ -105,7 +106,8 @@ class AcceptQueue:
         self._limit_ms = limit_ms
         self._max_backlog = -(-max_backlog // len(self._script.partitions))
         """Of each partition."""
-        self._ahead_ms: dict[Node, float] = {}
+        self._ahead_ms: dict[str, float] = {}
+        """By node: how far its clock is ahead of boot time."""
         self._commits: CommitByNode[_Entry, str] = CommitByNode(
             self._flush, limit_s=limit_ms / 1000
         )
@@ -117,8 +119,8 @@ class AcceptQueue:
         carries a deadline by Redis' clock, after which the script refuses it. So Redis does not
         execute an abandoned call when it comes back.
         """
-        entry = _Entry(payment, boottime_ms() + self._limit_ms, traceparent)
         partition = self._script.partitions.of(payment.correlation_id)
+        entry = _Entry(partition, payment, boottime_ms() + self._limit_ms, traceparent)
         try:
             verdict = await self._commits.submit(partition, entry)
         except (RedisError, OSError) as error:
@@ -166,50 +168,48 @@ class AcceptQueue:
                 verdicts[number] = verdict
 
     async def _call(self, items: list[_Item]) -> list[str | Exception]:
-        by_node: dict[Node, list[int]] = {}
-        verdicts: list[str | Exception] = [RedisConnectionError("no node")] * len(items)
-        for number, (partition, _) in enumerate(items):
+        ahead: dict[Partition, float] = {}
+        failed: dict[Partition, Exception] = {}
+        for partition in {partition for partition, _ in items}:
             try:
-                by_node.setdefault(await partition.locate(), []).append(number)
+                ahead[partition] = await self._clock_of(partition)
             except (RedisError, OSError) as error:
-                verdicts[number] = error
-        for node, numbers in by_node.items():
-            answers = await self._call_node(node, [items[number] for number in numbers])
-            for number, verdict in zip(numbers, answers, strict=True):
-                verdicts[number] = verdict
+                failed[partition] = error
+        if not failed:
+            return await self._send(items, ahead)
+        rest = [item for item in items if item[0] not in failed]
+        answers = iter(await self._send(rest, ahead) if rest else ())
+        return [failed[each] if each in failed else next(answers) for each, _ in items]
+
+    async def _clock_of(self, partition: Partition) -> float:
+        """How far the clock of the partition's node is ahead: of another one perhaps, after a new
+        connection or a move."""
+        node = await partition.locate()
+        if partition.home not in self._ahead_ms or not node.is_connected:
+            self._learn_clock(partition, await redis_now_ms(partition.redis))
+        return self._ahead_ms[partition.home]
+
+    async def _send(
+        self, items: list[_Item], ahead: Mapping[Partition, float]
+    ) -> list[str | Exception]:
+        arguments = partial(self._arguments, ahead)
+        verdicts = await scripts.call_grouped(
+            self._script, items, arguments, self._read, confirm=True, follow=False
+        )
+        for (partition, _), verdict in zip(items, verdicts, strict=True):
+            if isinstance(verdict, _AWAY):
+                self._ahead_ms.pop(partition.home, None)  # another Redis may be there next
         return verdicts
 
-    async def _call_node(self, node: Node, items: list[_Item]) -> list[str | Exception]:
-        try:
-            if not node.is_connected:
-                self._ahead_ms.pop(node, None)  # the next connection may lead to another Redis
-            if node not in self._ahead_ms:
-                self._learn_clock(node, await redis_now_ms(items[0][0].redis))
-            verdicts = await scripts.call_grouped(
-                self._script,
-                items,
-                partial(self._arguments, self._ahead_ms[node]),
-                partial(self._read, node),
-                confirm=True,
-                follow=False,
-            )
-        except (RedisError, OSError) as error:
-            verdicts = [error] * len(items)
-        if any(isinstance(each, _AWAY) for each in verdicts):
-            self._ahead_ms.pop(node, None)  # another Redis may be there next
-        return verdicts
-
-    def _read(self, node: Node, _: list[_Entry], answer: list[Any]) -> list[str]:
-        self._learn_clock(node, int(answer[0]))
+    def _read(self, entries: list[_Entry], answer: list[Any]) -> list[str | Exception]:
+        self._learn_clock(entries[0].partition, int(answer[0]))
         verdicts = [verdict.decode() for verdict in cast(list[bytes], answer[1:])]
         if self._on_verdicts is not None:
             self._on_verdicts(verdicts)
-        return verdicts
+        return cast(list[str | Exception], verdicts)
 
-    def _arguments(
-        self, ahead_ms: float, partition: Partition, entries: list[_Entry]
-    ) -> list[str | bytes | int]:
-        ahead = ahead_ms - self._limit_ms * _REPLY_SHARE
+    def _arguments(self, partition: Partition, entries: list[_Entry]) -> list[str | bytes | int]:
+        ahead = self._ahead_ms[partition.home] - self._limit_ms * _REPLY_SHARE
         enqueued_at = time.time_ns() // 1_000_000
         tag = partition.tag
         args: list[str | bytes | int] = [self._max_backlog]
@@ -224,10 +224,10 @@ class AcceptQueue:
             )
         return args
 
-    def _learn_clock(self, node: Node, redis_now_ms: int) -> None:
+    def _learn_clock(self, partition: Partition, redis_now_ms: int) -> None:
         """Assume that the node read its clock just now: the deadlines are then early by the
         answer's travel time, never late."""
-        self._ahead_ms[node] = redis_now_ms - boottime_ms()
+        self._ahead_ms[partition.home] = redis_now_ms - boottime_ms()
 
 
 def _not_accepted(error: RedisError | OSError) -> NotAcceptedError:

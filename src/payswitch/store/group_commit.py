@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Generic, TypeVar
 
 from payswitch.store.partitions import Partition
 
@@ -123,10 +123,10 @@ class CommitByNode(Generic[Item, Result]):
         self._limit_s = limit_s
         self._by_node: dict[str, GroupCommit[tuple[Partition, Item], Result]] = {}
 
-    async def submit(self, partition: Partition, item: Item) -> Result:
+    def submit(self, partition: Partition, item: Item) -> Coroutine[Any, Any, Result]:
         """As `GroupCommit.submit`."""
         home = partition.home
         commits = self._by_node.get(home)
         if commits is None:
             commits = self._by_node[home] = GroupCommit(self._flush, limit_s=self._limit_s)
-        return await commits.submit((partition, item))
+        return commits.submit((partition, item))

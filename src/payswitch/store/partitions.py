@@ -84,7 +84,17 @@ class Nodes(Protocol):
 class Partition:
     """One partition: the names of its keys, and the way to its node."""
 
-    __slots__ = ("_nodes", "_suffix", "_untagged", "generation", "number", "redis", "slot", "tag")
+    __slots__ = (
+        "_nodes",
+        "_only_home",
+        "_suffix",
+        "_untagged",
+        "generation",
+        "number",
+        "redis",
+        "slot",
+        "tag",
+    )
 
     def __init__(self, number: int, tag: str, redis: Redis, nodes: Nodes) -> None:
         """`tag` is without braces, and empty on a single Redis."""
@@ -96,6 +106,7 @@ class Partition:
         self.redis = redis
         """For ordinary commands: it leads to this partition's node."""
         self._nodes = nodes
+        self._only_home = "" if tag else nodes.home(0)  # asked for each payment
         self.generation = self.key(keys.GENERATION)
         self.slot = key_slot(self.generation.encode())
 
@@ -125,7 +136,7 @@ class Partition:
     @property
     def home(self) -> str:
         """A name for its node, as known now."""
-        return self._nodes.home(self.slot)
+        return self._only_home or self._nodes.home(self.slot)
 
     async def locate(self) -> Node:
         """Its node. Raises `RedisError` if none is known."""
@@ -141,6 +152,7 @@ class Partitions(Sequence[Partition]):
 
     def __init__(self, every: Sequence[Partition], common: Partition, deployment: str) -> None:
         self._every = tuple(every)
+        self._only = self._every[0] if len(every) == 1 else None
         self.common = common
         self.deployment = deployment
         """What every partition must say of the deployment; empty if it is not asked."""
@@ -156,4 +168,4 @@ class Partitions(Sequence[Partition]):
 
     def of(self, correlation_id: str) -> Partition:
         """The partition of a payment."""
-        return self._every[partition_of(correlation_id, len(self._every))]
+        return self._only or self._every[partition_of(correlation_id, len(self._every))]

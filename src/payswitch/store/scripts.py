@@ -35,6 +35,7 @@ class Script:
         *,
         at: Partition | None = None,
         confirm: Confirm = False,
+        follow: bool = True,
     ) -> Any:
         """The answer of one partition, by default of the deployment's common keys. `keys` follow
         its generation key. With `confirm`, the answer is only given once the replicas have all that
@@ -44,7 +45,7 @@ class Script:
         node = await partition.locate()
         [answer] = await node.run(self._text, self._sha, [call], confirm=confirm)
         if isinstance(answer, WrongNodeError):
-            answer = await self._elsewhere(partition, call, answer, confirm=confirm)
+            answer = await self._elsewhere(partition, call, answer, confirm=confirm, follow=follow)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -119,6 +120,26 @@ class Script:
         return answer
 
 
+async def _call_one(
+    script: Script,
+    items: Sequence[tuple[Partition, Item]],
+    arguments: Callable[[Partition, list[Item]], Sequence[Argument]],
+    read: Callable[[list[Item], Any], Sequence[Result]],
+    *,
+    confirm: Confirm,
+    follow: bool,
+) -> list[Result | Exception]:
+    """As `call_grouped` where there is one partition: no payment pays for the places of others."""
+    group = [item for _, item in items]
+    partition = items[0][0]
+    try:
+        args = arguments(partition, group)
+        answer = await script(args, at=partition, confirm=confirm, follow=follow)
+    except (RedisError, OSError) as error:
+        return [error] * len(group)
+    return list(read(group, answer))
+
+
 async def call_grouped(
     script: Script,
     items: Sequence[tuple[Partition, Item]],
@@ -129,6 +150,8 @@ async def call_grouped(
     follow: bool = True,
 ) -> list[Result | Exception]:
     """Call a script with the items of each partition; gives each item's result, or its error."""
+    if len(script.partitions) == 1:
+        return await _call_one(script, items, arguments, read, confirm=confirm, follow=follow)
     places: dict[Partition, list[int]] = {}
     for place, (partition, _) in enumerate(items):
         places.setdefault(partition, []).append(place)

@@ -201,8 +201,8 @@ async def test_a_clock_that_was_set_refuses_no_payment(
     queue = accept_queue(redis, on_verdicts=verdicts.update)
     await queue.accept(new_payment())
     # As if Redis' clock had been set an hour ahead since the last answer.
-    [node] = queue._ahead_ms
-    monkeypatch.setitem(queue._ahead_ms, node, queue._ahead_ms[node] - 3.6e6)
+    [(node, ahead_ms)] = queue._ahead_ms.items()
+    monkeypatch.setitem(queue._ahead_ms, node, ahead_ms - 3.6e6)
     payments = [new_payment() for _ in range(3)]
     assert await asyncio.gather(*map(queue.accept, payments)) == [Acceptance.NEW] * 3
     assert await redis.zcard("arq:queue") == 4
@@ -217,8 +217,7 @@ async def test_a_new_connection_asks_for_the_clock_as_it_may_be_anothers(
     fresh = connect(redis_server.url, limit_s=5)
     verdicts: Counter[str] = Counter()
     other = accept_queue(fresh, on_verdicts=verdicts.update)
-    [ahead_ms] = queue._ahead_ms.values()
-    node = await other._script.partitions[0].locate()
+    [(node, ahead_ms)] = queue._ahead_ms.items()
     monkeypatch.setitem(other._ahead_ms, node, ahead_ms - 3.6e6)
     assert await other.accept(new_payment()) is Acceptance.NEW
     assert verdicts == {"new": 1}

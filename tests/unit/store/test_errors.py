@@ -12,7 +12,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch.store.client import connect
-from payswitch.store.errors import Parser, WrongServerError, in_words, unreachable
+from payswitch.store.errors import (
+    ClusterParser,
+    OtherDeploymentError,
+    Parser,
+    WrongNodeError,
+    WrongServerError,
+    in_words,
+    unreachable,
+)
 from payswitch.store.scripts import Script
 
 SHA = "153ea0597ef66530aa3cc320cd22e1d2bcdf8527"
@@ -137,3 +145,43 @@ def test_an_address_without_a_redis_is_said_in_words(run: object, url: str, word
 
     assert callable(run)
     run(ask())
+
+
+@pytest.mark.parametrize(
+    ("text", "moved_to"),
+    [
+        ("MOVED 3999 127.0.0.1:6381", ("127.0.0.1", 6381)),
+        ("ASK 3999 127.0.0.1:6381", None),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", None),
+        ("CLUSTERDOWN Hash slot not served", None),
+        (
+            "ERR Error running script (call to f_da39a3ee5e6b4b0d3255bfef95601890afd80709): "
+            "@user_script:12: Script attempted to access a non local key in a cluster node",
+            None,
+        ),
+        (
+            "ERR Script attempted to access a non local key in a cluster node script: "
+            "da39a3ee5e6b4b0d3255bfef95601890afd80709, on @user_script:12.",
+            None,
+        ),
+    ],
+)
+def test_a_node_that_does_not_serve_a_partition_has_done_nothing(
+    text: str, moved_to: tuple[str, int] | None
+) -> None:
+    error = ClusterParser.parse_error(text)
+    assert isinstance(error, WrongNodeError)
+    assert error.moved_to == moved_to
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("OTHERDEPLOYMENT ", "has `payswitch init` prepared it"),
+        ("OTHERDEPLOYMENT partitions=4", "other settings: partitions=4"),
+    ],
+)
+def test_another_deployment_is_told_from_none(text: str, words: str) -> None:
+    error = ClusterParser.parse_error(text)
+    assert isinstance(error, OtherDeploymentError)
+    assert words in in_words(error)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payswitch.store.group_commit import GroupCommit
+from payswitch.store.group_commit import CommitByNode, GroupCommit
+from payswitch.store.partitions import Partition
 from tests.support import SLACK_S
 
 
@@ -317,3 +319,47 @@ async def play(max_batch: int, steps: list[str]) -> None:
             assert isinstance(task.exception(), OSError)
         else:
             assert task.result() == str(item)
+
+
+async def test_an_error_of_one_item_reaches_its_submitter_alone() -> None:
+    async def flush(items: list[int]) -> Sequence[str | Exception]:
+        return [ValueError("odd") if item % 2 else str(item) for item in items]
+
+    commits: GroupCommit[int, str] = GroupCommit(flush)
+    found = await asyncio.gather(*map(commits.submit, range(4)), return_exceptions=True)
+    assert [str(each) for each in found] == ["0", "odd", "2", "odd"]
+
+
+class Homes:
+    """Nodes at which the partitions with even and with odd slots are."""
+
+    def home(self, slot: int) -> str:
+        return f"node {slot % 2}"
+
+    async def locate(self, slot: int) -> Any:
+        raise NotImplementedError
+
+    async def locate_again(self, slot: int, wrong: Exception) -> Any:
+        raise NotImplementedError
+
+
+async def test_a_slow_node_holds_up_no_other() -> None:
+    flushed: list[list[int]] = []
+
+    async def flush(items: list[tuple[Partition, int]]) -> Sequence[str]:
+        flushed.append([item for _, item in items])
+        if items[0][0].home == "node 0":
+            await asyncio.sleep(SLACK_S * 10)
+        return [str(item) for _, item in items]
+
+    every = [Partition(n, str(n), cast(Any, None), Homes()) for n in range(8)]
+    slow = next(each for each in every if each.home == "node 0")
+    fast = [each for each in every if each.home == "node 1"]
+    commits: CommitByNode[int, str] = CommitByNode(flush)
+    stuck = [asyncio.create_task(commits.submit(slow, n)) for n in range(3)]
+    found = await asyncio.gather(*(commits.submit(each, each.number) for each in fast))
+    assert found == [str(each.number) for each in fast]
+    assert sorted(map(len, flushed)) == sorted([3, len(fast)])  # one flush for a node's partitions
+    for task in stuck:
+        task.cancel()
+    await asyncio.wait(stuck)

@@ -13,6 +13,8 @@ from payswitch.durability import Durability
 from payswitch.store.trust import (
     config_risks,
     judge_config,
+    judge_node,
+    judge_replicas,
     judge_server,
     parse_info,
     why_never,
@@ -204,3 +206,52 @@ def test_a_replica_and_a_node_of_a_cluster_are_never_used(
 def test_the_fields_of_an_info_are_read_between_other_lines() -> None:
     text = "# Server\r\nredis_version:7.0.15\r\nos:Linux 6:x\r\n\r\n# Memory\r\nmaxmemory:0\r\n"
     assert parse_info(text) == {"redis_version": "7.0.15", "os": "Linux 6:x", "maxmemory": "0"}
+
+
+# A node of a cluster.
+
+NODE = {
+    "cluster-require-full-coverage": "no",
+    "cluster-allow-replica-migration": "no",
+    "cluster-replica-validity-factor": "10",
+}
+
+
+def test_a_node_that_is_set_up_as_the_docs_say_is_no_risk() -> None:
+    assert judge_node(NODE) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cluster-require-full-coverage", "yes"),
+        ("cluster-allow-replica-migration", "yes"),
+        ("cluster-replica-validity-factor", "0"),
+    ],
+)
+def test_each_setting_that_lets_a_cluster_lose_payments_is_named(name: str, value: str) -> None:
+    [risk] = judge_node(NODE | {name: value})
+    assert risk.startswith(f"{name} is {value}: ")
+
+
+@pytest.mark.parametrize(
+    ("there", "demanded", "durability", "is_risk"),
+    [
+        (1, 1, Durability.REPLICAS, False),
+        (0, 1, Durability.REPLICAS, True),
+        (2, 1, Durability.REPLICAS, True),
+        (0, 0, Durability.DISK, False),
+        (1, 0, Durability.DISK, True),
+        (1, 0, Durability.PROCESS, True),
+    ],
+)
+def test_a_shard_has_exactly_the_replicas_that_confirm(
+    there: int, demanded: int, durability: Durability, is_risk: bool
+) -> None:
+    assert bool(judge_replicas(there, demanded, durability)) is is_risk
+
+
+def test_only_a_node_of_a_cluster_that_is_named_as_such_can_hold_payments() -> None:
+    node = ALONE | {"cluster_enabled": "1"}
+    assert why_never(node, in_cluster=True) is None
+    assert "redis+cluster://" in str(why_never(node))
