@@ -10,7 +10,6 @@ from tests.model.processors import REFUSED_CONNECTION, UNCLEAR, Wire
 from tests.model.promise import Snapshot
 from tests.model.stepped import Gate, Node
 from tests.model.world import (
-    CONFIRMED,
     LATER_MAX_DELAY_MS,
     LEASE_MS,
     MARGIN_MS,
@@ -218,7 +217,7 @@ def _of_worker(world: World, worker: Worker, *, is_due: bool) -> Iterator[Action
 
 
 def _of_deliberation(world: World, wire: Wire, seen: Snapshot) -> Iterator[Action]:
-    """Once a worker has written down that a payment is pending, its processor may even deny it."""
+    """Once Redis and its replica know that a payment is pending, its processor may even deny it."""
     books = world.books
     where = f"{wire.processor} {{}}: {wire.payment}"
     for what, (weight, happen) in books.deliberations(wire).items():
@@ -228,7 +227,7 @@ def _of_deliberation(world: World, wire: Wire, seen: Snapshot) -> Iterator[Actio
     yield Action(where.format("decides for it"), 3, partial(books.decide, wire, paid=True))
     yield Action(where.format("decides against it"), 3, partial(books.decide, wire, paid=False))
     is_known = "p" in seen.records.get(wire.payment, {}).get("open", "")
-    if is_known and not wire.denied:
+    if is_known and not wire.denied and not world.is_behind and world.former is None:
         yield Action(where.format("denies it"), 6, partial(setattr, wire, "denied", True))
 
 
@@ -241,7 +240,7 @@ def _of_gate(world: World, gate: Gate) -> Iterator[Action]:
         yield Action(f"{gate.label}: unclear", 4, partial(gate.answer, UNCLEAR))
     sluggish = world.temper.sluggish and gate.label.startswith("worker 1:")
     yield Action(f"{gate.label}", 1 if sluggish else 4, gate.pass_on)
-    if not gate.performed and world.is_behind and gate.script in CONFIRMED:
+    if not gate.performed and world.is_behind and gate.confirm:
         yield Action(f"{gate.label}, WAIT short", 6, partial(world.fall_short, gate))
     if not gate.performed:
         weight = 12 if gate.kind == "claim" and world.temper.slow_claims else 1

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Protocol, TypeVarTuple, Unpack
+from typing import Any, Protocol, TypeVarTuple, Unpack, cast
 
 import redis
+from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from payswitch.store import scripts
+from payswitch.store.partitions import Call, Confirm, Partition, Partitions
 
 _CLOCK = """
   local time = redis.call('TIME')
@@ -87,10 +89,6 @@ for _, key in ipairs(redis.call('KEYS', '*')) do redis.call('COPY', key, key, 'D
 """
 
 
-class NotConfirmedError(redis.RedisError):
-    """The script was carried out, but too few replicas have its writes."""
-
-
 class Store:
     """The real Redis behind the model, reached synchronously: each call is one atomic step.
     `spare` is another database of it."""
@@ -126,13 +124,20 @@ class Gate:
     lose the answer."""
 
     def __init__(
-        self, kind: str, label: str, perform: Callable[[], Any], node: Node, script: str
+        self,
+        kind: str,
+        label: str,
+        perform: Callable[[], Any],
+        node: Node | None,
+        *,
+        confirm: bool,
     ) -> None:
         self.kind = kind
         self.label = label
         self.node = node
-        """Where the call has gone to."""
-        self.script = script
+        """Where a script has gone to."""
+        self.confirm = confirm
+        """Whether it waits for the replica."""
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.performed = False
         self._perform = perform
@@ -180,7 +185,14 @@ class Surroundings(Protocol):
     node: Node
     """The primary."""
 
-    def run_script(self, name: str, keys: Sequence[Any], args: Sequence[Any], node: Node) -> Any:
+    def run_script(
+        self,
+        name: str,
+        keys: Sequence[Any],
+        args: Sequence[Any],
+        node: Node,
+        confirm: Confirm,
+    ) -> Any:
         """Run the script of this name on this node, on virtual time."""
 
     def redis_now(self, node: Node) -> int:
@@ -202,14 +214,20 @@ class Process:
         self._around = around
 
     async def pass_gate(
-        self, kind: str, label: str, perform: Callable[[], Any], script: str = ""
+        self,
+        kind: str,
+        label: str,
+        perform: Callable[[], Any],
+        node: Node | None = None,
+        *,
+        confirm: bool = False,
     ) -> Any:
         """Wait until the model lets this step pass; returns its answer."""
         if self.dead:
             raise asyncio.CancelledError
         if self._around.free:
             return perform()
-        gate = Gate(kind, f"{self.name}: {label}", perform, self.node, script)
+        gate = Gate(kind, f"{self.name}: {label}", perform, node, confirm=confirm)
         self.gates.append(gate)
         self._around.gates.append(gate)
         try:
@@ -229,21 +247,59 @@ class Process:
             gate.future.cancel()
 
 
-class SteppedScript:
-    """Stands where redis-py's `AsyncScript` does."""
+class SteppedNode:
+    """Stands where the connections to one node do: each script waits at a gate."""
 
-    def __init__(self, process: Process, around: Surroundings, name: str) -> None:
+    is_connected = True
+
+    def __init__(self, process: Process, around: Surroundings, node: Node) -> None:
         self._process = process
         self._around = around
-        self._name = name
+        self._node = node
 
-    async def __call__(self, keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Any:
-        label = " ".join([self._name, *_payments_among(args)])
-        kind = "claim" if self._name == "claim" else "redis"
+    async def run(
+        self, text: str, sha: str, calls: Sequence[Call], *, confirm: Confirm
+    ) -> list[Any]:
+        """As `payswitch.store.partitions.Node.run`."""
+        return [await self._call(_NAMES[text], keys, args, confirm) for keys, args in calls]
+
+    async def _call(
+        self, name: str, keys: Sequence[Any], args: Sequence[Any], confirm: Confirm
+    ) -> Any:
+        def perform() -> Any:
+            return self._around.run_script(name, keys, args, self._node, confirm)
+
+        label = " ".join([name, *_payments_among(args)])
+        kind = "claim" if name == "claim" else "redis"
+        try:
+            return await self._process.pass_gate(
+                kind, label, perform, self._node, confirm=confirm is not False
+            )
+        except redis.RedisError as error:
+            return error
+
+
+class SteppedNodes:
+    """Leads to the node that a process takes for the primary."""
+
+    def __init__(self, process: Process, around: Surroundings) -> None:
+        self._process = process
+        self._around = around
+        self._nodes: dict[Node, SteppedNode] = {}
+
+    def home(self, slot: int) -> str:
+        """As `payswitch.store.partitions.Nodes.home`."""
+        return "the model"
+
+    async def locate(self, slot: int) -> SteppedNode:
+        """As `payswitch.store.partitions.Nodes.locate`."""
         node = self._process.node
-        return await self._process.pass_gate(
-            kind, label, lambda: self._around.run_script(self._name, keys, args, node), self._name
-        )
+        if node not in self._nodes:
+            self._nodes[node] = SteppedNode(self._process, self._around, node)
+        return self._nodes[node]
+
+    async def locate_again(self, slot: int, wrong: Exception) -> None:
+        """As `payswitch.store.partitions.Nodes.locate_again`: there is no other."""
 
 
 class SteppedRedis:
@@ -253,11 +309,8 @@ class SteppedRedis:
     def __init__(self, process: Process, around: Surroundings) -> None:
         self._process = process
         self._around = around
-        self._names = {scripts.source(name): name for name in SCRIPTS}
-
-    def register_script(self, text: str) -> SteppedScript:
-        """As redis-py's."""
-        return SteppedScript(self._process, self._around, self._names[text])
+        only = Partition(0, "", cast(Redis, self), SteppedNodes(process, around))
+        self.partitions = Partitions([only], only, "")
 
     async def time(self) -> tuple[int, int]:
         """Redis' virtual clock: seconds and microseconds."""
@@ -283,6 +336,7 @@ SCRIPTS = sorted(
     if entry.name.endswith(".lua") and entry.name != "common.lua"
 )
 """Every script of the protocol."""
+_NAMES = {scripts.source(name): name for name in SCRIPTS}
 
 
 def _payments_among(args: Sequence[Any]) -> list[str]:

@@ -55,6 +55,8 @@ DEPTHS = (
     *("outcome: Declined", "outcome: Pending", "find: declined", "find: pending", "find: denied"),
     *("decided: paid", "decided: declined", "a pending try open", "a decline kept for later"),
     *("bury declined: buried", "bury declined: open", "bury declined: lost", "replay: declined"),
+    *("a failover", "a failover undoes writes", "not confirmed", "switched with claims in hand"),
+    *("accept at the former primary", "route at the former primary"),
 )
 """What runs of normal length must have come across."""
 

@@ -27,7 +27,11 @@ def play(store: Store, protocol: Protocol, schedule: Schedule) -> int:
     """Let it happen to pay-1 as far as it can, then heal; returns how many steps could not happen.
     Raises `BrokenPromiseError`."""
     impossible = 0
-    temper = Temper(slower="the processors become slower" in schedule.steps, deliberate=True)
+    temper = Temper(
+        slower="the processors become slower" in schedule.steps,
+        deliberate=True,
+        failovers="the replica takes over" in schedule.steps,
+    )
     world = World(store, protocol, temper)
     try:
         accept(world, world.ingresses[0], "pay-1", 1000)
@@ -50,6 +54,17 @@ _PURGED_WHILE_IN_HAND = (
     *("worker 1 claims", "purge at once", "15000 ms pass", "worker 2 claims and sends"),
     *("ingress 1: purge", "default pays it: pay-1", "worker 2 runs"),
 )
+
+_ANOTHER_FIRST_TRY = (
+    *("the replica takes over", "worker 2 finds the new primary"),
+    *("worker 1 claims", "worker 1 runs", "time passes until something is due"),
+    *("worker 1 claims", "worker 1: ask fallback for pay-1: unclear", "worker 1 runs"),
+    *("25000 ms pass", "worker 2 claims and sends", "default stays silent: pay-1"),
+    *("worker 2 runs", "worker 1 finds the new primary", "Redis' clock steps 3600000 ms"),
+    *("worker 1 claims and sends", "fallback pays it: pay-1", "worker 1 runs"),
+    "default records it: pay-1",
+)
+"""Worker 1 sees a try at the former primary that was never sent, then one at the new primary."""
 
 SCHEDULES = [
     Schedule(
@@ -238,6 +253,45 @@ SCHEDULES = [
             *("worker 2 claims and sends", "Redis' clock steps 3600000 ms"),
             *("worker 1 claims and sends", "fallback pays it: pay-1", "worker 1 runs"),
             "default records it: pay-1",
+        ),
+    ),
+    Schedule("numbered tries", _ANOTHER_FIRST_TRY),
+    Schedule("tries watched by number", _ANOTHER_FIRST_TRY),
+    Schedule(
+        "counting tokens, the horizon by Redis' clock alone",
+        (
+            *("worker 1 claims and sends", "fallback stays silent: pay-1", "worker 1 runs"),
+            *("time passes until something is due", "the replica takes over"),
+            *("worker 2 finds the new primary", "worker 2 claims", "14500 ms pass"),
+            *("worker 1 claims", "worker 1 finds the new primary"),
+            *("worker 1: ask fallback for pay-1", "worker 1: route pay-1"),
+            *("time passes until something is due", "10000 ms pass", "worker 2 claims and sends"),
+            *("default pays it: pay-1", "worker 2 runs", "worker 1: write pay-1 to fallback"),
+            "fallback records it: pay-1",
+        ),
+    ),
+    Schedule(
+        "accept without WAIT",
+        ("the replica falls behind", "accept pay-2", "the replica takes over"),
+    ),
+    Schedule(
+        "route without WAIT",
+        ("the replica falls behind", "worker 1 claims and sends", "the replica takes over"),
+    ),
+    Schedule(
+        "bury without WAIT",
+        (
+            *("worker 1 claims and sends", "fallback declines it, keeping nothing: pay-1"),
+            *("the replica falls behind", "worker 1 runs", "the replica takes over"),
+            *("worker 2 finds the new primary", "15000 ms pass", "worker 2 claims and sends"),
+        ),
+    ),
+    Schedule(
+        "a short WAIT is taken for done",
+        (
+            *("the replica falls behind", "worker 1 claims"),
+            *("worker 1: route pay-1, WAIT short", "worker 1: write pay-1 to fallback"),
+            "the replica takes over",
         ),
     ),
 ]

@@ -8,7 +8,7 @@ from typing import cast
 
 from payswitch.dispatch.dispatcher import Dispatcher, Work
 from payswitch.dispatch.quiet_watch import QuietWatch
-from payswitch.payments.claims import Batch, Claim, Claims
+from payswitch.payments.claims import Batch, Claim, Claims, OpenTry
 from payswitch.payments.ids import random_id
 from payswitch.payments.tries import Findings, Routed, Tries
 from payswitch.processors.outcomes import Ended, Missing, NotPaid, Outcome, Refused, Unknown
@@ -134,6 +134,32 @@ class _NumbersTries(Tries):
         return await self._routes.submit(
             self._of(claim), (claim, processor, findings, str(claim.tries + 1))
         )
+
+
+class _WatchesByNumber(QuietWatch):
+    """Tells tries by the number of tries so far."""
+
+    def passed(self, claim: Claim, now_ms: float) -> bool:
+        numbered = OpenTry(str(claim.tries), ended=False)
+        return super().passed(replace(claim, open_tries=(numbered,)), now_ms)
+
+
+class _CountsTokens(Claims):
+    """Takes its token from a counter in Redis, as the script of this variant does."""
+
+    async def take(
+        self,
+        limit: int,
+        *,
+        partitions: Sequence[Partition] | None = None,
+        back: Sequence[str] = (),
+        drain: int = 0,
+    ) -> Batch:
+        batch = await super().take(limit, partitions=partitions, back=back, drain=drain)
+        redis = self._script.partitions.common.redis
+        token = (await redis.get("payments:token")).decode()
+        taken = [replace(each, claim=replace(each.claim, token=token)) for each in batch.taken]
+        return replace(batch, taken=taken)
 
 
 class _TrustsRedisClockAlone(QuietWatch):
@@ -396,5 +422,44 @@ VARIANTS = [
         tries=_NumbersTries,
         temper={**_ONE_PAYMENT, "purges": True, "clock_steps": True},
         rare=True,
+    ),
+    Protocol(
+        "tries watched by number",
+        watch=_WatchesByNumber,
+        temper={**_ONE_PAYMENT, "failovers": True, "clock_steps": True},
+        rare=True,
+    ),
+    Protocol(
+        "counting tokens, the horizon by Redis' clock alone",
+        scripts={
+            "claim": [
+                ("local token = ARGV[4]", "local token = redis.call('INCR', 'payments:token')")
+            ]
+        },
+        claims=_CountsTokens,
+        watch=_TrustsRedisClockAlone,
+        temper={**_ONE_PAYMENT, "failovers": True},
+        rare=True,
+    ),
+    Protocol(
+        "accept without WAIT",
+        unconfirmed=frozenset({"accept"}),
+        temper={**_ONE_PAYMENT, "failovers": True, "payments": 2},
+    ),
+    Protocol(
+        "route without WAIT",
+        unconfirmed=frozenset({"route"}),
+        temper={**_ONE_PAYMENT, "failovers": True},
+    ),
+    Protocol(
+        "bury without WAIT",
+        unconfirmed=frozenset({"bury"}),
+        temper={**_ONE_PAYMENT, "failovers": True, "deliberate": True},
+        rare=True,
+    ),
+    Protocol(
+        "a short WAIT is taken for done",
+        short_is_done=True,
+        temper={**_ONE_PAYMENT, "failovers": True},
     ),
 ]

@@ -30,11 +30,12 @@ from payswitch.payments.sweeper import Sweeper
 from payswitch.processors.processor import Processor
 from payswitch.selection.selector import Selection, parse_override
 from payswitch.store import keys, scripts
+from payswitch.store.errors import UnconfirmedError
+from payswitch.store.partitions import Confirm
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
 from tests.model.stepped import (
     Gate,
     Node,
-    NotConfirmedError,
     Process,
     SteppedLoop,
     SteppedRedis,
@@ -93,12 +94,6 @@ class Temper:
     """Whether Redis has a replica that takes over while the primary lives on."""
 
 
-CONFIRMED = frozenset(
-    {"accept", "route", "bury", "replay", "resolve", "purge", "order", "withdraw"}
-)
-"""The scripts whose answers count only once the replica has their writes."""
-
-
 class World:
     """All processes of the model, what is between them, and what they have promised."""
 
@@ -112,6 +107,8 @@ class World:
         self._behind: tuple[set[str], ...] | None = None
         """What was noted when the replica fell behind; None while it is not."""
         self._is_short = False
+        self._told_final: set[str] = set()
+        """The payments that a worker was told to have ended as declined."""
         self.protocol = protocol
         self.temper = replace(temper, purges=temper.purges and not temper.failovers)
         self.counts: Counter[str] = Counter()
@@ -166,8 +163,15 @@ class World:
         """What the primary holds."""
         return self.node.store
 
-    def run_script(self, name: str, keys: Sequence[Any], args: Sequence[Any], node: Node) -> Any:
-        """One atomic step of Redis. Raises `NotConfirmedError`."""
+    def run_script(
+        self,
+        name: str,
+        keys: Sequence[Any],
+        args: Sequence[Any],
+        node: Node,
+        confirm: Confirm,
+    ) -> Any:
+        """One atomic step of Redis. Raises `UnconfirmedError`."""
         self.changed = True
         try:
             answer = node.store.run(self._texts[name], [*keys, self.redis_now(node)], args)
@@ -178,9 +182,19 @@ class World:
             self._note(name, args, answer)
         else:
             self.counts[f"{name} at the former primary"] += 1
-        if name in CONFIRMED - self.protocol.unconfirmed:
+        needs = confirm if isinstance(confirm, bool) else confirm(answer)
+        if needs and name not in self.protocol.unconfirmed:
             self._confirm(node)
+        if name == "bury":
+            self._note_told(args, answer)
         return answer
+
+    def _note_told(self, args: Sequence[Any], answer: Any) -> None:
+        """Whoever was told of a decline brings it to no other Redis."""
+        for correlation_id, state, verdict in zip(args[2::9], args[5::9], answer, strict=True):
+            if state == "declined" and verdict != b"gone":
+                self._told_final.add(correlation_id)
+        self.final |= self._told_final
 
     def _confirm(self, node: Node) -> None:
         """`WAIT`: it ends in time, unless the model wants otherwise."""
@@ -188,7 +202,7 @@ class World:
             self.catch_up()
         elif not self.protocol.short_is_done:
             self.counts["not confirmed"] += 1
-            raise NotConfirmedError
+            raise UnconfirmedError
 
     def redis_now(self, node: Node | None = None) -> int:
         """A node's clock, ms; the primary's by default."""
@@ -251,6 +265,7 @@ class World:
             self.counts["a failover undoes writes"] += 1
         assert self._behind is not None
         self.present, self.resolved, self.declined, self.final = self._behind
+        self.final |= self._told_final
         self._behind = None
         self.former = self.node
         self.node = Node(self._replica, self.former.ahead + ahead_ms)
@@ -270,7 +285,7 @@ class World:
     def end_former(self) -> None:
         """The former primary becomes a replica; what is on its way to it never arrives."""
         for gate in list(self.gates):
-            if gate.node is self.former and gate.kind in ("redis", "claim"):
+            if gate.node is self.former:
                 gate.fail()
         self.ghosts[:] = [ghost for ghost in self.ghosts if ghost.node is not self.former]
         self.former = None
@@ -422,6 +437,7 @@ class World:
         self.resolved.clear()
         self.declined.clear()
         self.final.clear()
+        self._told_final.clear()
         self.books.purge()
 
 
