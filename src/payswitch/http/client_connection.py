@@ -7,6 +7,7 @@ connection for a request.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import select
 import socket
@@ -215,7 +216,10 @@ class ClientConnection(asyncio.Protocol):
         self._probe = select.poll()
         self._exchange: asyncio.Future[httpx.Response] | None = None
         self._is_stuck = False
-        self._timers: list[asyncio.TimerHandle] = []
+        self._limit_s = math.inf
+        self._ends_at = math.inf
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
 
     def is_open(self) -> bool:
         """Whether the loop has not seen its end."""
@@ -248,9 +252,11 @@ class ClientConnection(asyncio.Protocol):
         self._reader.begin()
         self._exchange = exchange = self._loop.create_future()
         self._transport.write(request)
-        self._limit(read_timeout, self._expire_read)
-        if self._is_stuck:
-            self._limit(write_timeout, self._expire_write)
+        self._limit_read(math.inf if read_timeout is None else read_timeout)
+        if self._is_stuck and write_timeout is not None:
+            self._write_timer = self._loop.call_later(
+                write_timeout, self._expire_write, write_timeout
+            )
         return exchange
 
     def give_up(self, exchange: asyncio.Future[httpx.Response]) -> None:
@@ -311,6 +317,7 @@ class ClientConnection(asyncio.Protocol):
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_read_timer()
         if exc is None:
             self.eof_received()
             return
@@ -325,12 +332,31 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._is_stuck = False
 
-    def _limit(self, seconds: float | None, expire: Callable[[float], None]) -> None:
-        if seconds is not None:
-            self._timers.append(self._loop.call_later(seconds, expire, seconds))
+    def _limit_read(self, seconds: float) -> None:
+        """Let one timer serve many requests, because one for each costs as much as its write."""
+        self._limit_s, self._ends_at = seconds, self._loop.time() + seconds
+        timer = self._read_timer
+        if timer is None or timer.when() > self._ends_at:
+            self._set_read_timer()
 
-    def _expire_read(self, seconds: float) -> None:
-        self._fail(httpx.ReadTimeout(f"no complete answer within {seconds:g} s"))
+    def _set_read_timer(self) -> None:
+        self._stop_read_timer()
+        if self._ends_at < math.inf:
+            self._read_timer = self._loop.call_at(self._ends_at, self._expire_read)
+
+    def _stop_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+    def _expire_read(self) -> None:
+        self._read_timer = None
+        if self._exchange is None:
+            return  # the next request sets it again
+        if self._loop.time() < self._ends_at:
+            self._set_read_timer()
+        else:
+            self._fail(httpx.ReadTimeout(f"no complete answer within {self._limit_s:g} s"))
 
     def _expire_write(self, seconds: float) -> None:
         if self._is_stuck:
@@ -356,9 +382,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _take_exchange(self) -> asyncio.Future[httpx.Response] | None:
         exchange, self._exchange = self._exchange, None
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
         return exchange
 
     def _reset(self) -> None:

@@ -825,6 +825,18 @@ async def test_the_limits_of_one_call_do_not_outlive_it() -> None:
         assert (await call).status_code == 200
 
 
+@on_both_loops
+async def test_a_call_keeps_its_own_limit_on_a_connection_of_another_one() -> None:
+    async with serving() as server, Transport() as transport:
+        call = start(transport, post(server.url, timeout=limits(read=3600)))
+        peer = await server.accept()
+        await peer.answer(OK)
+        await call
+        call = start(transport, post(server.url, timeout=limits(read=SOON_S)))
+        await peer.request()
+        assert type(await failure(call)) is httpx.ReadTimeout
+
+
 WRITE_LIMIT_S = 2.0
 """16 MB go through one loop in time, on a busy machine, too."""
 
