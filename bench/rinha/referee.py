@@ -155,7 +155,7 @@ class Observer:
         return dict(zip(self._site.processors, known, strict=True))
 
     async def durability(self) -> str:
-        """What a 202 stands for, by the backend's own word; `none` if Redis keeps less."""
+        """What a 202 stands for, by the backend's own word; `none` if Redis may keep less."""
         answer = _loads(await self._calls.call("GET", f"{self._site.endpoint}/readyz"))
         match answer.get("durability"):
             case {"promise": str(promise), "kept": kept}:

@@ -36,7 +36,7 @@ class Durability(StrEnum):
 _SURVIVES = {
     Durability.REPLICAS: "the loss of a node with its disk and a failover, and a power cut",
     Durability.DISK: "the end of any process and a power cut",
-    Durability.PROCESS: "the end of any process, but no power cut of Redis' host",
+    Durability.PROCESS: "the end of any process, no power cut",
 }
 _APPENDFSYNC = {
     Durability.REPLICAS: ("always",),

@@ -332,7 +332,7 @@ class Settings:
         "PAYSWITCH_REDIS_TRUST",
         "warn",
         _choice("warn", "require"),
-        "If Redis keeps less than `PAYSWITCH_DURABILITY` promises: log a warning (`warn`), or "
+        "If Redis may keep less than `PAYSWITCH_DURABILITY` promises: log a warning (`warn`), or "
         "refuse to use it, at start and after a failover (`require`); see [guarantees]"
         "(guarantees.md#what-survives-which-failure).",
     )

@@ -59,12 +59,22 @@ def assert_holds(
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("minutes", [0.15, pytest.param(0.5, marks=pytest.mark.long)])
-def test_some_seconds_of_everything_break_no_promise(tmp_path: Path, minutes: float) -> None:
+@pytest.mark.parametrize(
+    ("minutes", "durability"),
+    [(0.15, "process"), pytest.param(0.5, "disk", marks=pytest.mark.long)],
+)
+def test_some_seconds_of_everything_break_no_promise(
+    tmp_path: Path, minutes: float, durability: str
+) -> None:
     run = chaos(
         tmp_path,
         *("--seed=11", f"--minutes={minutes}", "--rate=60"),
-        environment={**QUICK, "PAYSWITCH_LOG_FORMAT": "json", "PAYSWITCH_LOG_LEVEL": "error"},
+        environment={
+            **QUICK,
+            "PAYSWITCH_DURABILITY": durability,
+            "PAYSWITCH_LOG_FORMAT": "json",
+            "PAYSWITCH_LOG_LEVEL": "error",
+        },
     )
     says_so = "no clock is set, as libfaketime is not installed" in run.stderr
     assert says_so is (find_libfaketime() is None)
@@ -75,6 +85,8 @@ def test_some_seconds_of_everything_break_no_promise(tmp_path: Path, minutes: fl
     assert {event["kind"] for event in found["plan"]} > {"freeze", "kill", "redis-kill", "decline"}
     assert [*found["settled"]] == ["default", "fallback", "acme"]
     assert "holds" in run.stdout
+    assert f"PAYSWITCH_DURABILITY={durability}" in run.stdout
+    assert found["durability"] == durability
 
 
 @pytest.mark.long

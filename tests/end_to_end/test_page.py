@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
+from payswitch.durability import Durability
 from payswitch.store import keys
 from tests.end_to_end.conftest import StartSystem
 from tests.end_to_end.harness import System, clean_environment, client
@@ -137,6 +138,7 @@ async def test_a_failing_default_shows_within_seconds(page: Page, system: System
     finally:
         await configure(system.default_url, "failure", False)
     await page.shows("#selection", lambda text: text.startswith("default"), "default again")
+    assert page.text("#durability") == f"A 202 survives {Durability.DISK.survives}."
 
 
 @in_chromium

@@ -142,7 +142,7 @@ class Ingress:
             correlation_id = parse_correlation_id(request.path_params["id"])
         except InvalidPaymentError:
             raise Problem(HTTPStatus.NOT_FOUND, "no payment has such an id: not a UUID") from None
-        record = await read_record(self._redis, correlation_id)
+        record = await read_record(self._redis, correlation_id, confirm=True)
         if isinstance(record, Unreadable):
             raise Problem(
                 HTTPStatus.INTERNAL_SERVER_ERROR,

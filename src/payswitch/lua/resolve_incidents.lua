@@ -1,7 +1,7 @@
 -- Resolve incidents: an operator has settled a payment's incidents elsewhere. They leave the list of
 -- incidents for that of the resolved ones, where each stays for the retention.
 --
--- ARGV: retention (ms), who resolves, why; then the payments' ids
+-- ARGV: retention (ms), who resolves, why; then the payments' ids, without the hash tag
 -- Returns for each payment: how many of its incidents were resolved
 
 demand('list', INCIDENTS)

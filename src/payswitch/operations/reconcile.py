@@ -34,6 +34,7 @@ from payswitch.processors.connector import Instruction
 from payswitch.processors.outcomes import Found, Unclear
 from payswitch.processors.processor import CannotAskError, Processor
 from payswitch.store import keys
+from payswitch.store.client import partitions_of
 from payswitch.store.redis_clock import redis_now_ms
 from payswitch.store.scanning import pages
 
@@ -90,6 +91,7 @@ class Reconciliation:
         on_looked_up: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._redis = redis
+        self._partitions = partitions_of(redis)
         self._ledger = ledger
         self._processors = processors
         self._with_totals = [name for name, each in processors.items() if each.tells_totals]
@@ -215,9 +217,9 @@ class Reconciliation:
 
     async def _suspects(
         self, windows: Sequence[Window], differing: Sequence[Window]
-    ) -> dict[bytes, None]:
+    ) -> dict[str, None]:
         """The ids of payments that seem to differ, each once: a scan may return a key twice."""
-        found: dict[bytes, None] = {}
+        found: dict[str, None] = {}
         async for ids, are_unpaid in self._pages(everything=bool(differing)):
             records = await read_records(self._redis, ids)
             differ = await self._look_up(
@@ -227,7 +229,7 @@ class Reconciliation:
                 and not (differing and are_unpaid)  # they come again, among all records
                 and may_differ(record, differing, windows)
             )
-            found |= dict.fromkeys(each.record.correlation_id.encode() for each in differ)
+            found |= dict.fromkeys(each.record.correlation_id for each in differ)
             found |= dict.fromkeys(
                 each
                 for each, record in zip(ids, records, strict=True)
@@ -236,17 +238,16 @@ class Reconciliation:
             self._on_looked_up(len(ids))
         return found
 
-    async def _without_record(self, ids: Sequence[bytes]) -> list[Unreadable]:
+    async def _without_record(self, ids: Sequence[str]) -> list[Unreadable]:
         """Those that are nevertheless in the backlog or among the dead letters."""
-        if not ids:
-            return []
         found: list[Unreadable] = []
-        for key, place in _UNPAID.items():
-            scores = await self._redis.zmscore(key, list(ids))  # type: ignore[arg-type]
+        for correlation_id in ids:
+            partition = self._partitions.of(correlation_id)
+            job_id = partition.job_id(correlation_id)
             found += [
-                Unreadable(each.decode(errors="backslashreplace"), f"no record, though {place}")
-                for each, score in zip(ids, scores, strict=True)
-                if score is not None
+                Unreadable(correlation_id, f"no record, though {place}")
+                for key, place in _UNPAID.items()
+                if await partition.redis.zscore(partition.key(key), job_id) is not None
             ]
         return found
 
@@ -274,16 +275,20 @@ class Reconciliation:
                 reason = finding.reason
         raise CannotAskError(f"{name}: asked for payment {record.correlation_id}: {reason}")
 
-    async def _pages(self, *, everything: bool) -> AsyncIterator[tuple[list[bytes], bool]]:
+    async def _pages(self, *, everything: bool) -> AsyncIterator[tuple[list[str], bool]]:
         """Pages of ids, each with whether its payments are unpaid; those come first."""
         for key in _UNPAID:
-            async for entries in pages(partial(self._redis.zscan, key, count=_PAGE)):
-                yield [member for member, _ in entries], True
+            for partition in self._partitions:
+                scan = partial(partition.redis.zscan, partition.key(key), count=_PAGE)
+                async for entries in pages(scan):
+                    yield [partition.correlation_id(member) for member, _ in entries], True
         if everything:
-            prefix = keys.RECORD_PREFIX
-            scan = partial(self._redis.scan, match=f"{prefix}*", count=_PAGE, _type="hash")
-            async for found in pages(scan):
-                yield [key.removeprefix(prefix.encode()) for key in found], False
+            for partition in self._partitions:
+                prefix = partition.record("")
+                scan = partial(partition.redis.scan, match=f"{prefix}*", count=_PAGE, _type="hash")
+                async for found in pages(scan):
+                    ids = [key.decode(errors="backslashreplace") for key in found]
+                    yield [each.removeprefix(prefix) for each in ids], False
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -144,8 +144,8 @@ def _of_processes(overview: Overview) -> Iterator[Finding]:
         yield Finding(Level.ERROR, "Redis is short of memory: new payments are refused")
     if not overview.is_kept:
         text = (
-            f"Redis keeps less than PAYSWITCH_DURABILITY={overview.durability} promises: the log "
-            "of each ingress says how"
+            f"Redis may keep less than PAYSWITCH_DURABILITY={overview.durability} promises: the "
+            "log of each ingress says why"
         )
         yield Finding(Level.WARNING, text)
 

@@ -7,6 +7,7 @@ the rights of Redis' user decide who may act at all.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from redis.asyncio import Redis
 
 from payswitch.instants import LATEST_MS, format_instant
 from payswitch.store import keys
+from payswitch.store.client import partitions_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,15 @@ class Act:
 
 async def read_acts(redis: Redis, limit: int) -> list[Act]:
     """The newest acts, the newest first. Raises `RedisError`."""
-    entries = await redis.xrevrange(keys.AUDIT, count=limit)
-    return [_read(entry_id, fields) for entry_id, fields in entries]
+    partitions = partitions_of(redis)
+    found = await asyncio.gather(
+        *(
+            each.redis.xrevrange(each.key(keys.AUDIT), count=limit)
+            for each in {partitions.common, *partitions}
+        )
+    )
+    acts = [_read(entry_id, fields) for entries in found for entry_id, fields in entries]
+    return sorted(acts, key=lambda each: each.at, reverse=True)[:limit]
 
 
 def _read(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Act:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from redis.asyncio import Redis
 
 from payswitch.payments.audit import Resolution, Signature
 from payswitch.store import keys, scripts
+from payswitch.store.client import partitions_of
+from payswitch.store.partitions import Partition
 from payswitch.store.redis_clock import redis_now_ms
 
 _PAGE = 500
@@ -47,6 +50,7 @@ class Incidents:
         self._redis = redis
         self._retention_ms = retention_ms
         self._resolve = scripts.load(redis, "resolve_incidents")
+        self._partitions = self._resolve.partitions
 
     async def unresolved(self) -> list[Incident]:
         """All that a person must still look at, the oldest first."""
@@ -55,8 +59,16 @@ class Incidents:
     async def resolved(self) -> list[Incident]:
         """Those resolved within the retention, in the order of their resolution."""
         first = await redis_now_ms(self._redis) - self._retention_ms
-        entries = await self._redis.zrevrangebyscore(keys.RESOLVED_INCIDENTS, "+inf", first)
-        return [parse_incident(entry) for entry in reversed(entries)]
+        found = await asyncio.gather(
+            *(
+                each.redis.zrevrangebyscore(
+                    each.key(keys.RESOLVED_INCIDENTS), "+inf", first, withscores=True
+                )
+                for each in self._partitions
+            )
+        )
+        entries = sorted((entry for own in found for entry in reversed(own)), key=_score)
+        return [parse_incident(entry) for entry, _ in entries]
 
     async def resolve(self, correlation_ids: Sequence[str], signature: Signature) -> dict[str, int]:
         """Resolve all incidents of these payments; returns how many each had."""
@@ -64,19 +76,45 @@ class Incidents:
         counts: dict[str, int] = {}
         for first in range(0, len(unique), _RESOLVED_AT_ONCE):
             page = unique[first : first + _RESOLVED_AT_ONCE]
-            args: list[str | int] = [self._retention_ms, *signature.arguments(), *page]
-            counts |= zip(page, await self._resolve(args=args), strict=True)
+            items = [(self._partitions.of(each), each) for each in page]
+
+            def arguments(_: Partition, own: list[str]) -> list[str | int]:
+                return [self._retention_ms, *signature.arguments(), *own]
+
+            found = await scripts.call_grouped(
+                self._resolve, items, arguments, _counts, confirm=True
+            )
+            counts |= zip(page, scripts.require_all(found), strict=True)
         return counts
 
 
 async def read_incidents(redis: Redis) -> list[Incident]:
     """All unresolved incidents, the oldest first. Raises `RedisError`."""
+    found = await asyncio.gather(*map(_of_partition, partitions_of(redis)))
+    incidents = [incident for own in found for incident in own]
+    return sorted(incidents, key=_instant) if len(found) > 1 else incidents
+
+
+async def _of_partition(partition: Partition) -> list[Incident]:
     found: list[Incident] = []
     first = 0
-    while page := await redis.lrange(keys.INCIDENTS, first, first + _PAGE - 1):  # type: ignore[misc]
+    key = partition.key(keys.INCIDENTS)
+    while page := await partition.redis.lrange(key, first, first + _PAGE - 1):  # type: ignore[misc]
         found += map(parse_incident, page)
         first += len(page)
     return found
+
+
+def _instant(incident: Incident) -> int:
+    return incident.at or 0
+
+
+def _score(entry: tuple[bytes, float]) -> float:
+    return entry[1]
+
+
+def _counts(_: list[str], answer: Any) -> list[int]:
+    return list(answer)
 
 
 def parse_incident(raw: bytes) -> Incident:

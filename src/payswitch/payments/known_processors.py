@@ -52,6 +52,8 @@ class KnownProcessors:
         self._redis = redis
         self._here = {name: parse_processor_url(url).base for name, url in urls.items()}
         self._know = scripts.load(redis, "know")
+        self._partitions = self._know.partitions
+        self._key = self._partitions.common.key(keys.PROCESSORS)
 
     async def check(self) -> None:
         """Let Redis know the settings' processors; waits while Redis is away. Raises
@@ -77,7 +79,7 @@ class KnownProcessors:
 
     async def compare(self) -> list[KnownProcessor]:
         """The settings' processors in order of preference, then others that Redis knows."""
-        raw = cast(Mapping[bytes, bytes], await self._redis.hgetall(keys.PROCESSORS))  # type: ignore[misc]
+        raw = cast(Mapping[bytes, bytes], await self._redis.hgetall(self._key))  # type: ignore[misc]
         known = {_text(name): _text(url) for name, url in raw.items()}
         names = dict.fromkeys([*self._here, *sorted(known)])
         return [KnownProcessor(name, self._here.get(name), known.get(name)) for name in names]
@@ -109,18 +111,20 @@ class KnownProcessors:
         return {name: (unpaid[name], dead[name]) for name in unpaid | dead}
 
     async def _records(self, key: str) -> AsyncIterator[Record]:
-        async for page in pages(partial(self._redis.zscan, key, count=_PAGE)):
-            records = await read_records(self._redis, [member for member, _ in page])
-            for record in records:
-                if isinstance(record, Record):
-                    yield record
+        for partition in self._partitions:
+            scan = partial(partition.redis.zscan, partition.key(key), count=_PAGE)
+            async for page in pages(scan):
+                ids = [partition.correlation_id(member) for member, _ in page]
+                for record in await read_records(self._redis, ids):
+                    if isinstance(record, Record):
+                        yield record
 
     async def _write(
         self, urls: Mapping[str, str], act: str, what: str, signature: Signature
     ) -> None:
         pairs = [part for pair in urls.items() for part in pair]
         args = [act, signature.by, what, signature.reason or "", *pairs]
-        await self._know(keys=[keys.PROCESSORS], args=args)
+        await self._know(keys=[self._key], args=args)
 
 
 def _text(value: bytes) -> str:

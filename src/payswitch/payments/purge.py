@@ -7,12 +7,16 @@ import logging
 from collections.abc import Sequence
 
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch.payments.audit import Signature
 from payswitch.store import keys, scripts
+from payswitch.store.errors import in_words
+from payswitch.store.partitions import Argument, Partition
 from payswitch.store.redis_clock import redis_now_ms
+from payswitch.store.scripts import Script
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +27,20 @@ _REMOVAL_IS_AWAITED_S = 0.2
 _PAGE = 1000
 
 
+class PurgeError(RedisConnectionError):
+    """Some partitions did not confirm the purge: they may hold payments of before. It may be
+    repeated, which purges the others again."""
+
+    def __init__(self, partitions: Sequence[int], reason: BaseException) -> None:
+        names = ", ".join(map(str, partitions))
+        super().__init__(f"partitions {names} did not confirm the purge: {in_words(reason)}")
+
+
 class Purge:
     """Begins a new generation and removes the keys of the old ones. `limit_ms` bounds each step
     that waits for Redis."""
 
     def __init__(self, redis: Redis, processors: Sequence[str], *, limit_ms: int = 1200) -> None:
-        self._redis = redis
         self._processors = processors
         # Below the time limit of a call: Redis never executes an abandoned call.
         self._latest_ms = limit_ms * 2 // 3
@@ -37,6 +49,7 @@ class Purge:
         self._purge = scripts.load(redis, "purge")
         self._forget = scripts.load(redis, "forget")
         self._delete_if = scripts.load(redis, "delete_if")
+        self._partitions = self._purge.partitions
         self._removal: asyncio.Task[None] | None = None
 
     async def run(self, signature: Signature) -> int:
@@ -47,38 +60,65 @@ class Purge:
         purge has removed them when this returns, a large one continues in the background, and the
         workers' sweep finishes after a crash. Raises `RedisError` or `TimeoutError`.
         """
-        async with asyncio.timeout(self._limit_s):
-            await self._stop_claims(
-                args=[await redis_now_ms(self._redis) + self._latest_ms, _HOLD_MS]
-            )
+        await self._each(self._stop_claims, (_HOLD_MS,))
         try:
             async with asyncio.timeout(_CALLS_MAY_TAKE_S):
                 while await self._calls_under_way():
                     await asyncio.sleep(0.02)
         except TimeoutError:
             logger.warning("purge: calls under way did not end in time and will not be recorded")
-        async with asyncio.timeout(self._limit_s):
-            latest = await redis_now_ms(self._redis) + self._latest_ms
-            args: list[str | int] = [latest, *signature.arguments(), *self._processors]
-            generation = int(await self._purge(args=args))
-        if generation == 0:
-            raise RedisTimeoutError("Redis took the purge too late, so nothing was purged")
+        generations = await self._each(self._purge, (*signature.arguments(), *self._processors))
         self._removal = asyncio.create_task(self._remove_in_background())
         await asyncio.wait([self._removal], timeout=_REMOVAL_IS_AWAITED_S)
-        return generation
+        return max(generations)
+
+    async def _each(self, script: Script, args: Sequence[Argument]) -> list[int]:
+        """The script's answer for every partition. Each node judges by its own clock whether it is
+        too late. Raises `PurgeError`, or with one partition its own error."""
+
+        async def call(partition: Partition) -> int:
+            async with asyncio.timeout(self._limit_s):
+                latest = await redis_now_ms(partition.redis) + self._latest_ms
+                answer = int(await script([latest, *args], at=partition, confirm=True))
+            if answer == 0:
+                raise RedisTimeoutError("Redis took the purge too late, so nothing was purged")
+            return answer
+
+        found = await asyncio.gather(*map(call, self._partitions), return_exceptions=True)
+        failed = {
+            each.number: error
+            for each, error in zip(self._partitions, found, strict=True)
+            if isinstance(error, BaseException)
+        }
+        if failed:
+            first = next(iter(failed.values()))
+            if len(self._partitions) == 1 or not isinstance(first, RedisError | OSError):
+                raise first
+            raise PurgeError(tuple(failed), first)
+        return [answer for answer in found if isinstance(answer, int)]
 
     async def remove_leftovers(self) -> int:
         """Remove every key of earlier generations; returns their number. Raises `RedisError`."""
-        generation = await self._redis.get(keys.LEFTOVERS)
+        found = await asyncio.gather(
+            *map(self._remove_leftovers, self._partitions), return_exceptions=True
+        )
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        return sum(each for each in found if isinstance(each, int))
+
+    async def _remove_leftovers(self, partition: Partition) -> int:
+        leftovers = partition.key(keys.LEFTOVERS)
+        generation = await partition.redis.get(leftovers)
         if generation is None:
             return 0
         cursor, removed = b"0", 0
         while True:
-            cursor, count = await self._forget(args=[cursor, _PAGE])
+            cursor, count = await self._forget(args=[cursor, _PAGE], at=partition)
             removed += int(count)
             if cursor == b"0":
                 break
-        await self._delete_if(keys=[keys.LEFTOVERS], args=[generation])
+        await self._delete_if(keys=[leftovers], args=[generation], at=partition)
         return removed
 
     async def close(self) -> None:
@@ -95,6 +135,8 @@ class Purge:
             logger.warning("redis is away: the workers will remove what the purge left")
 
     async def _calls_under_way(self) -> int:
-        return int(
-            await self._redis.zcount(keys.IN_FLIGHT, await redis_now_ms(self._redis), "+inf")
-        )
+        async def count(partition: Partition) -> int:
+            now = await redis_now_ms(partition.redis)
+            return int(await partition.redis.zcount(partition.key(keys.IN_FLIGHT), now, "+inf"))
+
+        return sum(await asyncio.gather(*map(count, self._partitions)))

@@ -15,7 +15,8 @@ from payswitch.payments.audit import Resolution
 from payswitch.payments.claims import OpenTry, parse_open_tries
 from payswitch.payments.history import Event, parse_history
 from payswitch.payments.payment import InvalidPaymentError, parse_correlation_id
-from payswitch.store import keys
+from payswitch.store import scripts
+from payswitch.store.partitions import Partition
 
 _STATES = frozenset({"queued", "processing", "settled", "dead", "declined"})
 _MOST = 2**53
@@ -119,44 +120,47 @@ class Unreadable:
     problem: str
 
 
-async def read_record(redis: Redis, correlation_id: str) -> Record | Unreadable | None:
+async def read_record(
+    redis: Redis, correlation_id: str, *, confirm: bool = False
+) -> Record | Unreadable | None:
     """The record of one payment, as `read_records` gives it. Raises `RedisError`."""
-    [record] = await read_records(redis, [correlation_id.encode()])
+    [record] = await read_records(redis, [correlation_id], confirm=confirm)
     return record
 
 
-async def read_records(redis: Redis, ids: Sequence[bytes]) -> list[Record | Unreadable | None]:
-    """The record of each payment; None if there is none since the last purge. Raises
-    `RedisError`."""
-    async with redis.pipeline(transaction=False) as pipe:
-        pipe.get(keys.GENERATION)
-        for correlation_id in ids:
-            pipe.hgetall(keys.RECORD_PREFIX.encode() + correlation_id)  # type: ignore[arg-type]
-        # One key of the wrong type must not fail the whole read.
-        generation, *records = await pipe.execute(raise_on_error=False)
-    if isinstance(generation, Exception):
-        raise generation
-    current = generation or b"0"
-    return [
-        _judge(correlation_id.decode(errors="backslashreplace"), raw, current)
-        for correlation_id, raw in zip(ids, records, strict=True)
-    ]
+async def read_records(
+    redis: Redis, ids: Sequence[str], *, confirm: bool = False
+) -> list[Record | Unreadable | None]:
+    """The record of each payment; None if there is none since the last purge. With `confirm`, no
+    failover takes back what they tell. Raises `RedisError`."""
+    script = scripts.load(redis, "records")
+    items = [(script.partitions.of(each), each) for each in ids]
+    found = await scripts.call_grouped(script, items, _job_ids, _read, confirm=confirm)
+    return scripts.require_all(found)
+
+
+def _job_ids(partition: Partition, ids: list[str]) -> list[str]:
+    return [partition.job_id(each) for each in ids]
+
+
+def _read(ids: list[str], answer: Any) -> list[Record | Unreadable | None]:
+    generation, *records = answer
+    return [_judge(each, raw, generation) for each, raw in zip(ids, records, strict=True)]
 
 
 def _judge(
-    correlation_id: str, raw: Mapping[bytes, bytes] | Exception, generation: bytes
+    correlation_id: str, raw: Sequence[bytes] | None, generation: bytes
 ) -> Record | Unreadable | None:
     if not _is_id(correlation_id):
         return None
-    if isinstance(raw, Exception):
-        if not str(raw).startswith("WRONGTYPE"):
-            raise raw
+    if raw is None:
         return Unreadable(correlation_id, "Redis holds something else under its key")
-    if raw.get(b"generation", b"") != generation:
-        spoilt = bool(raw) and b"generation" not in raw
+    fields = dict(zip(raw[::2], raw[1::2], strict=True))
+    if fields.get(b"generation", b"") != generation:
+        spoilt = bool(fields) and b"generation" not in fields
         return Unreadable(correlation_id, "generation missing") if spoilt else None
     try:
-        return _parse(correlation_id, raw)
+        return _parse(correlation_id, fields)
     except ValueError as error:
         return Unreadable(correlation_id, str(error))
 

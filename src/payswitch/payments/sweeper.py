@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from payswitch.payments.purge import Purge
 from payswitch.store import keys, scripts
+from payswitch.store.partitions import Partition
 from payswitch.text import printable
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class Sweeper:
         self._take = scripts.load(redis, "take")
         self._every_ms = every_ms
         self._sweep = scripts.load(redis, "sweep")
+        self._partitions = self._sweep.partitions
+        self._key = self._partitions.common.key(keys.SWEEP)
         self._purge = Purge(redis, processors)
         self._fold = fold
 
@@ -49,7 +52,7 @@ class Sweeper:
         while True:
             await asyncio.sleep(self._every_ms / 1000)
             try:
-                if await self._take(keys=[keys.SWEEP], args=["1", self._every_ms]):
+                if await self._take(keys=[self._key], args=["1", self._every_ms]):
                     await self.sweep()
                     await self._purge.remove_leftovers()
                     await self._fold_until_next_turn()
@@ -63,28 +66,38 @@ class Sweeper:
             await asyncio.sleep(_FOLD_PAUSE_S)
 
     async def sweep(self) -> int:
-        """Check every open payment, page by page; returns how many were queued again."""
+        """Check every open payment, page by page; returns how many were queued again. Raises
+        `RedisError` if a partition can't be swept; the others are."""
+        found = await asyncio.gather(
+            *map(self._sweep_partition, self._partitions), return_exceptions=True
+        )
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        return sum(each for each in found if isinstance(each, int))
+
+    async def _sweep_partition(self, partition: Partition) -> int:
         first = 0
         repaired = 0
         while True:
             seen, requeued, dropped, states = await self._sweep(
-                args=[first, _PAGE, *self._processors]
+                args=[first, _PAGE, *self._processors], at=partition
             )
-            for correlation_id in requeued:
+            for job_id in requeued:
                 logger.warning(
                     "payment %(payment)s had left the queue unpaid",
-                    {"payment": _shown(correlation_id)},
+                    {"payment": _shown(partition, job_id)},
                 )
-            for correlation_id, state in zip(dropped, states, strict=True):
+            for job_id, state in zip(dropped, states, strict=True):
                 if state:
                     logger.warning(
                         "payment %(payment)s was still in the backlog, its state being %(state)s",
-                        {"payment": _shown(correlation_id), "state": _shown(state)},
+                        {"payment": _shown(partition, job_id), "state": _shown(partition, state)},
                     )
                 else:
                     logger.error(
                         "acknowledged payment %(payment)s has no record any more",
-                        {"payment": _shown(correlation_id)},
+                        {"payment": _shown(partition, job_id)},
                     )
             repaired += len(requeued)
             first += int(seen) - len(dropped)
@@ -92,5 +105,5 @@ class Sweeper:
                 return repaired
 
 
-def _shown(value: bytes) -> str:
-    return printable(value.decode(errors="backslashreplace"))
+def _shown(partition: Partition, value: bytes) -> str:
+    return printable(partition.correlation_id(value))

@@ -33,16 +33,20 @@ async def begin(redis: Client) -> bool:
         return False
     script = Script(redis, source("begin"))
 
-    async def write(partition: Partition, new: str, expected: str) -> str:
+    async def write(partition: Partition, new: str, expected: str, confirm: bool = True) -> str:
         key = partition.key(keys.DEPLOYMENT)
-        found = await script([new, expected], [key], at=partition, confirm=True)
+        found = await script([new, expected], [key], at=partition, confirm=confirm)
         return str(found.decode())
 
-    common = await write(partitions.common, _NEVER, _NEVER)
-    found = [await write(each, _NEVER, _NEVER) for each in partitions]
+    async def read(partition: Partition) -> str:
+        return await write(partition, _NEVER, _NEVER, confirm=False)
+
+    common = await read(partitions.common)
+    found = [await read(each) for each in partitions]
     beginning = _BEGINNING + text
     if common == text:
         _require(found, {text})
+        await write(partitions.common, _NEVER, _NEVER)
         return False
     if common == beginning:
         _require(found, {text, ""})

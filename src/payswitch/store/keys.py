@@ -36,6 +36,10 @@ GENERATION = "payments:generation"
 """The number of purges so far. Each script gets it as its first key: it leads to the partition."""
 DEPLOYMENT = "payments:deployment"
 """In a cluster: how this deployment was begun. Scripts refuse a partition that says otherwise."""
+WAITING = "payments:waiting"
+"""By processor: the payments that wait for it."""
+HELD = "payments:held"
+"""By processor: the payments that are held until it works again."""
 WAKE = "payments:wake"
 """The list on which an idle worker blocks."""
 SAVED = "payments:saved"
@@ -87,21 +91,6 @@ LEDGER_FULL = "ledger:full"
 def sign_of_life(queue: str) -> str:
     """The health key that arq's worker of a queue writes."""
     return queue + health_check_key_suffix
-
-
-def record(correlation_id: str) -> str:
-    """The key of a payment's record."""
-    return RECORD_PREFIX + correlation_id
-
-
-def waiting(processor: str) -> str:
-    """The key of the payments that wait for a processor."""
-    return f"payments:waiting:{processor}"
-
-
-def held(processor: str) -> str:
-    """The key of the payments that are held until a processor works again."""
-    return f"payments:held:{processor}"
 
 
 def heartbeat(kind: str, name: str) -> str:

@@ -114,6 +114,10 @@ class Partition:
         """The payment of a job id; bytes that aren't UTF-8 are escaped."""
         return job_id.decode(errors="backslashreplace").removeprefix(self.tag)
 
+    def family(self, name: str, member: str) -> str:
+        """This partition's key of a family's member, such as a processor's line."""
+        return f"{self.key(name)}:{member}"
+
     def record(self, correlation_id: str) -> str:
         """The key of a payment's record."""
         return keys.RECORD_PREFIX + self.tag + correlation_id

@@ -18,7 +18,8 @@ _NO_REPLICATION = "0" * 40
 
 
 class UntrustworthyRedisError(StartError):
-    """Redis keeps less than the durability promises, and the settings require that it keeps it."""
+    """Redis may keep less than the durability promises, and the settings require that it keep it
+    all."""
 
 
 def parse_info(text: str) -> dict[str, str]:

@@ -56,7 +56,7 @@ class RedisWatch(Periodic):
 
     `currency` is the code of this process' currency, by which it reads and writes amounts.
     `max_percent` is the share of `maxmemory` up to which payments are accepted. With `demand`, a
-    Redis is refused that keeps less than `durability` promises.
+    Redis is refused that may keep less than `durability` promises.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class RedisWatch(Periodic):
 
     async def check_trust(self) -> None:
         """Look, and with `demand` wait until Redis has answered. Raises `UntrustworthyRedisError`
-        if `demand` is set and Redis keeps less than the durability promises."""
+        if `demand` is set and Redis may keep less than the durability promises."""
         self._is_checking = self._demand
         await self.look()
         while self._demand and self._away is not None:

@@ -113,7 +113,8 @@ SHORT_OF_MEMORY = _gauge(
 )
 DURABILITY = _gauge(
     "payswitch_durability",
-    "1 if Redis keeps what this ingress promises by a 202 (disk or process), 0 if it keeps less.",
+    "1 if Redis keeps what this ingress promises by a 202 (disk or process), 0 if it may keep "
+    "less.",
     ("promise",),
 )
 REDIS_MEMORY = _gauge(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
+import yaml
 
 from bench.rinha.containers import PROCESSORS, Engine, serving
 from bench.rinha.site import SiteError
+from payswitch.durability import Durability
+from tests.documented import REPOSITORY
+from tests.unit.deployment.test_compose import COMPOSE as DOCUMENT
 
 PODMAN = """#!/bin/sh
 cd "$(dirname "$0")"
@@ -85,6 +91,34 @@ async def test_everything_that_was_started_is_removed_with_a_volume_of_its_own(
         assert recorded.composed == [PROCESSORS_UP, OURS_UP]
         assert (await site.usages())["redis"].restarts == 3
     assert recorded.composed == [PROCESSORS_UP, OURS_UP, OURS_DOWN, PROCESSORS_DOWN]
+
+
+@pytest.mark.parametrize("durability", Durability)
+async def test_another_durability_is_an_override_of_redis_and_all_parts(
+    recorded: Recorded, tmp_path: Path, durability: Durability
+) -> None:
+    shutil.copy(REPOSITORY / "compose.yaml", tmp_path)
+    running = serving(recorded.engine, tmp_path, start=True, build=True, durability=durability)
+    async with running:
+        up = recorded.composed[-1]
+        file = up.split("-f ")[2].split(" ")[0]
+        assert up == f"-p payswitch-rinha -f compose.yaml -f {file} up -d --build"
+        override = read_yaml(file)["services"]
+    assert recorded.composed[-2] == f"-p payswitch-rinha -f compose.yaml -f {file} down --volumes"
+    redis = DOCUMENT["services"]["redis"]["command"]
+    assert override.pop("redis") == {
+        "command": [
+            durability.appendfsync[0] if before == "--appendfsync" else word
+            for before, word in zip(["", *redis], redis, strict=False)
+        ]
+    }
+    parts = {name for name, part in DOCUMENT["services"].items() if "environment" in part}
+    environment = {"PAYSWITCH_DURABILITY": str(durability)}
+    assert override == {name: {"environment": environment} for name in parts}
+
+
+def read_yaml(file: str) -> Any:
+    return yaml.safe_load(Path(file).read_text())
 
 
 async def test_processors_that_run_are_used_and_left_alone(

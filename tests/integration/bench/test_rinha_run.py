@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import httptools
 import orjson
 import pytest
+from rich.console import Console
 
-from bench.rinha.result import as_document
+from bench.rinha.result import as_document, show
 from bench.rinha.run import Outcome, run
 from bench.rinha.scenario import PROCESSORS, Scenario, Setting, Stage, load_scenario
 from bench.rinha.site import Site, SiteError, Usages
@@ -38,6 +40,7 @@ class Part:
     """Paths that get no answer."""
     on_payment: Any = None
     summary: dict[str, Any] | None = None
+    ready: dict[str, Any] = field(default_factory=dict)
     connections: int = 0
     paying: set[object] = field(default_factory=set)
     """Connections that payments came on."""
@@ -57,6 +60,8 @@ class Part:
         return b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content)
 
     def summary_of(self, path: str) -> dict[str, Any]:
+        if path == "/readyz":
+            return self.ready
         if path == "/payments-summary" and self.summary is not None:
             return self.summary
         return {"totalRequests": self.count, "totalAmount": self.amount}
@@ -174,6 +179,25 @@ async def test_a_run_that_goes_well_is_scored_and_reported(stand: Stand) -> None
     assert document["pagamentos_solicitados"] == {"qtd_sucesso": USERS - 1, "qtd_falha": 0}
     assert document["total_bruto"] == pytest.approx((USERS - 1) * 20.05)
     assert document["lag"]["lag"] == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "durability"),
+    [
+        ({"promise": "process", "kept": True}, "process"),
+        ({"promise": "disk", "kept": False}, "none"),
+        (None, "unknown"),
+    ],
+)
+async def test_the_result_names_what_a_202_stood_for(
+    stand: Stand, told: dict[str, Any] | None, durability: str
+) -> None:
+    stand.backend.ready = {"status": "ready", "durability": told}
+    found = await outcome(stand, brief("final"))
+    assert as_document(found)["payswitch"]["durability"] == durability
+    output = Console(record=True, file=io.StringIO(), width=120)
+    show(found, output)
+    assert f"stand, durability {durability}" in output.export_text()
 
 
 async def test_before_the_first_payment_processors_are_purged_and_then_the_backend(

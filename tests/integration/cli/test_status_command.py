@@ -11,6 +11,7 @@ import orjson
 import pytest
 from arq.connections import ArqRedis
 
+from payswitch.durability import Durability
 from payswitch.operations.history import HistoryWriter
 from payswitch.telemetry.heartbeat import Heartbeat
 from tests.integration.command import Payswitch
@@ -25,7 +26,8 @@ def payswitch(redis_server: RedisServer) -> Payswitch:
 
 async def live_parts(redis: ArqRedis) -> None:
     """One process of each kind says that it lives."""
-    for kind in ("ingress", "worker", "health"):
+    await Heartbeat(redis, "ingress", lambda: {"durability": Durability.PROCESS}).write()
+    for kind in ("worker", "health"):
         await Heartbeat(redis, kind, dict).write()
 
 
@@ -44,6 +46,22 @@ async def test_it_shows_the_numbers_and_what_is_wrong(
     assert any(line.startswith("default 1 1234.56") for line in lines)
     assert sum(line.startswith(("ingress", "worker", "health")) for line in lines) == 3
     assert "\x1b" not in ended.out
+
+
+async def test_it_says_what_a_202_stands_for(redis: ArqRedis, payswitch: Payswitch) -> None:
+    fields: dict[str, str | int] = {"durability": "process", "redis:may_lose_payments": 0}
+    ingress = Heartbeat(redis, "ingress", lambda: fields)
+    await ingress.write()
+    survives = f"durability process survives {Durability.PROCESS.survives}"
+    assert survives in " ".join((await payswitch("status")).out.split())
+    fields["redis:may_lose_payments"] = 1
+    await ingress.write()
+    out = " ".join((await payswitch("status")).out.split())
+    assert "survives" not in out
+    assert "Redis may keep less than PAYSWITCH_DURABILITY=process promises" in out
+    fields["durability"] = "of a later version"
+    await ingress.write()
+    assert "No ingress lives" not in (await payswitch("status")).out
 
 
 async def test_what_stops_money_ends_with_1(redis: ArqRedis, payswitch: Payswitch) -> None:
@@ -86,6 +104,7 @@ async def test_json_is_what_the_page_gets(redis: ArqRedis, payswitch: Payswitch)
     assert status["accepted"] == {"total": 0, "perSecond": 0, "unavailable": 0}
     assert [each["kind"] for each in status["processes"]] == ["ingress", "worker", "health"]
     assert status["settled"]["amount"] == 0
+    assert status["durability"]["promise"] == "process"
 
 
 @pytest.mark.parametrize("names", [["acme"], ["acme", "globex", "initech"]], ids=["one", "three"])

@@ -16,13 +16,15 @@ import httpx
 import pytest
 from arq.connections import ArqRedis
 
+from payswitch.durability import Durability
 from payswitch.ingress.app import create_app
+from payswitch.operations.overview import read_overview
 from payswitch.payments.claims import Claim
 from payswitch.payments.ledger import Ledger
 from payswitch.settings import Settings
 from payswitch.store.client import connect
 from tests.integration.harness import Bench, bench
-from tests.support import RedisServer, Reply, eventually
+from tests.support import PROCESSORS, RedisServer, Reply, eventually
 
 ID = "4a7901b8-7d26-4d9d-aa19-4dc1c7cf60b3"
 
@@ -432,7 +434,37 @@ async def test_a_purge_may_demand_a_token(redis_server: RedisServer) -> None:
 
 async def test_alive_and_ready(client: httpx.AsyncClient) -> None:
     assert (await client.get("/healthz")).status_code == 200
-    assert (await client.get("/readyz")).status_code == 200
+    assert (await client.get("/readyz")).json() == {
+        "status": "ready",
+        "durability": {"promise": "disk", "kept": True},
+    }
+
+
+@pytest.mark.parametrize(
+    ("durability", "appendfsync", "kept"),
+    [
+        (Durability.PROCESS, "no", True),
+        (Durability.PROCESS, "everysec", False),
+        (Durability.DISK, "no", False),
+    ],
+)
+async def test_what_a_202_stands_for_is_told_with_whether_redis_keeps_it(
+    own_redis: RedisServer, durability: Durability, appendfsync: str, kept: bool
+) -> None:
+    redis = connect(own_redis.url, limit_s=5)
+    await redis.config_set("appendfsync", appendfsync)
+    async with serving(Settings(redis_url=own_redis.url, durability=durability)) as client:
+        ready = (await client.get("/readyz")).json()
+        assert ready["durability"] == {"promise": durability, "kept": kept}
+        scrape = (await client.get("/metrics")).text
+        assert f'payswitch_durability{{promise="{durability}"}} {float(kept)}\n' in scrape
+
+        async def is_told() -> bool:
+            overview = await read_overview(redis, PROCESSORS)
+            return (overview.durability, overview.is_kept) == (durability, kept)
+
+        await eventually(is_told, what="the status says the same")
+    await redis.aclose(close_connection_pool=True)
 
 
 @pytest.mark.parametrize(

@@ -381,6 +381,7 @@ async def test_an_ingress_counts_what_it_accepts_and_refuses(
                 b"accepted:other": 1,
                 b"refused:409": 1,
                 b"refused:400": 1,
+                b"redis:may_lose_payments": 0,
                 b"redis:short_of_memory": 0,
             }
 

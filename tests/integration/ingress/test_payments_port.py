@@ -241,7 +241,8 @@ async def test_everything_else_is_not_here(
 async def test_it_is_ready_while_redis_answers(own_redis: RedisServer) -> None:
     settings = Settings(redis_url=own_redis.url, accept_limit_ms=300)
     async with serving(settings) as client:
-        assert (await client.get("/readyz")).status_code == 200
+        ready = (await client.get("/readyz")).json()
+        assert ready == {"status": "ready", "durability": {"promise": "disk", "kept": True}}
         own_redis.kill()
         assert (await client.get("/readyz")).status_code == 503
         own_redis.start()

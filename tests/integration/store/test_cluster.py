@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from redis.asyncio import Redis
 
 from payswitch.durability import Deployment, Durability
+from payswitch.local.cluster_topology import Address
 from payswitch.money import Total
-from payswitch.payments.accepting import Acceptance, AcceptQueue
+from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
 from payswitch.payments.claims import Claim, Claims
 from payswitch.payments.ledger import Ledger, Settlement
 from payswitch.payments.payment import Payment
+from payswitch.payments.records import read_record, read_records
 from payswitch.payments.tries import Findings, Tries
-from payswitch.store.beginning import begin
+from payswitch.store.beginning import OtherDeploymentFoundError, begin
 from payswitch.store.client import Client, connect
+from payswitch.store.errors import OtherDeploymentError, UnconfirmedError, WrongNodeError
 from tests.cluster import ClusterServer
 from tests.support import PROCESSORS, SLACK_S
 
@@ -73,3 +80,177 @@ async def test_payments_of_all_partitions_are_accepted_claimed_settled_and_summe
     assert (await ledger.window(None, None)).totals["default"] == total
     first = min(each.requested_at for each in routed if each is not None)
     assert (await ledger.window(first, first + 60_000)).totals["default"] == total
+
+
+async def test_a_partition_that_was_failed_over_is_found_at_its_new_node(
+    redis: Client, cluster: ClusterServer
+) -> None:
+    queue = queue_of(redis)
+    payments = [Payment(str(uuid4()), 100) for _ in range(40)]
+    assert await accepted(queue, payments) == [Acceptance.NEW] * 40
+    slot = redis.partitions[0].slot
+    old = await cluster.primary_of(slot)
+    await ordered_failover(cluster, slot)
+    assert await accepted(queue, payments) == [Acceptance.SAME] * 40
+    assert redis.partitions[0].home != f"{old.host}:{old.port}"
+    assert len(await claim_all(redis, 40)) == 40
+
+
+async def test_a_node_gets_scripts_that_it_does_not_know(
+    redis: Client, cluster: ClusterServer
+) -> None:
+    for slot in (0, 8000, 16_000):
+        await command(await cluster.primary_of(slot), "SCRIPT", "FLUSH")
+    payments = [Payment(str(uuid4()), 100) for _ in range(20)]
+    assert await accepted(queue_of(redis), payments) == [Acceptance.NEW] * 20
+    assert len(await read_records(redis, [each.correlation_id for each in payments])) == 20
+
+
+async def test_a_slot_that_moves_refuses_and_nothing_is_half_done(
+    redis: Client, cluster: ClusterServer
+) -> None:
+    queue = queue_of(redis, limit_ms=2000)
+    partition = redis.partitions[0]
+    known, new = own_payments(redis, 0, 2)
+    assert await queue.accept(known) is Acceptance.NEW
+    await begin_move(cluster, partition.slot)
+    for payment in (known, new):
+        with pytest.raises(NotAcceptedError, match="moved"):
+            await queue.accept(payment)
+    with pytest.raises(WrongNodeError):
+        await Claims(redis, lease_ms=60_000, deadline_ms=10**9, max_delay_ms=300).take(
+            10, partitions=[partition]
+        )
+    await end_move(cluster, partition.slot)
+    assert await queue.accept(known) is Acceptance.SAME
+    assert await queue.accept(new) is Acceptance.NEW
+    assert len(await claim_all(redis, 2)) == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Deployment(4, Durability.REPLICAS, 1),
+        Deployment(8, Durability.DISK, 0),
+        Deployment(8, Durability.REPLICAS, 2),
+    ],
+)
+async def test_a_part_of_another_deployment_does_nothing(
+    redis: Client, cluster: ClusterServer, other: Deployment
+) -> None:
+    stranger = connect(cluster.url, limit_s=2, deployment=other)
+    try:
+        with pytest.raises(NotAcceptedError, match="deployment") as caught:
+            await queue_of(stranger).accept(Payment(str(uuid4()), 1))
+        assert caught.value.refused
+        with pytest.raises(OtherDeploymentFoundError):
+            await begin(stranger)
+    finally:
+        await stranger.aclose(close_connection_pool=True)
+
+
+async def test_an_empty_shard_does_not_pass_for_a_new_one(
+    redis: Client, cluster: ClusterServer
+) -> None:
+    payments = [Payment(str(uuid4()), 100) for _ in range(40)]
+    assert await accepted(queue_of(redis), payments) == [Acceptance.NEW] * 40
+    node = await cluster.primary_of(redis.partitions[0].slot)
+    async with Redis(host=node.host, port=node.port) as admin:
+        await admin.flushall()
+    [lost] = own_payments(redis, 0, 1)
+    with pytest.raises(NotAcceptedError, match="payswitch init"):
+        await queue_of(redis).accept(lost)
+    with pytest.raises(OtherDeploymentError):
+        await read_record(redis, lost.correlation_id)
+    with pytest.raises(OtherDeploymentError):
+        await Ledger(redis, processors=PROCESSORS, retention_ms=1000).window(None, None)
+    with pytest.raises(OtherDeploymentFoundError, match="empty"):
+        await begin(redis)
+
+
+async def test_what_too_few_replicas_confirm_is_not_known(
+    redis: Client, cluster: ClusterServer
+) -> None:
+    partition = redis.partitions[0]
+    first, second = own_payments(redis, 0, 2)
+    hasty = connect(cluster.url, limit_s=1, deployment=SAFE)
+    try:
+        assert await queue_of(hasty).accept(first) is Acceptance.NEW
+        [claim] = await claim_all(redis, 1)
+        async with replica_frozen(cluster, partition.slot):
+            with pytest.raises(NotAcceptedError, match="confirmation") as caught:
+                await queue_of(hasty).accept(second)
+            assert not caught.value.refused
+            with pytest.raises(UnconfirmedError):
+                await read_record(hasty, second.correlation_id, confirm=True)
+            with pytest.raises(UnconfirmedError):
+                await tries_of(hasty).open(claim, "default", Findings())
+        assert await queue_of(hasty).accept(second) is Acceptance.SAME
+    finally:
+        await hasty.aclose(close_connection_pool=True)
+
+
+async def accepted(queue: AcceptQueue, payments: list[Payment]) -> list[Acceptance]:
+    return await asyncio.gather(*map(queue.accept, payments))
+
+
+def own_payments(redis: Client, partition: int, count: int) -> list[Payment]:
+    """New payments of one partition."""
+    found: list[Payment] = []
+    while len(found) < count:
+        payment = Payment(str(uuid4()), 100)
+        if redis.partitions.of(payment.correlation_id).number == partition:
+            found.append(payment)
+    return found
+
+
+async def ordered_failover(cluster: ClusterServer, slot: int) -> None:
+    """Let the slot's replica take its primary's place, as an operator orders it."""
+    old = await cluster.primary_of(slot)
+    async with cluster.client() as admin:
+        [_, replica] = admin.nodes_manager.slots_cache[slot]
+        async with Redis(host=replica.host, port=int(replica.port)) as node:
+            await node.execute_command("CLUSTER", "FAILOVER")  # type: ignore[no-untyped-call]
+    await cluster.promoted(old, slot)
+    await cluster.whole()
+
+
+@contextlib.asynccontextmanager
+async def replica_frozen(cluster: ClusterServer, slot: int) -> AsyncIterator[None]:
+    """The slot's replica stands still; for less than the node time-out it counts as there."""
+    async with cluster.client() as admin:
+        [_, replica] = admin.nodes_manager.slots_cache[slot]
+    [address] = [each for each in cluster.local.addresses if each.port == int(replica.port)]
+    cluster.signal(address, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        cluster.signal(address, signal.SIGCONT)
+
+
+async def begin_move(cluster: ClusterServer, slot: int) -> None:
+    """Begin to move a slot to another node; all its keys are still there."""
+    source, target = await ends_of_move(cluster, slot)
+    await command(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", await node_id(source))
+    await command(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", await node_id(target))
+
+
+async def end_move(cluster: ClusterServer, slot: int) -> None:
+    """Give the move up."""
+    for each in await ends_of_move(cluster, slot):
+        await command(each, "CLUSTER", "SETSLOT", slot, "STABLE")
+
+
+async def ends_of_move(cluster: ClusterServer, slot: int) -> tuple[Address, Address]:
+    source = await cluster.primary_of(slot)
+    others = [await cluster.primary_of(each) for each in (0, 8000, 16_000)]
+    return source, next(each for each in others if each != source)
+
+
+async def node_id(address: Address) -> str:
+    return str((await command(address, "CLUSTER", "MYID")).decode())
+
+
+async def command(address: Address, *words: str | int) -> Any:
+    async with Redis(host=address.host, port=address.port) as node:
+        return await node.execute_command(*words)  # type: ignore[no-untyped-call]

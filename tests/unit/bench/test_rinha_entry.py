@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from bench.rinha.entry import OTHER_TECHNOLOGIES, Author, EntryError, entry, write_entry
+from payswitch.durability import Durability
 from tests.documented import REPOSITORY
 from tests.unit.deployment.test_compose import COMPOSE, SERVICES, limits, size
 
@@ -190,6 +191,23 @@ def test_the_readme_links_to_the_source_and_adds_up_the_limits(folder: Path) -> 
     assert f"| **in all** | | **{cpus}** | **{memory}MB** |" in readme
     for name in NAMES:
         assert f"| {name} | " in readme
+
+
+@pytest.mark.parametrize("durability", Durability)
+def test_the_readme_says_what_a_202_stands_for(durability: Durability, tmp_path: Path) -> None:
+    environment = {"PAYSWITCH_DURABILITY": str(durability)}
+    services = SERVICES | {
+        name: part | {"environment": environment}
+        for name, part in SERVICES.items()
+        if "environment" in part
+    }
+    compose = tmp_path / "compose.yaml"
+    compose.write_text(yaml.safe_dump(COMPOSE | {"services": services}))
+    (tmp_path / "haproxy.cfg").touch()
+    write_entry(compose, AUTHOR, tmp_path / "entry")
+    readme = (tmp_path / "entry" / "README.md").read_text()
+    said = f"survives {durability.survives}\n(`PAYSWITCH_DURABILITY={durability}`)."
+    assert said in readme
 
 
 def test_nothing_else_is_in_the_entry(folder: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from payswitch.durability import Durability
 from tests.documented import REPOSITORY
 
 UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
@@ -144,11 +145,13 @@ def test_a_worker_may_finish_before_it_is_killed() -> None:
     assert all(SERVICES[name]["stop_grace_period"] == "15s" for name in WORKERS)
 
 
-def test_redis_keeps_what_it_acknowledged() -> None:
+def test_redis_keeps_what_a_202_stands_for() -> None:
     redis = SERVICES["redis"]
     given = options(redis["command"])
     assert given["--appendonly"] == "yes"
-    assert given["--appendfsync"] == "always"
+    durability = Durability(SERVICES["health"]["environment"]["PAYSWITCH_DURABILITY"])
+    assert durability is Durability.PROCESS
+    assert given["--appendfsync"] == durability.appendfsync[0]
     assert given["--maxmemory-policy"] == "noeviction"
     assert given["--save"] == ""
     volumes = [mount.split(":") for mount in redis["volumes"]]

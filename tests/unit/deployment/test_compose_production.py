@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from payswitch.durability import Durability
 from payswitch.settings import Settings, variables
 from tests.documented import REPOSITORY
 from tests.unit.deployment.test_compose import (
@@ -103,6 +104,7 @@ def test_a_part_has_settings_for_real_money(name: str) -> None:
     plain = {key: each for key, each in environment(name).items() if not key.endswith("_FILE")}
     settings = Settings.from_environment(plain)
     assert (settings.purge, settings.redis_trust, settings.page) == ("off", "require", "off")
+    assert settings.durability is Durability.DISK
     assert settings.retention_ms == Settings.retention_ms
     assert settings.processor_fees == "ask"
 
@@ -127,7 +129,7 @@ def test_redis_keeps_what_it_acknowledged_and_demands_a_password() -> None:
     _, config, *rest = ours["command"][ours["command"].index("redis-server") :]
     assert config == "/run/secrets/redis_conf"
     given = options(["redis-server", *rest])
-    wanted = options(theirs["command"])
+    wanted = options(theirs["command"]) | {"--appendfsync": "always"}
     assert {**given, "--maxmemory": ""} == {**wanted, "--maxmemory": ""}
     assert ours["volumes"] == theirs["volumes"]
 

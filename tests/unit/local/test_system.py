@@ -75,6 +75,18 @@ def test_its_parts_get_the_path_and_not_the_secret(folder: Path) -> None:
             assert REDIS["REDIS_URL"] not in service.part.environment.values()
 
 
+@pytest.mark.parametrize(
+    ("environment", "appendfsync"),
+    [({}, "always"), ({"PAYSWITCH_DURABILITY": "process"}, "no")],
+)
+def test_its_redis_keeps_what_the_durability_promises(
+    folder: Path, environment: dict[str, str], appendfsync: str
+) -> None:
+    [*_, [redis]] = system(folder, environment).groups()
+    command = redis.part.command
+    assert command[command.index("--appendfsync") + 1] == appendfsync
+
+
 def simulators(used: LocalSystem) -> dict[str, list[str]]:
     """The command of each simulated processor, by its name."""
     parts = [service.part for group in used.groups() for service in group]

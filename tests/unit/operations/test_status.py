@@ -8,6 +8,7 @@ from decimal import Decimal
 import orjson
 import pytest
 
+from payswitch.durability import Durability
 from payswitch.money import BRL, Total
 from payswitch.operations.controls import Order
 from payswitch.operations.history import Changes, Sample, parse_sample
@@ -88,6 +89,24 @@ def test_a_system_that_is_well_has_nothing_to_say() -> None:
     assert status.headline == "Nothing to pay"
 
 
+@pytest.mark.parametrize(
+    ("promises", "shown"),
+    [
+        ([Durability.DISK, Durability.DISK], Durability.DISK),
+        ([Durability.DISK, Durability.PROCESS], Durability.PROCESS),
+        ([Durability.PROCESS, None], Durability.PROCESS),
+        ([None], None),
+        ([], None),
+    ],
+)
+def test_the_weakest_promise_of_all_ingresses_is_shown(
+    promises: list[Durability | None], shown: Durability | None
+) -> None:
+    ingresses = [replace(process("ingress"), durability=each) for each in promises]
+    told = document(Status(replace(WELL, processes=ingresses), None), BRL)["durability"]
+    assert told == (shown and {"promise": shown, "kept": True, "survives": shown.survives})
+
+
 SAID = {
     "no worker": (replace(WELL, processes=[process("ingress"), process("health")]), Level.ERROR),
     "no ingress": (replace(WELL, processes=[process("worker"), process("health")]), Level.ERROR),
@@ -98,6 +117,19 @@ SAID = {
     "short of memory": (
         replace(WELL, processes=[*WELL.processes, process("ingress", 2, redis__short_of_memory=1)]),
         Level.ERROR,
+    ),
+    "Redis may keep less than PAYSWITCH_DURABILITY=process promises": (
+        replace(
+            WELL,
+            processes=[
+                *WELL.processes,
+                replace(
+                    process("ingress", 2, redis__may_lose_payments=1),
+                    durability=Durability.PROCESS,
+                ),
+            ],
+        ),
+        Level.WARNING,
     ),
     "no selection": (replace(WELL, choice=None), Level.WARNING),
     "dearer fallback": (

@@ -21,6 +21,8 @@ from payswitch.payments.incidents import Incident, Incidents
 from payswitch.payments.records import Record, Unreadable
 from payswitch.settings import Settings
 from payswitch.store import keys
+from payswitch.store.client import partitions_of
+from payswitch.store.partitions import Partition
 from payswitch.text import printable
 
 
@@ -39,9 +41,11 @@ def payment(correlation_id: str, as_json: bool) -> None:
 
 async def _payment(settings: Settings, redis: Redis, correlation_id: str, *, as_json: bool) -> int:
     record = await DeadLetters(redis).find(correlation_id)
-    due = await redis.zscore(keys.QUEUE, correlation_id)
+    partition = partitions_of(redis).of(correlation_id)
+    job_id = partition.job_id(correlation_id)
+    due = await partition.redis.zscore(partition.key(keys.QUEUE), job_id)
     paused = await Controls(redis).paused()
-    ahead = await _ahead(redis, record)
+    ahead = await _ahead(partition, record)
     of_all = Incidents(redis, retention_ms=settings.retention_ms)
     incidents = [
         each
@@ -58,10 +62,15 @@ async def _payment(settings: Settings, redis: Redis, correlation_id: str, *, as_
     events = _history(record, incidents)
     if as_json:
         document = record.as_json(settings.currency)
-        print_json(document | _beyond(record, due_at, ahead, paused, events))
+        document |= _beyond(record, due_at, ahead, paused, events)
+        print_json(document | _place(partition, correlation_id))
         return 0
     print_pairs(
-        {**in_words(record, settings.currency), "next": _next(record, due_at, ahead, paused)}
+        {
+            **in_words(record, settings.currency),
+            "next": _next(record, due_at, ahead, paused),
+            **_place(partition, correlation_id),
+        }
     )
     click.echo("\nhistory")
     for event in events:
@@ -69,15 +78,23 @@ async def _payment(settings: Settings, redis: Redis, correlation_id: str, *, as_
     return 0
 
 
-async def _ahead(redis: Redis, record: Record | Unreadable | None) -> int | None:
+async def _ahead(partition: Partition, record: Record | Unreadable | None) -> int | None:
     """The number of payments before it in its processor's line; None if it isn't in one."""
     if not isinstance(record, Record) or record.processor is None or record.state != "queued":
         return None
     try:
-        rank = await redis.zrank(keys.waiting(record.processor), record.correlation_id)
+        line = partition.family(keys.WAITING, record.processor)
+        rank = await partition.redis.zrank(line, partition.job_id(record.correlation_id))
     except ResponseError:  # the key is of another type
         return None
     return None if rank is None else int(rank)
+
+
+def _place(partition: Partition, correlation_id: str) -> dict[str, Any]:
+    """In a cluster: the key of the record, and the node that has it."""
+    if not partition.tag:
+        return {}
+    return {"key": partition.record(correlation_id), "node": partition.home}
 
 
 def _next(

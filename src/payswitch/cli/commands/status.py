@@ -104,11 +104,12 @@ def _numbers(now: Status, currency: Currency) -> Table:
     overview, recent = now.overview, now.rates
     table = _table("", "", "")
     table.show_header = False
+    table.columns[-1].no_wrap = False
     settled = sum(total.count for total in overview.settled.values())
     accepted_per_s = None if recent is None else recent.accepted_per_s
     settled_per_s = None if recent is None else recent.all_settled_per_s
     if overview.durability is not None and overview.is_kept:
-        survives = f"a 202 survives {overview.durability.survives}"
+        survives = f"survives {overview.durability.survives}"
         _add(table, "durability", overview.durability, survives)
     _add(table, "accepted", f"{overview.accepted:,}", _per_second(accepted_per_s))
     _add(table, "settled", f"{settled:,}", _per_second(settled_per_s))
