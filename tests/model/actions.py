@@ -143,7 +143,12 @@ def _of_clients(world: World, seen: Snapshot) -> Iterator[Action]:
         yield Action(f"begin to accept {name}", 1, partial(first.call_accept, name, 1000))
     for old in world.idle_ids():
         yield Action(f"accept {old}, which was purged", 6, partial(accept, world, first, old, 1000))
-    for known in sorted(world.present)[:1]:
+    if world.is_lost:
+        for name in sorted(set(world.amounts) - world.present):
+            yield Action(f"accept {name}, lost", 6, partial(accept, world, first, name, 1000))
+    if world.temper.loses_all and not world.is_lost and not world.gates:
+        yield Action("everything is lost", 1, world.lose_everything)
+    for known in sorted(world.present, key=lambda name: (name in world.acknowledged, name))[:1]:
         yield Action(f"accept {known} again", 1, partial(accept, world, second, known, 1000))
         yield Action(f"accept {known}, changed", 1, partial(accept, world, second, known, 2000))
         yield Action("sweep", 1, second.call_sweep)
@@ -157,7 +162,9 @@ def _of_clients(world: World, seen: Snapshot) -> Iterator[Action]:
 
 
 def _is_due(world: World, node: Node) -> bool:
-    found = node.store.client.zrangebyscore(keys.QUEUE, "-inf", world.redis_now(node), 0, 1)
+    found = node.store.client.zrangebyscore(
+        world.partition.key(keys.QUEUE), "-inf", world.redis_now(node), 0, 1
+    )
     return bool(found)
 
 
@@ -240,7 +247,7 @@ def _of_gate(world: World, gate: Gate) -> Iterator[Action]:
         yield Action(f"{gate.label}: unclear", 4, partial(gate.answer, UNCLEAR))
     sluggish = world.temper.sluggish and gate.label.startswith("worker 1:")
     yield Action(f"{gate.label}", 1 if sluggish else 4, gate.pass_on)
-    if not gate.performed and world.is_behind and gate.confirm:
+    if not gate.performed and world.is_behind and gate.call and gate.call.confirm:
         yield Action(f"{gate.label}, WAIT short", 6, partial(world.fall_short, gate))
     if not gate.performed:
         weight = 12 if gate.kind == "claim" and world.temper.slow_claims else 1

@@ -4,9 +4,11 @@ and a Redis whose every script call waits at a gate until somebody says what bec
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any, Protocol, TypeVarTuple, Unpack, cast
 
@@ -14,7 +16,7 @@ import redis
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
 from payswitch.store.partitions import Call, Confirm, Partition, Partitions
 
 _CLOCK = """
@@ -24,6 +26,8 @@ _CLOCK = """
 _MODEL_CLOCK = """
   return tonumber(KEYS[#KEYS])
 """
+
+_PAYMENT = re.compile(r"(?:\{.*\})?(pay-\d+)")
 
 Arguments = TypeVarTuple("Arguments")
 Replacements = Mapping[str, Sequence[tuple[str, str]]]
@@ -119,6 +123,27 @@ class Node:
     ahead: int
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a process divides the payments: its partitions' hash tags, and what it demands that each
+    says of the deployment. A single Redis is one partition without a tag."""
+
+    tags: tuple[str, ...] = ("",)
+    deployment: str = ""
+
+
+@dataclass(frozen=True)
+class ScriptCall:
+    """A script on its way to a node, by one that demands this deployment."""
+
+    name: str
+    keys: Sequence[Any]
+    args: Sequence[Any]
+    node: Node
+    confirm: Confirm
+    deployment: str
+
+
 class Gate:
     """Where a task waits for the model: to let it do its step, to fail it, or to do the step and
     lose the answer."""
@@ -128,16 +153,12 @@ class Gate:
         kind: str,
         label: str,
         perform: Callable[[], Any],
-        node: Node | None,
-        *,
-        confirm: bool,
+        call: ScriptCall | None,
     ) -> None:
         self.kind = kind
         self.label = label
-        self.node = node
-        """Where a script has gone to."""
-        self.confirm = confirm
-        """Whether it waits for the replica."""
+        self.call = call
+        """The step, if it is a script."""
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.performed = False
         self._perform = perform
@@ -185,15 +206,10 @@ class Surroundings(Protocol):
     node: Node
     """The primary."""
 
-    def run_script(
-        self,
-        name: str,
-        keys: Sequence[Any],
-        args: Sequence[Any],
-        node: Node,
-        confirm: Confirm,
-    ) -> Any:
-        """Run the script of this name on this node, on virtual time."""
+    layout: Layout
+
+    def run_script(self, call: ScriptCall) -> Any:
+        """Run a script on its node, on virtual time."""
 
     def redis_now(self, node: Node) -> int:
         """A node's virtual clock, in ms."""
@@ -205,9 +221,10 @@ class Process:
     A script call that had left it is carried out by Redis, or not: it becomes a ghost.
     """
 
-    def __init__(self, around: Surroundings, name: str) -> None:
+    def __init__(self, around: Surroundings, name: str, layout: Layout | None = None) -> None:
         self.name = name
         self.dead = False
+        self.layout = layout or around.layout
         self.gates: list[Gate] = []
         self.node = around.node
         """What it takes for the primary."""
@@ -218,16 +235,14 @@ class Process:
         kind: str,
         label: str,
         perform: Callable[[], Any],
-        node: Node | None = None,
-        *,
-        confirm: bool = False,
+        call: ScriptCall | None = None,
     ) -> Any:
         """Wait until the model lets this step pass; returns its answer."""
         if self.dead:
             raise asyncio.CancelledError
         if self._around.free:
             return perform()
-        gate = Gate(kind, f"{self.name}: {label}", perform, node, confirm=confirm)
+        gate = Gate(kind, f"{self.name}: {label}", perform, call)
         self.gates.append(gate)
         self._around.gates.append(gate)
         try:
@@ -261,19 +276,19 @@ class SteppedNode:
         self, text: str, sha: str, calls: Sequence[Call], *, confirm: Confirm
     ) -> list[Any]:
         """As `payswitch.store.partitions.Node.run`."""
-        return [await self._call(_NAMES[text], keys, args, confirm) for keys, args in calls]
+        name = _names(self._process.layout.deployment)[text]
+        return [await self._call(name, keys, args, confirm) for keys, args in calls]
 
     async def _call(
         self, name: str, keys: Sequence[Any], args: Sequence[Any], confirm: Confirm
     ) -> Any:
-        def perform() -> Any:
-            return self._around.run_script(name, keys, args, self._node, confirm)
-
+        deployment = self._process.layout.deployment
+        call = ScriptCall(name, keys, args, self._node, confirm, deployment)
         label = " ".join([name, *_payments_among(args)])
         kind = "claim" if name == "claim" else "redis"
         try:
             return await self._process.pass_gate(
-                kind, label, perform, self._node, confirm=confirm is not False
+                kind, label, lambda: self._around.run_script(call), call
             )
         except redis.RedisError as error:
             return error
@@ -309,8 +324,11 @@ class SteppedRedis:
     def __init__(self, process: Process, around: Surroundings) -> None:
         self._process = process
         self._around = around
-        only = Partition(0, "", cast(Redis, self), SteppedNodes(process, around))
-        self.partitions = Partitions([only], only, "")
+        redis, nodes = cast(Redis, self), SteppedNodes(process, around)
+        layout = process.layout
+        every = [Partition(n, tag, redis, nodes) for n, tag in enumerate(layout.tags)]
+        common = Partition(0, keys.SELECTION, redis, nodes) if layout.tags[0] else every[0]
+        self.partitions = Partitions(every, common, layout.deployment)
 
     async def time(self) -> tuple[int, int]:
         """Redis' virtual clock: seconds and microseconds."""
@@ -336,12 +354,17 @@ SCRIPTS = sorted(
     if entry.name.endswith(".lua") and entry.name != "common.lua"
 )
 """Every script of the protocol."""
-_NAMES = {scripts.source(name): name for name in SCRIPTS}
+
+
+@cache
+def _names(deployment: str) -> dict[str, str]:
+    return {scripts.source(name, deployment): name for name in SCRIPTS}
 
 
 def _payments_among(args: Sequence[Any]) -> list[str]:
     """The payments that a call is about, for its label."""
-    return sorted({arg for arg in args if isinstance(arg, str) and arg.startswith("pay-")})
+    found = (_PAYMENT.fullmatch(arg) for arg in args if isinstance(arg, str))
+    return sorted({match[1] for match in found if match})
 
 
 def model_scripts(replacements: Replacements) -> dict[str, str]:

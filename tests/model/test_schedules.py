@@ -23,6 +23,9 @@ class Schedule:
     steps: tuple[str, ...]
 
 
+_OF_A_CLUSTER = {"the replica takes over", "everything is lost", "accept pay-1 again"}
+
+
 def play(store: Store, protocol: Protocol, schedule: Schedule) -> int:
     """Let it happen to pay-1 as far as it can, then heal; returns how many steps could not happen.
     Raises `BrokenPromiseError`."""
@@ -30,7 +33,9 @@ def play(store: Store, protocol: Protocol, schedule: Schedule) -> int:
     temper = Temper(
         slower="the processors become slower" in schedule.steps,
         deliberate=True,
-        failovers="the replica takes over" in schedule.steps,
+        failovers=not _OF_A_CLUSTER.isdisjoint(schedule.steps),
+        loses_all="everything is lost" in schedule.steps,
+        misfit=schedule.guards == "another number of partitions",
     )
     world = World(store, protocol, temper)
     try:
@@ -292,6 +297,30 @@ SCHEDULES = [
             *("the replica falls behind", "worker 1 claims"),
             *("worker 1: route pay-1, WAIT short", "worker 1: write pay-1 to fallback"),
             "the replica takes over",
+        ),
+    ),
+    Schedule(
+        "a call that wrote nothing waits for nothing",
+        (
+            *("the replica falls behind", "begin to accept pay-2"),
+            *("ingress 1: accept pay-2, WAIT short", "accept pay-2 again"),
+            "the replica takes over",
+        ),
+    ),
+    Schedule(
+        "another number of partitions",
+        (
+            *("worker 1 claims and sends", "accept pay-1 again", "15000 ms pass"),
+            "worker 2 claims and sends",
+            *("default pays it: pay-1", "worker 2 runs"),
+        ),
+    ),
+    Schedule(
+        "an empty shard is taken for new",
+        (
+            *("worker 1 claims and sends", "fallback pays it: pay-1", "worker 1 runs"),
+            *("everything is lost", "accept pay-1, lost", "worker 2 claims and sends"),
+            *("default pays it: pay-1", "worker 2 runs"),
         ),
     ),
 ]

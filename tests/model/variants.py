@@ -14,7 +14,7 @@ from payswitch.payments.tries import Findings, Routed, Tries
 from payswitch.processors.outcomes import Ended, Missing, NotPaid, Outcome, Refused, Unknown
 from payswitch.store.partitions import Partition
 from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
-from tests.model.stepped import Replacements
+from tests.model.stepped import SCRIPTS, Replacements
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Protocol:
     """Scripts that don't wait for the replica."""
     short_is_done: bool = False
     """Whether a `WAIT` that ended too early counts as confirmed."""
+    waits_for_own_writes: bool = False
+    """Whether a call that wrote nothing waits for nothing, as Redis' `WAIT` alone would do."""
     temper: Mapping[str, object] = field(default_factory=dict)
     """What is given of the world's temper, because the fault shows nowhere else."""
     rare: bool = False
@@ -223,6 +225,10 @@ _NOT_FENCED = [
 
 _PENDING_DOES_NOT_STAY = ("if mark == 'p' and not is_decided then", "if false then")
 _ROUTED_ALL_THE_SAME = (" or is_pending_or_declined(known) then", " then")
+_ANY_DEPLOYMENT = {
+    name: [("if DEPLOYMENT ~= '' and deployment ~= DEPLOYMENT then", "if false then")]
+    for name in SCRIPTS
+}
 
 VARIANTS = [
     Protocol(
@@ -461,5 +467,22 @@ VARIANTS = [
         "a short WAIT is taken for done",
         short_is_done=True,
         temper={**_ONE_PAYMENT, "failovers": True},
+    ),
+    Protocol(
+        "a call that wrote nothing waits for nothing",
+        waits_for_own_writes=True,
+        temper={**_ONE_PAYMENT, "failovers": True, "payments": 2},
+        rare=True,
+    ),
+    Protocol(
+        "another number of partitions",
+        scripts=_ANY_DEPLOYMENT,
+        temper={**_ONE_PAYMENT, "failovers": True, "misfit": True},
+    ),
+    Protocol(
+        "an empty shard is taken for new",
+        scripts=_ANY_DEPLOYMENT,
+        temper={**_ONE_PAYMENT, "failovers": True, "loses_all": True},
+        rare=True,
     ),
 ]

@@ -30,13 +30,15 @@ from payswitch.payments.sweeper import Sweeper
 from payswitch.processors.processor import Processor
 from payswitch.selection.selector import Selection, parse_override
 from payswitch.store import keys, scripts
-from payswitch.store.errors import UnconfirmedError
-from payswitch.store.partitions import Confirm
+from payswitch.store.errors import OtherDeploymentError, UnconfirmedError
+from payswitch.store.partitions import Partition, Partitions, tags
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
 from tests.model.stepped import (
     Gate,
+    Layout,
     Node,
     Process,
+    ScriptCall,
     SteppedLoop,
     SteppedRedis,
     Store,
@@ -92,6 +94,15 @@ class Temper:
     """Whether the processors decline payments and have some pending."""
     failovers: bool = False
     """Whether Redis has a replica that takes over while the primary lives on."""
+    loses_all: bool = False
+    """Whether Redis may come back empty, after an accident that nothing survives."""
+    misfit: bool = False
+    """Whether the second ingress and worker are set to another number of partitions."""
+
+
+_NO_DEPLOYMENT = "''"
+_OF_ONE = Layout(tags(1), "1 replicas 1")
+_OF_TWO = Layout(tags(2), "2 replicas 1")
 
 
 class World:
@@ -107,10 +118,17 @@ class World:
         self._behind: tuple[set[str], ...] | None = None
         """What was noted when the replica fell behind; None while it is not."""
         self._is_short = False
+        self.is_lost = False
         self._told_final: set[str] = set()
         """The payments that a worker was told to have ended as declined."""
         self.protocol = protocol
-        self.temper = replace(temper, purges=temper.purges and not temper.failovers)
+        if temper.failovers:  # with hash tags, as in a cluster
+            temper = replace(temper, purges=False, orders=False)
+        self.temper = temper
+        self.layout = _OF_ONE if temper.failovers else Layout()
+        partitions = SteppedRedis(Process(self, "init"), self).partitions
+        self.partition: Partition = partitions[0]
+        """The names of the payments' keys."""
         self.counts: Counter[str] = Counter()
         self.gates: list[Gate] = []
         self.ghosts: list[Gate] = []
@@ -142,12 +160,24 @@ class World:
         self._boot = mock.patch.object(accepting, "boottime_ms", self._boottime_ms)
         self._boot.start()
         store.client.flushall()
-        self.ingresses = [Ingress(self, f"ingress {number}") for number in (1, 2)]
+        self._begin(partitions)
+        self.ingresses = [Ingress(self, number) for number in (1, 2)]
         self.workers = [Worker(self, number) for number in range(1, temper.workers + 1)]
         self.everyone: list[Process] = [*self.ingresses, *self.workers]
 
+    def layout_of(self, number: int) -> Layout:
+        """What the ingress or worker of this number is set to."""
+        return _OF_TWO if self.temper.misfit and number == 2 else self.layout
+
     def _boottime_ms(self) -> float:
         return self.books.true_ms
+
+    def _begin(self, partitions: Partitions) -> None:
+        """As `payswitch init`."""
+        for each in (*partitions, partitions.common):
+            if each.tag:
+                self.store.client.set(each.key(keys.DEPLOYMENT), partitions.deployment)
+                self.store.client.set(each.generation, "0")
 
     def close(self) -> None:
         """End the world."""
@@ -163,31 +193,33 @@ class World:
         """What the primary holds."""
         return self.node.store
 
-    def run_script(
-        self,
-        name: str,
-        keys: Sequence[Any],
-        args: Sequence[Any],
-        node: Node,
-        confirm: Confirm,
-    ) -> Any:
-        """One atomic step of Redis. Raises `UnconfirmedError`."""
+    def run_script(self, call: ScriptCall) -> Any:
+        """One atomic step of Redis. Raises `RedisError`."""
         self.changed = True
+        text = self._texts[call.name].replace(_NO_DEPLOYMENT, f"'{call.deployment}'", 1)
+        before = self._changes(call.node)
         try:
-            answer = node.store.run(self._texts[name], [*keys, self.redis_now(node)], args)
+            answer = call.node.store.run(text, [*call.keys, self.redis_now(call.node)], call.args)
         except ResponseError as error:
-            self.failures.append(f"{name}: {error}")
+            if "OTHERDEPLOYMENT" in str(error):
+                self.counts["another deployment"] += 1
+                raise OtherDeploymentError(str(error)) from None
+            self.failures.append(f"{call.name}: {error}")
             raise
-        if node is self.node:
-            self._note(name, args, answer)
-        else:
-            self.counts[f"{name} at the former primary"] += 1
-        needs = confirm if isinstance(confirm, bool) else confirm(answer)
-        if needs and name not in self.protocol.unconfirmed:
-            self._confirm(node)
-        if name == "bury":
+        args = [self._untagged(each) for each in call.args]
+        if call.node is not self.node:
+            self.counts[f"{call.name} at the former primary"] += 1
+        elif call.keys[0] == self.partition.generation:
+            self._note(call.name, args, answer)
+        needs = call.confirm if isinstance(call.confirm, bool) else call.confirm(answer)
+        if needs and call.name not in self.protocol.unconfirmed:
+            self._confirm(call.node, has_written=self._changes(call.node) != before)
+        if call.name == "bury":
             self._note_told(args, answer)
         return answer
+
+    def _untagged(self, argument: Any) -> Any:
+        return argument.removeprefix(self.partition.tag) if isinstance(argument, str) else argument
 
     def _note_told(self, args: Sequence[Any], answer: Any) -> None:
         """Whoever was told of a decline brings it to no other Redis."""
@@ -196,8 +228,16 @@ class World:
                 self._told_final.add(correlation_id)
         self.final |= self._told_final
 
-    def _confirm(self, node: Node) -> None:
+    def _changes(self, node: Node) -> int:
+        if not self.protocol.waits_for_own_writes:
+            return 0
+        persistence = cast(dict[str, int], node.store.client.info("persistence"))
+        return persistence["rdb_changes_since_last_save"]
+
+    def _confirm(self, node: Node, *, has_written: bool) -> None:
         """`WAIT`: it ends in time, unless the model wants otherwise."""
+        if self.protocol.waits_for_own_writes and not has_written:
+            return
         if node is self.node and not self._is_short:
             self.catch_up()
         elif not self.protocol.short_is_done:
@@ -285,10 +325,21 @@ class World:
     def end_former(self) -> None:
         """The former primary becomes a replica; what is on its way to it never arrives."""
         for gate in list(self.gates):
-            if gate.node is self.former:
+            if gate.call is not None and gate.call.node is self.former:
                 gate.fail()
-        self.ghosts[:] = [ghost for ghost in self.ghosts if ghost.node is not self.former]
+        self.ghosts[:] = [
+            ghost for ghost in self.ghosts if ghost.call and ghost.call.node is not self.former
+        ]
         self.former = None
+
+    def lose_everything(self) -> None:
+        """An accident: primary and replica are gone with their disks, and come back empty."""
+        self.counts["everything is lost"] += 1
+        self.node.store.client.flushdb()
+        for noted in (self.present, self.resolved, self.declined, self.final, self._told_final):
+            noted.clear()
+        self.acknowledged.clear()
+        self.is_lost = self.changed = True
 
     def settle_down(self) -> None:
         """Let every task run to its next gate."""
@@ -413,16 +464,15 @@ class World:
                 self.counts["pinned to the other one"] += 1
 
     def _note_another_try(self, correlation_id: str) -> None:
-        held = cast(bytes, self.store.client.hget(f"payment:{correlation_id}", "open"))
+        held = cast(bytes, self.store.client.hget(self.partition.record(correlation_id), "open"))
         *before, _ = parse_open_tries(held.decode())
         if before and all(each.ended for each in before):
             self.counts["sent again without a question"] += 1
 
     def _note_claim(self, answer: Mapping[str, Any]) -> None:
-        override, _ = answer["selection"]
-        if override is not None:
+        if answer["selection"] and answer["selection"][0] is not None:
             self.counts["claim: an operator has chosen"] += 1
-        if self.store.client.exists(keys.PAUSED):
+        if self.store.client.exists(self.partition.key(keys.PAUSED)):
             self.counts["claim: paused"] += 1
             if answer["payments"]:
                 self.claimed_while_paused = True
@@ -444,8 +494,8 @@ class World:
 class Ingress(Process):
     """Accepts and purges."""
 
-    def __init__(self, world: World, name: str) -> None:
-        super().__init__(world, name)
+    def __init__(self, world: World, number: int) -> None:
+        super().__init__(world, f"ingress {number}", world.layout_of(number))
         self._world = world
         redis = cast(Redis, SteppedRedis(self, world))
         self._queue = AcceptQueue(redis, limit_ms=5000, max_backlog=1000)
@@ -546,7 +596,7 @@ class Worker(Process):
     """A payments worker without its main loop: the model claims for it."""
 
     def __init__(self, world: World, number: int) -> None:
-        super().__init__(world, f"worker {number}")
+        super().__init__(world, f"worker {number}", world.layout_of(number))
         self.number = number
         self.stopping = False
         self.tasks: dict[asyncio.Task[None], Claim | None] = {}
@@ -614,7 +664,7 @@ class Worker(Process):
         router, now = self.dispatcher.router, self.clock()
         probe = None
         if router.choose(now) is None:
-            self._see(self.node.store.client.mget(keys.SELECTIONS)[0])  # type: ignore[index]
+            self._see(self.node.store.client.get(self._world.partition.key(keys.OVERRIDE)))  # type: ignore[arg-type]
             probe = router.to_probe(now)
             if probe is None:
                 return
@@ -637,7 +687,7 @@ class Worker(Process):
             batch = await self._claims.take(limit, back=back, drain=1)
         except RedisError:
             return
-        self._see(batch.selection[0])
+        self._see(batch.selection[0] if batch.selection else None)
         for claimed in batch.taken:
             claim = claimed.claim
             if any(other.correlation_id == claim.correlation_id for other in self._others()):
