@@ -367,9 +367,9 @@ def _payments_among(args: Sequence[Any]) -> list[str]:
     return sorted({match[1] for match in found if match})
 
 
-def model_scripts(replacements: Replacements) -> dict[str, str]:
+def model_scripts(replacements: Replacements, deployment: str) -> dict[str, str]:
     """The text of every script, on the model's clock and with these replacements."""
-    texts = {name: on_model_clock(scripts.source(name)) for name in SCRIPTS}
+    texts = {name: on_model_clock(scripts.source(name, deployment)) for name in SCRIPTS}
     for name, pairs in replacements.items():
         for old, new in pairs:
             texts[name] = replace_once(texts[name], old, new)

@@ -10,8 +10,9 @@ import pytest
 from tests.model.actions import accept, possible
 from tests.model.promise import BrokenPromiseError, check, heal, read
 from tests.model.stepped import Store
+from tests.model.temper import Temper
 from tests.model.variants import VARIANTS, Protocol
-from tests.model.world import Temper, World
+from tests.model.world import World
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 from unittest import mock
 
@@ -44,6 +44,7 @@ from tests.model.stepped import (
     Store,
     model_scripts,
 )
+from tests.model.temper import Temper
 from tests.model.variants import Protocol
 from tests.support import PROCESSORS
 
@@ -61,46 +62,6 @@ _PATIENCE_MS = 5000
 _CLAIM: ContextVar[Claim] = ContextVar("the claim in hand")
 
 
-@dataclass(frozen=True)
-class Temper:
-    """What differs from run to run: which faults there are, and the settings that matter."""
-
-    workers: int = 2
-    payments: int = 3
-    breaker_failures: int = 1000
-    breaker_refusals: int = 1000
-    deadline_ms: int = 24 * 3600 * 1000
-    redis_faults: bool = True
-    crashes: bool = True
-    clock_steps: bool = True
-    purges: bool = True
-    hasty: bool = False
-    """Whether long times pass seldom."""
-    sluggish: bool = False
-    """Whether the first worker is mostly frozen, so that others take over from it."""
-    unwilling: bool = False
-    """Whether processors mostly stay silent or say 500."""
-    strict: bool = False
-    """Whether processors mostly answer 429 or refuse."""
-    slow_claims: bool = False
-    """Whether a claim's answer is often long on its way."""
-    orders: bool = False
-    """Whether an operator chooses processors, pauses and resumes."""
-    patient: bool = False
-    """Whether payments wait for a processor that is down: every one that isn't preferred is."""
-    slower: bool = False
-    """Whether the processors become slower, and the workers are replaced by some that know it."""
-    deliberate: bool = False
-    """Whether the processors decline payments and have some pending."""
-    failovers: bool = False
-    """Whether Redis has a replica that takes over while the primary lives on."""
-    loses_all: bool = False
-    """Whether Redis may come back empty, after an accident that nothing survives."""
-    misfit: bool = False
-    """Whether the second ingress and worker are set to another number of partitions."""
-
-
-_NO_DEPLOYMENT = "''"
 _OF_ONE = Layout(tags(1), "1 replicas 1")
 _OF_TWO = Layout(tags(2), "2 replicas 1")
 
@@ -156,7 +117,10 @@ class World:
         """What was first asked for under an id."""
         self._pins: dict[tuple[str, int], tuple[bytes, bytes]] = {}
         self.loop = SteppedLoop()
-        self._texts = model_scripts(protocol.scripts)
+        self._texts = {
+            each.deployment: model_scripts(protocol.scripts, each.deployment)
+            for each in (self.layout, _OF_TWO)
+        }
         self._boot = mock.patch.object(accepting, "boottime_ms", self._boottime_ms)
         self._boot.start()
         store.client.flushall()
@@ -196,7 +160,7 @@ class World:
     def run_script(self, call: ScriptCall) -> Any:
         """One atomic step of Redis. Raises `RedisError`."""
         self.changed = True
-        text = self._texts[call.name].replace(_NO_DEPLOYMENT, f"'{call.deployment}'", 1)
+        text = self._texts[call.deployment][call.name]
         before = self._changes(call.node)
         try:
             answer = call.node.store.run(text, [*call.keys, self.redis_now(call.node)], call.args)
