@@ -24,7 +24,7 @@ from payswitch.settings import Settings, SettingsError
 from payswitch.store import keys
 from payswitch.store.client import connect
 from payswitch.store.errors import in_words
-from payswitch.store.watch import wrong_currency
+from payswitch.store.server_watch import wrong_currency
 from payswitch.text import printable, shown
 
 _REDIS_LIMIT_S = 10

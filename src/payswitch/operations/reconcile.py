@@ -35,11 +35,14 @@ from payswitch.processors.outcomes import Found, Unclear
 from payswitch.processors.processor import CannotAskError, Processor
 from payswitch.store import keys
 from payswitch.store.client import partitions_of
+from payswitch.store.partitions import Partition
 from payswitch.store.redis_clock import redis_now_ms
 from payswitch.store.scanning import pages
 
 T = TypeVar("T")
 
+_Entry = tuple[Partition, bytes]
+"""A payment's partition and its id there."""
 _UNPAID = {keys.OPEN: "in the backlog", keys.DEAD: "among the dead letters"}
 _PAGE = 1000
 _FIND_AT_ONCE = 50
@@ -204,24 +207,24 @@ class Reconciliation:
         payments: list[Differing] = []
         unreadable: list[Unreadable] = []
         for first in range(0, len(suspects), _PAGE):
-            ids = suspects[first : first + _PAGE]
-            records = await read_records(self._redis, ids)
+            entries = suspects[first : first + _PAGE]
+            records = await self._read(entries)
             payments += await self._look_up(
                 record for record in records if isinstance(record, Record)
             )
             unreadable += [record for record in records if isinstance(record, Unreadable)]
             unreadable += await self._without_record(
-                [each for each, record in zip(ids, records, strict=True) if record is None]
+                [each for each, record in zip(entries, records, strict=True) if record is None]
             )
         return [each for each in payments if each.lies_in(windows)], unreadable
 
     async def _suspects(
         self, windows: Sequence[Window], differing: Sequence[Window]
-    ) -> dict[str, None]:
-        """The ids of payments that seem to differ, each once: a scan may return a key twice."""
-        found: dict[str, None] = {}
-        async for ids, are_unpaid in self._pages(everything=bool(differing)):
-            records = await read_records(self._redis, ids)
+    ) -> dict[_Entry, None]:
+        """The payments that seem to differ, each once: a scan may return a key twice."""
+        found: dict[_Entry, None] = {}
+        async for entries, are_unpaid in self._pages(everything=bool(differing)):
+            records = await self._read(entries)
             differ = await self._look_up(
                 record
                 for record in records
@@ -229,27 +232,29 @@ class Reconciliation:
                 and not (differing and are_unpaid)  # they come again, among all records
                 and may_differ(record, differing, windows)
             )
-            found |= dict.fromkeys(each.record.correlation_id for each in differ)
+            differing_ids = {each.record.correlation_id for each in differ}
             found |= dict.fromkeys(
                 each
-                for each, record in zip(ids, records, strict=True)
-                if isinstance(record, Unreadable) or (are_unpaid and record is None)
+                for each, record in zip(entries, records, strict=True)
+                if isinstance(record, Unreadable)
+                or (are_unpaid and record is None)
+                or (record is not None and record.correlation_id in differing_ids)
             )
-            self._on_looked_up(len(ids))
+            self._on_looked_up(len(entries))
         return found
 
-    async def _without_record(self, ids: Sequence[str]) -> list[Unreadable]:
+    async def _read(self, entries: Sequence[_Entry]) -> list[Record | Unreadable | None]:
+        ids = [partition.correlation_id(job_id) for partition, job_id in entries]
+        return await read_records(self._redis, ids)
+
+    async def _without_record(self, entries: Sequence[_Entry]) -> list[Unreadable]:
         """Those that are nevertheless in the backlog or among the dead letters."""
-        found: list[Unreadable] = []
-        for correlation_id in ids:
-            partition = self._partitions.of(correlation_id)
-            job_id = partition.job_id(correlation_id)
-            found += [
-                Unreadable(correlation_id, f"no record, though {place}")
-                for key, place in _UNPAID.items()
-                if await partition.redis.zscore(partition.key(key), job_id) is not None
-            ]
-        return found
+        return [
+            Unreadable(partition.correlation_id(job_id), f"no record, though {place}")
+            for key, place in _UNPAID.items()
+            for partition, job_id in entries
+            if await partition.redis.zscore(partition.key(key), job_id) is not None
+        ]
 
     async def _look_up(self, records: Iterable[Record]) -> list[Differing]:
         found = await _all(self._look_at(record) for record in records)
@@ -275,20 +280,20 @@ class Reconciliation:
                 reason = finding.reason
         raise CannotAskError(f"{name}: asked for payment {record.correlation_id}: {reason}")
 
-    async def _pages(self, *, everything: bool) -> AsyncIterator[tuple[list[str], bool]]:
+    async def _pages(self, *, everything: bool) -> AsyncIterator[tuple[list[_Entry], bool]]:
         """Pages of ids, each with whether its payments are unpaid; those come first."""
         for key in _UNPAID:
             for partition in self._partitions:
                 scan = partial(partition.redis.zscan, partition.key(key), count=_PAGE)
                 async for entries in pages(scan):
-                    yield [partition.correlation_id(member) for member, _ in entries], True
+                    yield [(partition, member) for member, _ in entries], True
         if everything:
             for partition in self._partitions:
-                prefix = partition.record("")
-                scan = partial(partition.redis.scan, match=f"{prefix}*", count=_PAGE, _type="hash")
+                prefix = keys.RECORD_PREFIX.encode()
+                match = f"{partition.record('')}*"
+                scan = partial(partition.redis.scan, match=match, count=_PAGE, _type="hash")
                 async for found in pages(scan):
-                    ids = [key.decode(errors="backslashreplace") for key in found]
-                    yield [each.removeprefix(prefix) for each in ids], False
+                    yield [(partition, key.removeprefix(prefix)) for key in found], False
 
 
 async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -103,7 +103,8 @@ class AcceptQueue:
         self._on_verdicts = on_verdicts
         self._script = scripts.load(redis, "accept")
         self._limit_ms = limit_ms
-        self._max_backlog = max_backlog
+        self._max_backlog = -(-max_backlog // len(self._script.partitions))
+        """Of each partition."""
         self._ahead_ms: dict[Node, float] = {}
         self._commits: CommitByNode[_Entry, str] = CommitByNode(
             self._flush, limit_s=limit_ms / 1000

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from payswitch.payments.accepting import job_bytes
 from payswitch.payments.audit import Signature
+from payswitch.payments.ids import random_id
 from payswitch.payments.records import Record, Unreadable, read_record, read_records
 from payswitch.store import keys, scripts
 from payswitch.store.partitions import Argument, Partition
@@ -265,7 +266,7 @@ class DeadLetters:
             args: list[Argument] = [*signature.arguments(), int(even_resolved)]
             for correlation_id in own:
                 job = job_bytes(correlation_id, enqueued_at)
-                args += (partition.job_id(correlation_id), job)
+                args += (partition.job_id(correlation_id), job, random_id())
             return args
 
         return await self._handle(self._replay, ids, arguments)

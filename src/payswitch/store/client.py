@@ -150,6 +150,7 @@ class Client(ArqRedis):
         )
         self.epoch: Epoch = pool.connection_kwargs["epoch"]
         self.nodes = nodes
+        self.deployment = Deployment(1)
         only = Partition(0, "", self, nodes)
         self.partitions = Partitions([only], only, "")
 
@@ -172,6 +173,7 @@ class ClusterClient(Client):
             for number, tag in enumerate(tags(deployment.partitions))
         ]
         self.partitions = Partitions(every, common, str(deployment))
+        self.deployment = deployment
 
     def _at(self, tag: str, options: Mapping[str, Any], topology: Topology) -> ArqRedis:
         pool = SlotPool(topology, key_slot(tag.encode()), **options)

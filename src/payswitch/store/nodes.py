@@ -15,6 +15,8 @@ from payswitch.store.partitions import Argument, Call, Confirm, Node
 
 _WAIT_SHARE = 0.8
 """The part of a call's limit that replicas get to confirm it."""
+_LONGEST_WAIT_S = 0.8
+"""A replica that takes longer counts as gone: each shard's calls wait for its slowest replica."""
 
 
 class ServerNode:
@@ -29,7 +31,11 @@ class ServerNode:
         self.epoch: Epoch = pool.connection_kwargs["epoch"]
         self._channels = Channels(pool, limit_s=limit_s)
         self._replicas = replicas
-        self._wait: Sequence[Argument] = ("WAIT", replicas, int(limit_s * 1000 * _WAIT_SHARE))
+        self._wait: Sequence[Argument] = (
+            "WAIT",
+            replicas,
+            int(1000 * min(limit_s * _WAIT_SHARE, _LONGEST_WAIT_S)),
+        )
 
     @property
     def is_connected(self) -> bool:

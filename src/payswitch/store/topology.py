@@ -67,6 +67,10 @@ class Topology:
         found = {nodes[0].name: nodes[0] for nodes in self._manager.slots_cache.values()}
         return [self._node(node) for node in found.values()]
 
+    def replicas(self, slot: int) -> list[ServerNode]:
+        """The replicas of a slot's node, as known now."""
+        return [self._node(node) for node in self._manager.slots_cache.get(slot, [])[1:]]
+
     def doubt(self, address: str) -> None:
         """Read the topology again soon, from another node than this one, if possible."""
         nodes = self._manager.startup_nodes

@@ -11,23 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from payswitch.durability import Durability
-from payswitch.store import keys, rights, scripts
 from payswitch.store.client import Client
-from payswitch.store.errors import WrongServerError, in_words
-from payswitch.store.memory import Memory, parse_memory
+from payswitch.store.errors import in_words
+from payswitch.store.memory import Memory
+from payswitch.store.partitions import Partition
 from payswitch.store.periodic import Periodic
-from payswitch.store.trust import (
-    UntrustworthyRedisError,
-    config_risks,
-    judge_server,
-    parse_info,
-    why_never,
-)
+from payswitch.store.server_watch import UNSEEN, Demands, ServerWatch
+from payswitch.store.topology import Topology
+from payswitch.store.trust import UntrustworthyRedisError
 
 logger = logging.getLogger(__name__)
 
@@ -35,24 +31,13 @@ _EVERY_S = 0.5
 _LIMIT_S = 1.0
 _FRESH_S = 0.05
 """A look that ended this recently still counts as current."""
-_UNSEEN = "it has not been looked at yet"
-_RIGHTS_EVERY = 10
-"""Looks from one check of the rights to the next: the check takes Redis 0.1 ms."""
-
-
-def wrong_currency(held: bytes | None, currency: str) -> str | None:
-    """The reason why this process must not use a Redis that holds payments in the currency `held`;
-    None if it may. None are held in a Redis that no part has looked at since a purge."""
-    if held is None or held == currency.encode():
-        return None
-    return (
-        f"it holds payments in {held[:8].decode(errors='backslashreplace')}, "
-        f"and PAYSWITCH_CURRENCY is {currency}"
-    )
+_TOPOLOGY_EVERY = 10
+"""Looks from one reading of a cluster's topology to the next."""
 
 
 class RedisWatch(Periodic):
-    """Looks at Redis twice a second, and on request. While Redis is away, the last look stands.
+    """Looks at Redis twice a second, and on request: in a cluster at each node with partitions.
+    While a server is away, the last look at it stands.
 
     `currency` is the code of this process' currency, by which it reads and writes amounts.
     `max_percent` is the share of `maxmemory` up to which payments are accepted. With `demand`, a
@@ -70,52 +55,73 @@ class RedisWatch(Periodic):
         max_backlog: float = math.inf,
     ) -> None:
         super().__init__("look at redis", _EVERY_S)
-        self.unusable: str | None = _UNSEEN
-        """The reason why no part can work with Redis; None if all can."""
-        self.is_short = False
-        """Whether more than `max_percent` of its memory is in use."""
         self.durability = durability
         """What a 202 stands for, if it `is_kept`."""
-        self.memory = Memory()
         self._redis = redis
-        self._currency = currency
-        self._demand = demand
-        self._max_percent = max_percent
+        self._demands = Demands(currency, demand, durability, max_percent)
         self._max_backlog = max_backlog
-        self._backlog = 0
-        self._away: str | None = None
-        self._script = scripts.load(redis, "look")
-        self._looks = 0
-        self._missing = ""
         self._is_checking = False
-        self._risks: list[str] = []
-        self._server: Mapping[str, str] | None = None
+        self._servers: dict[str, ServerWatch] = {}
+        self._unknown = ServerWatch(redis, "", self._demands)
+        """Stands for the only server, and for all of a cluster until its topology is known."""
+        self._looks = 0
+        self._changes = 0
         self._look: asyncio.Task[None] | None = None
         self._looked_at = -math.inf
 
     @property
+    def servers(self) -> Iterable[ServerWatch]:
+        """All servers, as last seen."""
+        return self._servers.values() or (self._unknown,)
+
+    def at(self, partition: Partition) -> ServerWatch:
+        """The server of a partition, as last seen."""
+        return self._servers.get(partition.home, self._unknown)
+
+    def refusal_of(self, correlation_id: str) -> str | None:
+        """The reason why a payment may not be accepted, by the last look; None if there is none."""
+        return self.at(self._redis.partitions.of(correlation_id)).refusal
+
+    @property
+    def unusable(self) -> str | None:
+        """The reason why no part can work with any server; None if all can with one."""
+        return _common(each.unusable for each in self.servers)
+
+    @property
     def refusal(self) -> str | None:
-        """The reason why no payment may be accepted, by the last look; None if there is none."""
-        if self.unusable is _UNSEEN and self._away is not None:
-            return f"Redis does not answer: {self._away}"
-        if self.unusable is not None:
-            return f"Redis can't be used: {self.unusable}"
-        return "Redis is short of memory" if self.is_short else None
+        """The reason why no payment may be accepted, by the last look; None if some may."""
+        return _common(each.refusal for each in self.servers)
+
+    @property
+    def not_ready(self) -> str | None:
+        """The reason why this process is not ready to accept payments; None if it is ready to
+        accept some."""
+        return _common(map(self._why_not_ready, self.servers))
+
+    def _why_not_ready(self, server: ServerWatch) -> str | None:
+        if server.away is not None:
+            return f"Redis does not answer: {server.away}"
+        if server.refusal is None and server.backlog >= self._max_backlog:
+            return "too many payments wait"
+        return server.refusal
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a server is short of memory."""
+        return any(each.is_short for each in self.servers)
 
     @property
     def is_kept(self) -> bool:
         """Whether Redis keeps what the durability promises, by the last look; the log has its
         risks."""
-        return not self._risks
+        return not any(each.risks for each in self.servers)
 
     @property
-    def not_ready(self) -> str | None:
-        """The reason why this process is not ready to accept payments; None if it is."""
-        if self._away is not None:
-            return f"Redis does not answer: {self._away}"
-        if self.refusal is None and self._backlog >= self._max_backlog:
-            return "too many payments wait"
-        return self.refusal
+    def memory(self) -> Memory:
+        """The memory of all servers; without a limit if one has none."""
+        found = [each.memory for each in self.servers]
+        limits = [each.limit for each in found]
+        return Memory(sum(each.used for each in found), sum(limits) if all(limits) else 0)
 
     async def turn(self) -> None:
         """Look once."""
@@ -140,13 +146,14 @@ class RedisWatch(Periodic):
     async def check_trust(self) -> None:
         """Look, and with `demand` wait until Redis has answered. Raises `UntrustworthyRedisError`
         if `demand` is set and Redis may keep less than the durability promises."""
-        self._is_checking = self._demand
+        self._is_checking = self._demands.must_keep
         await self.look()
-        while self._demand and self._away is not None:
+        while self._is_checking and all(each.away is not None for each in self.servers):
             await asyncio.sleep(_EVERY_S)
             await self.look()
         self._is_checking = False
-        if self._demand and self.unusable is not None and not self._missing:
+        missing = any(each.missing for each in self.servers)
+        if self._demands.must_keep and self.unusable is not None and not missing:
             raise UntrustworthyRedisError(f"Redis can't be used: {self.unusable}")
 
     async def look(self) -> None:
@@ -161,99 +168,54 @@ class RedisWatch(Periodic):
             await self.look()
 
     def note_away(self, error: Exception) -> None:
-        """Note that Redis did not answer; log it once until a look succeeds."""
-        if self._away is None:
-            logger.warning("redis is away: %(error)s", {"error": in_words(error)})
-        self._away = in_words(error)
+        """Note that the only server did not answer; log it once until a look succeeds."""
+        if isinstance(self._redis.nodes, Topology):
+            logger.debug("redis: %(error)s", {"error": in_words(error)})
+        else:
+            self._server_at(self._redis.partitions[0].home).note_away(error)
 
     async def _look_once(self) -> None:
-        try:
-            async with asyncio.timeout(_LIMIT_S):
-                await self._judge_again()
-        except WrongServerError as error:
-            if error.is_starting:
-                self.note_away(error)
-            else:
-                self._set_unusable(in_words(error))
-        except ResponseError as error:
-            self._set_unusable(in_words(error))
-        except (RedisError, OSError) as error:
-            self.note_away(error)
+        if isinstance(self._redis.nodes, Topology) and not await self._know(self._redis.nodes):
+            self._looked_at = asyncio.get_running_loop().time()
+            return
+        by_home: dict[str, list[Partition]] = {}
+        for partition in self._redis.partitions:
+            by_home.setdefault(partition.home, []).append(partition)
+        looks = [(self._server_at(home), own) for home, own in by_home.items()]
+        for gone in self._servers.keys() - by_home.keys():
+            del self._servers[gone]
+        await asyncio.gather(*(server.look(own, _LIMIT_S) for server, own in looks))
         self._looked_at = asyncio.get_running_loop().time()
 
-    async def _judge_again(self) -> None:
-        asks_for_rights = self._looks % _RIGHTS_EVERY == 0 or self.unusable is not None
-        info, backlog, currency, missing = await self._ask(asks_for_rights)
+    async def _know(self, topology: Topology) -> bool:
+        """Read a cluster's topology from time to time; False if it isn't known at all."""
         self._looks += 1
-        if self._away is not None:
-            self._away = None
-            logger.info("redis is back")
-        is_new = self._server is None or info.get("run_id") != self._server.get("run_id")
-        if is_new and not asks_for_rights:
-            *_, missing = await self._ask(True)
-        self._missing = missing
-        if missing:
-            self._set_unusable(f"its user lacks rights that Payswitch needs: {missing}")
-            return
-        if is_new:
-            await self._judge_server(info)
-        self._backlog = backlog
-        risks = "; ".join(self._risks) if self._demand else ""
-        other = wrong_currency(currency, self._currency)
-        self._set_unusable(why_never(info) or other or risks or None)
-        self.memory = parse_memory(info)
-        self._set_short(
-            self.memory.is_short(max_percent=self._max_percent, was_short=self.is_short)
-        )
+        if self._looks % _TOPOLOGY_EVERY == 1:
+            try:
+                async with asyncio.timeout(_LIMIT_S):
+                    await topology.read_again()
+            except (RedisError, OSError) as error:
+                self._unknown.note_away(error)
+                return bool(self._servers)
+        if topology.changes != self._changes:
+            self._changes = topology.changes
+            for server in self._servers.values():
+                server.judge_config_again()
+        return True
 
-    async def _ask(self, asks_for_rights: bool) -> tuple[dict[str, str], int, bytes, str]:
-        """The fields of `INFO`, the length of the backlog, the currency in Redis, and the missing
-        rights in words."""
-        args = [self._currency, *(rights.arguments() if asks_for_rights else ())]
-        try:
-            answer = await self._script(args=args)
-        except WrongServerError:
-            answer = await self._script(args=args)  # the name may lead to another server by now
-        except NoPermissionError as error:
-            if "key" not in str(error):
-                raise
-            return {}, 0, b"", f"~{rights.pattern_of(keys.GENERATION)}"
-        info, backlog, currency, missing = answer
-        words = [each.decode() for each in missing]
-        pairs = list(zip(words[::2], words[1::2], strict=True))
-        fields = parse_info(info.decode(errors="replace"))
-        return fields, backlog, currency, rights.in_acl_words(pairs)
+    def _server_at(self, home: str) -> ServerWatch:
+        server = self._servers.get(home)
+        if server is None:
+            is_in_cluster = isinstance(self._redis.nodes, Topology)
+            server = ServerWatch(self._redis, home if is_in_cluster else "", self._demands)
+            self._servers[home] = server
+        server.is_checking = self._is_checking
+        return server
 
-    async def _judge_server(self, info: Mapping[str, str]) -> None:
-        """Judge a server that is new since the last look."""
-        risks = [*judge_server(info), *await config_risks(self._redis, self.durability)]
-        before = self._server
-        self._server = info
-        self._risks = risks
-        if before is not None:
-            self._redis.epoch.end()
-            if before.get("master_replid") == info.get("master_replid2"):
-                logger.warning("redis: a replica has taken the place of the one that was there")
-            else:
-                logger.warning("redis has restarted, or another one is there in its place")
-        if not self._demand:
-            for risk in risks:
-                logger.warning("redis: %(risk)s", {"risk": risk})
 
-    def _set_unusable(self, reason: str | None) -> None:
-        is_raised = self._is_checking and not self._missing
-        if reason is not None and reason != self.unusable and not is_raised:
-            logger.warning("redis can't be used: %(reason)s", {"reason": reason})
-        elif reason is None and self.unusable not in (None, _UNSEEN):
-            logger.info("redis can be used again")
-        self.unusable = reason
-
-    def _set_short(self, is_short_now: bool) -> None:
-        if is_short_now and not self.is_short:
-            logger.warning(
-                "redis uses over %(percent)d %% of its maxmemory: new payments are refused",
-                {"percent": self._max_percent},
-            )
-        elif self.is_short and not is_short_now:
-            logger.info("redis has memory again: new payments are taken")
-        self.is_short = is_short_now
+def _common(reasons: Iterable[str | None]) -> str | None:
+    """None if one server has no reason; else the first of them that is known."""
+    found = list(reasons)
+    if None in found:
+        return None
+    return next((each for each in found if each is not UNSEEN), UNSEEN)

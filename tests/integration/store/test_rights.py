@@ -124,7 +124,7 @@ async def test_a_command_that_is_missing_is_named(
 ) -> None:
     await watch.look()  # Redis knows the script now: EVAL isn't needed for it
     allow(admin, [*documented_rules(), *rule.split()])
-    watch.unusable = "until the next look for rights"
+    watch._server_at("redis").unusable = "until the next look for rights"
     await watch.look()
     assert str(watch.unusable).endswith(f": {missing}")
 

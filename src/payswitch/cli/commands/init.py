@@ -25,13 +25,14 @@ def init() -> None:
 
 async def _init(settings: Settings, redis: ArqRedis) -> int:
     client = cast(Client, redis)
+    if not client.partitions.deployment:
+        await client.ping()
+        click.echo("A single Redis needs no preparation.")
+        return 0
     try:
         is_new = await begin(client)
     except OtherDeploymentFoundError as error:
         click.echo(f"payswitch: {error}", err=True)
         return 1
-    if not client.partitions.deployment:
-        click.echo("A single Redis needs no preparation.")
-    else:
-        click.echo(f"{'Begun' if is_new else 'Begun before'}: {client.partitions.deployment}")
+    click.echo(f"{'Begun' if is_new else 'Begun before'}: {client.partitions.deployment}")
     return 0
