@@ -213,6 +213,7 @@ _ONE_PAYMENT: Mapping[str, object] = {
     "strict": False,
     "sluggish": False,
     "deliberate": False,
+    "failovers": False,
     "hasty": True,
 }
 """Nothing but two workers and a processor that is hard to understand."""
