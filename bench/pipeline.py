@@ -47,8 +47,8 @@ MEASURES = (
     Measure("all_us", "all of it (µs CPU)"),
 )
 NOTES = (
-    f"Redis: {DURABLE}. One ingress process, one worker process, no HAProxy; two simulators without"
-    " delay; all of it and the client on this machine's cores.",
+    f"Redis: {DURABLE}. One ingress process, one worker process, the payments port without HAProxy;"
+    " two simulators without delay; all of it and the client on this machine's cores.",
     "settled/s: all payments by the time from the first POST to the last payment settled. CPU is "
     "per payment.",
     "stock: bench/stock.py: Starlette on Granian, a stock enqueue_job per request, the arq "
@@ -91,6 +91,12 @@ def _stock_ingress(port: int) -> tuple[str, ...]:
     return ("-m", "granian", *options, "bench.stock:app")
 
 
+def _ingress(port: int) -> tuple[str, ...]:
+    """As behind HAProxy, which sends payments to the payments port."""
+    ports = ("--port", str(free_port()), "--payments-port", str(port))
+    return ("-m", "payswitch", "ingress", "--host", LOCAL, *ports)
+
+
 SYSTEMS = {
     "stock": System(
         _stock_ingress,
@@ -99,7 +105,7 @@ SYSTEMS = {
         _settled_by_stock,
     ),
     "payswitch": System(
-        lambda port: ("-m", "payswitch", "ingress", "--host", LOCAL, "--port", str(port)),
+        _ingress,
         ("-m", "payswitch", "worker"),
         _is_up,
         _settled_here,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 
-from payswitch.local.cluster_topology import NODES, Address, primary_of
+from payswitch.chaos.island import Island
+from payswitch.local.cluster_topology import CLUSTER_PORTS, NODES, Address, primary_of
 from payswitch.local.redis_cluster import LocalCluster, RedisNode
 from tests.support import SLACK_S, RedisServer, eventually, free_row
 
@@ -19,13 +20,19 @@ from tests.support import SLACK_S, RedisServer, eventually, free_row
 class ClusterServer:
     """A cluster whose nodes can be killed, frozen, and robbed of their files."""
 
-    def __init__(self, folder: Path) -> None:
-        self.local = LocalCluster("127.0.0.1", free_row(2 * NODES), folder)
+    def __init__(self, folder: Path, island: Island | None = None) -> None:
+        hosts = island.hosts.redis if island else ["127.0.0.1"] * NODES
+        self.local = LocalCluster(hosts, free_row(CLUSTER_PORTS), folder)
         self.url = self.local.url
         self._servers: dict[Address, RedisServer] = {}
         for node in self.local.nodes:
-            server = RedisServer(node.folder, *_options(node.settings()), port=node.address.port)
-            self._servers[node.address] = server
+            self._servers[node.address] = RedisServer(
+                node.folder,
+                *_options(node.settings()),
+                host=node.address.host,
+                port=node.address.port,
+                within=island.within(node.name) if island else (),
+            )
 
     async def start_nodes(self) -> None:
         """Start the nodes that don't run, thaw the others, and wait until the cluster is whole."""

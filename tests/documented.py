@@ -21,6 +21,7 @@ ELSEWHERE = {
     "docs/how-to/connect-a-provider.md": "tests/integration/processors/test_connector_page.py",
     "docs/how-to/redis-password-tls.md": "tests/integration/store/test_redis_page.py",
     "docs/tutorial.md": "tests/end_to_end/test_tutorial.py",
+    "docs/how-to/cluster.md": "tests/integration/local/test_cluster_page.py",
     "docs/how-to/several-hosts.md": "tests/end_to_end/test_several_hosts.py",
 }
 

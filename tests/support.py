@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
@@ -100,11 +100,20 @@ def serves_tls() -> bool:
 class RedisServer:
     """A Redis that keeps every write, on a port of its own."""
 
-    def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        within: Sequence[str] = (),
+    ) -> None:
+        self.host = host
         self.port = port or free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.url = f"redis://{host}:{self.port}/0"
         self._folder = folder
         self._options = options
+        self._within = within
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -112,14 +121,14 @@ class RedisServer:
         cut_open_transaction(self._folder)
         self._process = subprocess.Popen(
             [
-                *(find_redis(), "--port", str(self.port), "--bind", "127.0.0.1"),
+                *(*self._within, find_redis(), "--port", str(self.port), "--bind", self.host),
                 *("--dir", str(self._folder), "--appendonly", "yes", "--appendfsync", "always"),
                 *("--save", "", "--maxmemory-policy", "noeviction"),
                 *self._options,
             ],
             stdout=subprocess.DEVNULL,
         )
-        with redis.Redis(port=self.port) as client:
+        with redis.Redis(host=self.host, port=self.port) as client:
             for _ in range(2000):
                 try:
                     client.ping()
@@ -152,7 +161,7 @@ class RedisServer:
 
     def flush(self) -> None:
         """Empty it."""
-        with redis.Redis(port=self.port) as client:
+        with redis.Redis(host=self.host, port=self.port) as client:
             client.flushall()
 
 

@@ -23,8 +23,8 @@ from bench.peers.promises import PROMISES
 from bench.pipeline import MEASURES, SYSTEMS, System, measure
 
 NOTES = (
-    f"Redis: {DURABLE}. One ingress process, one worker process, no HAProxy; two simulators without"
-    " delay; all of it and the client on this machine's cores.",
+    f"Redis: {DURABLE}. One ingress process, one worker process, no load balancer, Payswitch's "
+    "payments port; two simulators without delay; all of it and the client on these cores.",
     "settled/s: all payments by the time from the first POST to the last payment settled. CPU is "
     "per payment.",
     "All processes start cold, so Node's compiler is in its CPU; more --payments lessen its part.",

@@ -47,7 +47,7 @@ _TABLE_WIDTH = 110
 @click.option("--build/--no-build", default=True, show_default=True, help="Build the image before.")
 @click.option(
     "--durability",
-    type=click.Choice(list(Durability)),
+    type=click.Choice([each.value for each in Durability]),
     help="What a 202 stands for.  [as in compose.yaml]",
 )
 @click.option(

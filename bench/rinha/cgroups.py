@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from bench.rinha.site import Usage
@@ -15,6 +16,27 @@ def usage_of(pid: int, *, proc: Path = Path("/proc"), root: Path = Path("/sys/fs
     if "" in folders:
         return _usage_2(pid, folders[""])
     return _usage_1(pid, folders)
+
+
+def cpu_stat(
+    pid: int, *, proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")
+) -> Path | None:
+    """The file about a process's quota; None where it isn't here."""
+    folders = _folders(pid, proc, root)
+    folder = folders.get("", folders.get("cpu"))
+    return None if folder is None else folder / "cpu.stat"
+
+
+def parse_table(text: str) -> dict[str, int]:
+    """The numbers of such a file by name."""
+    return {name: int(value) for name, value in (line.split() for line in text.splitlines())}
+
+
+def throttled_s(stat: Mapping[str, int]) -> float | None:
+    """How long a control group stood still because its quota was spent, by its `cpu.stat`."""
+    if "throttled_usec" in stat:
+        return stat["throttled_usec"] / 10**6
+    return _seconds(stat.get("throttled_time"), 10**9)
 
 
 def _folders(pid: int, proc: Path, root: Path) -> dict[str, Path]:
@@ -41,7 +63,7 @@ def _usage_2(pid: int, folder: Path) -> Usage:
         memory_peak_bytes=_number(folder / "memory.peak"),
         periods=cpu.get("nr_periods"),
         throttled_periods=cpu.get("nr_throttled"),
-        throttled_s=_seconds(cpu.get("throttled_usec"), 10**6),
+        throttled_s=throttled_s(cpu),
         process=pid,
     )
 
@@ -57,17 +79,16 @@ def _usage_1(pid: int, folders: dict[str, Path]) -> Usage:
         memory_peak_bytes=_number(memory / "memory.max_usage_in_bytes"),
         periods=cpu.get("nr_periods"),
         throttled_periods=cpu.get("nr_throttled"),
-        throttled_s=_seconds(cpu.get("throttled_time"), 10**9),
+        throttled_s=throttled_s(cpu),
         process=pid,
     )
 
 
 def _table(file: Path) -> dict[str, int]:
     try:
-        lines = file.read_text().splitlines()
+        return parse_table(file.read_text())
     except OSError:
         return {}
-    return {name: int(value) for name, value in (line.split() for line in lines)}
 
 
 def _number(file: Path) -> int | None:

@@ -12,6 +12,7 @@ import orjson
 
 from bench.rinha import users
 from bench.rinha.scenario import Scenario
+from bench.rinha.stalls import SlowCall
 
 _LONGEST_LINE = 16 * 1024 * 1024
 _STOP_LIMIT_S = 5.0
@@ -30,11 +31,17 @@ class Load:
         self.failed: dict[str, int] = {}
         self.answers: list[tuple[float, list[float]]] = []
         """When it was reported, and how long (ms) each successful call took since the last."""
+        self.slow: list[SlowCall] = []
         self.cpu_s = 0.0
         """What the users' process has used since they began."""
         self.reported = asyncio.Event()
         """Set by every report."""
         self._process = process
+
+    @property
+    def pid(self) -> int:
+        """The users' process."""
+        return self._process.pid
 
     async def run(self, began: float) -> None:
         """Let the users begin at that instant of the monotonic clock; returns when all are done.
@@ -64,6 +71,7 @@ class Load:
         self.cpu_s = report["cpu_s"]
         self.failed = report["failed"]
         self.answers.append((report["at_s"], report["milliseconds"]))
+        self.slow += [SlowCall(**each) for each in report["slow"]]
         self.reported.set()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bench.common import new_figure
 from bench.rinha.run import Outcome, Sample
 from bench.rinha.scenario import PROCESSORS, Scenario, Setting
+from bench.rinha.stalls import Stall
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +33,8 @@ def draw(outcome: Outcome, file: Path) -> None:
     )
     _draw_rates(rates, outcome.samples)
     _draw_times(times, outcome.samples)
+    _mark_stalls(times, outcome.stalls)
+    times.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=4)
     _draw_backlog(backlog, outcome.samples)
     for axes in (rates, times, backlog):
         _shade(axes, scenario)
@@ -82,7 +85,17 @@ def _draw_times(axes: Axes, samples: Sequence[Sample]) -> None:
     axes.axhline(_BONUS_BELOW_MS, color="#999999", linestyle=":", linewidth=1)
     axes.set_yscale("log")
     axes.set_ylabel("ms (dotted: bonus below)")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2)
+
+
+def _mark_stalls(axes: Axes, stalls: Sequence[Stall]) -> None:
+    """Each at its second, as high as it was long."""
+    for label, color, marked in (
+        ("stall", "#444444", [stall for stall in stalls if stall.busy]),
+        ("unexplained stall", "#8e44ad", [stall for stall in stalls if not stall.busy]),
+    ):
+        if marked:
+            at, lengths = [stall.at_s for stall in marked], [stall.ms for stall in marked]
+            axes.scatter(at, lengths, marker="x", s=18, linewidths=1, color=color, label=label)
 
 
 def _draw_backlog(axes: Axes, samples: Sequence[Sample]) -> None:

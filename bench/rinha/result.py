@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -15,8 +16,11 @@ from bench.rinha.host import Host
 from bench.rinha.run import Outcome
 from bench.rinha.scenario import PROCESSORS
 from bench.rinha.site import Usage
+from bench.rinha.stalls import SLOW_MS, Stall
 
 _MB = 10**6
+_STALLS_SHOWN = 10
+_CAUSES_SHOWN = 3
 
 
 def as_document(outcome: Outcome) -> dict[str, Any]:
@@ -78,8 +82,18 @@ def _ours(outcome: Outcome) -> dict[str, Any]:
         "allPaidAfterS": outcome.rested_after_s,
         "differenceAtRest": asdict(outcome.at_rest),
         "problems": outcome.problems,
+        "stalls": [_stall(each) for each in outcome.stalls],
         "host": _host(outcome.host),
         "parts": {name: _part(each, outcome.seconds) for name, each in outcome.usages.items()},
+    }
+
+
+def _stall(stall: Stall) -> dict[str, Any]:
+    return {
+        "atS": stall.at_s,
+        "ms": stall.ms,
+        "payments": stall.payments,
+        "busyMs": stall.busy,
     }
 
 
@@ -126,6 +140,8 @@ def show(outcome: Outcome, console: Console) -> None:
     console.print(_score_table(outcome))
     if outcome.usages:
         console.print(_usage_table(outcome))
+    if outcome.stalls:
+        console.print(stall_table(outcome.stalls, outcome.score.accepted))
     for problem in outcome.problems:
         console.print(f"NOT AS PLANNED: {problem}", markup=False)
 
@@ -189,6 +205,31 @@ def _net_of_all_default(outcome: Outcome) -> Decimal:
     scenario = outcome.scenario
     kept = 1 - Decimal(scenario.fee_percent["default"]) / 100
     return outcome.score.accepted * Decimal(scenario.cents) / 100 * kept
+
+
+def stall_table(stalls: Sequence[Stall], accepted: int) -> Table:
+    """The longest stalls, and how many more there were."""
+    longest = sorted(stalls, key=lambda stall: stall.ms, reverse=True)
+    shown, more = longest[:_STALLS_SHOWN], longest[_STALLS_SHOWN:]
+    payments = sum(stall.payments for stall in longest)
+    total_s = sum(stall.ms for stall in longest) / 1000
+    table = Table(
+        title=f"stalls: {len(longest)}, {total_s:.2f} s together; {payments:,} payments "
+        f"({100 * payments / max(1, accepted):.2f} %) took over {SLOW_MS:g} ms",
+        title_justify="left",
+        box=box.SIMPLE,
+    )
+    for column in ("at", "lasted", "payments"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("what was busy")
+    for stall in shown:
+        causes = list(stall.busy.items())[:_CAUSES_SHOWN]
+        busy = ", ".join(f"{cause} {ms:.0f} ms" for cause, ms in causes)
+        length = f"{stall.ms:.0f} ms"
+        table.add_row(f"{stall.at_s:.2f} s", length, str(stall.payments), busy or "unexplained")
+    if more:
+        table.add_row("", "", "", f"{len(more)} more, of {more[0].ms:.0f} ms at most")
+    return table
 
 
 def _usage_table(outcome: Outcome) -> Table:

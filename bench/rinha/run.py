@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from bench.rinha.host import Host, Ticks
 from bench.rinha.load import Load, users_of
 from bench.rinha.referee import Observer, Referee
+from bench.rinha.sampler import Sampler
 from bench.rinha.scenario import Scenario
 from bench.rinha.score import (
     Audit,
@@ -20,7 +22,8 @@ from bench.rinha.score import (
     judge,
     percentile,
 )
-from bench.rinha.site import Site, SiteError, Usage
+from bench.rinha.site import Site, SiteError, Usage, Usages
+from bench.rinha.stalls import Stall, find_stalls
 from payswitch.money import Total
 
 _CHECK_S = 0.5
@@ -78,6 +81,7 @@ class Outcome:
     usages: dict[str, Usage]
     host: Host | None
     seconds: float
+    stalls: list[Stall]
 
 
 Show = Callable[[Sample], None]
@@ -97,11 +101,14 @@ async def run(
         await _wait_until_ready(site, observer)
         durability = await observer.durability()
         await referee.reset()
+        # What a build has written would go to the disk half a minute later, in the run.
+        await asyncio.to_thread(os.sync)
         async with users_of(scenario, site.endpoint) as load:
             before = await _usages(site, load)
             ticks = Ticks.read()
             watch = _Watch(site, scenario, referee, observer, load, show)
-            at_end, seconds = await watch.run()
+            with Sampler(_pids(before, load)) as sampler:
+                at_end, seconds = await watch.run()
             usages = {name: each.since(before.get(name)) for name, each in at_end.usages.items()}
             host = Host.between(ticks, at_end.ticks)
             rested_after_s, at_rest = await _rest(observer, load.accepted, rest_limit_s)
@@ -133,6 +140,10 @@ async def run(
         usages=usages,
         host=host,
         seconds=seconds,
+        stalls=find_stalls(
+            load.slow,
+            lambda first_s, last_s: sampler.busy(watch.began + first_s, watch.began + last_s),
+        ),
     )
 
 
@@ -156,6 +167,8 @@ class _Watch:
         show: Show,
     ) -> None:
         self.samples: list[Sample] = []
+        self.began = 0.0
+        """The instant of the monotonic clock."""
         self._site = site
         self._scenario = scenario
         self._referee = referee
@@ -165,7 +178,7 @@ class _Watch:
 
     async def run(self) -> tuple[_End, float]:
         """Let the users pay; returns totals and usage at the end, and how long it took (s)."""
-        began = time.monotonic()
+        began = self.began = time.monotonic()
         others = [
             asyncio.create_task(self._referee.set_stages(began)),
             asyncio.create_task(self._referee.audit_regularly(began)),
@@ -251,6 +264,11 @@ async def _usages(site: Site, load: Load) -> dict[str, Usage]:
     """What the site's parts have used, and what stands beside it to measure it."""
     beside = {"(users)": load.cpu_s, "(referee)": time.process_time()}
     return {**await site.usages(), **{name: Usage(cpu_s=used) for name, used in beside.items()}}
+
+
+def _pids(usages: Usages, load: Load) -> dict[str, int]:
+    parts = {name: usage.process for name, usage in usages.items() if usage.process is not None}
+    return {**parts, "(users)": load.pid}
 
 
 def _counts(totals: Totals | None) -> dict[str, int] | None:

@@ -24,6 +24,7 @@ import orjson
 import uvloop
 
 from bench.rinha.scenario import CLIENT_LIMIT_S, PAUSE_S, Scenario
+from bench.rinha.stalls import SLOW_MS, SlowCall
 from payswitch.money import BRL
 from payswitch.process import allow_many_open_files, die_with_parent
 
@@ -133,6 +134,7 @@ class Users:
         self._accepted = 0
         self._failed: Counter[str] = Counter()
         self._milliseconds: list[float] = []
+        self._slow: list[SlowCall] = []
 
     async def run(self) -> None:
         """Pay until the time is over; who is in the middle of a round ends it, pause included."""
@@ -155,18 +157,26 @@ class Users:
 
     async def _pay(self, connection: UserConnection) -> None:
         body = f'{{"correlationId":"{uuid4()}","amount":{self._amount}}}'
+        asked = time.perf_counter()
         try:
             async with asyncio.timeout(CLIENT_LIMIT_S):
                 status, took_s = await connection.post(body.encode())
         except (OSError, EOFError, TimeoutError, httptools.HttpParserError) as error:
             connection.close()
             self._failed[type(error).__name__] += 1
+            self._note_if_slow(time.perf_counter() - asked)
             return
+        self._note_if_slow(took_s)
         if 200 <= status < 300:
             self._accepted += 1
             self._milliseconds.append(round(took_s * 1000, 3))
         else:
             self._failed[f"status {status}"] += 1
+
+    def _note_if_slow(self, took_s: float) -> None:
+        if took_s * 1000 > SLOW_MS:
+            at_s = time.monotonic() - took_s - self._began
+            self._slow.append(SlowCall(round(at_s, 4), round(took_s * 1000, 1)))
 
     async def _report_regularly(self) -> None:
         while True:
@@ -176,12 +186,14 @@ class Users:
     def _report(self) -> None:
         """Write what happened since the last report; totals are of the whole run."""
         milliseconds, self._milliseconds = self._milliseconds, []
+        slow, self._slow = self._slow, []
         report = {
             "at_s": round(time.monotonic() - self._began, 3),
             "users": self._started,
             "accepted": self._accepted,
             "failed": self._failed,
             "milliseconds": milliseconds,
+            "slow": slow,
             "cpu_s": time.process_time() - self._cpu_before_s,
         }
         sys.stdout.buffer.write(orjson.dumps(report) + b"\n")

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from payswitch.durability import Durability
 from tests.documented import REPOSITORY
 from tests.end_to_end.harness import ENDPOINT
 
@@ -33,7 +34,8 @@ def read(file: Path) -> Any:
 @pytest.mark.long
 @pytest.mark.timeout(180)
 def test_a_shortened_preview_is_played_scored_and_drawn(tmp_path: Path) -> None:
-    run = rinha("preview", "--target=processes", "--time-scale=0.05", f"--out={tmp_path}")
+    options = ("--target=processes", "--time-scale=0.05", "--durability=disk")
+    run = rinha("preview", *options, f"--out={tmp_path}")
     assert run.returncode == 0, run.stdout + run.stderr
     folder = tmp_path / "preview"
     result, ours = read(folder / "result.json"), read(folder / "result.json")["payswitch"]
@@ -43,13 +45,22 @@ def test_a_shortened_preview_is_played_scored_and_drawn(tmp_path: Path) -> None:
     assert sum(each["num_pagamentos"] for each in processed) + result["lag"]["lag"] == accepted
     assert ours["differenceAtRest"] == {"count": 0, "cents": 0}, run.stdout
     assert ours["problems"] == []
+    assert ours["durability"] == "disk"
     assert {"redis", "worker-1", ENDPOINT[-1], "(users)"} <= set(ours["parts"])
     assert 0 <= ours["host"]["idleCores"] <= ours["host"]["cores"]
+    assert all(stall["ms"] > 20 and stall["payments"] for stall in ours["stalls"])
     samples = read(folder / "timeline.json")["samples"]
     assert samples[-1]["accepted"] == accepted
     assert any(sample["selected"] for sample in samples)
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert "shortened: the score is none" in run.stdout
+
+
+@pytest.mark.parametrize("durability", Durability)
+def test_what_runs_already_keeps_its_durability(durability: Durability) -> None:
+    run = rinha("preview", "--no-start", f"--durability={durability}")
+    assert run.returncode == 2
+    assert "--durability needs --start" in run.stderr
 
 
 def test_an_unknown_scenario_is_refused() -> None:

@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from payswitch.local.machine import bundled_redis, find_redis
 from payswitch.local.screen import LONGEST_LINE, LineSplitter, is_colored
 from payswitch.local.system import LocalSystem, Options
+from tests.documented import REPOSITORY
 from tests.end_to_end.conftest import StartSystem, starting
 from tests.end_to_end.harness import (
     ENDPOINT,
@@ -204,6 +205,16 @@ async def test_redis_is_set_up_to_lose_nothing(system: System) -> None:
         config |= await redis.config_get("maxmemory-policy")
     assert (config["appendonly"], config["appendfsync"]) == ("yes", "always")
     assert config["maxmemory-policy"] == "noeviction"
+
+
+async def test_redis_rewrites_its_file_as_seldom_as_in_containers(system: System) -> None:
+    async with Redis.from_url(system.redis_url, decode_responses=True) as redis:
+        config = await redis.config_get("auto-aof-rewrite-min-size")
+    size = f"{int(config['auto-aof-rewrite-min-size']) // 2**20}mb"
+    assert (
+        f"--auto-aof-rewrite-min-size\n      - {size}\n"
+        in (REPOSITORY / "compose.yaml").read_text()
+    )
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if part not in TWINS])

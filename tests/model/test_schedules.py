@@ -293,6 +293,15 @@ SCHEDULES = [
         ),
     ),
     Schedule(
+        "resolve without WAIT",
+        (
+            *("worker 1 claims and sends", "fallback refuses with 422: pay-1", "worker 1 runs"),
+            *("resolve pay-1", "the replica falls behind", "ingress 2: resolve pay-1"),
+            *("the replica takes over", "ingress 2 finds the new primary", "replay pay-1"),
+            *("ingress 2: replay pay-1", "1 ms pass"),
+        ),
+    ),
+    Schedule(
         "a short WAIT is taken for done",
         (
             *("the replica falls behind", "worker 1 claims"),

@@ -465,6 +465,12 @@ VARIANTS = [
         rare=True,
     ),
     Protocol(
+        "resolve without WAIT",
+        unconfirmed=frozenset({"resolve"}),
+        temper={**_ONE_PAYMENT, "failovers": True},
+        rare=True,
+    ),
+    Protocol(
         "a short WAIT is taken for done",
         short_is_done=True,
         temper={**_ONE_PAYMENT, "failovers": True},

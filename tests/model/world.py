@@ -82,6 +82,8 @@ class World:
         self.is_lost = False
         self._told_final: set[str] = set()
         """The payments that a worker was told to have ended as declined."""
+        self._told_resolved: set[str] = set()
+        """The payments that an operator was told to be resolved."""
         self.protocol = protocol
         if temper.failovers:  # with hash tags, as in a cluster
             temper = replace(temper, purges=False, orders=False)
@@ -178,19 +180,23 @@ class World:
         needs = call.confirm if isinstance(call.confirm, bool) else call.confirm(answer)
         if needs and call.name not in self.protocol.unconfirmed:
             self._confirm(call.node, has_written=self._changes(call.node) != before)
-        if call.name == "bury":
-            self._note_told(args, answer)
+        self._note_told(call.name, args, answer)
         return answer
 
     def _untagged(self, argument: Any) -> Any:
         return argument.removeprefix(self.partition.tag) if isinstance(argument, str) else argument
 
-    def _note_told(self, args: Sequence[Any], answer: Any) -> None:
-        """Whoever was told of a decline brings it to no other Redis."""
-        for correlation_id, state, verdict in zip(args[2::9], args[5::9], answer, strict=True):
-            if state == "declined" and verdict != b"gone":
-                self._told_final.add(correlation_id)
-        self.final |= self._told_final
+    def _note_told(self, name: str, args: Sequence[Any], answer: Any) -> None:
+        """Whoever was told brings it to no other Redis: no failover may undo it."""
+        if name == "bury":
+            for correlation_id, state, verdict in zip(args[2::9], args[5::9], answer, strict=True):
+                if state == "declined" and verdict != b"gone":
+                    self._told_final.add(correlation_id)
+            self.final |= self._told_final
+        elif name == "resolve":
+            verdicts = zip(args[3:], answer, strict=True)
+            self._told_resolved.update(name for name, verdict in verdicts if verdict == b"done")
+            self.resolved |= self._told_resolved
 
     def _changes(self, node: Node) -> int:
         if not self.protocol.waits_for_own_writes:
@@ -270,6 +276,7 @@ class World:
         assert self._behind is not None
         self.present, self.resolved, self.declined, self.final = self._behind
         self.final |= self._told_final
+        self.resolved |= self._told_resolved
         self._behind = None
         self.former = self.node
         self.node = Node(self._replica, self.former.ahead + ahead_ms)
@@ -300,10 +307,15 @@ class World:
         """An accident: primary and replica are gone with their disks, and come back empty."""
         self.counts["everything is lost"] += 1
         self.node.store.client.flushdb()
-        for noted in (self.present, self.resolved, self.declined, self.final, self._told_final):
-            noted.clear()
-        self.acknowledged.clear()
+        self._forget_payments()
         self.is_lost = self.changed = True
+
+    def _forget_payments(self) -> None:
+        for noted in (self.present, self.resolved, self.declined, self.final):
+            noted.clear()
+        self._told_final.clear()
+        self._told_resolved.clear()
+        self.acknowledged.clear()
 
     def settle_down(self) -> None:
         """Let every task run to its next gate."""
@@ -446,12 +458,7 @@ class World:
         self.counts["purge"] += 1
         self.held_until = None
         self.generation += 1
-        self.present.clear()
-        self.acknowledged.clear()
-        self.resolved.clear()
-        self.declined.clear()
-        self.final.clear()
-        self._told_final.clear()
+        self._forget_payments()
         self.books.purge()
 
 

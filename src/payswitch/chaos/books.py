@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import httpx
 import orjson
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from payswitch.instants import format_instant
@@ -20,6 +19,7 @@ from payswitch.money import Total
 from payswitch.settings import Settings
 from payswitch.store import keys
 from payswitch.store.client import connect
+from payswitch.store.partitions import Partition
 from payswitch.store.redis_clock import redis_now_ms
 from payswitch.store.scanning import pages
 
@@ -97,7 +97,9 @@ class Auditor:
         self._system = system
         headers = {"X-Rinha-Token": system.token}
         self._http = httpx.AsyncClient(headers=headers, timeout=30, trust_env=False)
-        self._redis: Redis = connect(system.settings.redis_url, limit_s=10)
+        settings = system.settings
+        self._redis = connect(settings.redis_url, limit_s=10, deployment=settings.deployment)
+        self._partitions = self._redis.partitions
 
     async def close(self) -> None:
         """Close the connections."""
@@ -108,15 +110,19 @@ class Auditor:
         """The number of unpaid payments, of all or of those accepted until an instant of Redis'
         clock; None while Redis doesn't answer."""
         latest = "+inf" if accepted_until_ms is None else accepted_until_ms
+        counts = [
+            each.redis.zcount(each.key(keys.OPEN), "-inf", latest) for each in self._partitions
+        ]
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                return int(await self._redis.zcount(keys.OPEN, "-inf", latest))
+                counted: list[int] = await asyncio.gather(*counts)
         except (RedisError, OSError, TimeoutError):
             return None
+        return sum(counted)
 
     async def redis_now_ms(self) -> int:
-        """Redis' wall clock. Raises `RedisError`."""
-        return await redis_now_ms(self._redis)
+        """Redis' wall clock, the latest of a cluster. Raises `RedisError`."""
+        return max([await redis_now_ms(each.redis) for each in self._partitions])
 
     async def ours(self, first_ms: int | None = None, last_ms: int | None = None) -> Totals:
         """The endpoint's summary. Raises `httpx.HTTPError`."""
@@ -156,8 +162,9 @@ class Auditor:
                 for line in await self._lines(f"{url}/admin/payments")
             }
             journals[name] = await self._lines(f"{url}/admin/journal")
+        records, incidents, dead, left = await self._of_redis()
         return Books(
-            records=await self._records(),
+            records=records,
             booked=booked,
             ours=await self.ours(),
             theirs=await self.theirs(),
@@ -165,30 +172,29 @@ class Auditor:
                 await self.window(*bounds)
                 for bounds in _windows(booked.values(), windows, random.Random(f"{seed}:windows"))
             ],
-            incidents=[
-                incident.decode()
-                for incident in await self._redis.lrange(keys.INCIDENTS, 0, -1)  # type: ignore[misc]
-            ],
-            dead=frozenset(
-                payment.decode() for payment in await self._redis.zrange(keys.DEAD, 0, -1)
-            ),
-            left={key: int(await self._redis.zcard(key)) for key in _EMPTY_AT_REST},
+            incidents=incidents,
+            dead=frozenset(dead),
+            left=left,
             journals=journals,
         )
 
-    async def _records(self) -> dict[str, dict[str, str]]:
-        records = {}
-        scan = partial(self._redis.scan, match=f"{keys.RECORD_PREFIX}*", count=_PAGE)
-        async for page in pages(scan):
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for key in page:
-                    pipe.hgetall(key)
-                found = await pipe.execute()
-            for key, fields in zip(page, found, strict=True):
-                records[key.decode().removeprefix(keys.RECORD_PREFIX)] = {
-                    name.decode(): value.decode() for name, value in fields.items()
-                }
-        return records
+    async def _of_redis(
+        self,
+    ) -> tuple[dict[str, dict[str, str]], list[str], list[str], dict[str, int]]:
+        """Records, incidents, dead letters and the sizes of what must be empty."""
+        records: dict[str, dict[str, str]] = {}
+        incidents: list[str] = []
+        dead: list[str] = []
+        left = dict.fromkeys(_EMPTY_AT_REST, 0)
+        for each in self._partitions:
+            redis = each.redis
+            records |= await _records(each)
+            found = await redis.lrange(each.key(keys.INCIDENTS), 0, -1)  # type: ignore[misc]
+            incidents += [incident.decode() for incident in found]
+            dead += map(each.correlation_id, await redis.zrange(each.key(keys.DEAD), 0, -1))
+            for name in left:
+                left[name] += await redis.zcard(each.key(name))
+        return records, incidents, dead, left
 
     async def _get(self, url: str, params: Mapping[str, str] | None = None) -> Any:
         response = await self._http.get(url, params=params)
@@ -199,6 +205,22 @@ class Auditor:
         response = await self._http.get(url)
         response.raise_for_status()
         return [orjson.loads(line) for line in response.content.splitlines() if line]
+
+
+async def _records(partition: Partition) -> dict[str, dict[str, str]]:
+    """The partition's records by payment."""
+    records = {}
+    redis, prefix = partition.redis, partition.record("")
+    async for page in pages(partial(redis.scan, match=f"{prefix}*", count=_PAGE)):
+        async with redis.pipeline(transaction=False) as pipe:
+            for key in page:
+                pipe.hgetall(key)
+            found = await pipe.execute()
+        for key, fields in zip(page, found, strict=True):
+            records[key.decode().removeprefix(prefix)] = {
+                name.decode(): value.decode() for name, value in fields.items()
+            }
+    return records
 
 
 def _bounds(first_ms: int | None, last_ms: int | None) -> dict[str, str]:

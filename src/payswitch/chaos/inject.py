@@ -57,6 +57,7 @@ class Injector:
             "redis-memory": self._fill_memory,
             "node-wipe": self._wipe,
             "failover": self._fail_over,
+            "cut-off": self._cut_off,
             "nodes-restart": self._by_signal(signal.SIGKILL),
             "shard-pause": self._freeze,
             "clock": self._set_clock,
@@ -231,6 +232,16 @@ class Injector:
             for part in await self._redis.parts(event.target):
                 with contextlib.suppress(RedisError, OSError):
                     await self._redis.clients[part].execute_command("CLUSTER", "FAILOVER")  # type: ignore[no-untyped-call]
+
+    async def _cut_off(self, event: PlannedFault) -> None:
+        """Part a node, a worker and an ingress from the other nodes."""
+        island = self._system.island
+        if island is not None:
+            island.cut_off()
+            try:
+                await asyncio.sleep(event.lasts_s)
+            finally:
+                island.join()
 
     async def _heal(self) -> None:
         for name in self._system.processors:

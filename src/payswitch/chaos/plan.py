@@ -15,6 +15,8 @@ PRIMARY, REPLICA = "primary-", "replica-"
 """They begin the name of a shard's node, by the role that it has when the fault comes."""
 ALL_NODES, SELECTION = "nodes", "selection"
 """All nodes of the cluster; those of the shard that holds the selected processor."""
+ISLAND = "island"
+"""The host with a node, a worker and an ingress."""
 
 CLEAN_MODES = ("429", "429-retry-after")
 """A payment that meets one of them is certainly not recorded."""
@@ -223,6 +225,7 @@ KINDS: dict[str, FaultKind] = {
     "node-wipe": FaultKind("cluster", 40, _a_primary),
     "failover": FaultKind("cluster", 25, _a_replica),
     "nodes-restart": FaultKind("cluster", 60, _of_a_cluster(ALL_NODES)),
+    "cut-off": FaultKind("cluster", 45, _of_a_cluster(ISLAND), _between(5, 12)),
     "shard-pause": FaultKind("cluster", 150, _of_a_cluster(SELECTION), lambda choose, scale: 60.0),
     "clock": FaultKind("clock", 10, _any_clock, details=_offset),
     "duplicates": FaultKind("client", 0, _one("clients")),

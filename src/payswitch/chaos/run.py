@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from payswitch.chaos.audit import RunVerdict, Spread, Violation, audit
 from payswitch.chaos.books import Auditor, Books
 from payswitch.chaos.clients import Clients, Sent
 from payswitch.chaos.inject import Injector
+from payswitch.chaos.island import Island
 from payswitch.chaos.plan import PlannedFault, Scale, is_clean, plan
 from payswitch.chaos.system import ChaosSystem, running
 from payswitch.chaos.watch import Audit, LoadSample, Watch
@@ -87,6 +89,7 @@ async def run(order: RunOrder, environment: Mapping[str, str], progress: Progres
         environment=environment,
         processors=order.processors,
         redis=order.redis,
+        island=Island(os.getpid()) if "cut-off" in order.kinds else None,
     ) as system:
         return await _run_on(system, order, progress)
 

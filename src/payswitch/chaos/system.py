@@ -7,10 +7,11 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from payswitch.chaos.island import Island
 from payswitch.local.cluster_topology import CLUSTER_PORTS
 from payswitch.local.machine import (
     LOCAL,
@@ -123,6 +124,7 @@ class ChaosSystem:
     supervisor: Supervisor
     clocks: Clocks | None
     cluster: LocalCluster | None
+    island: Island | None
     ended: asyncio.Task[None]
 
     @property
@@ -151,6 +153,7 @@ async def running(
     environment: Mapping[str, str],
     processors: int = 2,
     redis: str = "single",
+    island: Island | None = None,
 ) -> AsyncIterator[ChaosSystem]:
     """The whole system while the context is open, empty at first; `folder` gets its log.
 
@@ -163,16 +166,15 @@ async def running(
         raise MachineError("to set clocks needs libfaketime: install it (Debian: libfaketime)")
     with contextlib.ExitStack() as stack:
         options = options_of(folder / "state", workers, processors, redis)
-        system = LocalSystem(options, variables)
+        if island is not None:
+            stack.enter_context(island.made())
+        system = LocalSystem(options, variables, island.hosts if island else None)
         state = stack.enter_context(redis_folder(options.state, system.redis_files.name))
         system.forget()
         dial = Clocks(library, state) if library is not None else None
         without = {*system.simulated, "haproxy"}
         groups = [
-            [each if each.part.name in without else dial.dress(each) for each in group]
-            if dial is not None
-            else group
-            for group in system.groups()
+            [_dressed(each, without, dial, island) for each in group] for group in system.groups()
         ]
         log = stack.enter_context((folder / "system.log").open("w"))
         supervisor = Supervisor(
@@ -184,27 +186,37 @@ async def running(
         ready = asyncio.Event()
         ended = asyncio.create_task(supervisor.run(ready.set))
         await _first(ready, ended)
-        parts = supervisor.pids
         try:
             yield ChaosSystem(
                 settings=system.settings,
                 endpoint=f"http://{LOCAL}:{options.port}",
                 ingresses=[
-                    f"http://{LOCAL}:{options.ingress_port + number}"
-                    for number, name in enumerate(("ingress-1", "ingress-2"))
-                    if name in parts
+                    f"http://{each.port.address}"
+                    for group in groups
+                    for each in group
+                    if each.part.name in ("ingress-1", "ingress-2") and each.port
                 ],
                 processors=system.settings.processor_urls,
                 token=variables.get("INITIAL_TOKEN", USUAL_TOKEN),
                 supervisor=supervisor,
                 clocks=dial,
                 cluster=system.cluster,
+                island=island,
                 ended=ended,
             )
         finally:
             supervisor.stop()
             await asyncio.wait([ended])
             await system.redis.aclose(close_connection_pool=True)
+
+
+def _dressed(
+    service: Service, as_it_is: Collection[str], dial: Clocks | None, island: Island | None
+) -> Service:
+    """The service with a clock of its own and on the host that it belongs to."""
+    if dial is not None and service.part.name not in as_it_is:
+        service = dial.dress(service)
+    return island.dress(service) if island is not None else service
 
 
 def _without_own(environment: Mapping[str, str]) -> dict[str, str]:

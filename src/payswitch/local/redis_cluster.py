@@ -24,6 +24,7 @@ from payswitch.local.cluster_topology import (
     members_of,
     next_steps,
 )
+from payswitch.local.machine import LOCAL
 
 NODE_TIMEOUT_MS = 2000
 """The silence after which a node counts as failed, and its replica may be promoted."""
@@ -60,6 +61,8 @@ class RedisNode:
             "cluster-allow-replica-migration": "no",
             "cluster-replica-validity-factor": "10",
             "repl-diskless-sync-delay": "0",
+            # Without a password it would answer loopback addresses only.
+            "protected-mode": "yes" if self.address.host == LOCAL else "no",
         }
 
     @property
@@ -72,17 +75,18 @@ class RedisNode:
 class LocalCluster:
     """The nodes, and the commands that form them to a cluster and keep it whole.
 
-    They listen on `first_port` and the ports after it; the ports of the bus come after those.
+    Each has one of the `hosts`. They listen on `first_port` and the ports after it; the ports of
+    the bus come after those.
     """
 
-    def __init__(self, host: str, first_port: int, folder: Path) -> None:
+    def __init__(self, hosts: Sequence[str], first_port: int, folder: Path) -> None:
         self.nodes = [
             RedisNode(
                 f"redis-{number + 1}",
                 Address(host, first_port + number, first_port + NODES + number),
                 folder / str(number + 1),
             )
-            for number in range(NODES)
+            for number, host in enumerate(hosts)
         ]
         self._was_formed = False
 

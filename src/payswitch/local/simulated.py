@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from payswitch.local.machine import LOCAL, Port
+from payswitch.local.machine import Port
 from payswitch.local.metrics_targets import free_ports
 from payswitch.secret_files import variable_of
 
@@ -59,18 +59,19 @@ def simulated_processors(
     environment: Mapping[str, str],
     ports: Mapping[str, Port],
     *,
+    host: str,
     next_port: int,
     taken: Collection[int],
 ) -> dict[str, SimulatedProcessor]:
     """The processors to simulate: those without a URL whose protocol a simulator speaks. One that
-    is not in `ports` gets a free port from `next_port` on that is not `taken`."""
-    free = free_ports(LOCAL, next_port, taken)
+    is not in `ports` gets a free port of `host` from `next_port` on that is not `taken`."""
+    free = free_ports(host, next_port, taken)
     found = {}
     for place, name in enumerate(names):
         protocol = environment.get(_connector_variable(name)) or _RINHA
         if protocol not in (_RINHA, _CHARGES) or variable_of(environment, url_variable(name)):
             continue
-        port = ports.get(name) or Port(name, LOCAL, next(free), "--fallback-port")
+        port = ports.get(name) or Port(name, host, next(free), "--fallback-port")
         token = environment.get("INITIAL_TOKEN", USUAL_TOKEN)
         found[name] = SimulatedProcessor(port, protocol, _fee(place), token)
     return found

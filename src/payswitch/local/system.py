@@ -15,9 +15,10 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
+from payswitch.durability import Durability
 from payswitch.local.append_only import cut_open_transaction
 from payswitch.local.banner import Row, banner, commands_to_try
-from payswitch.local.cluster_topology import CLUSTER_PORTS
+from payswitch.local.cluster_topology import CLUSTER_PORTS, NODES
 from payswitch.local.machine import (
     LOCAL,
     MachineError,
@@ -80,6 +81,16 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
+class Hosts:
+    """The addresses at which parts listen: those of the cluster's nodes, of both ingresses and of
+    the processors."""
+
+    redis: Sequence[str] = (LOCAL,) * NODES
+    ingress: Sequence[str] = (LOCAL, LOCAL)
+    processors: str = LOCAL
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """A part, the port that it needs, and its line in the banner."""
 
@@ -99,8 +110,11 @@ class LocalSystem:
     Raises `SettingsError` for settings that are not allowed, `MachineError` for options.
     """
 
-    def __init__(self, options: Options, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, options: Options, environment: Mapping[str, str], hosts: Hosts | None = None
+    ) -> None:
         self.options = options
+        self._hosts = hosts or Hosts()
         self.own_redis = not variable_of(environment, "REDIS_URL")
         self.cluster = self._own_cluster() if options.redis == "cluster" else None
         self._given = environment
@@ -112,6 +126,8 @@ class LocalSystem:
             self._environment |= each.variables(environment)
         if self.cluster is not None:
             self._environment["REDIS_URL"] = self.cluster.url
+            # Replicas may be promoted, so nothing less would outlast that.
+            self._environment.setdefault("PAYSWITCH_DURABILITY", Durability.REPLICAS)
         elif self.own_redis:
             self._environment["REDIS_URL"] = f"redis://{LOCAL}:{options.redis_port}/0"
         if self._is_playground and not environment.get("PAYSWITCH_PURGE"):
@@ -133,7 +149,7 @@ class LocalSystem:
         last = self.options.redis_port + CLUSTER_PORTS - 1
         if last > _LAST_PORT:
             raise MachineError(f"the cluster needs ports up to {last}: lower --redis-port")
-        return LocalCluster(LOCAL, self.options.redis_port, self.redis_files)
+        return LocalCluster(self._hosts.redis, self.options.redis_port, self.redis_files)
 
     @property
     def redis_files(self) -> Path:
@@ -163,7 +179,11 @@ class LocalSystem:
         return simulated_processors(
             named_processors(environment),
             environment,
-            {name: Port(name, LOCAL, at, f"--{name}-port") for name, at in ports.items()},
+            {
+                name: Port(name, self._hosts.processors, at, f"--{name}-port")
+                for name, at in ports.items()
+            },
+            host=self._hosts.processors,
             next_port=max(ports.values()) + 1,
             taken=self._given_ports(),
         )
@@ -217,8 +237,11 @@ class LocalSystem:
                 found |= each.variables(self._given)
             found[url_variable(name)] = each.port.url
         found["PAYSWITCH_CURRENCY"] = settings.currency_code
+        found["PAYSWITCH_DURABILITY"] = settings.durability
+        found["PAYSWITCH_REPLICAS"] = str(settings.replicas)
+        found["PAYSWITCH_PARTITIONS"] = str(settings.partitions)
         known = variables([*settings.processor_urls])
-        usual = {each.name: Settings.default(key) for key, each in known.items()}
+        usual = {each.name: str(Settings.default(key)) for key, each in known.items()}
         return {name: value for name, value in found.items() if value != usual[name]}
 
     def _endpoint(self) -> list[list[Service]]:
@@ -229,13 +252,14 @@ class LocalSystem:
             note = f"the endpoint: {why}, Granian serves it with two processes"
             return [[self._ingress("ingress", self._port, note, options=["--workers", "2"])]]
         ports = [
-            Port(f"ingress-{n}", LOCAL, options.ingress_port + n - 1, "--ingress-port")
-            for n in (1, 2)
+            Port(f"ingress-{n}", host, options.ingress_port + n - 1, "--ingress-port")
+            for n, host in enumerate(self._hosts.ingress, 1)
         ]
         bindings = {"PAYSWITCH_BIND": self._port.address}
         bindings |= {f"INGRESS_{n}": port.address for n, port in enumerate(ports, 1)}
         payments_ports = self._free_ports_for_payments(len(ports))
-        bindings |= {f"PAYMENTS_{n}": f"{LOCAL}:{at}" for n, at in enumerate(payments_ports, 1)}
+        places = zip(self._hosts.ingress, payments_ports, strict=False)
+        bindings |= {f"PAYMENTS_{n}": f"{host}:{at}" for n, (host, at) in enumerate(places, 1)}
         options_of_each = [["--payments-port", str(at)] for at in payments_ports] or [[], []]
         part = Part(
             "haproxy",
@@ -294,7 +318,7 @@ class LocalSystem:
 
     def _simulator(self, processor: SimulatedProcessor) -> Service:
         name, port = processor.name, processor.port
-        command = ["simulator", "--name", name, "--port", str(port.number)]
+        command = ["simulator", "--name", name, "--host", port.host, "--port", str(port.number)]
         command += ["--fee", processor.fee, "--protocol", processor.protocol]
         # Not its health: it answers one call in five seconds, which the health worker needs.
         part = self._own(name, command, _answers(port, "/", 404))
@@ -325,7 +349,7 @@ class LocalSystem:
 
     def _redis_node(self, cluster: LocalCluster, node: RedisNode, program: str) -> Service:
         port, bus = (
-            Port(node.name, LOCAL, number, "--redis-port")
+            Port(node.name, node.address.host, number, "--redis-port")
             for number in (node.address.port, node.address.bus)
         )
         part = Part(
@@ -348,6 +372,8 @@ class LocalSystem:
             "daemonize": "no",
             "appendonly": "yes",
             "appendfsync": self.settings.durability.appendfsync[0],
+            # As in the compose files: payments wait while Redis begins and ends a rewrite.
+            "auto-aof-rewrite-min-size": "256mb",
             "save": "",
             "maxmemory-policy": "noeviction",
             "loglevel": "warning",

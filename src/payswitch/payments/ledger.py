@@ -36,8 +36,8 @@ class Settlement(enum.Enum):
     """A sum of the ledger can't take it; nothing of the payment has changed."""
 
 
-_SETTLEMENTS = {each.value.encode(): each for each in Settlement} | {b"late": Settlement.SETTLED}
-"""By Redis' words; late is a payment that had ended otherwise."""
+_SETTLEMENTS = {each.value.encode(): each for each in Settlement}
+_SETTLEMENTS[b"late"] = Settlement.SETTLED  # after it had ended otherwise
 
 
 @dataclass(frozen=True, slots=True)

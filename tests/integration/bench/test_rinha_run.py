@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +21,7 @@ from bench.rinha.run import Outcome, run
 from bench.rinha.scenario import PROCESSORS, Scenario, Setting, Stage, load_scenario
 from bench.rinha.site import Site, SiteError, Usages
 from payswitch.money import Total
+from tests.support import SLACK_S
 
 USERS = 4
 QUIET = Stage(0.1, {name: Setting(0, failing=False) for name in PROCESSORS})
@@ -133,8 +136,9 @@ class Stand:
 
 
 @pytest.fixture
-async def stand() -> AsyncIterator[Stand]:
+async def stand(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stand]:
     calls: list[tuple[str, str, Any]] = []
+    monkeypatch.setattr(os, "sync", lambda: calls.append(("disk", "sync", None)))
     nothing = {"totalRequests": 0, "totalAmount": 0}
     backend = Part("backend", calls, summary=dict.fromkeys(PROCESSORS, nothing))
     processors = {name: Part(name, calls) for name in PROCESSORS}
@@ -181,6 +185,23 @@ async def test_a_run_that_goes_well_is_scored_and_reported(stand: Stand) -> None
     assert document["lag"]["lag"] == 0
 
 
+async def test_a_payment_that_waits_is_a_stall_of_the_result(stand: Stand) -> None:
+    first = True
+
+    def wait_once_and_pay() -> None:
+        nonlocal first
+        if first:
+            time.sleep(0.05)  # the whole stand stands still
+        first = False
+        stand.pay()
+
+    stand.backend.on_payment = wait_once_and_pay
+    found = await outcome(stand, brief("final"))
+    stall, *_ = as_document(found)["payswitch"]["stalls"]
+    assert (stall["payments"], stall["atS"]) == (1, pytest.approx(0, abs=SLACK_S))
+    assert stall["ms"] > 49
+
+
 @pytest.mark.parametrize(
     ("told", "durability"),
     [
@@ -200,15 +221,16 @@ async def test_the_result_names_what_a_202_stood_for(
     assert f"stand, durability {durability}" in output.export_text()
 
 
-async def test_before_the_first_payment_processors_are_purged_and_then_the_backend(
+async def test_before_the_first_payment_all_are_purged_and_the_disk_is_up_to_date(
     stand: Stand,
 ) -> None:
     await outcome(stand, brief("final"))
-    posts = [(part, call) for part, call, _ in stand.said("POST")]
-    assert posts[:4] == [
+    calls = [(part, call) for part, call, _ in stand.calls if call.startswith(("POST", "sync"))]
+    assert calls[:5] == [
         ("default", "POST /admin/purge-payments"),
         ("fallback", "POST /admin/purge-payments"),
         ("backend", "POST /purge-payments"),
+        ("disk", "sync"),
         ("backend", "POST /payments"),
     ]
 

@@ -32,6 +32,7 @@ class NodesOnly:
         self.processors: dict[str, str] = {}
         self.token = ""
         self.clocks = None
+        self.island = None
 
     @property
     def cluster(self) -> LocalCluster:

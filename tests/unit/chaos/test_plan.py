@@ -119,7 +119,7 @@ def test_a_single_redis_has_no_faults_of_a_cluster() -> None:
 def test_in_a_cluster_each_node_has_faults_by_its_role() -> None:
     events = plan(1, 2000, kinds_of("redis,cluster", cluster=True), SCALE)
     copies = {f"{role}-{number}" for role in ("primary", "replica") for number in (1, 2, 3)}
-    assert {event.target for event in events} == copies | {"nodes", "selection"}
+    assert {event.target for event in events} == {*copies, "nodes", "selection", "island"}
     assert {event.target for event in events if event.kind == "node-wipe"} < copies
 
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from payswitch.local.machine import MachineError
 from payswitch.local.system import LocalSystem, Options
 from payswitch.settings import MOST_PROCESSORS, SettingsError
 
@@ -145,3 +146,55 @@ def test_a_protocol_that_no_simulator_speaks_needs_a_url(folder: Path) -> None:
     given = {"PAYSWITCH_PROCESSORS": "nord", "PAYSWITCH_CONNECTOR_NORD": "ours:Connector"}
     with pytest.raises(SettingsError, match="the processor nord needs a URL"):
         system(folder, given)
+
+
+def cluster(folder: Path, environment: dict[str, str], *, redis_port: int = 6379) -> LocalSystem:
+    """A system with a cluster of its own."""
+    options = Options(
+        *("127.0.0.1", 9999, 9001, 8001, 8002, redis_port, 2, 2, folder),
+        fresh=True,
+        haproxy=False,
+        redis="cluster",
+    )
+    return LocalSystem(options, environment)
+
+
+def test_a_cluster_has_six_nodes_a_step_and_then_all_other_parts(folder: Path) -> None:
+    used = cluster(folder, {})
+    services = {each.part.name: each for group in used.groups() for each in group}
+    nodes = [f"redis-{number}" for number in range(1, 7)]
+    assert [*services] == [
+        *("ingress", "worker-1", "worker-2", "health", "default", "fallback"),
+        *(*nodes, "init"),
+    ]
+    assert services["init"].part.after == tuple(nodes)
+    assert services["init"].part.is_ready is None
+    assert {services[name].part.after for name in ("ingress", "worker-1", "health")} == {("init",)}
+    bound = {
+        port.number for name in nodes for port in (services[name].port, services[name].bus) if port
+    }
+    assert bound == {*range(6379, 6391)}
+    url = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in range(6379, 6385))
+    assert services["init"].part.environment["REDIS_URL"].rstrip("/") == url
+    export = used.tries()["another terminal"]
+    assert export.startswith(f"export REDIS_URL={url}")
+    assert export.endswith(" PAYSWITCH_DURABILITY=replicas")
+
+
+def test_a_cluster_keeps_a_payment_at_a_replica_too_unless_the_environment_says_otherwise(
+    folder: Path,
+) -> None:
+    assert cluster(folder, {}).settings.durability == "replicas"
+    process = cluster(folder, {"PAYSWITCH_DURABILITY": "process"})
+    assert process.settings.durability == "process"
+
+
+def test_a_cluster_of_its_own_is_not_started_beside_another_redis(folder: Path) -> None:
+    with pytest.raises(MachineError, match="REDIS_URL names another"):
+        cluster(folder, REDIS)
+
+
+def test_a_cluster_needs_all_its_ports(folder: Path) -> None:
+    assert cluster(folder, {}, redis_port=65_524).cluster is not None
+    with pytest.raises(MachineError, match="ports up to 65536: lower --redis-port"):
+        cluster(folder, {}, redis_port=65_525)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from payswitch.chaos import report
+from payswitch.chaos.island import why_no_island
 from payswitch.chaos.plan import kinds_of
 from payswitch.chaos.run import RunOrder, RunOutcome, run
 from payswitch.chaos.system import find_libfaketime
@@ -92,11 +93,15 @@ def chaos(
 
 
 def all_here(cluster: bool) -> frozenset[str]:
-    """All faults; without `clock`, and with a line that says so, where clocks can't be set."""
-    if find_libfaketime() is not None:
-        return kinds_of("all", cluster=cluster)
-    click.echo("payswitch: no clock is set, as libfaketime is not installed", err=True)
-    return kinds_of("all", cluster=cluster) - {"clock"}
+    """All faults that this machine can do; a line says what it can't."""
+    kinds = kinds_of("all", cluster=cluster)
+    if find_libfaketime() is None:
+        click.echo("payswitch: no clock is set, as libfaketime is not installed", err=True)
+        kinds -= {"clock"}
+    if cluster and (why := why_no_island()) is not None:
+        click.echo(f"payswitch: no host is cut off: {why}", err=True)
+        kinds -= {"cut-off"}
+    return kinds
 
 
 def _run_all(orders: list[RunOrder]) -> list[tuple[RunOutcome, dict[str, Any]]]:
