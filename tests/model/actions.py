@@ -59,7 +59,7 @@ def possible(world: World, seen: Snapshot) -> Iterator[Action]:
             yield Action(f"{wire.processor} {what}: {wire.payment}", weight, happen)
     if world.temper.deliberate:
         for wire in [*world.books.wires, *world.books.undecided()]:
-            yield from _of_deliberation(world, wire, seen)
+            yield from _of_deliberation(world, wire)
     for gate in world.gates:
         yield from _of_gate(world, gate)
     for ghost in world.ghosts:
@@ -223,8 +223,8 @@ def _of_worker(world: World, worker: Worker, *, is_due: bool) -> Iterator[Action
         yield Action(f"{name} is stopped", 1, partial(world.stop, worker))
 
 
-def _of_deliberation(world: World, wire: Wire, seen: Snapshot) -> Iterator[Action]:
-    """Once Redis and its replica know that a payment is pending, its processor may even deny it."""
+def _of_deliberation(world: World, wire: Wire) -> Iterator[Action]:
+    """Once a worker has written down that a payment is pending, its processor may even deny it."""
     books = world.books
     where = f"{wire.processor} {{}}: {wire.payment}"
     for what, (weight, happen) in books.deliberations(wire).items():
@@ -233,8 +233,7 @@ def _of_deliberation(world: World, wire: Wire, seen: Snapshot) -> Iterator[Actio
         return
     yield Action(where.format("decides for it"), 3, partial(books.decide, wire, paid=True))
     yield Action(where.format("decides against it"), 3, partial(books.decide, wire, paid=False))
-    is_known = "p" in seen.records.get(wire.payment, {}).get("open", "")
-    if is_known and not wire.denied and not world.is_behind and world.former is None:
+    if wire.payment in world.told_pending and not wire.denied:
         yield Action(where.format("denies it"), 6, partial(setattr, wire, "denied", True))
 
 

@@ -293,6 +293,16 @@ SCHEDULES = [
         ),
     ),
     Schedule(
+        "a pending payment is noted without WAIT",
+        (
+            *("worker 1 claims and sends", "fallback has it pending: pay-1"),
+            *("the replica falls behind", "worker 1 runs", "the replica takes over"),
+            *("fallback denies it: pay-1", "worker 2 finds the new primary", "15000 ms pass"),
+            *("worker 2 claims", "worker 2: ask fallback for pay-1: unclear", "worker 2 runs"),
+            *("25000 ms pass", "worker 2 claims and sends", "default pays it: pay-1"),
+        ),
+    ),
+    Schedule(
         "resolve without WAIT",
         (
             *("worker 1 claims and sends", "fallback refuses with 422: pay-1", "worker 1 runs"),

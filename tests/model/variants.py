@@ -465,6 +465,12 @@ VARIANTS = [
         rare=True,
     ),
     Protocol(
+        "a pending payment is noted without WAIT",
+        unconfirmed=frozenset({"release"}),
+        temper={**_ONE_PAYMENT, "failovers": True, "deliberate": True},
+        rare=True,
+    ),
+    Protocol(
         "resolve without WAIT",
         unconfirmed=frozenset({"resolve"}),
         temper={**_ONE_PAYMENT, "failovers": True},

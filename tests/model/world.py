@@ -80,10 +80,10 @@ class World:
         """What was noted when the replica fell behind; None while it is not."""
         self._is_short = False
         self.is_lost = False
+        self.told_pending: set[str] = set()
+        """The payments that a worker was told to be noted as pending."""
         self._told_final: set[str] = set()
-        """The payments that a worker was told to have ended as declined."""
         self._told_resolved: set[str] = set()
-        """The payments that an operator was told to be resolved."""
         self.protocol = protocol
         if temper.failovers:  # with hash tags, as in a cluster
             temper = replace(temper, purges=False, orders=False)
@@ -181,6 +181,8 @@ class World:
         if needs and call.name not in self.protocol.unconfirmed:
             self._confirm(call.node, has_written=self._changes(call.node) != before)
         self._note_told(call.name, args, answer)
+        if call.name == "release":
+            self._note_pending(call.node, args)
         return answer
 
     def _untagged(self, argument: Any) -> Any:
@@ -197,6 +199,14 @@ class World:
             verdicts = zip(args[3:], answer, strict=True)
             self._told_resolved.update(name for name, verdict in verdicts if verdict == b"done")
             self.resolved |= self._told_resolved
+
+    def _note_pending(self, node: Node, args: Sequence[Any]) -> None:
+        for correlation_id, marked in zip(args[0::10], args[5::10], strict=True):
+            if "p" in marked:
+                record = self.partition.record(correlation_id)
+                held = cast(bytes | None, node.store.client.hget(record, "open"))
+                if b"p" in (held or b""):
+                    self.told_pending.add(correlation_id)
 
     def _changes(self, node: Node) -> int:
         if not self.protocol.waits_for_own_writes:
@@ -311,10 +321,9 @@ class World:
         self.is_lost = self.changed = True
 
     def _forget_payments(self) -> None:
-        for noted in (self.present, self.resolved, self.declined, self.final):
+        told = (self.told_pending, self._told_final, self._told_resolved)
+        for noted in (self.present, self.resolved, self.declined, self.final, *told):
             noted.clear()
-        self._told_final.clear()
-        self._told_resolved.clear()
         self.acknowledged.clear()
 
     def settle_down(self) -> None:
