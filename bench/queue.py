@@ -25,7 +25,7 @@ from bench.idle import ClaimCost, Wake, claim_costs, idle_percent, wake_latency
 from bench.local import DURABLE, BenchError, read_answer, redis_cpu_s, running, running_redis
 from bench.queue_workers import PROCESSOR, SLOTS, taskiq_broker
 from payswitch.payments.accepting import job_bytes
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
 
 MEASURES = (
     Measure("jobs_per_s", "jobs/s", more_is_better=True),
@@ -53,7 +53,7 @@ def put_payments(client: redis.Redis, count: int, *, pinned: bool = False) -> No
         args: list[str | int | bytes] = [10**9]
         for each in ids:
             args += (each, 1990, now + 3_600_000, job_bytes(each, now), "")
-        accept(args=args)
+        accept(keys=[keys.GENERATION], args=args)
         if pinned:
             with client.pipeline(transaction=False) as pipe:
                 for each in ids:

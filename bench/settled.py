@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from redis import Redis
 
 from payswitch.money import Total
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
 
 PROCESSORS = ("default", "fallback")
 RETENTION_MS = 7 * 24 * 3600 * 1000
@@ -113,7 +113,7 @@ def load_settled(redis: Redis, payments: Sequence[Payment]) -> Iterator[int]:
         args: list[str | int] = [RETENTION_MS]
         for payment in batch:
             args += (payment.correlation_id, "0", payment.processor, payment.requested_at, "", "")
-        verdicts = set(settle(args=args))
+        verdicts = set(settle(keys=[keys.GENERATION], args=args))
         if verdicts != {b"settled"}:
             raise RuntimeError(f"not settled: {verdicts}")
         yield len(batch)

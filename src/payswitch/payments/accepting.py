@@ -166,13 +166,20 @@ class AcceptQueue:
                 verdicts[number] = verdict
 
     async def _call(self, items: list[_Item]) -> list[str | Exception]:
+        nodes: dict[Partition, Node | Exception] = {}
+        for partition in {partition for partition, _ in items}:
+            try:
+                nodes[partition] = await partition.locate()
+            except (RedisError, OSError) as error:
+                nodes[partition] = error
         by_node: dict[Node, list[int]] = {}
         verdicts: list[str | Exception] = [RedisConnectionError("no node")] * len(items)
         for number, (partition, _) in enumerate(items):
-            try:
-                by_node.setdefault(await partition.locate(), []).append(number)
-            except (RedisError, OSError) as error:
-                verdicts[number] = error
+            node = nodes[partition]
+            if isinstance(node, Exception):
+                verdicts[number] = node
+            else:
+                by_node.setdefault(node, []).append(number)
         for node, numbers in by_node.items():
             answers = await self._call_node(node, [items[number] for number in numbers])
             for number, verdict in zip(numbers, answers, strict=True):

@@ -123,10 +123,10 @@ class CommitByNode(Generic[Item, Result]):
         self._limit_s = limit_s
         self._by_node: dict[str, GroupCommit[tuple[Partition, Item], Result]] = {}
 
-    async def submit(self, partition: Partition, item: Item) -> Result:
+    def submit(self, partition: Partition, item: Item) -> Awaitable[Result]:
         """As `GroupCommit.submit`."""
         home = partition.home
         commits = self._by_node.get(home)
         if commits is None:
             commits = self._by_node[home] = GroupCommit(self._flush, limit_s=self._limit_s)
-        return await commits.submit((partition, item))
+        return commits.submit((partition, item))

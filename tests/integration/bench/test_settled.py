@@ -44,7 +44,7 @@ def pay_for_real(redis: Redis, payment: Payment) -> None:
     call["route"](keys=own, args=route)
     settle: list[str | int] = [RETENTION_MS, name, "0", payment.processor]
     settle += (payment.requested_at, "", "")
-    assert call["settle"](keys=[keys.GENERATION], args=settle) == [b"settled"]
+    assert call["settle"](keys=own, args=settle) == [b"settled"]
 
 
 def hash_of(redis: Redis, key: str) -> dict[bytes, bytes]:
@@ -84,7 +84,7 @@ def test_the_ledger_sums_what_was_loaded(redis: Redis) -> None:
     assert sum(load_settled(redis, payments)) == 2_500
     first, last = payments[700].requested_at, payments[1_900].requested_at
     summary = redis.register_script(scripts.source("summary"))
-    _, _, *counts = summary(args=[first, last, "default", "fallback"])
+    _, _, *counts = summary(keys=[keys.GENERATION], args=[first, last, "default", "fallback"])
     expected = Sums(payments).window(first, last)
     assert expected["default"] == Total(int(counts[0]), int(counts[1]) * 10**9 + int(counts[2]))
     assert expected["fallback"] == Total(int(counts[3]), int(counts[4]) * 10**9 + int(counts[5]))

@@ -43,7 +43,7 @@ WITH_A_BUG = (
 import payswitch.ingress.endpoints
 from payswitch.cli.main import main
 
-async def read_record(redis, correlation_id):
+async def read_record(*_, **__):
     raise KeyError("a bug")
 
 payswitch.ingress.endpoints.read_record = read_record
