@@ -9,16 +9,14 @@ from payswitch.store import keys
 from tests.model.processors import REFUSED_CONNECTION, UNCLEAR, Wire
 from tests.model.promise import Snapshot
 from tests.model.stepped import Gate, Node
-from tests.model.world import (
+from tests.model.temper import (
     LATER_MAX_DELAY_MS,
     LEASE_MS,
     MARGIN_MS,
     MAX_DELAY_MS,
     QUIET_MS,
-    Ingress,
-    Worker,
-    World,
 )
+from tests.model.world import Ingress, Worker, World
 from tests.support import PROCESSORS
 
 _MOST_IN_HAND = 4

@@ -16,7 +16,8 @@ from payswitch.payments.ledger import Ledger
 from payswitch.store import keys
 from tests.model.processors import Entry
 from tests.model.stepped import Process, SteppedRedis
-from tests.model.world import LEASE_MS, World
+from tests.model.temper import LEASE_MS
+from tests.model.world import World
 from tests.support import PROCESSORS
 
 

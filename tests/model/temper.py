@@ -1,8 +1,15 @@
-"""What differs between the model's runs."""
+"""What differs between the model's runs, and the settings that all of them have."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+LEASE_MS = 15_000
+MARGIN_MS = 500
+MAX_DELAY_MS = 10_000
+LATER_MAX_DELAY_MS = 60_000
+"""The longest delay once the processors have become slower."""
+QUIET_MS = LEASE_MS + MAX_DELAY_MS
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ _PURGED_WHILE_IN_HAND = (
 
 _ANOTHER_FIRST_TRY = (
     *("the replica takes over", "worker 2 finds the new primary"),
-    *("worker 1 claims", "worker 1 runs", "time passes until something is due"),
+    *("worker 1 claims", "worker 1: route pay-1, answered later", "worker 1 is killed"),
+    "15000 ms pass",
     *("worker 1 claims", "worker 1: ask fallback for pay-1: unclear", "worker 1 runs"),
     *("25000 ms pass", "worker 2 claims and sends", "default stays silent: pay-1"),
     *("worker 2 runs", "worker 1 finds the new primary", "Redis' clock steps 3600000 ms"),

@@ -27,6 +27,8 @@ class Protocol:
     tries: type[Tries] = Tries
     claims: type[Claims] = Claims
     watch: Callable[[], QuietWatch] = QuietWatch
+    numbers_tries: bool = False
+    """Whether a try's id is its number: a failover or a purge makes it that of another one."""
     unconfirmed: frozenset[str] = frozenset()
     """Scripts that don't wait for the replica."""
     short_is_done: bool = False
@@ -127,15 +129,6 @@ class _CountsFromTheFirstSight(QuietWatch):
     def passed(self, claim: Claim, now_ms: float) -> bool:
         first = self._first.setdefault(claim.correlation_id, now_ms)
         return now_ms - first >= claim.quiet_ms
-
-
-class _NumbersTries(Tries):
-    """Gives a try its number as its id: a purge, or a failover, makes it that of another one."""
-
-    async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
-        return await self._routes.submit(
-            self._of(claim), (claim, processor, findings, str(claim.tries + 1))
-        )
 
 
 class _WatchesByNumber(QuietWatch):
@@ -426,7 +419,7 @@ VARIANTS = [
     ),
     Protocol(
         "numbered tries",
-        tries=_NumbersTries,
+        numbers_tries=True,
         temper={**_ONE_PAYMENT, "purges": True, "clock_steps": True},
         rare=True,
     ),

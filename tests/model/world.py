@@ -18,7 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from payswitch.dispatch.dispatcher import Pauses
 from payswitch.dispatch.routing import Breaker, BreakerLimits, Router
 from payswitch.operations.controls import Controls
-from payswitch.payments import accepting
+from payswitch.payments import accepting, tries
 from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
 from payswitch.payments.audit import Signature
 from payswitch.payments.claims import Claim, parse_open_tries
@@ -44,18 +44,12 @@ from tests.model.stepped import (
     Store,
     model_scripts,
 )
-from tests.model.temper import Temper
+from tests.model.temper import LATER_MAX_DELAY_MS, LEASE_MS, MARGIN_MS, MAX_DELAY_MS, Temper
 from tests.model.variants import Protocol
 from tests.support import PROCESSORS
 
 _MODEL = Signature("the model")
 
-LEASE_MS = 15_000
-MARGIN_MS = 500
-MAX_DELAY_MS = 10_000
-LATER_MAX_DELAY_MS = 60_000
-"""The longest delay once the processors have become slower."""
-QUIET_MS = LEASE_MS + MAX_DELAY_MS
 _START_MS = 1_750_000_000_000
 _HOLD_MS = 5000
 _PATIENCE_MS = 5000
@@ -123,8 +117,11 @@ class World:
             each.deployment: model_scripts(protocol.scripts, each.deployment)
             for each in (self.layout, _OF_TWO)
         }
-        self._boot = mock.patch.object(accepting, "boottime_ms", self._boottime_ms)
-        self._boot.start()
+        self._patches = contextlib.ExitStack()
+        patch = mock.patch.object
+        self._patches.enter_context(patch(accepting, "boottime_ms", self._boottime_ms))
+        if protocol.numbers_tries:
+            self._patches.enter_context(patch(tries, "random_id", self._next_number))
         store.client.flushall()
         self._begin(partitions)
         self.ingresses = [Ingress(self, number) for number in (1, 2)]
@@ -138,6 +135,9 @@ class World:
     def _boottime_ms(self) -> float:
         return self.books.true_ms
 
+    def _next_number(self) -> str:
+        return str(self.claim_in_hand().tries + 1)
+
     def _begin(self, partitions: Partitions) -> None:
         """As `payswitch init`."""
         for each in (*partitions, partitions.common):
@@ -147,7 +147,7 @@ class World:
 
     def close(self) -> None:
         """End the world."""
-        self._boot.stop()
+        self._patches.close()
         for process in self.everyone:
             process.die()
         self.loop.close()
