@@ -220,7 +220,11 @@ class Tries:
     async def _flush_releases(
         self, items: list[tuple[Partition, _Release]]
     ) -> list[bool | Exception]:
-        return await scripts.call_grouped(self._release, items, _release_arguments, _released)
+        # Confirmed if a payment is pending, as its processor may deny that later.
+        is_pending = any(findings.pending for _, (_, _, findings, *_) in items)
+        return await scripts.call_grouped(
+            self._release, items, _release_arguments, _released, confirm=is_pending
+        )
 
     async def _flush_wakes(self, items: list[tuple[Partition, str]]) -> list[Exception | None]:
         return await scripts.call_grouped(self._wake, items, _wake_arguments, _woken)
