@@ -208,8 +208,10 @@ class AcceptQueue:
             self._on_verdicts(verdicts)
         return cast(list[str | Exception], verdicts)
 
-    def _arguments(self, partition: Partition, entries: list[_Entry]) -> list[str | bytes | int]:
-        ahead = self._ahead_ms[partition.home] - self._limit_ms * _REPLY_SHARE
+    def _arguments(
+        self, ahead_ms: Mapping[Partition, float], partition: Partition, entries: list[_Entry]
+    ) -> list[str | bytes | int]:
+        ahead = ahead_ms[partition] - self._limit_ms * _REPLY_SHARE
         enqueued_at = time.time_ns() // 1_000_000
         tag = partition.tag
         args: list[str | bytes | int] = [self._max_backlog]
