@@ -9,12 +9,14 @@ import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+from redis import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
 from payswitch.chaos.island import Island
 from payswitch.local.cluster_topology import CLUSTER_PORTS, NODES, Address, primary_of
 from payswitch.local.redis_cluster import LocalCluster, RedisNode
-from tests.support import SLACK_S, RedisServer, eventually, free_row
+from tests.support import SLACK_S, RedisServer, eventually, free_port, free_row, wait_until
 
 
 class ClusterServer:
@@ -110,6 +112,12 @@ class ClusterServer:
         await eventually(is_known, what=f"slot {slot} is served")
         return found[-1]
 
+    async def replica_of(self, slot: int) -> Address:
+        """The replica of the node that serves a slot."""
+        async with self.client() as redis:
+            [_, replica] = redis.nodes_manager.slots_cache[slot]
+        return next(each for each in self.local.addresses if each.port == replica.port)
+
     async def promoted(self, old: Address, slot: int) -> Address:
         """Wait until another node than `old` serves the slot; returns it."""
 
@@ -136,3 +144,20 @@ class ClusterServer:
 
 def _options(settings: Mapping[str, str]) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", value)]
+
+
+def one_node(folder: Path) -> RedisServer:
+    """A cluster of one node that has all slots: it starts at once, and has as many partitions as a
+    test wants."""
+    server = RedisServer(folder, "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    server.url = f"redis+cluster://127.0.0.1:{server.port}/"
+    return server
+
+
+def take_all_slots(server: RedisServer) -> None:
+    """Let the only node serve the whole cluster."""
+    with Redis(port=server.port) as client:
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, SLOTS - 1)
+        wait_until(
+            lambda: client.cluster("info")["cluster_state"] == "ok", what="the cluster is whole"
+        )

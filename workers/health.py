@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 import orjson
-from arq.connections import RedisSettings
 from arq.cron import cron
 
+from payswitch.dispatch.arq_worker import arq_redis_settings
 from payswitch.operations.fees import FeeWatch
 from payswitch.operations.history import HistoryWriter
 from payswitch.operations.metrics import health_registry
@@ -75,7 +75,7 @@ class WorkerSettings:
         ),
     )
     queue_name = keys.HEALTH_QUEUE
-    redis_settings = RedisSettings.from_dsn(settings.redis_url)
+    redis_settings = arq_redis_settings(settings.redis_url)
     on_startup = startup
     on_shutdown = shutdown
     currency_code = settings.currency_code

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 import orjson
-from arq.connections import RedisSettings
 from arq.typing import WorkerCoroutine
 from arq.worker import func
 
+from payswitch.dispatch.arq_worker import arq_redis_settings
 from payswitch.dispatch.assembly import make_dispatcher, payment_trace, worker_heartbeat
 from payswitch.dispatch.counts import SettleCounts
 from payswitch.dispatch.dispatcher import Dispatcher
@@ -81,7 +81,7 @@ class WorkerSettings:
     # argument of a job can take its place.
     functions = (func(cast(WorkerCoroutine, pay), name=JOB_FUNCTION),)
     queue_name = keys.QUEUE
-    redis_settings = RedisSettings.from_dsn(settings.redis_url)
+    redis_settings = arq_redis_settings(settings.redis_url)
     on_startup = startup
     on_shutdown = shutdown
     currency_code = settings.currency_code

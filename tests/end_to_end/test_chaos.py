@@ -111,6 +111,20 @@ def test_a_redis_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_cluster_whose_nodes_are_wiped_frozen_and_cut_off_breaks_no_promise(
+    tmp_path: Path,
+) -> None:
+    run = chaos(
+        tmp_path,
+        *("--redis=cluster", "--seed=3", "--minutes=1", "--rate=100"),
+        environment=QUICK,
+    )
+    found = assert_holds(run, tmp_path, 3)
+    assert {"node-wipe", "failover", "nodes-restart", "shard-pause"} <= {*found["faults"]}
+
+
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_under_clean_faults_the_summary_equals_the_books_all_along(tmp_path: Path) -> None:
     run = chaos(tmp_path, "--seed=41", "--minutes=0.7", "--faults=clean,client")
@@ -162,6 +176,7 @@ def test_a_dispatcher_that_unpins_on_a_lost_answer_is_found_out(tmp_path: Path) 
         (("--faults=everything",), "redis-kill"),
         (("--minutes=0",), "minutes"),
         (("--seed=-1",), "seed"),
+        (("--faults=failover,kill",), "failover: only with --redis cluster"),
     ],
 )
 def test_a_wrong_option_is_refused_in_words(

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from arq.connections import ArqRedis
 
-from payswitch.store.client import connect
-from tests.cluster import ClusterServer
+from payswitch.durability import Deployment
+from payswitch.store.beginning import begin
+from payswitch.store.client import Client, connect
+from tests.cluster import ClusterServer, one_node, take_all_slots
 from tests.integration.command import stop_forking
 from tests.support import SLACK_S, RedisServer
 
@@ -21,7 +23,9 @@ from tests.support import SLACK_S, RedisServer
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what runs against a Redis of the tests: CI runs it once for each server."""
     for item in items:
-        if {"shared_redis", "own_redis", "shared_cluster"} & {*getattr(item, "fixturenames", ())}:
+        if {"shared_redis", "own_redis", "shared_cluster", "shared_node"} & {
+            *getattr(item, "fixturenames", ())
+        }:
             item.add_marker(pytest.mark.store)
 
 
@@ -81,6 +85,27 @@ async def cluster(shared_cluster: ClusterServer) -> ClusterServer:
     await shared_cluster.start_nodes()
     await shared_cluster.flush()
     return shared_cluster
+
+
+@pytest.fixture(scope="session")
+def shared_node() -> Iterator[RedisServer]:
+    """A cluster of one node for all tests that only need partitions."""
+    with tempfile.TemporaryDirectory(dir=in_memory()) as folder:
+        server = one_node(Path(folder))
+        server.start()
+        take_all_slots(server)
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+async def partitioned(shared_node: RedisServer) -> AsyncIterator[Client]:
+    """A client of a new deployment of 16 partitions, on one node."""
+    shared_node.flush()
+    client = connect(shared_node.url, limit_s=SLACK_S, deployment=Deployment(16))
+    await begin(client)
+    yield client
+    await client.aclose(close_connection_pool=True)
 
 
 @pytest.fixture

@@ -9,17 +9,14 @@ from payswitch.store import keys
 from tests.model.processors import REFUSED_CONNECTION, UNCLEAR, Wire
 from tests.model.promise import Snapshot
 from tests.model.stepped import Gate, Node
-from tests.model.world import (
-    CONFIRMED,
+from tests.model.temper import (
     LATER_MAX_DELAY_MS,
     LEASE_MS,
     MARGIN_MS,
     MAX_DELAY_MS,
     QUIET_MS,
-    Ingress,
-    Worker,
-    World,
 )
+from tests.model.world import Ingress, Worker, World
 from tests.support import PROCESSORS
 
 _MOST_IN_HAND = 4
@@ -60,7 +57,7 @@ def possible(world: World, seen: Snapshot) -> Iterator[Action]:
             yield Action(f"{wire.processor} {what}: {wire.payment}", weight, happen)
     if world.temper.deliberate:
         for wire in [*world.books.wires, *world.books.undecided()]:
-            yield from _of_deliberation(world, wire, seen)
+            yield from _of_deliberation(world, wire)
     for gate in world.gates:
         yield from _of_gate(world, gate)
     for ghost in world.ghosts:
@@ -144,7 +141,12 @@ def _of_clients(world: World, seen: Snapshot) -> Iterator[Action]:
         yield Action(f"begin to accept {name}", 1, partial(first.call_accept, name, 1000))
     for old in world.idle_ids():
         yield Action(f"accept {old}, which was purged", 6, partial(accept, world, first, old, 1000))
-    for known in sorted(world.present)[:1]:
+    if world.is_lost:
+        for name in sorted(set(world.amounts) - world.present):
+            yield Action(f"accept {name}, lost", 6, partial(accept, world, first, name, 1000))
+    if world.temper.loses_all and not world.is_lost and not world.gates:
+        yield Action("everything is lost", 1, world.lose_everything)
+    for known in sorted(world.present, key=lambda name: (name in world.acknowledged, name))[:1]:
         yield Action(f"accept {known} again", 1, partial(accept, world, second, known, 1000))
         yield Action(f"accept {known}, changed", 1, partial(accept, world, second, known, 2000))
         yield Action("sweep", 1, second.call_sweep)
@@ -158,7 +160,9 @@ def _of_clients(world: World, seen: Snapshot) -> Iterator[Action]:
 
 
 def _is_due(world: World, node: Node) -> bool:
-    found = node.store.client.zrangebyscore(keys.QUEUE, "-inf", world.redis_now(node), 0, 1)
+    found = node.store.client.zrangebyscore(
+        world.partition.key(keys.QUEUE), "-inf", world.redis_now(node), 0, 1
+    )
     return bool(found)
 
 
@@ -217,7 +221,7 @@ def _of_worker(world: World, worker: Worker, *, is_due: bool) -> Iterator[Action
         yield Action(f"{name} is stopped", 1, partial(world.stop, worker))
 
 
-def _of_deliberation(world: World, wire: Wire, seen: Snapshot) -> Iterator[Action]:
+def _of_deliberation(world: World, wire: Wire) -> Iterator[Action]:
     """Once a worker has written down that a payment is pending, its processor may even deny it."""
     books = world.books
     where = f"{wire.processor} {{}}: {wire.payment}"
@@ -227,8 +231,7 @@ def _of_deliberation(world: World, wire: Wire, seen: Snapshot) -> Iterator[Actio
         return
     yield Action(where.format("decides for it"), 3, partial(books.decide, wire, paid=True))
     yield Action(where.format("decides against it"), 3, partial(books.decide, wire, paid=False))
-    is_known = "p" in seen.records.get(wire.payment, {}).get("open", "")
-    if is_known and not wire.denied:
+    if wire.payment in world.told_pending and not wire.denied:
         yield Action(where.format("denies it"), 6, partial(setattr, wire, "denied", True))
 
 
@@ -241,7 +244,7 @@ def _of_gate(world: World, gate: Gate) -> Iterator[Action]:
         yield Action(f"{gate.label}: unclear", 4, partial(gate.answer, UNCLEAR))
     sluggish = world.temper.sluggish and gate.label.startswith("worker 1:")
     yield Action(f"{gate.label}", 1 if sluggish else 4, gate.pass_on)
-    if not gate.performed and world.is_behind and gate.script in CONFIRMED:
+    if not gate.performed and world.is_behind and gate.call and gate.call.confirm:
         yield Action(f"{gate.label}, WAIT short", 6, partial(world.fall_short, gate))
     if not gate.performed:
         weight = 12 if gate.kind == "claim" and world.temper.slow_claims else 1

@@ -13,8 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from tests.model.actions import Action, accept, possible
 from tests.model.promise import Snapshot, check, count_depth, heal, read
 from tests.model.stepped import Store
+from tests.model.temper import Temper
 from tests.model.variants import Protocol
-from tests.model.world import Temper, World
+from tests.model.world import World
 
 _DAY_MS = 24 * 3_600_000
 TEMPERS = st.builds(

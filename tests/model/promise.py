@@ -13,9 +13,11 @@ from payswitch.dispatch.routing import BreakerState
 from payswitch.money import Total
 from payswitch.payments.claims import parse_open_tries
 from payswitch.payments.ledger import Ledger
+from payswitch.store import keys
 from tests.model.processors import Entry
 from tests.model.stepped import Process, SteppedRedis
-from tests.model.world import LEASE_MS, World
+from tests.model.temper import LEASE_MS
+from tests.model.world import World
 from tests.support import PROCESSORS
 
 
@@ -45,35 +47,40 @@ class Snapshot:
 
 
 _READ = """
-local generation = redis.call('GET', 'payments:generation') or '0'
+local generation = redis.call('GET', KEYS[1]) or '0'
 local totals, records = {}, {}
-for i, name in ipairs(KEYS) do
-  totals[i] = redis.call('HMGET', 'ledger:' .. name .. ':' .. generation .. ':total',
+for i = 4, 3 + ARGV[3] do
+  totals[#totals + 1] = redis.call('HMGET', ARGV[1] .. ARGV[i] .. ':' .. generation .. ':total',
     'count', 'cents')
 end
 local incidents = 0
-for _, entry in ipairs(redis.call('LRANGE', 'payments:incidents', 0, -1)) do
+for _, entry in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
   if not string.find(entry, '"state":"resolved"', 1, true) then incidents = incidents + 1 end
 end
-for i, id in ipairs(ARGV) do records[i] = redis.call('HGETALL', 'payment:' .. id) end
-return { redis.call('ZRANGE', 'arq:queue', 0, -1, 'WITHSCORES'),
-  redis.call('ZRANGE', 'payments:open', 0, -1), redis.call('ZRANGE', 'payments:dead', 0, -1),
-  incidents, totals, records }
+for i = 4 + ARGV[3], #ARGV do
+  records[#records + 1] = redis.call('HGETALL', ARGV[2] .. ARGV[i])
+end
+return { redis.call('ZRANGE', KEYS[3], 0, -1, 'WITHSCORES'), redis.call('ZRANGE', KEYS[4], 0, -1),
+  redis.call('ZRANGE', KEYS[5], 0, -1), incidents, totals, records }
 """
 
 
 def read(world: World) -> Snapshot:
     """Read what the promise is about."""
-    ids = sorted(world.present)
-    queue, open_, dead, incidents, totals, records = world.store.run(_READ, PROCESSORS, ids)
+    ids, own = sorted(world.present), world.partition
+    names = (keys.GENERATION, keys.INCIDENTS, keys.QUEUE, keys.OPEN, keys.DEAD)
+    prefixes = (f"{own.key('ledger')}:", own.record(""))
+    queue, open_, dead, incidents, totals, records = world.store.run(
+        _READ, [own.key(name) for name in names], [*prefixes, len(PROCESSORS), *PROCESSORS, *ids]
+    )
     return Snapshot(
         records={
             correlation_id: _texts(record)
             for correlation_id, record in zip(ids, records, strict=True)
         },
-        queue={key: float(score) for key, score in _texts(queue).items()},
-        open=frozenset(key.decode() for key in open_),
-        dead=frozenset(key.decode() for key in dead),
+        queue={key.removeprefix(own.tag): float(score) for key, score in _texts(queue).items()},
+        open=frozenset(own.correlation_id(key) for key in open_),
+        dead=frozenset(own.correlation_id(key) for key in dead),
         incidents=incidents,
         totals={
             name: Total(int(count or 0), int(cents or 0))
@@ -228,7 +235,8 @@ def heal(world: World) -> None:
         if not _all_are_done(seen):
             world.wait(max(pause, _until_next(world, seen)))
     check(world, seen)
-    _check_windows(world, seen)
+    if not world.is_lost:
+        _check_windows(world, seen)
 
 
 def _behind(world: World, seen: Snapshot) -> int:

@@ -4,16 +4,20 @@ and a Redis whose every script call waits at a gate until somebody says what bec
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
-from typing import Any, Protocol, TypeVarTuple, Unpack
+from typing import Any, Protocol, TypeVarTuple, Unpack, cast
 
 import redis
+from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from payswitch.store import scripts
+from payswitch.store import keys, scripts
+from payswitch.store.partitions import Call, Confirm, Partition, Partitions
 
 _CLOCK = """
   local time = redis.call('TIME')
@@ -22,6 +26,8 @@ _CLOCK = """
 _MODEL_CLOCK = """
   return tonumber(KEYS[#KEYS])
 """
+
+_PAYMENT = re.compile(r"(?:\{.*\})?(pay-\d+)")
 
 Arguments = TypeVarTuple("Arguments")
 Replacements = Mapping[str, Sequence[tuple[str, str]]]
@@ -87,10 +93,6 @@ for _, key in ipairs(redis.call('KEYS', '*')) do redis.call('COPY', key, key, 'D
 """
 
 
-class NotConfirmedError(redis.RedisError):
-    """The script was carried out, but too few replicas have its writes."""
-
-
 class Store:
     """The real Redis behind the model, reached synchronously: each call is one atomic step.
     `spare` is another database of it."""
@@ -121,18 +123,42 @@ class Node:
     ahead: int
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a process divides the payments: its partitions' hash tags, and what it demands that each
+    says of the deployment. A single Redis is one partition without a tag."""
+
+    tags: tuple[str, ...] = ("",)
+    deployment: str = ""
+
+
+@dataclass(frozen=True)
+class ScriptCall:
+    """A script on its way to a node, by one that demands this deployment."""
+
+    name: str
+    keys: Sequence[Any]
+    args: Sequence[Any]
+    node: Node
+    confirm: Confirm
+    deployment: str
+
+
 class Gate:
     """Where a task waits for the model: to let it do its step, to fail it, or to do the step and
     lose the answer."""
 
     def __init__(
-        self, kind: str, label: str, perform: Callable[[], Any], node: Node, script: str
+        self,
+        kind: str,
+        label: str,
+        perform: Callable[[], Any],
+        call: ScriptCall | None,
     ) -> None:
         self.kind = kind
         self.label = label
-        self.node = node
-        """Where the call has gone to."""
-        self.script = script
+        self.call = call
+        """The step, if it is a script."""
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.performed = False
         self._perform = perform
@@ -180,8 +206,10 @@ class Surroundings(Protocol):
     node: Node
     """The primary."""
 
-    def run_script(self, name: str, keys: Sequence[Any], args: Sequence[Any], node: Node) -> Any:
-        """Run the script of this name on this node, on virtual time."""
+    layout: Layout
+
+    def run_script(self, call: ScriptCall) -> Any:
+        """Run a script on its node, on virtual time."""
 
     def redis_now(self, node: Node) -> int:
         """A node's virtual clock, in ms."""
@@ -193,23 +221,28 @@ class Process:
     A script call that had left it is carried out by Redis, or not: it becomes a ghost.
     """
 
-    def __init__(self, around: Surroundings, name: str) -> None:
+    def __init__(self, around: Surroundings, name: str, layout: Layout | None = None) -> None:
         self.name = name
         self.dead = False
+        self.layout = layout or around.layout
         self.gates: list[Gate] = []
         self.node = around.node
         """What it takes for the primary."""
         self._around = around
 
     async def pass_gate(
-        self, kind: str, label: str, perform: Callable[[], Any], script: str = ""
+        self,
+        kind: str,
+        label: str,
+        perform: Callable[[], Any],
+        call: ScriptCall | None = None,
     ) -> Any:
         """Wait until the model lets this step pass; returns its answer."""
         if self.dead:
             raise asyncio.CancelledError
         if self._around.free:
             return perform()
-        gate = Gate(kind, f"{self.name}: {label}", perform, self.node, script)
+        gate = Gate(kind, f"{self.name}: {label}", perform, call)
         self.gates.append(gate)
         self._around.gates.append(gate)
         try:
@@ -229,21 +262,59 @@ class Process:
             gate.future.cancel()
 
 
-class SteppedScript:
-    """Stands where redis-py's `AsyncScript` does."""
+class SteppedNode:
+    """Stands where the connections to one node do: each script waits at a gate."""
 
-    def __init__(self, process: Process, around: Surroundings, name: str) -> None:
+    is_connected = True
+
+    def __init__(self, process: Process, around: Surroundings, node: Node) -> None:
         self._process = process
         self._around = around
-        self._name = name
+        self._node = node
 
-    async def __call__(self, keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Any:
-        label = " ".join([self._name, *_payments_among(args)])
-        kind = "claim" if self._name == "claim" else "redis"
+    async def run(
+        self, text: str, sha: str, calls: Sequence[Call], *, confirm: Confirm
+    ) -> list[Any]:
+        """As `payswitch.store.partitions.Node.run`."""
+        name = _names(self._process.layout.deployment)[text]
+        return [await self._call(name, keys, args, confirm) for keys, args in calls]
+
+    async def _call(
+        self, name: str, keys: Sequence[Any], args: Sequence[Any], confirm: Confirm
+    ) -> Any:
+        deployment = self._process.layout.deployment
+        call = ScriptCall(name, keys, args, self._node, confirm, deployment)
+        label = " ".join([name, *_payments_among(args)])
+        kind = "claim" if name == "claim" else "redis"
+        try:
+            return await self._process.pass_gate(
+                kind, label, lambda: self._around.run_script(call), call
+            )
+        except redis.RedisError as error:
+            return error
+
+
+class SteppedNodes:
+    """Leads to the node that a process takes for the primary."""
+
+    def __init__(self, process: Process, around: Surroundings) -> None:
+        self._process = process
+        self._around = around
+        self._nodes: dict[Node, SteppedNode] = {}
+
+    def home(self, slot: int) -> str:
+        """As `payswitch.store.partitions.Nodes.home`."""
+        return "the model"
+
+    async def locate(self, slot: int) -> SteppedNode:
+        """As `payswitch.store.partitions.Nodes.locate`."""
         node = self._process.node
-        return await self._process.pass_gate(
-            kind, label, lambda: self._around.run_script(self._name, keys, args, node), self._name
-        )
+        if node not in self._nodes:
+            self._nodes[node] = SteppedNode(self._process, self._around, node)
+        return self._nodes[node]
+
+    async def locate_again(self, slot: int, wrong: Exception) -> None:
+        """As `payswitch.store.partitions.Nodes.locate_again`: there is no other."""
 
 
 class SteppedRedis:
@@ -253,11 +324,11 @@ class SteppedRedis:
     def __init__(self, process: Process, around: Surroundings) -> None:
         self._process = process
         self._around = around
-        self._names = {scripts.source(name): name for name in SCRIPTS}
-
-    def register_script(self, text: str) -> SteppedScript:
-        """As redis-py's."""
-        return SteppedScript(self._process, self._around, self._names[text])
+        redis, nodes = cast(Redis, self), SteppedNodes(process, around)
+        layout = process.layout
+        every = [Partition(n, tag, redis, nodes) for n, tag in enumerate(layout.tags)]
+        common = Partition(0, keys.SELECTION, redis, nodes) if layout.tags[0] else every[0]
+        self.partitions = Partitions(every, common, layout.deployment)
 
     async def time(self) -> tuple[int, int]:
         """Redis' virtual clock: seconds and microseconds."""
@@ -285,14 +356,20 @@ SCRIPTS = sorted(
 """Every script of the protocol."""
 
 
+@cache
+def _names(deployment: str) -> dict[str, str]:
+    return {scripts.source(name, deployment): name for name in SCRIPTS}
+
+
 def _payments_among(args: Sequence[Any]) -> list[str]:
     """The payments that a call is about, for its label."""
-    return sorted({arg for arg in args if isinstance(arg, str) and arg.startswith("pay-")})
+    found = (_PAYMENT.fullmatch(arg) for arg in args if isinstance(arg, str))
+    return sorted({match[1] for match in found if match})
 
 
-def model_scripts(replacements: Replacements) -> dict[str, str]:
+def model_scripts(replacements: Replacements, deployment: str) -> dict[str, str]:
     """The text of every script, on the model's clock and with these replacements."""
-    texts = {name: on_model_clock(scripts.source(name)) for name in SCRIPTS}
+    texts = {name: on_model_clock(scripts.source(name, deployment)) for name in SCRIPTS}
     for name, pairs in replacements.items():
         for old, new in pairs:
             texts[name] = replace_once(texts[name], old, new)

@@ -10,8 +10,9 @@ import pytest
 from tests.model.actions import accept, possible
 from tests.model.promise import BrokenPromiseError, check, heal, read
 from tests.model.stepped import Store
+from tests.model.temper import Temper
 from tests.model.variants import VARIANTS, Protocol
-from tests.model.world import Temper, World
+from tests.model.world import World
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,20 @@ class Schedule:
     steps: tuple[str, ...]
 
 
+_OF_A_CLUSTER = {"the replica takes over", "everything is lost", "accept pay-1 again"}
+
+
 def play(store: Store, protocol: Protocol, schedule: Schedule) -> int:
     """Let it happen to pay-1 as far as it can, then heal; returns how many steps could not happen.
     Raises `BrokenPromiseError`."""
     impossible = 0
-    temper = Temper(slower="the processors become slower" in schedule.steps, deliberate=True)
+    temper = Temper(
+        slower="the processors become slower" in schedule.steps,
+        deliberate=True,
+        failovers=not _OF_A_CLUSTER.isdisjoint(schedule.steps),
+        loses_all="everything is lost" in schedule.steps,
+        misfit=schedule.guards == "another number of partitions",
+    )
     world = World(store, protocol, temper)
     try:
         accept(world, world.ingresses[0], "pay-1", 1000)
@@ -50,6 +60,18 @@ _PURGED_WHILE_IN_HAND = (
     *("worker 1 claims", "purge at once", "15000 ms pass", "worker 2 claims and sends"),
     *("ingress 1: purge", "default pays it: pay-1", "worker 2 runs"),
 )
+
+_ANOTHER_FIRST_TRY = (
+    *("the replica takes over", "worker 2 finds the new primary"),
+    *("worker 1 claims", "worker 1: route pay-1, answered later", "worker 1 is killed"),
+    "15000 ms pass",
+    *("worker 1 claims", "worker 1: ask fallback for pay-1: unclear", "worker 1 runs"),
+    *("25000 ms pass", "worker 2 claims and sends", "default stays silent: pay-1"),
+    *("worker 2 runs", "worker 1 finds the new primary", "Redis' clock steps 3600000 ms"),
+    *("worker 1 claims and sends", "fallback pays it: pay-1", "worker 1 runs"),
+    "default records it: pay-1",
+)
+"""Worker 1 sees a try at the former primary that was never sent, then one at the new primary."""
 
 SCHEDULES = [
     Schedule(
@@ -238,6 +260,88 @@ SCHEDULES = [
             *("worker 2 claims and sends", "Redis' clock steps 3600000 ms"),
             *("worker 1 claims and sends", "fallback pays it: pay-1", "worker 1 runs"),
             "default records it: pay-1",
+        ),
+    ),
+    Schedule("numbered tries", _ANOTHER_FIRST_TRY),
+    Schedule("tries watched by number", _ANOTHER_FIRST_TRY),
+    Schedule(
+        "counting tokens, the horizon by Redis' clock alone",
+        (
+            *("worker 1 claims and sends", "fallback stays silent: pay-1", "worker 1 runs"),
+            *("time passes until something is due", "the replica takes over"),
+            *("worker 2 finds the new primary", "worker 2 claims", "14500 ms pass"),
+            *("worker 1 claims", "worker 1 finds the new primary"),
+            *("worker 1: ask fallback for pay-1", "worker 1: route pay-1"),
+            *("time passes until something is due", "10000 ms pass", "worker 2 claims and sends"),
+            *("default pays it: pay-1", "worker 2 runs", "worker 1: write pay-1 to fallback"),
+            "fallback records it: pay-1",
+        ),
+    ),
+    Schedule(
+        "accept without WAIT",
+        ("the replica falls behind", "accept pay-2", "the replica takes over"),
+    ),
+    Schedule(
+        "route without WAIT",
+        ("the replica falls behind", "worker 1 claims and sends", "the replica takes over"),
+    ),
+    Schedule(
+        "bury without WAIT",
+        (
+            *("worker 1 claims and sends", "fallback declines it, keeping nothing: pay-1"),
+            *("the replica falls behind", "worker 1 runs", "the replica takes over"),
+            *("worker 2 finds the new primary", "15000 ms pass", "worker 2 claims and sends"),
+        ),
+    ),
+    Schedule(
+        "a pending payment is noted without WAIT",
+        (
+            *("worker 1 claims and sends", "fallback has it pending: pay-1"),
+            *("the replica falls behind", "worker 1 runs", "the replica takes over"),
+            *("fallback denies it: pay-1", "worker 2 finds the new primary", "15000 ms pass"),
+            *("worker 2 claims", "worker 2: ask fallback for pay-1: unclear", "worker 2 runs"),
+            *("25000 ms pass", "worker 2 claims and sends", "default pays it: pay-1"),
+        ),
+    ),
+    Schedule(
+        "resolve without WAIT",
+        (
+            *("worker 1 claims and sends", "fallback refuses with 422: pay-1", "worker 1 runs"),
+            *("resolve pay-1", "the replica falls behind", "ingress 2: resolve pay-1"),
+            *("the replica takes over", "ingress 2 finds the new primary", "replay pay-1"),
+            *("ingress 2: replay pay-1", "1 ms pass"),
+        ),
+    ),
+    Schedule(
+        "a short WAIT is taken for done",
+        (
+            *("the replica falls behind", "worker 1 claims"),
+            *("worker 1: route pay-1, WAIT short", "worker 1: write pay-1 to fallback"),
+            "the replica takes over",
+        ),
+    ),
+    Schedule(
+        "a call that wrote nothing waits for nothing",
+        (
+            *("the replica falls behind", "begin to accept pay-2"),
+            *("ingress 1: accept pay-2, WAIT short", "accept pay-2 again"),
+            "the replica takes over",
+        ),
+    ),
+    Schedule(
+        "another number of partitions",
+        (
+            *("worker 1 claims and sends", "accept pay-1 again", "15000 ms pass"),
+            "worker 2 claims and sends",
+            *("default pays it: pay-1", "worker 2 runs"),
+        ),
+    ),
+    Schedule(
+        "an empty shard is taken for new",
+        (
+            *("worker 1 claims and sends", "fallback pays it: pay-1", "worker 1 runs"),
+            *("everything is lost", "accept pay-1, lost", "worker 2 claims and sends"),
+            *("default pays it: pay-1", "worker 2 runs"),
         ),
     ),
 ]

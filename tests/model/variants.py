@@ -8,13 +8,13 @@ from typing import cast
 
 from payswitch.dispatch.dispatcher import Dispatcher, Work
 from payswitch.dispatch.quiet_watch import QuietWatch
-from payswitch.payments.claims import Batch, Claim, Claims
+from payswitch.payments.claims import Batch, Claim, Claims, OpenTry
 from payswitch.payments.ids import random_id
 from payswitch.payments.tries import Findings, Routed, Tries
 from payswitch.processors.outcomes import Ended, Missing, NotPaid, Outcome, Refused, Unknown
 from payswitch.store.partitions import Partition
 from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
-from tests.model.stepped import Replacements
+from tests.model.stepped import SCRIPTS, Replacements
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,14 @@ class Protocol:
     tries: type[Tries] = Tries
     claims: type[Claims] = Claims
     watch: Callable[[], QuietWatch] = QuietWatch
+    numbers_tries: bool = False
+    """Whether a try's id is its number: a failover or a purge makes it that of another one."""
     unconfirmed: frozenset[str] = frozenset()
     """Scripts that don't wait for the replica."""
     short_is_done: bool = False
     """Whether a `WAIT` that ended too early counts as confirmed."""
+    waits_for_own_writes: bool = False
+    """Whether a call that wrote nothing waits for nothing, as Redis' `WAIT` alone would do."""
     temper: Mapping[str, object] = field(default_factory=dict)
     """What is given of the world's temper, because the fault shows nowhere else."""
     rare: bool = False
@@ -127,13 +131,30 @@ class _CountsFromTheFirstSight(QuietWatch):
         return now_ms - first >= claim.quiet_ms
 
 
-class _NumbersTries(Tries):
-    """Gives a try its number as its id: a purge, or a failover, makes it that of another one."""
+class _WatchesByNumber(QuietWatch):
+    """Tells tries by the number of tries so far."""
 
-    async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
-        return await self._routes.submit(
-            self._of(claim), (claim, processor, findings, str(claim.tries + 1))
-        )
+    def passed(self, claim: Claim, now_ms: float) -> bool:
+        numbered = OpenTry(str(claim.tries), ended=False)
+        return super().passed(replace(claim, open_tries=(numbered,)), now_ms)
+
+
+class _CountsTokens(Claims):
+    """Takes its token from a counter in Redis, as the script of this variant does."""
+
+    async def take(
+        self,
+        limit: int,
+        *,
+        partitions: Sequence[Partition] | None = None,
+        back: Sequence[str] = (),
+        drain: int = 0,
+    ) -> Batch:
+        batch = await super().take(limit, partitions=partitions, back=back, drain=drain)
+        redis = self._script.partitions.common.redis
+        token = (await redis.get("payments:token")).decode()
+        taken = [replace(each, claim=replace(each.claim, token=token)) for each in batch.taken]
+        return replace(batch, taken=taken)
 
 
 class _TrustsRedisClockAlone(QuietWatch):
@@ -185,6 +206,7 @@ _ONE_PAYMENT: Mapping[str, object] = {
     "strict": False,
     "sluggish": False,
     "deliberate": False,
+    "failovers": False,
     "hasty": True,
 }
 """Nothing but two workers and a processor that is hard to understand."""
@@ -197,6 +219,10 @@ _NOT_FENCED = [
 
 _PENDING_DOES_NOT_STAY = ("if mark == 'p' and not is_decided then", "if false then")
 _ROUTED_ALL_THE_SAME = (" or is_pending_or_declined(known) then", " then")
+_ANY_DEPLOYMENT = {
+    name: [("if DEPLOYMENT ~= '' and deployment ~= DEPLOYMENT then", "if false then")]
+    for name in SCRIPTS
+}
 
 VARIANTS = [
     Protocol(
@@ -393,8 +419,76 @@ VARIANTS = [
     ),
     Protocol(
         "numbered tries",
-        tries=_NumbersTries,
+        numbers_tries=True,
         temper={**_ONE_PAYMENT, "purges": True, "clock_steps": True},
+        rare=True,
+    ),
+    Protocol(
+        "tries watched by number",
+        watch=_WatchesByNumber,
+        temper={**_ONE_PAYMENT, "failovers": True, "clock_steps": True},
+        rare=True,
+    ),
+    Protocol(
+        "counting tokens, the horizon by Redis' clock alone",
+        scripts={
+            "claim": [
+                ("local token = ARGV[4]", "local token = redis.call('INCR', 'payments:token')")
+            ]
+        },
+        claims=_CountsTokens,
+        watch=_TrustsRedisClockAlone,
+        temper={**_ONE_PAYMENT, "failovers": True},
+        rare=True,
+    ),
+    Protocol(
+        "accept without WAIT",
+        unconfirmed=frozenset({"accept"}),
+        temper={**_ONE_PAYMENT, "failovers": True, "payments": 2},
+    ),
+    Protocol(
+        "route without WAIT",
+        unconfirmed=frozenset({"route"}),
+        temper={**_ONE_PAYMENT, "failovers": True},
+    ),
+    Protocol(
+        "bury without WAIT",
+        unconfirmed=frozenset({"bury"}),
+        temper={**_ONE_PAYMENT, "failovers": True, "deliberate": True},
+        rare=True,
+    ),
+    Protocol(
+        "a pending payment is noted without WAIT",
+        unconfirmed=frozenset({"release"}),
+        temper={**_ONE_PAYMENT, "failovers": True, "deliberate": True},
+        rare=True,
+    ),
+    Protocol(
+        "resolve without WAIT",
+        unconfirmed=frozenset({"resolve"}),
+        temper={**_ONE_PAYMENT, "failovers": True},
+        rare=True,
+    ),
+    Protocol(
+        "a short WAIT is taken for done",
+        short_is_done=True,
+        temper={**_ONE_PAYMENT, "failovers": True},
+    ),
+    Protocol(
+        "a call that wrote nothing waits for nothing",
+        waits_for_own_writes=True,
+        temper={**_ONE_PAYMENT, "failovers": True, "payments": 2},
+        rare=True,
+    ),
+    Protocol(
+        "another number of partitions",
+        scripts=_ANY_DEPLOYMENT,
+        temper={**_ONE_PAYMENT, "failovers": True, "misfit": True},
+    ),
+    Protocol(
+        "an empty shard is taken for new",
+        scripts=_ANY_DEPLOYMENT,
+        temper={**_ONE_PAYMENT, "failovers": True, "loses_all": True},
         rare=True,
     ),
 ]

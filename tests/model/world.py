@@ -8,7 +8,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 from unittest import mock
 
@@ -18,7 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from payswitch.dispatch.dispatcher import Pauses
 from payswitch.dispatch.routing import Breaker, BreakerLimits, Router
 from payswitch.operations.controls import Controls
-from payswitch.payments import accepting
+from payswitch.payments import accepting, tries
 from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
 from payswitch.payments.audit import Signature
 from payswitch.payments.claims import Claim, parse_open_tries
@@ -30,73 +30,34 @@ from payswitch.payments.sweeper import Sweeper
 from payswitch.processors.processor import Processor
 from payswitch.selection.selector import Selection, parse_override
 from payswitch.store import keys, scripts
+from payswitch.store.errors import OtherDeploymentError, UnconfirmedError
+from payswitch.store.partitions import Partition, Partitions, tags
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
 from tests.model.stepped import (
     Gate,
+    Layout,
     Node,
-    NotConfirmedError,
     Process,
+    ScriptCall,
     SteppedLoop,
     SteppedRedis,
     Store,
     model_scripts,
 )
+from tests.model.temper import LATER_MAX_DELAY_MS, LEASE_MS, MARGIN_MS, MAX_DELAY_MS, Temper
 from tests.model.variants import Protocol
 from tests.support import PROCESSORS
 
 _MODEL = Signature("the model")
 
-LEASE_MS = 15_000
-MARGIN_MS = 500
-MAX_DELAY_MS = 10_000
-LATER_MAX_DELAY_MS = 60_000
-"""The longest delay once the processors have become slower."""
-QUIET_MS = LEASE_MS + MAX_DELAY_MS
 _START_MS = 1_750_000_000_000
 _HOLD_MS = 5000
 _PATIENCE_MS = 5000
 _CLAIM: ContextVar[Claim] = ContextVar("the claim in hand")
 
 
-@dataclass(frozen=True)
-class Temper:
-    """What differs from run to run: which faults there are, and the settings that matter."""
-
-    workers: int = 2
-    payments: int = 3
-    breaker_failures: int = 1000
-    breaker_refusals: int = 1000
-    deadline_ms: int = 24 * 3600 * 1000
-    redis_faults: bool = True
-    crashes: bool = True
-    clock_steps: bool = True
-    purges: bool = True
-    hasty: bool = False
-    """Whether long times pass seldom."""
-    sluggish: bool = False
-    """Whether the first worker is mostly frozen, so that others take over from it."""
-    unwilling: bool = False
-    """Whether processors mostly stay silent or say 500."""
-    strict: bool = False
-    """Whether processors mostly answer 429 or refuse."""
-    slow_claims: bool = False
-    """Whether a claim's answer is often long on its way."""
-    orders: bool = False
-    """Whether an operator chooses processors, pauses and resumes."""
-    patient: bool = False
-    """Whether payments wait for a processor that is down: every one that isn't preferred is."""
-    slower: bool = False
-    """Whether the processors become slower, and the workers are replaced by some that know it."""
-    deliberate: bool = False
-    """Whether the processors decline payments and have some pending."""
-    failovers: bool = False
-    """Whether Redis has a replica that takes over while the primary lives on."""
-
-
-CONFIRMED = frozenset(
-    {"accept", "route", "bury", "replay", "resolve", "purge", "order", "withdraw"}
-)
-"""The scripts whose answers count only once the replica has their writes."""
+_OF_ONE = Layout(tags(1), "1 replicas 1")
+_OF_TWO = Layout(tags(2), "2 replicas 1")
 
 
 class World:
@@ -112,8 +73,19 @@ class World:
         self._behind: tuple[set[str], ...] | None = None
         """What was noted when the replica fell behind; None while it is not."""
         self._is_short = False
+        self.is_lost = False
+        self.told_pending: set[str] = set()
+        """The payments that a worker was told to be noted as pending."""
+        self._told_final: set[str] = set()
+        self._told_resolved: set[str] = set()
         self.protocol = protocol
-        self.temper = replace(temper, purges=temper.purges and not temper.failovers)
+        if temper.failovers:  # with hash tags, as in a cluster
+            temper = replace(temper, purges=False, orders=False)
+        self.temper = temper
+        self.layout = _OF_ONE if temper.failovers else Layout()
+        partitions = SteppedRedis(Process(self, "init"), self).partitions
+        self.partition: Partition = partitions[0]
+        """The names of the payments' keys."""
         self.counts: Counter[str] = Counter()
         self.gates: list[Gate] = []
         self.ghosts: list[Gate] = []
@@ -141,20 +113,41 @@ class World:
         """What was first asked for under an id."""
         self._pins: dict[tuple[str, int], tuple[bytes, bytes]] = {}
         self.loop = SteppedLoop()
-        self._texts = model_scripts(protocol.scripts)
-        self._boot = mock.patch.object(accepting, "boottime_ms", self._boottime_ms)
-        self._boot.start()
+        self._texts = {
+            each.deployment: model_scripts(protocol.scripts, each.deployment)
+            for each in (self.layout, _OF_TWO)
+        }
+        self._patches = contextlib.ExitStack()
+        patch = mock.patch.object
+        self._patches.enter_context(patch(accepting, "boottime_ms", self._boottime_ms))
+        if protocol.numbers_tries:
+            self._patches.enter_context(patch(tries, "random_id", self._next_number))
         store.client.flushall()
-        self.ingresses = [Ingress(self, f"ingress {number}") for number in (1, 2)]
+        self._begin(partitions)
+        self.ingresses = [Ingress(self, number) for number in (1, 2)]
         self.workers = [Worker(self, number) for number in range(1, temper.workers + 1)]
         self.everyone: list[Process] = [*self.ingresses, *self.workers]
+
+    def layout_of(self, number: int) -> Layout:
+        """What the ingress or worker of this number is set to."""
+        return _OF_TWO if self.temper.misfit and number == 2 else self.layout
 
     def _boottime_ms(self) -> float:
         return self.books.true_ms
 
+    def _next_number(self) -> str:
+        return str(self.claim_in_hand().tries + 1)
+
+    def _begin(self, partitions: Partitions) -> None:
+        """As `payswitch init`."""
+        for each in (*partitions, partitions.common):
+            if each.tag:
+                self.store.client.set(each.key(keys.DEPLOYMENT), partitions.deployment)
+                self.store.client.set(each.generation, "0")
+
     def close(self) -> None:
         """End the world."""
-        self._boot.stop()
+        self._patches.close()
         for process in self.everyone:
             process.die()
         self.loop.close()
@@ -166,29 +159,70 @@ class World:
         """What the primary holds."""
         return self.node.store
 
-    def run_script(self, name: str, keys: Sequence[Any], args: Sequence[Any], node: Node) -> Any:
-        """One atomic step of Redis. Raises `NotConfirmedError`."""
+    def run_script(self, call: ScriptCall) -> Any:
+        """One atomic step of Redis. Raises `RedisError`."""
         self.changed = True
+        text = self._texts[call.deployment][call.name]
+        before = self._changes(call.node)
         try:
-            answer = node.store.run(self._texts[name], [*keys, self.redis_now(node)], args)
+            answer = call.node.store.run(text, [*call.keys, self.redis_now(call.node)], call.args)
         except ResponseError as error:
-            self.failures.append(f"{name}: {error}")
+            if "OTHERDEPLOYMENT" in str(error):
+                self.counts["another deployment"] += 1
+                raise OtherDeploymentError(str(error)) from None
+            self.failures.append(f"{call.name}: {error}")
             raise
-        if node is self.node:
-            self._note(name, args, answer)
-        else:
-            self.counts[f"{name} at the former primary"] += 1
-        if name in CONFIRMED - self.protocol.unconfirmed:
-            self._confirm(node)
+        args = [self._untagged(each) for each in call.args]
+        if call.node is not self.node:
+            self.counts[f"{call.name} at the former primary"] += 1
+        elif call.keys[0] == self.partition.generation:
+            self._note(call.name, args, answer)
+        needs = call.confirm if isinstance(call.confirm, bool) else call.confirm(answer)
+        if needs and call.name not in self.protocol.unconfirmed:
+            self._confirm(call.node, has_written=self._changes(call.node) != before)
+        self._note_told(call.name, args, answer)
+        if call.name == "release":
+            self._note_pending(call.node, args)
         return answer
 
-    def _confirm(self, node: Node) -> None:
+    def _untagged(self, argument: Any) -> Any:
+        return argument.removeprefix(self.partition.tag) if isinstance(argument, str) else argument
+
+    def _note_told(self, name: str, args: Sequence[Any], answer: Any) -> None:
+        """Whoever was told brings it to no other Redis: no failover may undo it."""
+        if name == "bury":
+            for correlation_id, state, verdict in zip(args[2::9], args[5::9], answer, strict=True):
+                if state == "declined" and verdict != b"gone":
+                    self._told_final.add(correlation_id)
+            self.final |= self._told_final
+        elif name == "resolve":
+            verdicts = zip(args[3:], answer, strict=True)
+            self._told_resolved.update(name for name, verdict in verdicts if verdict == b"done")
+            self.resolved |= self._told_resolved
+
+    def _note_pending(self, node: Node, args: Sequence[Any]) -> None:
+        for correlation_id, marked in zip(args[0::10], args[5::10], strict=True):
+            if "p" in marked:
+                record = self.partition.record(correlation_id)
+                held = cast(bytes | None, node.store.client.hget(record, "open"))
+                if b"p" in (held or b""):
+                    self.told_pending.add(correlation_id)
+
+    def _changes(self, node: Node) -> int:
+        if not self.protocol.waits_for_own_writes:
+            return 0
+        persistence = cast(dict[str, int], node.store.client.info("persistence"))
+        return persistence["rdb_changes_since_last_save"]
+
+    def _confirm(self, node: Node, *, has_written: bool) -> None:
         """`WAIT`: it ends in time, unless the model wants otherwise."""
+        if self.protocol.waits_for_own_writes and not has_written:
+            return
         if node is self.node and not self._is_short:
             self.catch_up()
         elif not self.protocol.short_is_done:
             self.counts["not confirmed"] += 1
-            raise NotConfirmedError
+            raise UnconfirmedError
 
     def redis_now(self, node: Node | None = None) -> int:
         """A node's clock, ms; the primary's by default."""
@@ -251,6 +285,8 @@ class World:
             self.counts["a failover undoes writes"] += 1
         assert self._behind is not None
         self.present, self.resolved, self.declined, self.final = self._behind
+        self.final |= self._told_final
+        self.resolved |= self._told_resolved
         self._behind = None
         self.former = self.node
         self.node = Node(self._replica, self.former.ahead + ahead_ms)
@@ -270,10 +306,25 @@ class World:
     def end_former(self) -> None:
         """The former primary becomes a replica; what is on its way to it never arrives."""
         for gate in list(self.gates):
-            if gate.node is self.former and gate.kind in ("redis", "claim"):
+            if gate.call is not None and gate.call.node is self.former:
                 gate.fail()
-        self.ghosts[:] = [ghost for ghost in self.ghosts if ghost.node is not self.former]
+        self.ghosts[:] = [
+            ghost for ghost in self.ghosts if ghost.call and ghost.call.node is not self.former
+        ]
         self.former = None
+
+    def lose_everything(self) -> None:
+        """An accident: primary and replica are gone with their disks, and come back empty."""
+        self.counts["everything is lost"] += 1
+        self.node.store.client.flushdb()
+        self._forget_payments()
+        self.is_lost = self.changed = True
+
+    def _forget_payments(self) -> None:
+        told = (self.told_pending, self._told_final, self._told_resolved)
+        for noted in (self.present, self.resolved, self.declined, self.final, *told):
+            noted.clear()
+        self.acknowledged.clear()
 
     def settle_down(self) -> None:
         """Let every task run to its next gate."""
@@ -398,16 +449,15 @@ class World:
                 self.counts["pinned to the other one"] += 1
 
     def _note_another_try(self, correlation_id: str) -> None:
-        held = cast(bytes, self.store.client.hget(f"payment:{correlation_id}", "open"))
+        held = cast(bytes, self.store.client.hget(self.partition.record(correlation_id), "open"))
         *before, _ = parse_open_tries(held.decode())
         if before and all(each.ended for each in before):
             self.counts["sent again without a question"] += 1
 
     def _note_claim(self, answer: Mapping[str, Any]) -> None:
-        override, _ = answer["selection"]
-        if override is not None:
+        if answer["selection"] and answer["selection"][0] is not None:
             self.counts["claim: an operator has chosen"] += 1
-        if self.store.client.exists(keys.PAUSED):
+        if self.store.client.exists(self.partition.key(keys.PAUSED)):
             self.counts["claim: paused"] += 1
             if answer["payments"]:
                 self.claimed_while_paused = True
@@ -417,19 +467,15 @@ class World:
         self.counts["purge"] += 1
         self.held_until = None
         self.generation += 1
-        self.present.clear()
-        self.acknowledged.clear()
-        self.resolved.clear()
-        self.declined.clear()
-        self.final.clear()
+        self._forget_payments()
         self.books.purge()
 
 
 class Ingress(Process):
     """Accepts and purges."""
 
-    def __init__(self, world: World, name: str) -> None:
-        super().__init__(world, name)
+    def __init__(self, world: World, number: int) -> None:
+        super().__init__(world, f"ingress {number}", world.layout_of(number))
         self._world = world
         redis = cast(Redis, SteppedRedis(self, world))
         self._queue = AcceptQueue(redis, limit_ms=5000, max_backlog=1000)
@@ -530,7 +576,7 @@ class Worker(Process):
     """A payments worker without its main loop: the model claims for it."""
 
     def __init__(self, world: World, number: int) -> None:
-        super().__init__(world, f"worker {number}")
+        super().__init__(world, f"worker {number}", world.layout_of(number))
         self.number = number
         self.stopping = False
         self.tasks: dict[asyncio.Task[None], Claim | None] = {}
@@ -598,7 +644,7 @@ class Worker(Process):
         router, now = self.dispatcher.router, self.clock()
         probe = None
         if router.choose(now) is None:
-            self._see(self.node.store.client.mget(keys.SELECTIONS)[0])  # type: ignore[index]
+            self._see(self.node.store.client.get(self._world.partition.key(keys.OVERRIDE)))  # type: ignore[arg-type]
             probe = router.to_probe(now)
             if probe is None:
                 return
@@ -621,7 +667,7 @@ class Worker(Process):
             batch = await self._claims.take(limit, back=back, drain=1)
         except RedisError:
             return
-        self._see(batch.selection[0])
+        self._see(batch.selection[0] if batch.selection else None)
         for claimed in batch.taken:
             claim = claimed.claim
             if any(other.correlation_id == claim.correlation_id for other in self._others()):

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from payswitch.chaos.plan import TOGETHER, PlannedFault
 from payswitch.chaos.redis_nodes import RedisNodes
 from payswitch.chaos.system import ChaosSystem
+from payswitch.local.machine import MachineError
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,17 @@ class Injector:
             await self._configure(name)
 
     async def run(self) -> None:
-        """Carry out the whole plan. At its return everything is whole again."""
+        """Carry out the whole plan. At its return everything is whole again. Raises `MachineError`
+        if the cluster doesn't become whole."""
+        try:
+            await self._carry_out()
+        except ExceptionGroup as group:
+            if (expected := group.subgroup(MachineError)) is not None:
+                raise expected.exceptions[0] from None
+            raise
+        await self._heal()
+
+    async def _carry_out(self) -> None:
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for event in self._plan:
@@ -84,7 +95,6 @@ class Injector:
                     },
                 )
                 group.create_task(self._ways.get(event.kind, self._disturb)(event))
-        await self._heal()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -159,7 +169,7 @@ class Injector:
         return send
 
     async def _freeze(self, event: PlannedFault) -> None:
-        async with self._redis.held(event.target):
+        async with self._redis.held(event.target, away=event.kind == "shard-pause"):
             parts = await self._redis.parts(event.target)
             pids = [self._signal(part, signal.SIGSTOP) for part in parts]
             try:
@@ -217,7 +227,7 @@ class Injector:
     async def _wipe(self, event: PlannedFault) -> None:
         """Kill a primary and remove its files. Its shard's copies are in step before, and no other
         fault meets the other copy until they are again: they never lose their disks together."""
-        async with self._redis.held(event.target):
+        async with self._redis.held(event.target, away=True):
             await self._redis.until_in_step(event.target)
             for part in await self._redis.parts(event.target):
                 self._signal(part, signal.SIGSTOP)  # or it would write its files once more

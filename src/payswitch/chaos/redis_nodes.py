@@ -19,8 +19,7 @@ from payswitch.store import keys
 from payswitch.store.client import connect
 
 _ANSWER_LIMIT_S = 2.0
-_WHOLE_WITHIN_S = 120.0
-"""Two shards that are away at once leave no majority, so the third waits for one of them."""
+_WHOLE_WITHIN_S = 60.0
 _POLL_S = 0.1
 _FIRST_SLOTS = [SLOTS * number // PRIMARIES for number in range(PRIMARIES)]
 
@@ -29,7 +28,8 @@ class RedisNodes:
     """The single Redis, or the nodes of the cluster.
 
     One fault at a time meets a shard: a replica that restarts while its primary's files are gone is
-    never promoted, as it can't know how old it is.
+    never promoted, as it can't know how old it is. One shard at a time is away for long: a replica
+    that waited 30 s for a majority of the primaries is never promoted either.
     """
 
     def __init__(self, settings: Settings, cluster: LocalCluster | None) -> None:
@@ -38,6 +38,7 @@ class RedisNodes:
         urls = urls or {"redis": settings.redis_url}
         self._clients = {name: connect(url, limit_s=_ANSWER_LIMIT_S) for name, url in urls.items()}
         self._locks = [asyncio.Lock() for _ in range(PRIMARIES)]
+        self._majority = asyncio.Lock()
 
     @property
     def clients(self) -> dict[str, Redis]:
@@ -50,9 +51,12 @@ class RedisNodes:
             await client.aclose(close_connection_pool=True)
 
     @contextlib.asynccontextmanager
-    async def held(self, target: str) -> AsyncIterator[None]:
-        """Other faults leave the target's shards alone while the context lasts."""
+    async def held(self, target: str, *, away: bool = False) -> AsyncIterator[None]:
+        """Other faults leave the target's shards alone while the context lasts; `away`: and take no
+        other shard away for long."""
         async with contextlib.AsyncExitStack() as stack:
+            if away:
+                await stack.enter_async_context(self._majority)
             for shard in _shards_of(target):
                 await stack.enter_async_context(self._locks[shard])
             yield

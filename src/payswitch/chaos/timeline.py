@@ -22,9 +22,10 @@ _FAULTS = {
     "clean": "#e3b341",
     "process": "#2a78b5",
     "redis": "#c0392b",
+    "cluster": "#8e2f4f",
     "clock": "#7d5ba6",
 }
-_SELF_EVIDENT = ("redis", "haproxy", "nodes")
+_SELF_EVIDENT = ("redis", "haproxy", "nodes", "selection", "island")
 _AN_INSTANT_S = 0.4
 _SMOOTHED_OVER_S = 1.0
 _GAP_S = 1.5

@@ -14,15 +14,18 @@ from typing import Any, NoReturn
 import click
 import orjson
 from arq.connections import ArqRedis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch.cli.main import read_settings
 from payswitch.cli.terminal import is_output_full
 from payswitch.instants import format_instant
 from payswitch.operations.controls import Order
+from payswitch.operations.shards import read_shards
 from payswitch.settings import Settings, SettingsError
 from payswitch.store import keys
-from payswitch.store.client import connect
+from payswitch.store.client import Client, connect
 from payswitch.store.errors import in_words
 from payswitch.store.server_watch import wrong_currency
 from payswitch.text import printable, shown
@@ -42,6 +45,7 @@ def run(command: Callable[[Settings, ArqRedis], Awaitable[int]], *, failed: int 
     `failed`.
     """
     settings = read_settings()
+    where = f"payswitch: Redis at {shown(settings.redis_url)}"
 
     async def connected() -> int:
         redis = connect(settings.redis_url, limit_s=_REDIS_LIMIT_S, deployment=settings.deployment)
@@ -51,9 +55,16 @@ def run(command: Callable[[Settings, ArqRedis], Awaitable[int]], *, failed: int 
                 first = redis.partitions[0]
                 held = await first.redis.get(first.key(keys.CURRENCY))
             if problem := wrong_currency(held, settings.currency_code):
-                click.echo(f"payswitch: Redis at {shown(settings.redis_url)}: {problem}", err=True)
+                click.echo(f"{where}: {problem}", err=True)
                 return failed
             return await command(settings, redis)
+        except BrokenPipeError:  # no reader is left; click ends quietly
+            raise
+        except (RedisError, OSError) as error:
+            if isinstance(error, OSError) and is_output_full(error):
+                raise
+            click.echo(f"{where}: {await _problem(redis, error)}", err=True)
+            return failed
         finally:
             await redis.aclose(close_connection_pool=True)
 
@@ -62,14 +73,14 @@ def run(command: Callable[[Settings, ArqRedis], Awaitable[int]], *, failed: int 
     except SettingsError as error:  # such as a connector that there is not
         click.echo(f"payswitch: {error}", err=True)
         sys.exit(failed)
-    except BrokenPipeError:  # no reader is left; click ends quietly
-        raise
-    except (RedisError, OSError) as error:
-        if isinstance(error, OSError) and is_output_full(error):
-            raise
-        problem = in_words(error)
-    click.echo(f"payswitch: Redis at {shown(settings.redis_url)}: {problem}", err=True)
-    sys.exit(failed)
+
+
+async def _problem(redis: Client, error: Exception) -> str:
+    """What went wrong; in a cluster also which nodes are away."""
+    away = [f"{each.trouble} ({each.served})" for each in await read_shards(redis) if each.problem]
+    if away and type(error) in (RedisConnectionError, RedisTimeoutError, TimeoutError):
+        return "; ".join(away)
+    return "; ".join([in_words(error), *away])
 
 
 def print_json(document: Any) -> None:

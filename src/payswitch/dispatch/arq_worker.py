@@ -7,18 +7,20 @@ import inspect
 import logging
 import signal
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
 import arq.worker
 import uvloop
-from arq.connections import ArqRedis
+from arq.connections import ArqRedis, RedisSettings
+from arq.constants import abort_jobs_ss
 from arq.cron import CronJob
 from arq.utils import poll
 from redis.exceptions import RedisError, ResponseError
 
 from payswitch.durability import Durability
 from payswitch.process import collect_seldom
-from payswitch.store import scripts
+from payswitch.redis_url import cluster_nodes, is_cluster
+from payswitch.store import keys, scripts
 from payswitch.store.client import Client
 from payswitch.store.errors import in_words, says_out_of_memory
 from payswitch.store.watch import RedisWatch
@@ -46,9 +48,14 @@ class ResilientWorker(arq.worker.Worker):
         durability: Durability = Durability.DISK,
         **kwargs: Any,
     ) -> None:
+        redis: Client = kwargs["redis_pool"]
+        common = redis.partitions.common
+        kwargs["queue_name"] = common.key(kwargs.get("queue_name", keys.QUEUE))
+        # arq's transactions name this key, too, so in a cluster it must be in the queue's slot.
+        arq.worker.abort_jobs_ss = common.key(abort_jobs_ss)  # type: ignore[attr-defined]
         super().__init__(*args, **kwargs)
         self._watch = RedisWatch(
-            cast(Client, self.pool),
+            redis,
             currency=currency_code,
             demand=redis_trust == "require",
             durability=durability,
@@ -72,15 +79,11 @@ class ResilientWorker(arq.worker.Worker):
             await asyncio.sleep(_PAUSE_S)
             return
         try:
-            await self._turn()
+            await super()._poll_iteration()
             self._redis_takes_it()
         except (RedisError, OSError) as error:
             await self._note_failure(error)
             await self._recover()
-
-    async def _turn(self) -> None:
-        """One turn of the main loop; may raise `RedisError`."""
-        await super()._poll_iteration()
 
     async def _recover(self) -> None:
         """Reset the bookkeeping: arq does not free a slot if Redis fails meanwhile."""
@@ -195,6 +198,11 @@ class ResilientWorker(arq.worker.Worker):
         if self._redis_refuses:
             self._redis_refuses = False
             logger.info("redis no longer refuses")
+
+
+def arq_redis_settings(url: str) -> RedisSettings:
+    """Redis' address for `arq --check`, which knows no cluster: of one, the first node's."""
+    return RedisSettings.from_dsn(cluster_nodes(url)[0] if is_cluster(url) else url)
 
 
 def run_worker(worker_class: type[ResilientWorker], settings: type[Any], redis: ArqRedis) -> None:

@@ -43,6 +43,7 @@ from payswitch.processors.outcomes import (
     Unknown,
 )
 from payswitch.processors.processor import ConnectorFaultError, Processor
+from payswitch.store.errors import UnconfirmedError, in_words
 from payswitch.telemetry.histogram import Histogram
 from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
 
@@ -382,13 +383,14 @@ class Dispatcher:
     async def _pay_through(self, breaker: Breaker, work: Work, processor: str) -> None:
         is_probe = breaker.enter(self._clock())
         outcome: Outcome | None = None
+        is_unconfirmed = False
         try:
             client = self._processors[processor]
             if client.prepares and (unprepared := await client.prepare()) is not None:
                 outcome = NotPaid(unprepared, healthy=False)
                 await self._retry(work, f"{processor}: {unprepared}")
                 return
-            routed = await self._tries.open(work.claim, processor, work.findings)
+            routed = await self._open(work, processor)
             if routed is None:
                 logger.debug(
                     "payment %(payment)s may no longer be sent",
@@ -402,17 +404,38 @@ class Dispatcher:
             if isinstance(outcome, Refused):
                 finding = await self._find(work, processor, routed.requested_at)
                 outcome = replace(outcome, finding=finding)
+        except UnconfirmedError:
+            is_unconfirmed = True
+            raise
         finally:
-            was, was_refusing = breaker.state, breaker.refusing
-            breaker.leave(
-                _verdict(outcome),
-                probe=is_probe,
-                now=self._clock(),
-                asked_ms=self._pause_for_all(outcome),
-                reason=_reason(outcome),
-            )
-            _log_change(processor, breaker, was, was_refusing=was_refusing)
+            if is_unconfirmed:
+                breaker.withdraw(probe=is_probe)
+            else:
+                self._leave(breaker, processor, outcome, is_probe=is_probe)
         await self._conclude(work, routed, outcome)
+
+    def _leave(
+        self, breaker: Breaker, processor: str, outcome: Outcome | None, *, is_probe: bool
+    ) -> None:
+        """Count the end of a call, or of what was to be one."""
+        was, was_refusing = breaker.state, breaker.refusing
+        breaker.leave(
+            _verdict(outcome),
+            probe=is_probe,
+            now=self._clock(),
+            asked_ms=self._pause_for_all(outcome),
+            reason=_reason(outcome),
+        )
+        _log_change(processor, breaker, was, was_refusing=was_refusing)
+
+    async def _open(self, work: Work, processor: str) -> Routed | None:
+        """Open a try. Raises `RedisError`; a try without confirmation is closed before, as it is
+        not sent."""
+        try:
+            return await self._tries.open(work.claim, processor, work.findings)
+        except UnconfirmedError as error:
+            await self._give_back(work, delay_ms=_HELD_MS, error=f"not sent: {in_words(error)}")
+            raise
 
     async def _send(self, work: Work, routed: Routed) -> Outcome:
         sends_until = work.claim.expires_at - self._lease_margin_ms

@@ -11,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import arq.worker
 from arq.jobs import DeserializationError, deserialize_job_raw
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from payswitch.clock import boottime_ms
 from payswitch.dispatch.arq_worker import ResilientWorker
@@ -28,9 +29,12 @@ from payswitch.payments.claims import Batch, Claim, Claimed, Claims
 from payswitch.payments.sweeper import Sweeper
 from payswitch.reasons import reason
 from payswitch.selection.selector import parse_standing
-from payswitch.store import keys
+from payswitch.selection.standing import Standing, StandingWatch, read_standing
+from payswitch.store import keys, scripts
 from payswitch.store.client import partitions_of
+from payswitch.store.errors import UnconfirmedError, in_words
 from payswitch.store.lock import Lock
+from payswitch.store.partitions import Partition
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,10 @@ DRAIN_PER_MS = 0.5
 """The payments held for a processor that is back go on at this pace, so that the rest of the system
 has time for new ones: 500 a second in each worker."""
 _LONGEST_WAIT_S = 1.0
+_LISTEN_S = 5.0
+"""A blocking read of one of several partitions: each costs as much as a claim."""
+_TEND_S = 0.5
+"""From one sign of life, and one look for new nodes, to the next."""
 _HOLD_S = 0.2
 _GIVE_BACK_S = 2.0
 _UNKNOWN_FUNCTION_S = 60
@@ -70,6 +78,20 @@ class Permit:
 NO_ROOM = Permit(0)
 
 
+@dataclass(eq=False, slots=True)
+class _Claiming:
+    """The claims from one node of Redis, named by `Partition.home`."""
+
+    home: str
+    task: asyncio.Task[None] | None = None
+    slot_freed: asyncio.Event = field(default_factory=asyncio.Event)
+    drained_at: float = 0.0
+    lacks_replicas: bool = False
+    """Replicas did not confirm a try: nothing is claimed until they confirm again."""
+    listening: dict[Partition, asyncio.Task[Any]] = field(default_factory=dict)
+    """The blocking reads of `keys.WAKE`."""
+
+
 def claim_interval(pause: float, waited: float) -> float:
     """The time until the next claim: `pause`, plus up to a quarter if the batch's oldest payment
     `waited` only briefly, because another worker claimed just before (all in one unit).
@@ -88,6 +110,9 @@ class PaymentWorker(ResilientWorker):
     It keeps `max_jobs` slots busy, with one claim call at a time. When idle, it blocks on
     `payments:wake` until a payment is due, and takes it at once. After a small batch it waits for
     `claim_pause_ms` (`claim_interval`), as each claim costs time here and in Redis.
+
+    In a cluster it claims from each node on its own, and each node's payments get a share of the
+    slots. So a node that is away or slow takes nothing from the others.
     """
 
     def __init__(
@@ -109,13 +134,18 @@ class PaymentWorker(ResilientWorker):
         self.claims = Claims(
             self.pool, lease_ms=lease_ms, deadline_ms=deadline_ms, max_delay_ms=max_delay_ms
         )
-        common = partitions_of(self.pool).common
-        self._selections = [common.key(name) for name in keys.SELECTIONS]
-        self._probe_lock = Lock(self.pool, keys.PROBE, life_ms=probe_limit_ms)
+        self._partitions = partitions_of(self.pool)
+        self._in_hand: Counter[int] = Counter()
+        """The payments of each partition."""
+        self._standing: StandingWatch | None = None
+        if self._partitions.deployment:
+            self._standing = StandingWatch(self.pool, self._see)
+        probe_key = self._partitions.common.key(keys.PROBE)
+        self._probe_lock = Lock(self.pool, probe_key, life_ms=probe_limit_ms)
+        self._ping = scripts.load(self.pool, "ping")
         self._sweeper = Sweeper(self.pool, processors, every_ms=sweep_ms, fold=self._fold)
-        self._drained_at = 0.0
-        self._slot_freed = asyncio.Event()
-        self._taking: asyncio.Task[Pause] | None = None
+        self._claiming: dict[str, _Claiming] = {}
+        self._takings: set[asyncio.Task[Pause]] = set()
         self._sweeping: asyncio.Task[None] | None = None
         self.ctx["payments_worker"] = self
 
@@ -135,45 +165,91 @@ class PaymentWorker(ResilientWorker):
     async def close(self) -> None:
         """Give back payments that were taken but not begun, and close."""
         self.allow_pick_jobs = False
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.wait([self._sweeping])
-        if self._taking is not None:
-            await asyncio.wait([self._taking], timeout=_GIVE_BACK_S)
-            self._taking.cancel()
+        if self._standing is not None:
+            await self._standing.close()
+        ending = [each.task for each in self._claiming.values() if each.task is not None]
+        ending += [] if self._sweeping is None else [self._sweeping]
+        await _end(ending)
+        if self._takings:
+            await asyncio.wait(self._takings, timeout=_GIVE_BACK_S)
+            await _end(list(self._takings))
         await super().close()
 
-    async def _turn(self) -> None:
+    async def _poll_iteration(self) -> None:
+        """Claim from each node that has partitions, and write the sign of life."""
+        if self._standing is not None and not self._claiming:
+            self._standing.start()
+            await self._standing.until_known()
+        homes = {each.home for each in self._partitions}
+        for home in homes - self._claiming.keys():
+            claiming = self._claiming[home] = _Claiming(home)
+            claiming.task = self.loop.create_task(self._keep_claiming(claiming), name="claims")
+        for home in self._claiming.keys() - homes:
+            await _end([cast(asyncio.Task[None], self._claiming.pop(home).task)])
+        with contextlib.suppress(RedisError, OSError):  # the claims go on without it
+            async with asyncio.timeout(_LONGEST_WAIT_S):
+                await self.heart_beat()
+        tasks = [cast(asyncio.Task[None], each.task) for each in self._claiming.values()]
+        ended, _ = await asyncio.wait(tasks, timeout=_TEND_S, return_when=asyncio.FIRST_COMPLETED)
+        for each in ended:
+            each.result()  # raises what is no error of Redis
+
+    async def _keep_claiming(self, claiming: _Claiming) -> None:
+        """Claim from one node until cancelled, also while it is away."""
+        try:
+            while True:
+                own = self._own(claiming)
+                if not own or self._watch.at(own[0]).unusable is not None:
+                    await asyncio.sleep(_HOLD_S)
+                    continue
+                try:
+                    await self._turn(claiming, own)
+                    self._redis_takes_it()
+                except (RedisError, OSError) as error:
+                    await self._note_failure(error)
+        finally:
+            await _end(list(claiming.listening.values()))
+
+    def _own(self, claiming: _Claiming) -> list[Partition]:
+        """The node's partitions."""
+        return [each for each in self._partitions if each.home == claiming.home]
+
+    async def _turn(self, claiming: _Claiming, own: Sequence[Partition]) -> None:
         """Claim once, then wait for a reason to claim again."""
-        self._taking = asyncio.create_task(self._take(), name="claim")
-        await self._wait(await asyncio.shield(self._taking))
-        with contextlib.suppress(ResponseError):  # if Redis is full, payments go on without it
-            await self.heart_beat()
+        taking = self.loop.create_task(self._take(claiming, own), name="claim")
+        self._takings.add(taking)
+        taking.add_done_callback(self._takings.discard)
+        await self._wait(claiming, own, await asyncio.shield(taking))
 
-    async def _recover(self) -> None:
-        """No-op: free slots follow from `self.tasks`."""
-
-    async def _take(self) -> Pause:
+    async def _take(self, claiming: _Claiming, own: Sequence[Partition]) -> Pause:
         """Claim as many payments as there is room for, and start them."""
-        self._slot_freed.clear()
-        permit = await self._permit()
+        claiming.slot_freed.clear()
+        if claiming.lacks_replicas and not await self._has_replicas(claiming, own[0]):
+            return Pause(for_others_s=_HOLD_S)
+        permit = await self._permit(own)
         if permit.room <= 0:
             return Pause(slot=True)
         try:
-            batch = await self._claim(permit)
+            batch = await self._claim(claiming, own, permit)
         except BaseException:
             await self._end_probe(permit)
             raise
-        self._see(batch.selection or tuple(await self.pool.mget(self._selections)))
+        if batch.selection:
+            self._see(batch.selection)
         for stray in batch.strays:
             logger.warning(
                 "queue entry %(entry)s is no payment of ours; put aside", {"entry": stray}
             )
         for claimed in batch.taken:
-            self._start(claimed, permit)
+            self._start(claimed, permit, claiming)
         if not batch.taken:
             await self._end_probe(permit)
-        if len(batch.taken) == permit.room:
+        if batch.errors:
+            raise batch.errors[0]
+        return self._pause(batch, permit)
+
+    def _pause(self, batch: Batch, permit: Permit) -> Pause:
+        if len(batch.taken) == permit.room or (batch.taken and batch.next_due_ms == 0):
             return Pause()
         if batch.taken:
             waited_ms = max(each.claim.claimed_at - each.score for each in batch.taken)
@@ -182,35 +258,71 @@ class PaymentWorker(ResilientWorker):
             return Pause(wake_within_s=_LONGEST_WAIT_S)
         return Pause(min(_LONGEST_WAIT_S, batch.next_due_ms / 1000))
 
-    async def _claim(self, permit: Permit) -> Batch:
+    async def _has_replicas(self, claiming: _Claiming, at: Partition) -> bool:
+        """Whether the node's replicas confirm what it says. Raises `RedisError`."""
+        try:
+            await self._ping(at=at, confirm=True)
+        except UnconfirmedError:
+            return False
+        claiming.lacks_replicas = False
+        logger.info("redis has its replicas again: payments are claimed there")
+        return True
+
+    async def _claim(self, claiming: _Claiming, own: Sequence[Partition], permit: Permit) -> Batch:
         """Claim, and bring held payments forward at their pace, unless only a probe may go."""
         router = self.dispatcher.router
         if permit.probe is not None or not router.patience_ms:
-            return await self.claims.take(permit.room)
+            return await self.claims.take(permit.room, partitions=own)
         now = boottime_ms()
-        self._drained_at = max(self._drained_at, now - 1000 * _LONGEST_WAIT_S)
-        drain = int((now - self._drained_at) * DRAIN_PER_MS)
-        self._drained_at += drain / DRAIN_PER_MS
-        return await self.claims.take(permit.room, back=router.back(), drain=drain)
+        pace = DRAIN_PER_MS * len(own) / len(self._partitions)
+        claiming.drained_at = max(claiming.drained_at, now - 1000 * _LONGEST_WAIT_S)
+        drain = int((now - claiming.drained_at) * pace)
+        claiming.drained_at += drain / pace
+        back = router.back()
+        return await self.claims.take(permit.room, partitions=own, back=back, drain=drain)
 
-    async def _permit(self) -> Permit:
-        free = min(self.max_jobs - len(self.tasks), _MOST_AT_ONCE)
+    def _share(self, slots: int, own: Sequence[Partition]) -> int:
+        """The slots of so many that are free for a node's partitions."""
+        share = -(-slots * len(own) // len(self._partitions))
+        return share - sum(self._in_hand[each.number] for each in own)
+
+    async def _permit(self, own: Sequence[Partition]) -> Permit:
+        free = min(self._share(self.max_jobs, own), _MOST_AT_ONCE)
         if not self.allow_pick_jobs or free <= 0:
             return NO_ROOM
         router = self.dispatcher.router
         now = boottime_ms()
         name = router.choose(now)
-        if name is not None and (room := min(free, router.breakers[name].free(now))) > 0:
-            return Permit(room)
-        self._see(tuple(await self.pool.mget(self._selections)))
+        if name is not None:
+            room = min(free, router.breakers[name].free(now))
+            if len(own) < len(self._partitions):
+                room = min(room, self._share(router.breakers[name].slots, own))
+            if room > 0:
+                return Permit(room)
+        if self._standing is None:
+            self._see(await read_standing(self.pool))
         probe = router.to_probe(now) if name is None else None
-        token = await self._probe_lock.acquire() if probe is not None else None
-        if probe is None or token is None:
+        if probe is None:
+            return NO_ROOM
+        is_mine, token = await self._acquire_probe()
+        if not is_mine:
             return NO_ROOM
         router.probed(probe, now)
         return Permit(1, probe, token)
 
-    def _see(self, selection: tuple[bytes | None, ...]) -> None:
+    async def _acquire_probe(self) -> tuple[bool, str | None]:
+        """Whether this worker may probe, and the lock's token. While the lock's node is away, each
+        worker may: the other nodes' payments must go on."""
+        try:
+            async with asyncio.timeout(_GIVE_BACK_S):
+                token = await self._probe_lock.acquire()
+        except (RedisError, OSError):
+            if self._standing is None:
+                raise
+            return True, None
+        return token is not None, token
+
+    def _see(self, selection: Standing) -> None:
         router = self.dispatcher.router
         standing = parse_standing(selection, list(router.breakers))
         router.see(selection, standing, boottime_ms())
@@ -220,15 +332,17 @@ class PaymentWorker(ResilientWorker):
             with contextlib.suppress(RedisError, OSError):  # then the lock expires
                 await self._probe_lock.release(permit.lock_token)
 
-    def _start(self, claimed: Claimed, permit: Permit) -> None:
+    def _start(self, claimed: Claimed, permit: Permit, claiming: _Claiming) -> None:
         correlation_id = claimed.claim.correlation_id
         key = f"{correlation_id}:{claimed.claim.token}"
-        task = self.loop.create_task(self._run(claimed, permit))
+        task = self.loop.create_task(self._run(claimed, permit, claiming))
         self.tasks[key] = task
+        self._in_hand[claimed.claim.partition] += 1
 
         def done(task: asyncio.Task[None]) -> None:
             del self.tasks[key]
-            self._slot_freed.set()
+            self._in_hand[claimed.claim.partition] -= 1
+            claiming.slot_freed.set()
             if not task.cancelled() and (error := task.exception()) is not None:
                 logger.error(
                     "payment %(payment)s: %(error)s",
@@ -238,7 +352,7 @@ class PaymentWorker(ResilientWorker):
 
         task.add_done_callback(done)
 
-    async def _run(self, claimed: Claimed, permit: Permit) -> None:
+    async def _run(self, claimed: Claimed, permit: Permit, claiming: _Claiming) -> None:
         """Run one job function; on any error, the payment stays on the queue."""
         claim = claimed.claim
         try:
@@ -252,8 +366,10 @@ class PaymentWorker(ResilientWorker):
         except asyncio.CancelledError:
             self.jobs_retried += 1
             await self._give_back(claim, delay_ms=0, error="the worker stopped")
-        except (RedisError, OSError):
+        except (RedisError, OSError) as error:
             self.jobs_failed += 1
+            if isinstance(error, UnconfirmedError):
+                self._note_lack(claiming, error)
             await self._give_back_when_possible(claim)
         except Exception:
             self.jobs_failed += 1
@@ -263,6 +379,14 @@ class PaymentWorker(ResilientWorker):
             await self._give_back(claim, delay_ms=1000, error="an internal error")
         finally:
             await self._end_probe(permit)
+
+    def _note_lack(self, claiming: _Claiming, error: UnconfirmedError) -> None:
+        if not claiming.lacks_replicas:
+            claiming.lacks_replicas = True
+            logger.warning(
+                "redis lacks replicas, so no payment is claimed there: %(error)s",
+                {"error": f"{claiming.home}: {in_words(error)}"},
+            )
 
     async def _give_back(self, claim: Claim, *, delay_ms: int, error: str = "") -> None:
         """Give back now, or leave it to the end of the lease: a stop does not wait for Redis."""
@@ -325,18 +449,59 @@ class PaymentWorker(ResilientWorker):
         accepted = _instant(claimed.claim.accepted_at)
         return next(iter(self.functions)), (correlation_id,), {}, accepted
 
-    async def _wait(self, pause: Pause) -> None:
+    async def _wait(self, claiming: _Claiming, own: Sequence[Partition], pause: Pause) -> None:
         if pause.slot:
+            await self._pass_wakes_on(claiming)
             try:
                 async with asyncio.timeout(_HOLD_S):
-                    await self._slot_freed.wait()
+                    await claiming.slot_freed.wait()
             except TimeoutError:
                 return
         elif pause.for_others_s is not None:
             await asyncio.sleep(pause.for_others_s)
         elif pause.wake_within_s:
-            seconds = cast(int, pause.wake_within_s)  # redis-py's types know no floats
-            await cast(Awaitable[Any], self.pool.blpop([keys.WAKE], timeout=seconds))
+            await self._listen(claiming, own, pause.wake_within_s)
+
+    async def _listen(self, claiming: _Claiming, own: Sequence[Partition], seconds: float) -> None:
+        """Wait until one of these partitions wakes a worker, for so long at most. One command can
+        not wait for several, as they are in several slots. Raises `RedisError`."""
+        ends_at = self.loop.time() + seconds
+        listening = claiming.listening
+        timeout = cast(int, seconds if len(own) == 1 else _LISTEN_S)  # redis-py knows no floats
+        while True:
+            for each in own:
+                if each not in listening:
+                    pop = each.redis.blpop([each.key(keys.WAKE)], timeout=timeout)
+                    listening[each] = asyncio.ensure_future(cast(Awaitable[Any], pop))
+            # The only one ends by itself in time.
+            limit = None if len(own) == 1 else max(0.0, ends_at - self.loop.time())
+            await asyncio.wait(
+                listening.values(), timeout=limit, return_when=asyncio.FIRST_COMPLETED
+            )
+            ended = [listening.pop(each) for each in list(listening) if listening[each].done()]
+            errors = [error for task in ended if (error := task.exception()) is not None]
+            if errors:
+                raise errors[0]
+            if any(task.result() is not None for task in ended):
+                return
+            if len(own) == 1 or self.loop.time() >= ends_at:
+                return
+
+    async def _pass_wakes_on(self, claiming: _Claiming) -> None:
+        """Hand on the wakes for which this worker has no room: another one may be idle."""
+        listening = claiming.listening
+        for each in [each for each, task in listening.items() if task.done()]:
+            with contextlib.suppress(RedisError, OSError):
+                if listening.pop(each).result() is not None:
+                    wake = each.redis.lpush(each.key(keys.WAKE), "1")
+                    await cast(Awaitable[int], wake)
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel tasks, and wait for their ends."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _instant(ms: int) -> datetime:

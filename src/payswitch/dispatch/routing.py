@@ -65,7 +65,8 @@ class Breaker:
         """The reason why it opened, or why its last probe failed."""
         self.in_flight = 0
         self.last_success = float("-inf")
-        self._slots = slots
+        self.slots = slots
+        """The most calls under way."""
         self._limits = limits
         self._consecutive = 0
         self._were_refused: deque[bool] = deque(maxlen=2 * limits.refusals)
@@ -82,7 +83,7 @@ class Breaker:
     def free(self, now: float) -> int:
         """The number of calls that may start: one if a probe is due, none while open."""
         if self.state is BreakerState.CLOSED:
-            return max(0, self._slots - self.in_flight)
+            return max(0, self.slots - self.in_flight)
         return 1 if self.probe_due(now) else 0
 
     def probe_due(self, now: float) -> bool:
@@ -128,6 +129,14 @@ class Breaker:
             self._consecutive += verdict is Verdict.BAD and not probe
             if asked_ms > 0 or self._consecutive >= self._limits.failures or self._refuses_most:
                 self._open(now, reason)
+
+    def withdraw(self, *, probe: bool) -> None:
+        """Count a call out that began with `enter` but was never made, for no fault of the
+        processor: if it was the probe, the next call may be it."""
+        self.in_flight -= 1
+        if probe and self.state is BreakerState.HALF_OPEN:
+            self.state = BreakerState.OPEN
+            self._probe_at = float("-inf")
 
     def _succeed(self, now: float, *, probe: bool) -> None:
         """Close after a success. While the processor is refusing, or in a pause that it asked for,

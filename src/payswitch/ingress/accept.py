@@ -18,6 +18,7 @@ from payswitch.payments.payment import (
     PaymentRules,
     parse_payment,
 )
+from payswitch.store.server_watch import ServerWatch
 from payswitch.store.watch import RedisWatch
 from payswitch.telemetry.tracing import Traces
 
@@ -56,9 +57,9 @@ class PaymentsEndpoint:
                 _require_json(headers.get(b"content-type"))
                 payment = _read(await read_body(), self._rules)
                 step.is_for(payment.correlation_id)
-                if self._watch.refusal is not None:
+                if self._watch.of(payment.correlation_id).refusal is not None:
                     await self._watch.look_again()
-                    self._require_redis()
+                    self._require_redis(self._watch.of(payment.correlation_id))
                 acceptance = await self._queue.accept(payment, step.traceparent)
                 self._require_acceptance(payment, acceptance)
                 location = b"/payments/" + payment.correlation_id.encode()
@@ -80,11 +81,11 @@ class PaymentsEndpoint:
         self._metrics.refused(error.status.value, seconds)
         return error.answer()
 
-    def _require_redis(self) -> None:
-        """Raises `Problem` if Redis can't be used or is short of memory."""
-        reason = self._watch.refusal
+    def _require_redis(self, server: ServerWatch) -> None:
+        """Raises `Problem` if the payment's server can't be used or is short of memory."""
+        reason = server.refusal
         if reason is not None:
-            self._metrics.unavailable("redis" if self._watch.unusable else "memory")
+            self._metrics.unavailable("redis" if server.unusable else "memory")
             raise try_later(f"the payment was not accepted: {reason}")
 
     def _require_acceptance(self, payment: Payment, acceptance: Acceptance) -> None:

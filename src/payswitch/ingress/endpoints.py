@@ -25,7 +25,7 @@ from payswitch.payments.accepting import AcceptQueue
 from payswitch.payments.audit import Signature
 from payswitch.payments.ledger import Ledger, summary_json
 from payswitch.payments.payment import InvalidPaymentError, PaymentRules, parse_correlation_id
-from payswitch.payments.purge import Purge
+from payswitch.payments.purge import Purge, PurgeError
 from payswitch.payments.records import Unreadable, read_record
 from payswitch.process import collect_seldom
 from payswitch.settings import Settings
@@ -183,7 +183,10 @@ class Ingress:
                     {"www-authenticate": "Bearer"},
                 )
         client = request.client.host if request.client else "a unix socket"
-        generation = await self._purge.run(Signature(f"{client} (HTTP)"))
+        try:
+            generation = await self._purge.run(Signature(f"{client} (HTTP)"))
+        except PurgeError as error:
+            raise try_later(f"{error}; repeat the purge") from None
         return Response(orjson.dumps({"generation": generation}), media_type=JSON)
 
     async def alive(self, request: Request) -> Response:

@@ -284,7 +284,8 @@ class LocalSystem:
     def _of_queue(self, name: str, command: str, queue: str) -> Service:
         number = next(self._metrics_ports, 0)
         variables = {"PAYSWITCH_METRICS_PORT": str(number)}
-        is_ready = self._redis_says("EXISTS", keys.sign_of_life(queue))
+        key = self.redis.partitions.common.key(queue)
+        is_ready = self._redis_says("EXISTS", keys.sign_of_life(key))
         part = self._own(name, [command], is_ready, variables)
         if not number:
             return Service(part, queue)
@@ -338,7 +339,8 @@ class LocalSystem:
                 self._redis_says("PING"),
                 before_start=partial(_cut_open_transaction, folder),
             )
-            return [Service(part, self.settings.redis_url, self._redis_note(program, port), port)]
+            note = self._redis_note(program, port, f"zcard {keys.QUEUE}")
+            return [Service(part, self.settings.redis_url, note, port)]
         nodes = self.cluster.nodes
         program = find_redis(*self._kept(*(node.folder for node in nodes)))
         initialize = self._part("init", ["init"], None, after=[node.name for node in nodes])
@@ -359,7 +361,8 @@ class LocalSystem:
             cluster.was_formed,
             before_start=partial(cluster.prepare, node),
         )
-        note = self._redis_note(program, port, "-c ") if node is cluster.nodes[0] else ""
+        is_first = node is cluster.nodes[0]
+        note = self._redis_note(program, port, "cluster nodes") if is_first else ""
         return Service(part, port.address, note, port, bus=bus)
 
     def _redis_command(
@@ -381,10 +384,10 @@ class LocalSystem:
         }
         return [program, *(w for name, value in settings.items() for w in (f"--{name}", value))]
 
-    def _redis_note(self, program: str, port: Port, option: str = "") -> str:
+    def _redis_note(self, program: str, port: Port, command: str) -> str:
         note = f"{redis_version(program)}, kept in {self.options.state}"
         if shutil.which("redis-cli"):
-            note += f"; redis-cli {option}-p {port.number} zcard {keys.QUEUE}"
+            note += f"; redis-cli -p {port.number} {command}"
         return note
 
     def _kept(self, *folders: Path) -> tuple[Path, ...]:

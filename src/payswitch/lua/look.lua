@@ -2,9 +2,9 @@
 -- looks sets the currency; nothing else changes. Its DEL counts as a write, so a replica, or a Redis
 -- that can't write to its disk, refuses it.
 --
--- ARGV: the caller's currency; the rights to check, as pairs of a key ('' for none) and commands with
---   spaces between
--- Returns: INFO ('' if it is not allowed), the length of the backlog, the currency of the payments in
+-- ARGV: the caller's currency; 'info', or '' if another partition of this node is asked for it; the
+--   rights to check, as pairs of a key ('' for none) and commands with spaces between
+-- Returns: INFO ('' if it is not asked for, or not allowed), the length of the backlog, the currency of the payments in
 --   here, and the missing rights as pairs of a key and a command
 
 local ask = redis.acl_check_cmd
@@ -24,7 +24,7 @@ end
 
 local missing = {}
 if ask then
-  for i = 2, #ARGV, 2 do
+  for i = 3, #ARGV, 2 do
     for command in string.gmatch(ARGV[i + 1], '%S+') do
       if not may(command, ARGV[i]) then
         missing[#missing + 1] = ARGV[i]
@@ -36,7 +36,7 @@ end
 if #missing > 0 then return { '', 0, ARGV[1], missing } end
 
 local info = {}
-if not ask or ask('INFO', 'server') then
+if ARGV[2] ~= '' and (not ask or ask('INFO', 'server')) then
   for _, section in ipairs({ 'server', 'memory', 'replication', 'cluster' }) do
     info[#info + 1] = redis.call('INFO', section)
   end

@@ -1,13 +1,14 @@
 -- Order: writes an operator's order for as long as it holds, even out of memory.
 --
--- KEYS: the generation, the order's key; ARGV: the order (JSON), its life (ms, 0 for no end); for the audit trail:
---   act, who, its object, why
+-- ARGV: the order's name, the order (JSON), its life (ms, 0 for no end); for the audit trail: act ('' for
+--   none), who, its object, why
 
 demand('stream', AUDIT)
 write_even_out_of_memory()
-if tonumber(ARGV[2]) > 0 then
-  redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+local key = ARGV[1] .. SUFFIX
+if tonumber(ARGV[3]) > 0 then
+  redis.call('SET', key, ARGV[2], 'PX', ARGV[3])
 else
-  redis.call('SET', KEYS[2], ARGV[1])
+  redis.call('SET', key, ARGV[2])
 end
-record_act(ARGV[3], ARGV[4], ARGV[5], ARGV[6])
+if ARGV[4] ~= '' then record_act(unpack(ARGV, 4, 7)) end

@@ -1,5 +1,5 @@
--- Overview: the whole state of the cluster for operators, in one consistent reading. A key of another
--- type reads as missing.
+-- Overview: the whole state of one partition, or of the deployment's common keys, for operators, in one
+-- consistent reading. A key of another type reads as missing.
 --
 -- ARGV: the processors
 -- Returns the names and values below; now in ms, lives in ms as by PTTL, totals as count and cents

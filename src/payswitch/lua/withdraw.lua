@@ -1,13 +1,13 @@
 -- Withdraw: ends an operator's order and wakes one worker, which wakes the next while more is due.
 --
--- KEYS: the generation, the order's key; ARGV, for the audit trail: act, who, its object, why
+-- ARGV: the order's name; for the audit trail: act ('' for none), who, its object, why
 -- Returns: 1 if there was one
 
 demand('stream', AUDIT)
 write_even_out_of_memory()
-local stood = redis.call('DEL', KEYS[2])
+local stood = redis.call('DEL', ARGV[1] .. SUFFIX)
 if stood == 1 then
   wake_a_worker()
-  record_act(ARGV[1], ARGV[2], ARGV[3], ARGV[4])
+  if ARGV[2] ~= '' then record_act(unpack(ARGV, 2, 5)) end
 end
 return stood

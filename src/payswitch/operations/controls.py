@@ -1,7 +1,8 @@
 """Operators' orders: the processor for new tries, and a pause of all claims.
 
 An order is one key in Redis (`order.lua`). The workers read it with every claim, so each follows it
-from its next claim on. It outlives restarts of workers and Redis.
+from its next claim on. It outlives restarts of workers and Redis. In a cluster each partition has a
+copy of the pause, as a claim reads no other partition's keys.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ from dataclasses import dataclass
 
 import orjson
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from payswitch.instants import LATEST_MS, format_instant
 from payswitch.payments.audit import Signature
 from payswitch.selection.selector import parse_override
 from payswitch.store import keys, scripts
+from payswitch.store.errors import in_words
 from payswitch.store.notes import read_note
+from payswitch.store.partitions import Argument, Partition
 from payswitch.store.redis_clock import redis_now_ms
+from payswitch.store.together import together
 
 UNKNOWN = "unknown"
 
@@ -49,13 +54,25 @@ class Waiting:
     """Payments past their deadline, at most: replayed ones have a later deadline."""
 
 
+class UnfollowedOrderError(RedisError):
+    """A pause or its end stands, but some partitions did not confirm their copies."""
+
+    def __init__(self, numbers: Sequence[int], why: Exception) -> None:
+        listed = ", ".join(map(str, numbers))
+        super().__init__(
+            f"the order stands, but partitions {listed} have not confirmed it; they follow once "
+            f"their node is back: {in_words(why)}"
+        )
+
+
 class Controls:
-    """The orders in one Redis. Every method raises `RedisError` or `OSError`."""
+    """The orders in one deployment. Every method raises `RedisError` or `OSError`."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
         self._order = scripts.load(redis, "order")
         self._withdraw = scripts.load(redis, "withdraw")
+        self._partitions = self._order.partitions
+        self._common = self._partitions.common
 
     async def select(self, processor: str, *, life_ms: int, signature: Signature) -> Order:
         """Send new tries to this processor for `life_ms`, whatever the health check says."""
@@ -70,12 +87,42 @@ class Controls:
         return standing_override(processors, *await self._read(keys.OVERRIDE))
 
     async def pause(self, *, life_ms: int | None, signature: Signature) -> Order:
-        """Stop all claims for `life_ms`, or until `resume`."""
-        return await self._give(keys.PAUSED, "pause", None, life_ms, signature)
+        """Stop all claims for `life_ms`, or until `resume`. Raises `UnfollowedOrderError`."""
+        order = await self._give(keys.PAUSED, "pause", None, life_ms, signature)
+        await self.spread_pause(self._copies())
+        return order
 
     async def resume(self, signature: Signature) -> bool:
-        """Let workers claim again at once; False if they weren't paused."""
-        return await self._end(keys.PAUSED, "resume", "", signature)
+        """Let workers claim again at once; False if they weren't paused. Raises
+        `UnfollowedOrderError`."""
+        was_paused = await self._end(keys.PAUSED, "resume", "", signature)
+        await self.spread_pause(self._copies())
+        return was_paused
+
+    async def spread_pause(self, numbers: Sequence[int]) -> None:
+        """Let partitions follow the pause or its end: also those that were away when it was
+        ordered. Raises `UnfollowedOrderError`."""
+        if not numbers:
+            return
+        raw, _, life_ms = await self._read(keys.PAUSED)
+        script = self._order
+        order: list[Argument] = [raw or b"", max(life_ms, 0)]
+        if life_ms == -2:
+            script, order = self._withdraw, []
+        args = [keys.PAUSED, *order, "", "", "", ""]
+        calls = [(self._partitions[number], args) for number in numbers]
+        answers = await script.call_each(calls, confirm=True)
+        failed = {
+            number: answer
+            for number, answer in zip(numbers, answers, strict=True)
+            if isinstance(answer, Exception)
+        }
+        if failed:
+            raise UnfollowedOrderError(list(failed), next(iter(failed.values())))
+
+    def _copies(self) -> list[int]:
+        """The partitions that have a copy of the pause."""
+        return [each.number for each in self._partitions if each is not self._common]
 
     async def paused(self) -> Order | None:
         """The order of `pause` in force."""
@@ -83,30 +130,30 @@ class Controls:
 
     async def health_checks_choice(self) -> bytes | None:
         """The health check's cached selection, as raw bytes."""
-        found: list[bytes | None] = await self._redis.mget([keys.SELECTION])
+        key = self._common.key(keys.SELECTION)
+        found: list[bytes | None] = await self._common.redis.mget([key])
         return found[0]
 
     async def waiting(self, deadline_ms: int) -> Waiting:
         """The backlog, for payments with this deadline after their acceptance."""
-        now = await redis_now_ms(self._redis)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zcard(keys.OPEN)
-            pipe.zcount(keys.IN_FLIGHT, now, "+inf")
-            pipe.zrange(keys.OPEN, 0, 0, withscores=True)
-            pipe.zcount(keys.OPEN, "-inf", f"({now - deadline_ms}")
-            payments, in_flight, first, overdue = await pipe.execute()
-        deadline = int(first[0][1]) + deadline_ms if first else None
-        return Waiting(int(payments), int(in_flight), deadline, int(overdue))
+        found = await together(_waiting_in(each, deadline_ms) for each in self._partitions)
+        deadlines = [each.first_deadline_ms for each in found]
+        return Waiting(
+            payments=sum(each.payments for each in found),
+            in_flight=sum(each.in_flight for each in found),
+            first_deadline_ms=min((each for each in deadlines if each is not None), default=None),
+            overdue=sum(each.overdue for each in found),
+        )
 
     async def _give(
         self,
-        key: str,
+        name: str,
         act: str,
         processor: str | None,
         life_ms: int | None,
         signature: Signature,
     ) -> Order:
-        now = await redis_now_ms(self._redis)
+        now = await redis_now_ms(self._common.redis)
         at = format_instant(now)
         document = {"by": signature.by, "at": at, "reason": signature.reason}
         if processor is not None:
@@ -116,21 +163,37 @@ class Controls:
         what = " ".join(filter(None, (processor, ends)))
         by, reason = signature.arguments()
         said = act, by, what, reason
-        await self._order(keys=[key], args=[orjson.dumps(document), life_ms or 0, *said])
+        args: list[Argument] = [name, orjson.dumps(document), life_ms or 0, *said]
+        await self._order(args=args, confirm=True)
         return Order(signature.by, at, signature.reason, until, processor)
 
-    async def _end(self, key: str, act: str, what: str, signature: Signature) -> bool:
+    async def _end(self, name: str, act: str, what: str, signature: Signature) -> bool:
         by, reason = signature.arguments()
-        return bool(await self._withdraw(keys=[key], args=[act, by, what, reason]))
+        return bool(await self._withdraw(args=[name, act, by, what, reason], confirm=True))
 
-    async def _read(self, key: str) -> tuple[bytes | None, int, int]:
-        """The key's string (None for other types), Redis' clock and the key's life, both in ms."""
-        now = await redis_now_ms(self._redis)
-        async with self._redis.pipeline(transaction=False) as pipe:
+    async def _read(self, name: str) -> tuple[bytes | None, int, int]:
+        """An order's string (None for other types), Redis' clock and the order's life, both in
+        ms."""
+        key, redis = self._common.key(name), self._common.redis
+        now = await redis_now_ms(redis)
+        async with redis.pipeline(transaction=False) as pipe:
             pipe.mget([key])
             pipe.pttl(key)
             [raw], life_ms = await pipe.execute()
         return raw, now, life_ms
+
+
+async def _waiting_in(partition: Partition, deadline_ms: int) -> Waiting:
+    now = await redis_now_ms(partition.redis)
+    backlog = partition.key(keys.OPEN)
+    async with partition.redis.pipeline(transaction=False) as pipe:
+        pipe.zcard(backlog)
+        pipe.zcount(partition.key(keys.IN_FLIGHT), now, "+inf")
+        pipe.zrange(backlog, 0, 0, withscores=True)
+        pipe.zcount(backlog, "-inf", f"({now - deadline_ms}")
+        payments, in_flight, first, overdue = await pipe.execute()
+    deadline = int(first[0][1]) + deadline_ms if first else None
+    return Waiting(int(payments), int(in_flight), deadline, int(overdue))
 
 
 def standing_pause(raw: bytes | None, now_ms: int, life_ms: int) -> Order | None:

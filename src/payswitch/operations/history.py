@@ -13,9 +13,12 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from payswitch.operations.controls import Controls
 from payswitch.operations.order_log import OrderLog
 from payswitch.operations.overview import Overview, read_overview
 from payswitch.store import keys, scripts
+from payswitch.store.client import partitions_of
+from payswitch.store.partitions import Argument
 from payswitch.store.periodic import Periodic
 from payswitch.telemetry.heartbeat import Process
 from payswitch.telemetry.histogram import Histogram, merged
@@ -131,6 +134,7 @@ class HistoryWriter(Periodic):
         self._take = scripts.load(redis, "take")
         self._append = scripts.load(redis, "history")
         self._redis = redis
+        self._controls = Controls(redis)
         self._changes = Changes()
         self._orders = OrderLog()
         self._read: Overview | None = None
@@ -154,21 +158,25 @@ class HistoryWriter(Periodic):
     async def write(self) -> bool:
         """Add a sample unless another process has just done so. The overview is read in any case,
         as the next turn may be this process'. Raises `RedisError` or `OSError`."""
-        is_mine = await self._take(keys=[keys.BEAT], args=["1", _BEAT_MS])
+        common = self._take.partitions.common
+        is_mine = await self._take(keys=[common.key(keys.BEAT)], args=["1", _BEAT_MS])
         self._read = await read_overview(self._redis, self._processors)
         self._read_at = time.monotonic()
         self._orders.see(self._read)
         sample = self._changes.sample(self._read)
         if is_mine:
-            await self._append(keys=[keys.HISTORY], args=[orjson.dumps(sample), KEPT, _KEPT_MS])
+            args: list[Argument] = [orjson.dumps(sample), KEPT, _KEPT_MS]
+            await self._append(keys=[common.key(keys.HISTORY)], args=args)
+            await self._controls.spread_pause(self._read.astray)
         return bool(is_mine)
 
 
 async def read_history(redis: Redis, newest: int = KEPT) -> list[bytes]:
     """The newest samples in their raw form, the oldest first; none if the key is of another type.
     Raises `RedisError` or `OSError`."""
+    common = partitions_of(redis).common
     try:
-        kept: list[bytes] = await redis.lrange(keys.HISTORY, -newest, -1)  # type: ignore[misc]
+        kept: list[bytes] = await common.redis.lrange(common.key(keys.HISTORY), -newest, -1)  # type: ignore[misc]
     except ResponseError as error:
         if not str(error).startswith("WRONGTYPE"):
             raise

@@ -1,10 +1,12 @@
-"""The overview of the whole system, read from Redis in one call.
+"""The overview of the whole system, read from Redis in one call, or one for each partition.
 
 Exact counts come from the ledger and the queues; the rest comes from the processes' heartbeats.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -16,6 +18,7 @@ from payswitch.durability import Durability
 from payswitch.instants import parse_instant_ms
 from payswitch.money import Total
 from payswitch.operations.controls import Order, standing_override, standing_pause
+from payswitch.operations.shards import Shard, read_shards
 from payswitch.store import scripts
 from payswitch.store.notes import read_note
 from payswitch.telemetry.heartbeat import Process, parse_heartbeat
@@ -101,6 +104,10 @@ class Overview:
     override: Order | None
     paused: Order | None
     processes: Sequence[Process]
+    shards: Sequence[Shard] = ()
+    """The cluster's nodes; none on a single Redis."""
+    astray: Sequence[int] = ()
+    """The partitions that don't follow the pause or its end yet."""
 
     @property
     def preferred(self) -> str:
@@ -165,51 +172,90 @@ class Overview:
 
 
 async def read_overview(redis: Redis, processors: Sequence[str]) -> Overview:
-    """Read the overview of this instant. Raises `RedisError` or `OSError`."""
+    """Read the overview of this instant: of all partitions, or none. Raises `RedisError` or
+    `OSError`."""
     script = scripts.load(redis, "overview")
-    return _parse(scripts.named(await script(args=list(processors))), processors)
+    asked = script.partitions.with_common
+    answers, shards = await asyncio.gather(
+        script.call_each([(each, list(processors)) for each in asked]), read_shards(redis)
+    )
+    found = [scripts.named(each) for each in scripts.require_all(answers)]
+    pauses = [_pause(each) for each in found]
+    astray = [each.number for each, pause in zip(asked, pauses, strict=True) if pause != pauses[0]]
+    return _parse(found, processors, shards, astray)
 
 
-def _parse(answer: Mapping[str, Any], processors: Sequence[str]) -> Overview:
-    """Read the answer of `overview.lua`. Foreign data under its keys counts as nothing."""
-    now, totals = answer["now"], answer["totals"]
+def _pause(answer: Mapping[str, Any]) -> tuple[bool, bytes]:
+    """Whether there is a pause, and its order."""
+    return answer["paused_life"] != -2, answer["paused"] or b""
+
+
+def _parse(
+    answers: Sequence[Mapping[str, Any]],
+    processors: Sequence[str],
+    shards: Sequence[Shard],
+    astray: Sequence[int],
+) -> Overview:
+    """Read the answers of `overview.lua`: sums of all, and the first one's keys of the whole.
+    Foreign data under its keys counts as nothing."""
+    whole, now = answers[0], answers[0]["now"]
+    ages = [each["now"] - _whole(each["oldest"]) for each in answers if _whole(each["oldest"])]
     return Overview(
         at=now,
-        settled={
-            name: Total(_whole(count), _whole(cents))
-            for name, count, cents in zip(processors, totals[::2], totals[1::2], strict=True)
-        },
-        backlog=answer["backlog"] or 0,
-        held={name: count or 0 for name, count in zip(processors, answer["held"], strict=True)},
-        held_and_paid=dict(_held_and_paid(processors, answer["saved"] or ())),
-        oldest_accepted_at=_whole(answer["oldest"]) or None,
-        in_flight=answer["in_flight"] or 0,
-        dead=answer["dead"] or 0,
-        resolved=_whole(answer["resolved"]),
-        declined={
-            name: _whole(count)
-            for name, count in zip(
-                processors, answer["declined"] or [None] * len(processors), strict=True
-            )
-        },
-        incidents=answer["incidents"] or 0,
-        choice=_choice(processors, answer["selection"], answer["selection_life"] or 0),
-        health=dict(_health(processors, read_note(answer["reports"]))),
-        fee_rates=dict(_fee_rates(processors, read_note(answer["fees"]))),
-        reconciled=_reconciled(read_note(answer["reconciled"])),
-        override=standing_override(processors, answer["override"], now, answer["override_life"]),
-        paused=standing_pause(answer["paused"], now, answer["paused_life"]),
-        processes=list(_processes(answer["heartbeats"])),
+        settled=_settled(processors, answers),
+        backlog=_sum(answers, "backlog"),
+        held=_by_processor(processors, answers, "held"),
+        held_and_paid=_held_and_paid(processors, answers),
+        oldest_accepted_at=now - max(ages) if ages else None,
+        in_flight=_sum(answers, "in_flight"),
+        dead=_sum(answers, "dead"),
+        resolved=_sum(answers, "resolved"),
+        declined=_by_processor(processors, answers, "declined"),
+        incidents=_sum(answers, "incidents"),
+        choice=_choice(processors, whole["selection"], whole["selection_life"] or 0),
+        health=dict(_health(processors, read_note(whole["reports"]))),
+        fee_rates=dict(_fee_rates(processors, read_note(whole["fees"]))),
+        reconciled=_reconciled(read_note(whole["reconciled"])),
+        override=standing_override(processors, whole["override"], now, whole["override_life"]),
+        paused=standing_pause(whole["paused"], now, whole["paused_life"]),
+        processes=list(_processes(whole["heartbeats"])),
+        shards=shards,
+        astray=astray,
     )
 
 
+def _sum(answers: Sequence[Mapping[str, Any]], name: str) -> int:
+    return sum(_whole(each[name]) for each in answers)
+
+
+def _by_processor(
+    processors: Sequence[str], answers: Sequence[Mapping[str, Any]], name: str
+) -> dict[str, int]:
+    counts = Counter(dict.fromkeys(processors, 0))
+    for each in answers:
+        counts.update(dict(zip(processors, map(_whole, each[name] or ()), strict=False)))
+    return dict(counts)
+
+
+def _settled(processors: Sequence[str], answers: Sequence[Mapping[str, Any]]) -> dict[str, Total]:
+    sums = dict.fromkeys(processors, Total())
+    for each in answers:
+        counts, cents = each["totals"][::2], each["totals"][1::2]
+        for name, *total in zip(processors, counts, cents, strict=True):
+            sums[name] += Total(*map(_whole, total))
+    return sums
+
+
 def _held_and_paid(
-    processors: Sequence[str], fields: Sequence[bytes]
-) -> Iterator[tuple[tuple[str, str], int]]:
-    for field, cents in zip(fields[::2], fields[1::2], strict=True):
-        name, _, instead = field.decode(errors="replace").partition(" ")
-        if name in processors and instead in processors:
-            yield (name, instead), _whole(cents)
+    processors: Sequence[str], answers: Sequence[Mapping[str, Any]]
+) -> dict[tuple[str, str], int]:
+    found: Counter[tuple[str, str]] = Counter()
+    for fields in (each["saved"] or () for each in answers):
+        for field, cents in zip(fields[::2], fields[1::2], strict=True):
+            name, _, instead = field.decode(errors="replace").partition(" ")
+            if name in processors and instead in processors:
+                found[name, instead] += _whole(cents)
+    return dict(found)
 
 
 def _choice(processors: Sequence[str], raw: bytes | None, expires_in_ms: int) -> Choice | None:

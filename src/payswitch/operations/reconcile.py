@@ -8,10 +8,9 @@ difference counts only if it is still there after a pause.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 
@@ -38,8 +37,7 @@ from payswitch.store.client import partitions_of
 from payswitch.store.partitions import Partition
 from payswitch.store.redis_clock import redis_now_ms
 from payswitch.store.scanning import pages
-
-T = TypeVar("T")
+from payswitch.store.together import together
 
 _Entry = tuple[Partition, bytes]
 """A payment's partition and its id there."""
@@ -187,7 +185,7 @@ class Reconciliation:
         return Window(found.first, found.last), found.totals
 
     async def _measure(self, asked: Sequence[tuple[str, Window]]) -> list[Difference]:
-        return await _all(self._measure_one(*each) for each in asked)
+        return await together(self._measure_one(*each) for each in asked)
 
     async def _measure_one(self, name: str, window: Window) -> Difference:
         async with self._summaries:
@@ -257,7 +255,7 @@ class Reconciliation:
         ]
 
     async def _look_up(self, records: Iterable[Record]) -> list[Differing]:
-        found = await _all(self._look_at(record) for record in records)
+        found = await together(self._look_at(record) for record in records)
         return [each for each in found if each is not None]
 
     async def _look_at(self, record: Record) -> Differing | None:
@@ -294,18 +292,6 @@ class Reconciliation:
                 scan = partial(partition.redis.scan, match=match, count=_PAGE, _type="hash")
                 async for found in pages(scan):
                     yield [(partition, key.removeprefix(prefix)) for key in found], False
-
-
-async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of concurrent calls; the first failure cancels the others."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 def _differing(measured: Iterable[Difference]) -> list[Difference]:

@@ -16,6 +16,7 @@ from payswitch.money import Currency
 from payswitch.operations.controls import Order
 from payswitch.operations.history import WINDOW_S, Sample
 from payswitch.operations.overview import Overview
+from payswitch.operations.shards import Shard
 from payswitch.telemetry.heartbeat import REFUSES, Process
 
 _RATE_OVER_MS = 5000
@@ -102,6 +103,7 @@ class Status:
     def findings(self) -> list[Finding]:
         """Everything wrong or unusual, the worst first."""
         found = [
+            *of_shards(self.overview.shards),
             *_of_processes(self.overview),
             *_of_processors(self.overview),
             *_of_breakers(self.overview, self.rates),
@@ -129,6 +131,14 @@ class Status:
         if overview.backlog:
             return f"No money flows, {waiting}" if now else waiting
         return "Nothing to pay"
+
+
+def of_shards(shards: Sequence[Shard]) -> Iterator[Finding]:
+    """A finding for each node of a cluster that is away or lacks replicas."""
+    for each in shards:
+        if each.trouble is not None:
+            text = f"{each.trouble}; {each.served} take no payments"
+            yield Finding(Level.ERROR, text)
 
 
 def _of_processes(overview: Overview) -> Iterator[Finding]:
@@ -258,7 +268,8 @@ def document(status: Status, currency: Currency) -> dict[str, Any]:
         "currency": {"code": currency.code, "decimals": currency.decimals},
         "level": status.level.value,
         "headline": status.headline,
-        "findings": [{"level": each.level.value, "text": each.text} for each in status.findings],
+        "findings": _findings(status.findings),
+        "cluster": _cluster(overview.shards),
         "durability": _durability(overview),
         "accepted": {
             "total": overview.accepted,
@@ -298,6 +309,40 @@ def document(status: Status, currency: Currency) -> dict[str, Any]:
         and {"ageMs": max(0, at - reconciled.at), "differences": reconciled.differences},
         "processes": [_process(each, at) for each in _in_order(overview)],
     }
+
+
+def document_without_sums(shards: Sequence[Shard]) -> dict[str, Any]:
+    """The page's document while Redis, or a node of the cluster, does not answer: a part of the
+    sums would be wrong."""
+    findings = [*of_shards(shards)]
+    headline = "A part of the cluster does not answer" if findings else "Redis does not answer"
+    text = "Redis does not answer: no payment is accepted or paid"
+    return {
+        "level": Level.ERROR.value,
+        "headline": headline,
+        "findings": _findings(findings or [Finding(Level.ERROR, text)]),
+        "cluster": _cluster(shards),
+    }
+
+
+def _findings(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    return [{"level": each.level.value, "text": each.text} for each in findings]
+
+
+def _cluster(shards: Sequence[Shard]) -> dict[str, Any] | None:
+    if not shards:
+        return None
+    nodes = [
+        {
+            "address": each.address,
+            "partitions": list(each.partitions),
+            "replicas": each.replicas,
+            "wantedReplicas": each.wanted_replicas,
+            "problem": each.problem,
+        }
+        for each in shards
+    ]
+    return {"nodes": nodes}
 
 
 def _durability(overview: Overview) -> dict[str, Any] | None:

@@ -1,13 +1,13 @@
 """The audit trail: every act of an operator, with who did it, when and why.
 
 The scripts that carry an act out append it in the same step. The trail keeps the newest 10,000 acts
-(`record_act` in `common.lua`) and survives a purge. It keeps what an operator says of themselves;
+(`record_act` in `common.lua`) and survives a purge; in a cluster each partition has its own. It
+keeps what an operator says of themselves;
 the rights of Redis' user decide who may act at all.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from payswitch.instants import LATEST_MS, format_instant
 from payswitch.store import keys
 from payswitch.store.client import partitions_of
+from payswitch.store.together import together
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,9 @@ class Act:
 
 async def read_acts(redis: Redis, limit: int) -> list[Act]:
     """The newest acts, the newest first. Raises `RedisError`."""
-    partitions = partitions_of(redis)
-    found = await asyncio.gather(
-        *(
-            each.redis.xrevrange(each.key(keys.AUDIT), count=limit)
-            for each in {partitions.common, *partitions}
-        )
+    found = await together(
+        each.redis.xrevrange(each.key(keys.AUDIT), count=limit)
+        for each in partitions_of(redis).with_common
     )
     acts = [_read(entry_id, fields) for entries in found for entry_id, fields in entries]
     return sorted(acts, key=lambda each: each.at, reverse=True)[:limit]

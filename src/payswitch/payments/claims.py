@@ -151,19 +151,17 @@ class Claims:
         Raises `RedisError` if no partition answers."""
         asked = list(self._script.partitions if partitions is None else partitions)
         random.shuffle(asked)
-        expires_at, token = self._clock() + self._lease_ms, random_id()
-        shares = _shares(limit, asked)
-        drained = -(-drain // len(shares))
-        rest: list[Argument] = [self._lease_ms, self._max_delay_ms, token, drained, *back]
-        answers = await self._script.call_each([(each, [own, *rest]) for each, own in shares])
-        errors = [answer for answer in answers if isinstance(answer, Exception)]
-        if len(errors) == len(answers):
+        drained = -(-drain // len(asked))
+        batches: list[Batch] = []
+        errors: list[Exception] = []
+        while asked and limit > 0:  # again only if the limit is smaller than their number
+            found, failed = await self._take_from(asked[:limit], limit, drained, back)
+            batches += found
+            errors += failed
+            limit -= sum(len(each.taken) for each in found)
+            del asked[: len(found) + len(failed)]
+        if not batches:
             raise errors[0]
-        batches = [
-            self._batch(partition, scripts.named(answer), token, expires_at)
-            for (partition, _), answer in zip(shares, answers, strict=True)
-            if not isinstance(answer, Exception)
-        ]
         due = [each.next_due_ms for each in batches if each.next_due_ms is not None]
         return Batch(
             taken=[claimed for batch in batches for claimed in batch.taken],
@@ -172,6 +170,21 @@ class Claims:
             strays=[stray for batch in batches for stray in batch.strays],
             errors=errors,
         )
+
+    async def _take_from(
+        self, asked: Sequence[Partition], limit: int, drained: int, back: Sequence[str]
+    ) -> tuple[list[Batch], list[Exception]]:
+        """Take up to `limit` from some partitions, in one write for each node."""
+        expires_at, token = self._clock() + self._lease_ms, random_id()
+        rest: list[Argument] = [self._lease_ms, self._max_delay_ms, token, drained, *back]
+        shares = _shares(limit, asked)
+        answers = await self._script.call_each([(each, [own, *rest]) for each, own in shares])
+        batches = [
+            self._batch(partition, scripts.named(answer), token, expires_at)
+            for (partition, _), answer in zip(shares, answers, strict=True)
+            if not isinstance(answer, Exception)
+        ]
+        return batches, [answer for answer in answers if isinstance(answer, Exception)]
 
     def _batch(
         self, partition: Partition, answer: Mapping[str, Any], token: str, expires_at: float

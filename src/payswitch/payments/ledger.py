@@ -138,7 +138,9 @@ class Ledger:
         ages = (self._retention_ms, max(self._retention_ms, COARSE_AFTER_MS))
         args: list[Argument] = [*ages, *self._processors]
         calls = [(each, args) for each in self._partitions]
-        return any(scripts.require_all(await self._fold.call_each(calls)))
+        answers = await self._fold.call_each(calls)
+        found = any(each for each in answers if not isinstance(each, Exception))
+        return found or any(scripts.require_all(answers))
 
     async def _flush(
         self, items: list[tuple[Partition, Settling]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -60,26 +61,34 @@ class Purge:
         purge has removed them when this returns, a large one continues in the background, and the
         workers' sweep finishes after a crash. Raises `RedisError` or `TimeoutError`.
         """
-        await self._each(self._stop_claims, (_HOLD_MS,))
+        await self._each(self._stop_claims, lambda _: [_HOLD_MS])
         try:
             async with asyncio.timeout(_CALLS_MAY_TAKE_S):
                 while await self._calls_under_way():
                     await asyncio.sleep(0.02)
         except TimeoutError:
             logger.warning("purge: calls under way did not end in time and will not be recorded")
-        generations = await self._each(self._purge, (*signature.arguments(), *self._processors))
+        generations = await self._each(self._purge, partial(self._arguments, signature))
         self._removal = asyncio.create_task(self._remove_in_background())
         await asyncio.wait([self._removal], timeout=_REMOVAL_IS_AWAITED_S)
         return max(generations)
 
-    async def _each(self, script: Script, args: Sequence[Argument]) -> list[int]:
+    def _arguments(self, signature: Signature, partition: Partition) -> list[Argument]:
+        """Of `purge.lua`; the trail of one partition has the act of all."""
+        act = "purge" if partition is self._partitions[0] else ""
+        return [act, *signature.arguments(), *self._processors]
+
+    async def _each(
+        self, script: Script, arguments: Callable[[Partition], Sequence[Argument]]
+    ) -> list[int]:
         """The script's answer for every partition. Each node judges by its own clock whether it is
         too late. Raises `PurgeError`, or with one partition its own error."""
 
         async def call(partition: Partition) -> int:
             async with asyncio.timeout(self._limit_s):
                 latest = await redis_now_ms(partition.redis) + self._latest_ms
-                answer = int(await script([latest, *args], at=partition, confirm=True))
+                args = [latest, *arguments(partition)]
+                answer = int(await script(args, at=partition, confirm=True))
             if answer == 0:
                 raise RedisTimeoutError("Redis took the purge too late, so nothing was purged")
             return answer

@@ -22,6 +22,7 @@ from payswitch.payments.claims import Claim
 from payswitch.payments.history import Fate
 from payswitch.payments.ids import random_id
 from payswitch.store import scripts
+from payswitch.store.errors import UnconfirmedError
 from payswitch.store.group_commit import CommitByNode
 from payswitch.store.partitions import Partition
 
@@ -125,9 +126,14 @@ class Tries:
 
     async def open(self, claim: Claim, processor: str, findings: Findings) -> Routed | None:
         """Open a try, before it is sent: at `processor` if no other try is open, else at the pinned
-        one. None if the lease is lost, or the payment pending or declined. Raises `RedisError`."""
-        route = claim, processor, findings, random_id()
-        return await self._routes.submit(self._of(claim), route)
+        one. None if the lease is lost, or the payment pending or declined. Raises `RedisError`; if
+        it is an `UnconfirmedError`, the try must not be sent, and is among the closed findings."""
+        try_id = random_id()
+        try:
+            return await self._routes.submit(self._of(claim), (claim, processor, findings, try_id))
+        except UnconfirmedError:
+            findings.closed.add(try_id)
+            raise
 
     async def release(
         self, claim: Claim, *, delay_ms: int, findings: Findings, error: str, waits_for: str = ""
@@ -214,7 +220,11 @@ class Tries:
     async def _flush_releases(
         self, items: list[tuple[Partition, _Release]]
     ) -> list[bool | Exception]:
-        return await scripts.call_grouped(self._release, items, _release_arguments, _released)
+        # Confirmed if a payment is pending, as its processor may deny that later.
+        is_pending = any(findings.pending for _, (_, _, findings, *_) in items)
+        return await scripts.call_grouped(
+            self._release, items, _release_arguments, _released, confirm=is_pending
+        )
 
     async def _flush_wakes(self, items: list[tuple[Partition, str]]) -> list[Exception | None]:
         return await scripts.call_grouped(self._wake, items, _wake_arguments, _woken)

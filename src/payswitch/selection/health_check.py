@@ -45,16 +45,19 @@ class HealthCheck:
     ) -> None:
         self._redis = redis
         self._take = scripts.load(redis, "take")
+        common = self._take.partitions.common
+        self._throttle = common.key(keys.HEALTH_THROTTLE)
+        self._reports = common.key(keys.REPORTS)
         self._processors = processors
         self._selector = selector
         self._times = times
-        self._lock = Lock(redis, keys.HEALTH_LOCK, life_ms=times.lock_ms)
+        self._lock = Lock(redis, common.key(keys.HEALTH_LOCK), life_ms=times.lock_ms)
         self._last: Selection | None = None
 
     async def check(self) -> Selection | None:
         """Check now; None if another check runs or ran within the throttle time. Raises
         `RedisError`."""
-        if not await self._take(keys=[keys.HEALTH_THROTTLE], args=["1", self._times.throttle_ms]):
+        if not await self._take(keys=[self._throttle], args=["1", self._times.throttle_ms]):
             return None
         token = await self._lock.acquire()
         if token is None:
@@ -74,7 +77,7 @@ class HealthCheck:
             for processor, report in zip(self._processors, answers, strict=True)
         }
         selection = await self._selector.select(
-            reports, lock_key=keys.HEALTH_LOCK, token=token, at_ms=at_ms
+            reports, lock_key=self._lock.key, token=token, at_ms=at_ms
         )
         if selection is None:
             logger.warning("the health check took longer than its lock; its result is dropped")
@@ -91,7 +94,7 @@ class HealthCheck:
             name: report and {"failing": report.failing, "minResponseTime": report.min_response_ms}
             for name, report in reports.items()
         }
-        await write_note(self._redis, keys.REPORTS, {"at": at_ms, "reports": said})
+        await write_note(self._redis, self._reports, {"at": at_ms, "reports": said})
 
 
 def _log_selection(selection: Selection) -> None:

@@ -119,6 +119,7 @@ class Selector:
     def __init__(self, redis: Redis, limits: Limits) -> None:
         self._limits = limits
         self._select = scripts.load(redis, "select")
+        self._key = self._select.partitions.common.key(keys.SELECTION)
 
     async def select(
         self, reports: Mapping[str, HealthReport | None], *, lock_key: str, token: str, at_ms: int
@@ -135,9 +136,7 @@ class Selector:
                 "at": format_instant(at_ms),
             }
         )
-        written = await self._select(
-            keys=[lock_key, keys.SELECTION], args=[token, document, _LIFE_MS]
-        )
+        written = await self._select(keys=[lock_key, self._key], args=[token, document, _LIFE_MS])
         return selection if written else None
 
 

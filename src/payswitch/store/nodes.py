@@ -9,6 +9,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError, RedisError
 
+from payswitch.store import keys
 from payswitch.store.channels import Channels
 from payswitch.store.errors import Epoch, UnconfirmedError
 from payswitch.store.partitions import Argument, Call, Confirm, Node
@@ -17,6 +18,10 @@ _WAIT_SHARE = 0.8
 """The part of a call's limit that replicas get to confirm it."""
 _LONGEST_WAIT_S = 0.8
 """A replica that takes longer counts as gone: each shard's calls wait for its slowest replica."""
+_MARK = "redis.call('DEL', KEYS[1]) redis.call('SET', KEYS[1], '1')"
+"""A write for `WAIT`: since Redis 7.2 it waits for the connection's last write alone, so after a
+call that only reads it would not wait for what the call has read. `DEL` comes first, so that it
+works out of memory."""
 
 
 class ServerNode:
@@ -75,20 +80,28 @@ class ServerNode:
         if not self._replicas or confirm is False:
             return await self._channels.call(commands)
         if confirm is True:
-            answers = await self._channels.call([*commands, self._wait])
+            answers = await self._channels.call([*commands, *self._confirmation(calls)])
         else:
             needs = confirm
             answers = await self._channels.call(
-                commands, lambda found: [self._wait] if _any_needs(needs, found) else []
+                commands,
+                lambda found: self._confirmation(calls) if _any_needs(needs, found) else [],
             )
         if len(answers) == len(calls):
             return answers
-        count = answers.pop()
-        if isinstance(count, int) and count >= self._replicas:
+        marked, count = answers[len(calls) :]
+        del answers[len(calls) :]
+        if not isinstance(marked, Exception) and isinstance(count, int) and count >= self._replicas:
             return answers
         self.epoch.doubt()
         short = UnconfirmedError(f"it has no confirmation of {self._replicas} replica(s)")
         return [each if isinstance(each, RedisError) else short for each in answers]
+
+    def _confirmation(self, calls: Sequence[Call]) -> list[Sequence[Argument]]:
+        """The commands that have replicas confirm what the calls have written and read."""
+        [generation, *_], _ = calls[0]
+        mark = generation.replace(keys.GENERATION, keys.CONFIRMED)
+        return [("EVAL", _MARK, 1, mark), self._wait]
 
     async def aclose(self) -> None:
         """Close every connection."""

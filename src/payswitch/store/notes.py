@@ -10,9 +10,12 @@ from redis.asyncio import Redis
 from payswitch.store import scripts
 
 
-async def write_note(redis: Redis, key: str, document: dict[str, Any]) -> None:
-    """Write a note, even if Redis is out of memory. Raises `RedisError` or `OSError`."""
-    await scripts.load(redis, "note")(keys=[key], args=[orjson.dumps(document)])
+async def write_note(redis: Redis, name: str, document: dict[str, Any]) -> None:
+    """Write a note of this name in `keys`, even if Redis is out of memory. Raises `RedisError` or
+    `OSError`."""
+    note = scripts.load(redis, "note")
+    key = note.partitions.common.key(name)
+    await note(keys=[key], args=[orjson.dumps(document)])
 
 
 def read_note(raw: bytes | None) -> dict[str, Any]:

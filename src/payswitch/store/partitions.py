@@ -166,6 +166,11 @@ class Partitions(Sequence[Partition]):
     def __iter__(self) -> Iterator[Partition]:
         return iter(self._every)
 
+    @property
+    def with_common(self) -> tuple[Partition, ...]:
+        """The common keys first, then every partition; on a single Redis they are the same."""
+        return (self.common, *(each for each in self._every if each is not self.common))
+
     def of(self, correlation_id: str) -> Partition:
         """The partition of a payment."""
         return self._only or self._every[partition_of(correlation_id, len(self._every))]

@@ -166,9 +166,12 @@ class ServerWatch:
         )
 
     async def _call(self, partitions: Sequence[Partition], asks_for_rights: bool) -> list[Any]:
-        args = [self._demands.currency, *(rights.arguments() if asks_for_rights else ())]
+        currency = self._demands.currency
+        first, *others = partitions
+        calls = [(first, [currency, "info", *(rights.arguments() if asks_for_rights else ())])]
+        calls += [(each, [currency, ""]) for each in others]
         # Confirmed: while replicas lag, no route would be confirmed, so nothing is claimed.
-        answers = await self._script.call_each([(each, args) for each in partitions], confirm=True)
+        answers = await self._script.call_each(calls, confirm=True)
         return scripts.require_all(answers)
 
     async def _judge_server(self, partition: Partition, info: Mapping[str, str]) -> None:

@@ -78,9 +78,9 @@ class RedisWatch(Periodic):
         """The server of a partition, as last seen."""
         return self._servers.get(partition.home, self._unknown)
 
-    def refusal_of(self, correlation_id: str) -> str | None:
-        """The reason why a payment may not be accepted, by the last look; None if there is none."""
-        return self.at(self._redis.partitions.of(correlation_id)).refusal
+    def of(self, correlation_id: str) -> ServerWatch:
+        """The server of a payment, as last seen."""
+        return self.at(self._redis.partitions.of(correlation_id))
 
     @property
     def unusable(self) -> str | None:

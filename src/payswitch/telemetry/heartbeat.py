@@ -36,10 +36,10 @@ class Heartbeat(Periodic):
         host, pid = socket.gethostname(), os.getpid()
         # Host and pid are for people: containers with the same host name may all be pid 1.
         name = f"{host}:{pid}:{secrets.token_hex(4)}"
-        self.key = keys.heartbeat(kind, name)
         self.redis_ahead_ms: float | None = None
         """The lead of Redis' clock over this process' boot time; None until it is known."""
         self._script = scripts.load(redis, "vitals")
+        self.key = self._script.partitions.common.key(keys.heartbeat(kind, name))
         self._collect = collect
         self._who: Fields = {
             "kind": kind,

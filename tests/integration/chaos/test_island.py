@@ -15,14 +15,13 @@ from payswitch.chaos.island import Island, why_no_island
 from tests.cluster import ClusterServer
 from tests.support import eventually, wait_until
 
-WHY_NOT = why_no_island()
 SLOT, KEY = 0, "{3560}"
-
-pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 
 @pytest.fixture
 def island() -> Iterator[Island]:
+    if (why := why_no_island()) is not None:
+        pytest.skip(why)
     island = Island(os.getpid())
     with island.made():
         yield island

@@ -156,9 +156,9 @@ async def test_who_has_taken_a_few_lets_others_arrive_first(
     take = Claims.take
     now = asyncio.get_running_loop().time
 
-    async def noted(claims: Claims, limit: int) -> Batch:
+    async def noted(claims: Claims, limit: int, **options: Any) -> Batch:
         began = now()
-        batch = await take(claims, limit)
+        batch = await take(claims, limit, **options)
         few_s = None
         if 0 < len(batch.taken) < limit:
             waited_ms = max(each.claim.claimed_at - each.score for each in batch.taken)

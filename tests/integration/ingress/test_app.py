@@ -22,7 +22,8 @@ from payswitch.operations.overview import read_overview
 from payswitch.payments.claims import Claim
 from payswitch.payments.ledger import Ledger
 from payswitch.settings import Settings
-from payswitch.store.client import connect
+from payswitch.store import keys
+from payswitch.store.client import Client, connect
 from tests.integration.harness import Bench, bench
 from tests.support import PROCESSORS, RedisServer, Reply, eventually
 
@@ -527,3 +528,53 @@ async def test_with_a_full_backlog_the_answer_is_503(redis_server: RedisServer) 
         await client.post("/payments", json={"correlationId": ID, "amount": 1})
         other = {"correlationId": str(uuid4()), "amount": 1}
         assert_problem(await client.post("/payments", json=other), 503, says="too many")
+
+
+# In a cluster.
+
+
+@pytest.fixture
+async def of_partitions(
+    shared_node: RedisServer, partitioned: Client
+) -> AsyncIterator[httpx.AsyncClient]:
+    settings = Settings(redis_url=shared_node.url, accept_limit_ms=60_000, purge="open")
+    async with serving(settings) as client:
+        yield client
+
+
+async def test_payments_of_all_partitions_are_found_and_summed(
+    of_partitions: httpx.AsyncClient, partitioned: Client
+) -> None:
+    async with bench(partitioned) as b:
+        payments = await asyncio.gather(*(b.accept() for _ in range(20)))
+        left = 20
+        while left:
+            claims = await b.claim(limit=left)
+            left -= len(claims)
+            await asyncio.gather(*map(b.dispatcher.dispatch, claims))
+    summary = (await of_partitions.get("/payments-summary")).json()
+    assert summary["default"] == {"totalRequests": 20, "totalAmount": 398.0}
+    window = {"from": "2026-01-01T00:00:00Z", "to": "2126-01-01T00:00:00Z"}
+    assert (await of_partitions.get("/payments-summary", params=window)).json() == summary
+    for each in payments:
+        assert (await of_partitions.get(f"/payments/{each}")).json()["state"] == "settled"
+
+
+async def test_no_sum_of_a_part_of_the_partitions_is_told(
+    of_partitions: httpx.AsyncClient, partitioned: Client
+) -> None:
+    own = partitioned.partitions[5]
+    await own.redis.set(own.family("ledger", "default:0:total"), "spoilt")
+    assert_problem(await of_partitions.get("/payments-summary"), 503)
+
+
+async def test_a_purge_names_the_partitions_that_did_not_confirm_it_and_may_be_repeated(
+    of_partitions: httpx.AsyncClient, partitioned: Client
+) -> None:
+    own = partitioned.partitions[5]
+    await own.redis.set(own.key(keys.GENERATION), "spoilt")
+    says = "partitions 5 did not confirm the purge"
+    assert_problem(await of_partitions.post("/purge-payments"), 503, says=says)
+    await own.redis.set(own.key(keys.GENERATION), "0")
+    again = await of_partitions.post("/purge-payments")
+    assert (again.status_code, again.json()) == (200, {"generation": 2})

@@ -110,7 +110,7 @@ async def test_a_purge_of_much_answers_before_it_has_removed_all(b: Bench, redis
 
 async def test_a_purge_that_redis_takes_too_late_does_nothing(b: Bench, redis: ArqRedis) -> None:
     payment = await b.accept()
-    assert await scripts.load(redis, "purge")(args=[1, "ana", ""]) == 0
+    assert await scripts.load(redis, "purge")(args=[1, "purge", "ana", ""]) == 0
     assert (await b.record(payment)).state == "queued"
     assert not await redis.exists("payments:generation")
 

@@ -73,7 +73,7 @@ async def test_an_acknowledged_payment_whose_record_is_gone_is_an_error_in_the_l
 
 async def test_what_a_purge_left_is_removed_by_the_sweep(b: Bench, redis: ArqRedis) -> None:
     payment = await b.accept()
-    await scripts.load(redis, "purge")(args=[10**15, "ana", ""])
+    await scripts.load(redis, "purge")(args=[10**15, "purge", "ana", ""])
     assert await redis.exists(f"payment:{payment}", f"arq:job:{payment}") == 2
     sweeping = asyncio.create_task(Sweeper(redis, PROCESSORS, every_ms=1).run())
 

@@ -272,6 +272,22 @@ async def test_an_interrupted_beginning_is_ended(cluster: ClusterServer) -> None
         await client.aclose(close_connection_pool=True)
 
 
+async def test_what_a_call_only_reads_is_confirmed_as_well(
+    redis: Client, cluster: ClusterServer
+) -> None:
+    [payment] = own_payments(redis, 0, 1)
+    hasty, reader = (connect(cluster.url, limit_s=1, deployment=SAFE) for _ in range(2))
+    try:
+        async with replica_frozen(cluster, redis.partitions[0].slot):
+            with pytest.raises(NotAcceptedError, match="confirmation"):
+                await queue_of(hasty).accept(payment)
+            with pytest.raises(UnconfirmedError):
+                await read_record(reader, payment.correlation_id, confirm=True)
+    finally:
+        await hasty.aclose(close_connection_pool=True)
+        await reader.aclose(close_connection_pool=True)
+
+
 async def accepted(queue: AcceptQueue, payments: list[Payment]) -> list[Acceptance]:
     return await asyncio.gather(*map(queue.accept, payments))
 

@@ -312,6 +312,6 @@ def test_rights_are_asked_for_with_as_many_arguments_as_each_command_takes(
     script = scripts.source("look").replace("= redis.acl_check_cmd", "= counting")
     assert "= counting" in script
     [*_, missing] = cast(Any, admin).eval(
-        LIKE_REDIS_8 + script, 1, "payments:generation", "BRL", *arguments()
+        LIKE_REDIS_8 + script, 1, "payments:generation", "BRL", "info", *arguments()
     )
     assert missing == []

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from payswitch.chaos.inject import _sum_of
 from payswitch.chaos.plan import GROUPS, KINDS, WARM_UP_S, Scale, is_clean, kinds_of, plan
+from payswitch.chaos.timeline import _FAULTS
 
 SCALE = Scale(
     lease_s=15,
@@ -133,3 +134,7 @@ def test_only_faults_without_doubt_are_clean() -> None:
     assert is_clean(kinds_of("clean,client", cluster=True))
     assert not is_clean(kinds_of("clean,kill", cluster=True))
     assert not is_clean(kinds_of("answers", cluster=True))
+
+
+def test_the_timeline_has_a_color_for_each_fault_that_is_planned() -> None:
+    assert {each.group for each in KINDS.values() if each.every_s} == _FAULTS.keys()

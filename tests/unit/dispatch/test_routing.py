@@ -216,6 +216,18 @@ def test_a_probe_that_was_never_sent_leaves_the_reason_as_it_is() -> None:
     assert breaker.why == "status 500"
 
 
+def test_a_probe_that_redis_stopped_does_not_count() -> None:
+    breaker = breaker_of()
+    for _ in range(FAILURES):
+        call(breaker, BAD, reason="status 500")
+    breaker.withdraw(probe=breaker.enter(PROBE_MS))
+    assert (breaker.state, breaker.why, breaker.in_flight) == (OPEN, "status 500", 0)
+    assert breaker.probe_due(PROBE_MS)
+    call(breaker, GOOD, PROBE_MS)
+    breaker.withdraw(probe=breaker.enter(PROBE_MS))
+    assert breaker.state is CLOSED
+
+
 # A processor that asks for a pause.
 
 

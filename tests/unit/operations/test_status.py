@@ -13,7 +13,15 @@ from payswitch.money import BRL, Total
 from payswitch.operations.controls import Order
 from payswitch.operations.history import Changes, Sample, parse_sample
 from payswitch.operations.overview import Choice, Overview, Reconciled, Seen
-from payswitch.operations.status import Level, Status, document, duration, rates
+from payswitch.operations.shards import Shard
+from payswitch.operations.status import (
+    Level,
+    Status,
+    document,
+    document_without_sums,
+    duration,
+    rates,
+)
 from payswitch.telemetry.heartbeat import Process
 from payswitch.telemetry.histogram import Histogram
 
@@ -356,3 +364,26 @@ def test_a_sample_is_read_as_it_was_written_and_nothing_else_is() -> None:
 )
 def test_durations_are_for_people(ms: int, text: str) -> None:
     assert duration(ms) == text
+
+
+def test_a_node_that_lacks_replicas_is_an_error() -> None:
+    well, poor = Shard("a:7000", [0, 1], 1, 1), Shard("b:7000", [2, 3], 0, 1)
+    assert Status(replace(WELL, shards=[well]), None).level is Level.OK
+    [finding] = Status(replace(WELL, shards=[well, poor]), None).findings
+    text = "b:7000 has 0 of 1 replicas; partitions 2, 3 take no payments"
+    assert (finding.level, finding.text) == (Level.ERROR, text)
+
+
+def test_a_node_that_does_not_say_its_replicas_is_no_finding() -> None:
+    assert Status(replace(WELL, shards=[Shard("a:7000", [0], None, 1)]), None).findings == []
+
+
+def test_while_a_node_is_away_the_page_names_it_and_has_no_sums() -> None:
+    away = Shard("b:7000", [2, 3], None, 1, "it does not answer in time")
+    shown = document_without_sums([Shard("a:7000", [0, 1], 1, 1), away])
+    assert shown["headline"] == "A part of the cluster does not answer"
+    text = "b:7000 is away: it does not answer in time; partitions 2, 3 take no payments"
+    assert shown["findings"] == [{"level": "error", "text": text}]
+    assert [each["address"] for each in shown["cluster"]["nodes"]] == ["a:7000", "b:7000"]
+    assert "settled" not in shown
+    assert document_without_sums([])["headline"] == "Redis does not answer"

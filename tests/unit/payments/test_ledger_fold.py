@@ -190,7 +190,7 @@ async def test_an_earlier_instant_than_the_folded_one_takes_nothing_back(redis: 
 
 async def test_after_a_purge_everything_is_exact_to_the_millisecond_again(redis: Redis) -> None:
     await fold(redis, START_MS + TEN_S)
-    await scripts.load(redis, "purge")(args=[10**15, "ana", ""])
+    await scripts.load(redis, "purge")(args=[10**15, "purge", "ana", ""])
     found = await ledger_on(redis).window(START_MS + 1, START_MS + 2)
     assert (found.first, found.last) == (START_MS + 1, START_MS + 2)
 

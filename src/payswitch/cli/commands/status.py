@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 
 import click
 import orjson
@@ -97,6 +98,7 @@ def _drawn(now: Status, settings: Settings) -> Group:
         _numbers(now, settings.currency),
         _processors(now, settings.currency),
         _processes(now.overview),
+        *_nodes(now.overview),
     )
 
 
@@ -175,6 +177,19 @@ def _processes(overview: Overview) -> Table:
         up = duration(max(0, overview.at - each.since))
         _add(table, each.kind, each.host, str(each.pid), up, _done(each))
     return table
+
+
+def _nodes(overview: Overview) -> Iterator[Table]:
+    """A table of the cluster's nodes; none on a single Redis."""
+    if not overview.shards:
+        return
+    table = _table("node", "replicas", "partitions")
+    table.columns[-1].no_wrap = False
+    for each in overview.shards:
+        replicas = "unknown" if each.replicas is None else str(each.replicas)
+        numbers = ", ".join(map(str, each.partitions)) or "none"
+        _add(table, each.address or "none", "away" if each.problem else replicas, numbers)
+    yield table
 
 
 def _done(process: Process) -> str:

@@ -255,8 +255,27 @@ function processRow(process) {
   );
 }
 
+function nodeRow(node) {
+  const lacks = node.replicas !== null && node.replicas < node.wantedReplicas;
+  const state = node.problem ? tag("away", "error") : tag("answers", "ok");
+  return make(
+    "tr", "",
+    make("td", "", node.address || "none"),
+    make("td", "", state),
+    make("td", "number", lacks ? tag(`${node.replicas} of ${node.wantedReplicas}`, "error")
+      : String(node.replicas ?? "")),
+    make("td", "", node.partitions.join(", ")),
+  );
+}
+
+function showCluster(cluster) {
+  byId("cluster").hidden = !cluster;
+  byId("nodes").replaceChildren(...(cluster?.nodes ?? []).map(nodeRow));
+}
+
 function showStatus(status) {
   showVerdict(status);
+  showCluster(status.cluster);
   if (!status.processors) return;
   cents = exactly(status.currency.decimals);
   showFigures(status);
