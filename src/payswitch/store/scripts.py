@@ -150,6 +150,8 @@ async def call_grouped(
     follow: bool = True,
 ) -> list[Result | Exception]:
     """Call a script with the items of each partition; gives each item's result, or its error."""
+    if not items:
+        return []
     if len(script.partitions) == 1:
         return await _call_one(script, items, arguments, read, confirm=confirm, follow=follow)
     places: dict[Partition, list[int]] = {}
