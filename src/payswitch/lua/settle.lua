@@ -105,9 +105,27 @@ end
 -- to it must not fill the memory.
 local incidents = {}
 local function incident(id, state, pin, processor, requested_at, what)
-  incidents[#incidents + 1] = cjson.encode({
-    correlationId = payment(id), at = now, state = state or '', pinned = pin or '', paidBy = processor,
-    requestedAt = requested_at, what = what })
+  incidents[#incidents + 1] = { correlationId = payment(id), at = now, state = state or '',
+    pinned = pin or '', paidBy = processor, requestedAt = requested_at, what = what }
+end
+
+-- A proof that replicas did not confirm in time is brought again: its incident is noted once.
+local function note_incidents()
+  if #incidents == 0 then return end
+  local noted = {}
+  local function is_noted(entry)
+    local name = table.concat({ entry.correlationId, entry.paidBy, entry.requestedAt, entry.what }, ' ')
+    local was = noted[name]
+    noted[name] = true
+    return was
+  end
+  for _, text in ipairs(redis.call('LRANGE', INCIDENTS, -100, -1)) do
+    pcall(function() is_noted(cjson.decode(text)) end)
+  end
+  for _, entry in ipairs(incidents) do
+    if not is_noted(entry) then redis.call('RPUSH', INCIDENTS, cjson.encode(entry)) end
+  end
+  redis.call('LTRIM', INCIDENTS, -10000, -1)
 end
 
 -- The payments to settle, each id once.
@@ -199,8 +217,7 @@ for id, settled in pairs(to_settle) do
       'proof of payment for a payment that its processor had declined')
   end
 end
-for _, entry in ipairs(incidents) do redis.call('RPUSH', INCIDENTS, entry) end
-if #incidents > 0 then redis.call('LTRIM', INCIDENTS, -10000, -1) end
+note_incidents()
 for id, settled in pairs(to_settle) do
   local record = 'payment:' .. id
   if settled.tried ~= '' then remember_tries(record, now, '', '', '', settled.tried) end

@@ -53,9 +53,15 @@ class Sweeper:
             await asyncio.sleep(self._every_ms / 1000)
             try:
                 if await self._take(keys=[self._key], args=["1", self._every_ms]):
-                    await self.sweep()
-                    await self._purge.remove_leftovers()
-                    await self._fold_until_next_turn()
+                    await self._take_turn()
+            except (RedisError, OSError):
+                logger.debug("no sweep: redis is away")
+
+    async def _take_turn(self) -> None:
+        """Do all that can be done while some partitions are away."""
+        for work in (self.sweep, self._purge.remove_leftovers, self._fold_until_next_turn):
+            try:
+                await work()
             except (RedisError, OSError):
                 logger.debug("no sweep: redis is away")
 

@@ -160,12 +160,31 @@ class Client(ArqRedis):
         await super().aclose(close_connection_pool)
 
 
-class ClusterClient(Client):
+class _Following:
+    """Sends a command once more if its keys have moved to another node: it was not executed."""
+
+    topology: Topology
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As redis-py's."""
+        try:
+            return await super().execute_command(*args, **options)  # type: ignore[misc]
+        except WrongNodeError:
+            await self.topology.read_again()
+            return await super().execute_command(*args, **options)  # type: ignore[misc]
+
+
+class _PartitionRedis(_Following, ArqRedis):  # type: ignore[misc]  # redis-py's own
+    """Leads to the node of one partition."""
+
+
+class ClusterClient(_Following, Client):  # type: ignore[misc]  # redis-py's own
     """A client of a deployment in a Redis Cluster."""
 
     def __init__(
         self, options: Mapping[str, Any], topology: Topology, deployment: Deployment
     ) -> None:
+        self.topology = topology
         common = Partition(-1, keys.SELECTION, self, topology)
         super().__init__(SlotPool(topology, common.slot, **options), topology)
         every = [
@@ -177,7 +196,9 @@ class ClusterClient(Client):
 
     def _at(self, tag: str, options: Mapping[str, Any], topology: Topology) -> ArqRedis:
         pool = SlotPool(topology, key_slot(tag.encode()), **options)
-        return ArqRedis(pool, self.job_serializer, self.job_deserializer)
+        redis = _PartitionRedis(pool, self.job_serializer, self.job_deserializer)
+        redis.topology = topology
+        return redis
 
     async def enqueue_job(
         self, *args: Any, _job_id: str | None = None, **kwargs: Any

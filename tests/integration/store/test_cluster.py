@@ -17,16 +17,22 @@ from payswitch.durability import Deployment, Durability
 from payswitch.local.cluster_topology import Address
 from payswitch.money import Total
 from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
+from payswitch.payments.audit import read_acts
 from payswitch.payments.claims import Claim, Claims
+from payswitch.payments.incidents import Incidents, read_incidents
 from payswitch.payments.ledger import Ledger, Settlement
 from payswitch.payments.payment import Payment
+from payswitch.payments.purge import Purge
 from payswitch.payments.records import read_record, read_records
 from payswitch.payments.tries import Findings, Tries
+from payswitch.store import keys
 from payswitch.store.beginning import OtherDeploymentFoundError, begin
 from payswitch.store.client import Client, connect
 from payswitch.store.errors import OtherDeploymentError, UnconfirmedError, WrongNodeError
+from payswitch.store.scripts import Script, load, source
 from tests.cluster import ClusterServer
-from tests.support import PROCESSORS, SLACK_S
+from tests.model.stepped import replace_once
+from tests.support import ANA, PROCESSORS, SLACK_S
 
 SAFE = Deployment(8, Durability.REPLICAS, 1)
 
@@ -121,6 +127,14 @@ async def test_a_slot_that_moves_refuses_and_nothing_is_half_done(
         await Claims(redis, lease_ms=60_000, deadline_ms=10**9, max_delay_ms=300).take(
             10, partitions=[partition]
         )
+    half = f"redis.call('ZADD', QUEUE, 1, '{known.correlation_id}')"
+    text = f"{source('note', str(SAFE))} {half} redis.call('SET', 'payments:new' .. SUFFIX, 1)"
+    text = replace_once(text, "write_even_out_of_memory()\nredis.call('SET', KEYS[2], ARGV[1])", "")
+    queued = await partition.redis.zrange(partition.key(keys.QUEUE), 0, -1, withscores=True)
+    with pytest.raises(WrongNodeError):
+        await Script(redis, text)(at=partition)
+    found = await partition.redis.zrange(partition.key(keys.QUEUE), 0, -1, withscores=True)
+    assert found == queued  # though that key is still there, and only the next one is not
     await end_move(cluster, partition.slot)
     assert await queue.accept(known) is Acceptance.SAME
     assert await queue.accept(new) is Acceptance.NEW
@@ -188,6 +202,74 @@ async def test_what_too_few_replicas_confirm_is_not_known(
         assert await queue_of(hasty).accept(second) is Acceptance.SAME
     finally:
         await hasty.aclose(close_connection_pool=True)
+
+
+async def test_what_a_purge_removes_is_of_its_own_partition_alone(redis: Client) -> None:
+    payments = [Payment(str(uuid4()), 100) for _ in range(80)]
+    await accepted(queue_of(redis), payments)
+    first, *_ = redis.partitions
+    others = [each for each in payments if redis.partitions.of(each.correlation_id) is not first]
+    assert await load(redis, "purge")([10**15, "ana", ""], at=first) == 1
+    cursor = b"0"
+    while True:
+        cursor, _ = await load(redis, "forget")([cursor, 1000], at=first)
+        if cursor == b"0":
+            break
+    assert await first.redis.keys(f"payment:{first.tag}*") == []
+    assert await load(redis, "sweep")([0, 500, *PROCESSORS], at=first) == [0, [], [], []]
+    claimed = await claim_all(redis, len(others))
+    assert {each.correlation_id for each in claimed} == {each.correlation_id for each in others}
+
+
+async def test_a_purge_of_all_partitions_leaves_nothing(redis: Client) -> None:
+    payments = [Payment(str(uuid4()), 100) for _ in range(40)]
+    await accepted(queue_of(redis), payments)
+    assert await Purge(redis, PROCESSORS, limit_ms=SLACK_S * 1000).run(ANA) == 1
+    await Purge(redis, PROCESSORS).remove_leftovers()
+    ids = [each.correlation_id for each in payments]
+    assert await read_records(redis, ids) == [None] * 40
+    for partition in redis.partitions:
+        assert await partition.redis.keys(f"*{partition.tag}????????-*") == []
+    assert {each.act for each in await read_acts(redis, 100)} == {"purge"}
+
+
+async def test_a_command_follows_its_keys_to_another_node(
+    redis: Client, cluster: ClusterServer
+) -> None:
+    first = redis.partitions[0]
+    await first.redis.set(first.key("payments:test"), "x")
+    await ordered_failover(cluster, first.slot)
+    assert await first.redis.get(first.key("payments:test")) == b"x"
+
+
+async def test_a_proof_that_is_brought_again_is_one_incident(redis: Client) -> None:
+    [payment] = own_payments(redis, 0, 1)
+    await queue_of(redis).accept(payment)
+    [claim] = await claim_all(redis, 1)
+    ledger = Ledger(redis, processors=PROCESSORS, retention_ms=600_000)
+    for _ in range(3):
+        assert await ledger.settle(claim, "fallback", 7) is Settlement.INCIDENT
+    [incident] = await read_incidents(redis)
+    assert incident.correlation_id == payment.correlation_id
+    assert await Incidents(redis, retention_ms=10**6).resolve([incident.correlation_id], ANA) == {
+        incident.correlation_id: 1
+    }
+
+
+async def test_an_interrupted_beginning_is_ended(cluster: ClusterServer) -> None:
+    client = connect(cluster.url, limit_s=SLACK_S, deployment=SAFE)
+    try:
+        common, first = client.partitions.common, client.partitions[0]
+        text = client.partitions.deployment
+        await common.redis.set(common.key(keys.DEPLOYMENT), f"beginning {text}")
+        await first.redis.set(first.key(keys.DEPLOYMENT), text)
+        with pytest.raises(OtherDeploymentError):
+            await load(client, "take")(["1", 1000], [common.key(keys.SWEEP)])
+        assert await begin(client)
+        assert not await begin(client)
+        assert await load(client, "take")(["1", 1000], [common.key(keys.SWEEP)]) == 1
+    finally:
+        await client.aclose(close_connection_pool=True)
 
 
 async def test_what_a_call_only_reads_is_confirmed_as_well(
