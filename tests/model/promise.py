@@ -217,9 +217,10 @@ def heal(world: World) -> None:
     for ghost in world.ghosts:
         ghost.perform()
     _let_all_pass(world)
-    for ingress in world.ingresses:
-        ingress.call_auto()
-        ingress.call_resume()
+    if world.temper.orders:
+        for ingress in world.ingresses:
+            ingress.call_auto()
+            ingress.call_resume()
     seen = read(world)
     longest_pause = _behind(world, seen) + 2 * LEASE_MS + world.books.max_delay_ms
     ends_at = world.books.true_ms + 4 * longest_pause

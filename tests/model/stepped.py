@@ -339,6 +339,14 @@ class SteppedRedis:
         """As redis-py's."""
         return self._process.node.store.client.get(key)
 
+    async def mget(self, names: list[str]) -> Any:
+        """As redis-py's."""
+        return self._process.node.store.client.mget(names)
+
+    async def pttl(self, key: str) -> Any:
+        """As redis-py's."""
+        return self._process.node.store.client.pttl(key)
+
     async def hmget(self, key: str, fields: list[str]) -> Any:
         """As redis-py's."""
         return self._process.node.store.client.hmget(key, fields)

@@ -263,6 +263,17 @@ SCHEDULES = [
         ),
     ),
     Schedule("numbered tries", _ANOTHER_FIRST_TRY),
+    Schedule(
+        "numbered tries",
+        (
+            *("the replica takes over", "worker 2 finds the new primary", "worker 1 claims"),
+            *("worker 1: route pay-1, answered later", "worker 1 finds the new primary"),
+            *("worker 2 claims and sends", "default stays silent: pay-1", "worker 2 runs"),
+            *("worker 1: route pay-1", "worker 1 runs", "time passes until something is due"),
+            *("worker 1 claims and sends", "fallback pays it: pay-1", "worker 1 runs"),
+            "default records it: pay-1",
+        ),
+    ),
     Schedule("tries watched by number", _ANOTHER_FIRST_TRY),
     Schedule(
         "counting tokens, the horizon by Redis' clock alone",

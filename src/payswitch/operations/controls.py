@@ -176,11 +176,8 @@ class Controls:
         ms."""
         key, redis = self._common.key(name), self._common.redis
         now = await redis_now_ms(redis)
-        async with redis.pipeline(transaction=False) as pipe:
-            pipe.mget([key])
-            pipe.pttl(key)
-            [raw], life_ms = await pipe.execute()
-        return raw, now, life_ms
+        [raw] = await redis.mget([key])
+        return raw, now, await redis.pttl(key)
 
 
 async def _waiting_in(partition: Partition, deadline_ms: int) -> Waiting:

@@ -51,7 +51,7 @@ async def run(cluster: ClusterServer, *plan: PlannedFault) -> None:
     async with cluster.supervised(), asyncio.timeout(SLACK_S):
         await injector.run()
     await injector.close()
-    assert await cluster.local.is_whole()
+    await cluster.whole()
 
 
 async def primaries(cluster: ClusterServer) -> list[Address]:
