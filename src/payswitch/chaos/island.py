@@ -35,6 +35,7 @@ class Island:
     def __init__(self, number: int) -> None:
         self._name = f"payswitch-{number}-island"
         self._switch = f"payswitch-{number}-switch"
+        self._namespaces = (self._name, self._switch)
         self._plugs = f"ps{number}h", f"ps{number}r"
         net = f"{_NETWORK}.{number % 256}"
         self._http, self._redis = _Link(f"{net}.1", f"{net}.2"), _Link(f"{net}.9", f"{net}.10")
@@ -76,12 +77,14 @@ class Island:
                 raise MachineError(f"no host can be made: {error.stderr.strip()}") from None
             yield
         finally:
-            for namespace in (self._name, self._switch):  # its links go with it
+            # Links first: they would go with their namespace, but only after a while.
+            links = [("link", "delete", plug) for plug in self._plugs]
+            for remove in (*links, *(("netns", "delete", each) for each in self._namespaces)):
                 with contextlib.suppress(subprocess.CalledProcessError):
-                    _ip("netns", "delete", namespace)
+                    _ip(*remove)
 
     def _make(self) -> None:
-        for namespace in (self._name, self._switch):
+        for namespace in self._namespaces:
             _ip("netns", "add", namespace)
         _ip("-n", self._switch, "link", "add", "name", "bridge", "type", "bridge")
         _ip("-n", self._switch, "link", "set", "bridge", "up")
