@@ -15,12 +15,16 @@ from typing import Any
 
 import orjson
 import redis
+from redis.cluster import RedisCluster
 
 from bench.common import cpu_s
 from tests.support import RedisServer
 
 DURABLE = "appendonly yes, appendfsync always"
 """The persistence of `running_redis`, as in production."""
+
+Store = redis.Redis | RedisCluster
+"""A client of what holds the payments."""
 
 _STOP_LIMIT_S = 30
 _SHOWN_BYTES = 4000
@@ -43,8 +47,10 @@ def running_redis(*options: str) -> Iterator[tuple[str, redis.Redis]]:
             server.kill()
 
 
-def redis_cpu_s(client: redis.Redis) -> float:
-    """The CPU time of all of Redis' threads, in seconds."""
+def redis_cpu_s(client: Store) -> float:
+    """The CPU time of all of Redis' threads, in seconds; in a cluster of all servers."""
+    if isinstance(client, RedisCluster):
+        return sum(redis_cpu_s(client.get_redis_connection(node)) for node in client.get_nodes())
     used: dict[str, Any] = client.info("cpu")  # type: ignore[assignment]
     return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
 

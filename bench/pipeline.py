@@ -10,19 +10,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
 import click
 import httpx
-import redis
 
 from bench.common import ROUNDS, Measure, Result, Values, publish, take_turns
 from bench.local import (
     DURABLE,
     BenchError,
+    Store,
     read_answer,
     redis_cpu_s,
     running,
@@ -66,23 +66,23 @@ class System:
     ingress: Callable[[int], tuple[str, ...]]
     """The command, for a port."""
     worker: tuple[str, ...]
-    is_up: Callable[[redis.Redis], bool]
+    is_up: Callable[[Store], bool]
     """Whether the worker has started."""
-    settled: Callable[[redis.Redis], int]
+    settled: Callable[[Store], int]
     """The number of settled payments."""
 
 
-def _settled_here(client: redis.Redis) -> int:
+def _settled_here(client: Store) -> int:
     totals = [client.hget(f"ledger:{name}:0:total", "count") for name in PROCESSORS]
     return sum(int(cast(bytes, total or 0)) for total in totals)
 
 
-def _is_up(client: redis.Redis) -> bool:
+def _is_up(client: Store) -> bool:
     """Whether arq's health key is there."""
     return bool(client.exists(keys.sign_of_life(keys.QUEUE)))
 
 
-def _settled_by_stock(client: redis.Redis) -> int:
+def _settled_by_stock(client: Store) -> int:
     return cast(int, client.zcard(SETTLED))
 
 
@@ -113,11 +113,16 @@ SYSTEMS = {
 }
 
 
-def measure(system: System, count: int, at_once: int) -> Values:
+def measure(
+    system: System,
+    count: int,
+    at_once: int,
+    store: Callable[[], AbstractContextManager[tuple[str, Store]]] = running_redis,
+) -> Values:
     """Start an empty system, send the payments, wait until all are settled, and return the figures.
     Raises `BenchError` if a payment isn't paid exactly once."""
     with ExitStack() as stack:
-        url, client = stack.enter_context(running_redis())
+        url, client = stack.enter_context(store())
         ports = {name: free_port() for name in PROCESSORS}
         environment = {"REDIS_URL": url}
         processes = {}
@@ -155,7 +160,7 @@ def measure(system: System, count: int, at_once: int) -> Values:
     }
 
 
-def _cpu_s(client: redis.Redis, pids: Mapping[str, int]) -> dict[str, float]:
+def _cpu_s(client: Store, pids: Mapping[str, int]) -> dict[str, float]:
     return {
         "redis": redis_cpu_s(client),
         **{name: tree_cpu_s(pid) for name, pid in pids.items()},
