@@ -38,7 +38,7 @@ from payswitch.store.partitions import Partition
 
 logger = logging.getLogger(__name__)
 
-_MOST_AT_ONCE = 500
+_MOST_AT_ONCE = 128
 """Redis serves no other client during a claim, and Lua takes a few thousand arguments at most."""
 DRAIN_PER_MS = 0.5
 """The payments held for a processor that is back go on at this pace, so that the rest of the system
