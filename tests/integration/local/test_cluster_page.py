@@ -10,8 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import pytest
 import redis as blocking
@@ -99,8 +100,18 @@ class Hosts:
 
     def run_when_all_agree(self, command: str) -> None:
         """Run a command that changes the cluster, which refuses as long as nodes don't agree."""
+        wait_until(self.know_each_other, what="all nodes know each other")
         wait_until(lambda: self.succeeds(CHECK), what="all nodes agree")
         self.run(command)
+
+    def know_each_other(self) -> bool:
+        """Whether all nodes that have joined know the same ones."""
+        known = []
+        for host, port in self._nodes:
+            with self.client(host, port) as client:
+                known.append(set(cast(Mapping[str, object], client.cluster("NODES"))))
+        joined = [each for each in known if len(each) > 1]
+        return all(each == joined[0] for each in joined)
 
     def client(self, host: int, port: int) -> blocking.Redis:
         """A client of one node."""

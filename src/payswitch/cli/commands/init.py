@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import cast
 
 import click
@@ -11,6 +12,10 @@ from payswitch.cli.output import run
 from payswitch.settings import Settings
 from payswitch.store.beginning import OtherDeploymentFoundError, begin
 from payswitch.store.client import Client
+from payswitch.store.errors import UnconfirmedError, WrongNodeError
+
+_CONFIRMED_WITHIN_S = 30
+_PAUSE_S = 0.2
 
 
 @click.command()
@@ -30,9 +35,23 @@ async def _init(settings: Settings, redis: ArqRedis) -> int:
         click.echo("A single Redis needs no preparation.")
         return 0
     try:
-        is_new = await begin(client)
+        is_new = await _begin(client)
     except OtherDeploymentFoundError as error:
         click.echo(f"payswitch: {error}", err=True)
         return 1
     click.echo(f"{'Begun' if is_new else 'Begun before'}: {client.partitions.deployment}")
     return 0
+
+
+async def _begin(client: Client) -> bool:
+    """As `begin`, which is harmless to repeat: a cluster that was just created needs some seconds,
+    and so do its replicas."""
+    loop = asyncio.get_running_loop()
+    gives_up_at = loop.time() + _CONFIRMED_WITHIN_S
+    while True:
+        try:
+            return await begin(client)
+        except (UnconfirmedError, WrongNodeError):
+            if loop.time() >= gives_up_at:
+                raise
+        await asyncio.sleep(_PAUSE_S)
