@@ -24,9 +24,9 @@ from redis import Redis
 from redis.cluster import RedisCluster
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
-from bench.common import ROUNDS, Result, publish, take_turns
+from bench.common import Result, publish, take_turns
 from bench.local import DURABLE, BenchError, Store
-from bench.pipeline import MEASURES, SYSTEMS, measure
+from bench.pipeline import MEASURES, SYSTEMS, load_options, measure
 from payswitch.local.machine import LOCAL
 from payswitch.store import keys
 from payswitch.store.partitions import tags
@@ -94,11 +94,7 @@ def _is_up(client: Store) -> bool:
 
 
 @click.command()
-@click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(1))
-@click.option("--payments", default=20_000, show_default=True, type=click.IntRange(100))
-@click.option(
-    "--at-once", default=256, show_default=True, type=click.IntRange(1), help="Requests in flight."
-)
+@load_options
 def main(rounds: int, payments: int, at_once: int) -> None:
     """Payments a second from POST to settled and CPU per payment, on one Redis and on clusters of
     one, two and four shards."""

@@ -57,6 +57,7 @@ NOTES = (
 _READY_WITHIN_S = 30
 _STUCK_AFTER_S = 20
 _POLL_S = 0.02
+_AT_ONCE = "Requests in flight."
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +207,20 @@ def _check_books(ports: Mapping[str, int], count: int) -> None:
         raise BenchError(f"the processors have {books} payments instead of {count}")
 
 
+def load_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of a run: rounds, payments, and requests in flight."""
+    positive = click.IntRange(1)
+    for option in (
+        click.option("--at-once", default=256, show_default=True, type=positive, help=_AT_ONCE),
+        click.option("--payments", default=20_000, show_default=True, type=click.IntRange(100)),
+        click.option("--rounds", default=ROUNDS, show_default=True, type=positive),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
-@click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(1))
-@click.option("--payments", default=20_000, show_default=True, type=click.IntRange(100))
-@click.option(
-    "--at-once", default=256, show_default=True, type=click.IntRange(1), help="Requests in flight."
-)
+@load_options
 def main(rounds: int, payments: int, at_once: int) -> None:
     """Payments a second from POST to settled and CPU per payment by component, against the stock
     configuration of the same service."""

@@ -16,11 +16,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.common import ROUNDS, Result, publish, take_turns
+from bench.common import Result, publish, take_turns
 from bench.local import DURABLE
 from bench.peers.programs import PEERS
 from bench.peers.promises import PROMISES
-from bench.pipeline import MEASURES, SYSTEMS, System, measure
+from bench.pipeline import MEASURES, SYSTEMS, System, load_options, measure
 
 NOTES = (
     f"Redis: {DURABLE}. One ingress process, one worker process, no load balancer, Payswitch's "
@@ -65,11 +65,7 @@ def versions(names: Iterable[str]) -> Mapping[str, Mapping[str, str]]:
 
 
 @click.command()
-@click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(1))
-@click.option("--payments", default=20_000, show_default=True, type=click.IntRange(100))
-@click.option(
-    "--at-once", default=256, show_default=True, type=click.IntRange(1), help="Requests in flight."
-)
+@load_options
 def main(rounds: int, payments: int, at_once: int) -> None:
     """Payments a second from POST to settled and CPU per payment, against BullMQ on Node and asynq
     on Go, with what each promises."""

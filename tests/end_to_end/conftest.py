@@ -37,19 +37,16 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 @contextlib.contextmanager
 def starting(folder: Path) -> Iterator[StartSystem]:
     """Starts systems that end with the context; returns each when it is ready."""
-    systems: list[System] = []
+    systems = contextlib.ExitStack()  # the last one ends first: it may have ports of one before
 
     def start(
         *options: str, state: Path | None = None, wait: bool = True, **environment: str
     ) -> System:
         system = System.start(folder, *options, state=state, environment=environment)
-        systems.append(system)
+        systems.callback(system.stop)
         if wait:
             system.wait_until_ready()
         return system
 
-    try:
+    with systems:
         yield start
-    finally:
-        for system in systems:
-            system.stop()

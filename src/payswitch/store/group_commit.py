@@ -22,9 +22,8 @@ class GroupCommit(Generic[Item, Result]):
     """Collects items and hands them to `flush`, which returns one result for each, in order.
 
     An error among the results reaches its submitter, an error of `flush` every submitter of the
-    batch. Before its item is handed over, a
-    cancelled submitter withdraws it; so does a submitter that has waited for `limit_s`, which gets
-    a `TimeoutError`.
+    batch. Before its item is handed over, a cancelled submitter withdraws it; so does a submitter
+    that has waited for `limit_s`, which gets a `TimeoutError`.
     """
 
     def __init__(
