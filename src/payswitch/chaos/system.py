@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -190,12 +190,7 @@ async def running(
             yield ChaosSystem(
                 settings=system.settings,
                 endpoint=f"http://{LOCAL}:{options.port}",
-                ingresses=[
-                    f"http://{each.port.address}"
-                    for group in groups
-                    for each in group
-                    if each.part.name in ("ingress-1", "ingress-2") and each.port
-                ],
+                ingresses=_ingresses(groups),
                 processors=system.settings.processor_urls,
                 token=variables.get("INITIAL_TOKEN", USUAL_TOKEN),
                 supervisor=supervisor,
@@ -208,6 +203,16 @@ async def running(
             supervisor.stop()
             await asyncio.wait([ended])
             await system.redis.aclose(close_connection_pool=True)
+
+
+def _ingresses(groups: Sequence[Sequence[Service]]) -> list[str]:
+    """The URLs of the ingress instances."""
+    return [
+        f"http://{each.port.address}"
+        for group in groups
+        for each in group
+        if each.part.name in ("ingress-1", "ingress-2") and each.port
+    ]
 
 
 def _dressed(
