@@ -134,7 +134,7 @@ def test_under_clean_faults_the_summary_equals_the_books_all_along(tmp_path: Pat
 
 
 @pytest.mark.long
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_a_dispatcher_that_unpins_on_a_lost_answer_is_found_out(tmp_path: Path) -> None:
     for part in ("src", "workers", "haproxy.cfg"):
         copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy
@@ -143,7 +143,7 @@ def test_a_dispatcher_that_unpins_on_a_lost_answer_is_found_out(tmp_path: Path) 
     source = dispatcher.read_text()
     broken = re.sub(
         r"^( +)case Unknown\(\):.*\n",
-        r"\g<0>\1    work.findings.closed.add(number)\n",
+        r"\g<0>\1    work.findings.closed.add(routed.id)\n",
         source,
         flags=re.MULTILINE,
     )
@@ -156,13 +156,19 @@ def test_a_dispatcher_that_unpins_on_a_lost_answer_is_found_out(tmp_path: Path) 
         "PAYSWITCH_RETRY_CAP_MS": "4000",
         "PYTHONPATH": os.pathsep.join((str(tmp_path / "src"), str(tmp_path))),
     }
-    run = chaos(
-        out,
-        *("--seed=6", "--minutes=0.2", "--rate=60", "--faults=answers,failing,gone,health"),
-        environment=QUICK | variables,
-    )
+    # The seed alone doesn't decide whether the choice changes in time: the interleaving does, too.
+    for seed in (6, 8, 11, 12, 13, 14):
+        run = chaos(
+            out,
+            *(f"--seed={seed}", "--minutes=0.2", "--rate=60"),
+            "--faults=answers,failing,gone,health",
+            environment=QUICK | variables,
+        )
+        assert "the job failed" not in (out / f"seed-{seed}" / "system.log").read_text()
+        if run.returncode:
+            break
     assert run.returncode == 1, run.stdout + run.stderr
-    found = verdict(out, 6)
+    found = verdict(out, seed)
     assert found["double"] > 0
     story = found["histories"][0]
     assert sum(entry is not None for entry in story["books"].values()) > 1
