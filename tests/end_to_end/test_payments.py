@@ -18,6 +18,7 @@ from payswitch.store.client import connect
 from tests.end_to_end.conftest import StartSystem, starting
 from tests.end_to_end.harness import ENDPOINT, System, client
 from tests.end_to_end.load import (
+    PATIENT,
     TOKEN,
     Load,
     all_settled,
@@ -62,7 +63,8 @@ async def selection_is(redis: ArqRedis, processor: str) -> None:
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system that recovers from anything within seconds; the tests of this module share it."""
     with starting(tmp_path_factory.mktemp("system")) as start:
-        yield start(PAYSWITCH_LEASE_MS="3000", PAYSWITCH_PROCESSOR_MAX_DELAY_MS="1000")
+        recovering = {"PAYSWITCH_LEASE_MS": "3000", "PAYSWITCH_PROCESSOR_MAX_DELAY_MS": "1000"}
+        yield start(**PATIENT, **recovering)
 
 
 @pytest.fixture
@@ -193,7 +195,7 @@ async def test_a_purge_under_load_starts_the_summary_anew(system: System) -> Non
 @pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_five_thousand_payments_at_300_a_second(start_system: StartSystem) -> None:
-    system = start_system()
+    system = start_system(**PATIENT)
     load = await drive(system, rate=300, count=5000)
     assert (len(load.accepted), load.refused) == (5000, [])
     await all_settled(system, load)
