@@ -20,8 +20,8 @@ from tests.support import SLACK_S, eventually
 
 TOKEN = {"X-Rinha-Token": "123"}
 PATIENT = {"PAYSWITCH_ACCEPT_LIMIT_MS": "20000"}
-"""For a load of which nothing may be refused: where others use the disk, Redis' sync may take longer
-than a client would wait."""
+"""For a load of which nothing may be refused: where others use the disk, a sync of Redis may take
+longer than a client would wait."""
 
 
 @dataclass
