@@ -27,7 +27,7 @@ from tests.end_to_end.hostile import (
     many_connections,
     running_edge,
 )
-from tests.end_to_end.load import PATIENT, drive
+from tests.end_to_end.load import PATIENT_MS, drive
 from tests.support import eventually
 
 NEEDS_HAPROXY = pytest.mark.skipif(find_haproxy() is None, reason="haproxy is not installed")
@@ -215,7 +215,7 @@ async def test_large_bodies_that_stall_have_few_places_and_keep_no_payment_waiti
 
 @NEEDS_HAPROXY
 async def test_a_reload_of_haproxy_loses_no_request(start_system: StartSystem) -> None:
-    system = start_system("--workers=1", **PATIENT)
+    system = start_system("--workers=1", PAYSWITCH_ACCEPT_LIMIT_MS=PATIENT_MS)
     master = system.pids()["haproxy"]
     load = asyncio.create_task(drive(system, rate=100, count=300))
     for _ in range(3):

@@ -18,7 +18,7 @@ from payswitch.store.client import connect
 from tests.end_to_end.conftest import StartSystem, starting
 from tests.end_to_end.harness import ENDPOINT, System, client
 from tests.end_to_end.load import (
-    PATIENT,
+    PATIENT_MS,
     TOKEN,
     Load,
     all_settled,
@@ -63,8 +63,11 @@ async def selection_is(redis: ArqRedis, processor: str) -> None:
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system that recovers from anything within seconds; the tests of this module share it."""
     with starting(tmp_path_factory.mktemp("system")) as start:
-        recovering = {"PAYSWITCH_LEASE_MS": "3000", "PAYSWITCH_PROCESSOR_MAX_DELAY_MS": "1000"}
-        yield start(**PATIENT, **recovering)
+        yield start(
+            PAYSWITCH_ACCEPT_LIMIT_MS=PATIENT_MS,
+            PAYSWITCH_LEASE_MS="3000",
+            PAYSWITCH_PROCESSOR_MAX_DELAY_MS="1000",
+        )
 
 
 @pytest.fixture
@@ -195,7 +198,7 @@ async def test_a_purge_under_load_starts_the_summary_anew(system: System) -> Non
 @pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_five_thousand_payments_at_300_a_second(start_system: StartSystem) -> None:
-    system = start_system(**PATIENT)
+    system = start_system(PAYSWITCH_ACCEPT_LIMIT_MS=PATIENT_MS)
     load = await drive(system, rate=300, count=5000)
     assert (len(load.accepted), load.refused) == (5000, [])
     await all_settled(system, load)
@@ -207,7 +210,7 @@ async def test_five_thousand_payments_at_300_a_second(start_system: StartSystem)
 async def test_both_failing_for_20_s_under_load_and_then_healthy(
     start_system: StartSystem,
 ) -> None:
-    system = start_system()
+    system = start_system(PAYSWITCH_ACCEPT_LIMIT_MS=PATIENT_MS)
     driving = asyncio.create_task(drive(system, rate=200, count=6000))
     for url in (system.default_url, system.fallback_url):
         await configure(url, "failure", True)
@@ -225,7 +228,7 @@ async def test_a_killed_workers_payments_are_paid_after_its_lease(
     start_system: StartSystem,
 ) -> None:
     """With the settings that users have: a lease of 15 s."""
-    system = start_system("--workers=1")
+    system = start_system("--workers=1", PAYSWITCH_ACCEPT_LIMIT_MS=PATIENT_MS)
     await configure(system.default_url, "delay", 1000)
     await configure(system.fallback_url, "delay", 1000)
     driving = asyncio.create_task(drive(system, rate=200, count=1000))
