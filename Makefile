@@ -10,7 +10,7 @@ export PIP_USER := 0
 export PYTHONDONTWRITEBYTECODE :=
 BENCH_STAMP := $(VENV)/.bench-installed
 
-.PHONY: up check test test-long chaos rinha entry bench-queue bench-processor bench-pipeline bench-peers bench-summary bench-routing bench-cluster docs lint format lock clean
+.PHONY: up check test test-long chaos rinha entry bench-queue bench-processor bench-pipeline bench-peers bench-summary bench-routing bench-cluster bench-failover docs lint format lock clean
 
 up: $(STAMP)
 	@exec $(BIN)/payswitch up $(ARGS)
@@ -31,7 +31,7 @@ chaos: $(STAMP)
 	@$(BIN)/payswitch chaos $(ARGS)
 
 # Each writes bench/results/NAME.json and NAME.png: make bench-queue ARGS='--rounds 1'
-bench-queue bench-processor bench-pipeline bench-peers bench-summary bench-routing bench-cluster: $(BENCH_STAMP)
+bench-queue bench-processor bench-pipeline bench-peers bench-summary bench-routing bench-cluster bench-failover: $(BENCH_STAMP)
 	@$(BIN)/python -m bench.$(@:bench-%=%) $(ARGS)
 
 SCENARIO ?= preview

@@ -218,8 +218,14 @@ class PaymentWorker(ResilientWorker):
         """Claim once, then wait for a reason to claim again."""
         taking = self.loop.create_task(self._take(claiming, own), name="claim")
         self._takings.add(taking)
-        taking.add_done_callback(self._takings.discard)
+        taking.add_done_callback(self._took)
         await self._wait(claiming, own, await asyncio.shield(taking))
+
+    def _took(self, taking: asyncio.Task[Pause]) -> None:
+        self._takings.discard(taking)
+        if not taking.cancelled():
+            # Nobody waits for it once its node has no partitions: asyncio would report its error.
+            taking.exception()
 
     async def _take(self, claiming: _Claiming, own: Sequence[Partition]) -> Pause:
         """Claim as many payments as there is room for, and start them."""

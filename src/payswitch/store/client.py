@@ -12,7 +12,6 @@ import orjson
 from arq.connections import ArqRedis
 from arq.jobs import Job
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
-from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.asyncio.connection import AbstractConnection, UnixDomainSocketConnection
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -234,18 +233,16 @@ def connect(url: str, *, limit_s: float, deployment: Deployment | None = None) -
 def _connect_cluster(url: str, limit_s: float, deployment: Deployment) -> Client:
     base, addresses = cluster_nodes(url)
 
-    def make_node(host: str, port: int, topology: Topology) -> ServerNode:
-        address = f"{host}:{port}"
+    def make_node(address: str, topology: Topology) -> ServerNode:
         pool = _pool(base, limit_s, ClusterParser, Epoch(lambda: topology.doubt(address)))
-        pool.connection_kwargs.update(host=host, port=port)
+        host, _, port = address.rpartition(":")
+        pool.connection_kwargs.update(host=host, port=int(port))
         return ServerNode(pool, limit_s=limit_s, replicas=deployment.replicas, address=address)
 
-    pool = _pool(base, min(limit_s, 1.0), ClusterParser, Epoch())
+    pool = _pool(base, limit_s, ClusterParser, Epoch())
     options = {**pool.connection_kwargs, "connection_class": pool.connection_class}
-    of_nodes = {name: value for name, value in options.items() if name not in ("host", "port")}
-    startup = [ClusterNode(host, port, **of_nodes) for host, port in addresses]
-    manager = NodesManager(startup, require_full_coverage=False, connection_kwargs=of_nodes)
-    return ClusterClient(options, Topology(manager, make_node), deployment)
+    given = [f"{host}:{port}" for host, port in addresses]
+    return ClusterClient(options, Topology(given, make_node), deployment)
 
 
 def _pool(url: str, limit_s: float, parser: type[Parser], epoch: Epoch) -> ConnectionPool:

@@ -47,6 +47,11 @@ class ServerNode:
         """Whether the next call goes through a connection that is open already."""
         return self._channels.is_connected
 
+    async def ask(self, *command: str) -> Any:
+        """The answer to an ordinary command. Raises `RedisError`."""
+        redis = Redis(connection_pool=self.pool)
+        return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
+
     async def run(
         self, text: str, sha: str, calls: Sequence[Call], *, confirm: Confirm
     ) -> list[Any]:

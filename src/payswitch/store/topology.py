@@ -1,17 +1,17 @@
-"""Which node of a Redis Cluster has which slot, as redis-py's `NodesManager` reads it."""
+"""Which node of a Redis Cluster has which slot, as its nodes tell it (`CLUSTER SLOTS`)."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from redis.asyncio import ConnectionPool
-from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.asyncio.connection import AbstractConnection
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisClusterException, RedisError, SlotNotCoveredError
+from redis.exceptions import RedisError
 
 from payswitch.store.errors import WrongNodeError, in_words
 from payswitch.store.nodes import ServerNode
@@ -20,18 +20,48 @@ logger = logging.getLogger(__name__)
 
 _PAUSE_S = 0.1
 """Between two readings that nobody waits for."""
+_LIMIT_S = 1.0
+"""A node that takes longer is passed over."""
+
+
+class SlotRange(NamedTuple):
+    """Slots in a row with the same nodes."""
+
+    first: int
+    last: int
+    nodes: tuple[str, ...]
+    """The addresses of the primary, then of its replicas."""
+
+
+def slot_ranges(answer: Sequence[Sequence[Any]], asked: str) -> list[SlotRange]:
+    """The answer to `CLUSTER SLOTS`. A node that doesn't know its own host has that of the address
+    by which it was `asked`."""
+    own_host = asked.rpartition(":")[0]
+    return [
+        SlotRange(
+            first,
+            last,
+            tuple(f"{host.decode() if host else own_host}:{port}" for host, port, *_ in nodes),
+        )
+        for first, last, *nodes in answer
+    ]
 
 
 class Topology:
     """The nodes of a cluster. It is read before the first call, after each sign that a partition
-    has moved, and whenever a node fails."""
+    has moved, and whenever a node fails. While one is away that is ten times a second, so a reading
+    that finds nothing new is one question."""
 
     def __init__(
-        self, manager: NodesManager, make_node: Callable[[str, int, Topology], ServerNode]
+        self, given: Sequence[str], make_node: Callable[[str, Topology], ServerNode]
     ) -> None:
-        self._manager = manager
+        """`given` are the addresses of the nodes that tell of the others."""
+        self._given = given
+        self._order = [*given]
+        """The addresses to ask, in this order."""
         self._make_node = make_node
         self._nodes: dict[str, ServerNode] = {}
+        self._ranges: list[SlotRange] = []
         self._reading: asyncio.Task[None] | None = None
         self._doubting: asyncio.Task[None] | None = None
         self.changes = 0
@@ -39,18 +69,16 @@ class Topology:
 
     def home(self, slot: int) -> str:
         """As `Nodes.home`."""
-        node = self._primary(slot)
-        return "" if node is None else node.name
+        return next(iter(self._of(slot)), "")
 
     async def locate(self, slot: int) -> ServerNode:
         """As `Nodes.locate`."""
-        primary = self._primary(slot)
-        if primary is None:
+        if not self.home(slot):
             await self.read_again()
-            primary = self._primary(slot)
-        if primary is None:
+        home = self.home(slot)
+        if not home:
             raise RedisConnectionError("the cluster has no node for this partition")
-        return self._node(primary)
+        return self._node(home)
 
     async def locate_again(self, slot: int, wrong: Exception) -> ServerNode | None:
         """As `Nodes.locate_again`."""
@@ -58,24 +86,18 @@ class Topology:
         if not isinstance(wrong, WrongNodeError) or wrong.moved_to is None:
             self.doubt(before)
             return None
-        self._ask_first(*wrong.moved_to)
+        host, port = wrong.moved_to
+        self._order = [*dict.fromkeys([f"{host}:{port}", *self._order])]
         await self.read_again()
         return None if self.home(slot) == before else await self.locate(slot)
 
-    def primaries(self) -> list[ServerNode]:
-        """The nodes that have slots, as known now."""
-        found = {nodes[0].name: nodes[0] for nodes in self._manager.slots_cache.values()}
-        return [self._node(node) for node in found.values()]
-
     def replicas(self, slot: int) -> list[ServerNode]:
         """The replicas of a slot's node, as known now."""
-        return [self._node(node) for node in self._manager.slots_cache.get(slot, [])[1:]]
+        return [self._node(address) for address in self._of(slot)[1:]]
 
     def doubt(self, address: str) -> None:
         """Read the topology again soon, from another node than this one, if possible."""
-        nodes = self._manager.startup_nodes
-        if address in nodes:
-            nodes[address] = nodes.pop(address)
+        self._order.sort(key=lambda each: each == address)
         if self._doubting is None or self._doubting.done():
             self._doubting = asyncio.create_task(self._read_soon(), name="read the topology")
 
@@ -93,26 +115,42 @@ class Topology:
         await asyncio.gather(*tasks, return_exceptions=True)
         for node in self._nodes.values():
             await node.aclose()
-        await self._manager.aclose()
-        await self._manager.aclose("startup_nodes")
+
+    def _of(self, slot: int) -> Sequence[str]:
+        """The addresses of a slot's nodes, the primary first; empty if none is known."""
+        return next((each.nodes for each in self._ranges if each.first <= slot <= each.last), ())
 
     async def _read(self) -> None:
-        before = {slot: nodes[0].name for slot, nodes in self._manager.slots_cache.items()}
-        try:
-            await self._manager.initialize()
-        except (RedisClusterException, IndexError) as error:
-            reason = error.__cause__ or error
-            raise RedisConnectionError(
-                f"no node of the cluster answers: {in_words(reason)}"
-            ) from None
-        slots = self._manager.slots_cache
-        if before and any(
-            slots[slot][0].name != name for slot, name in before.items() if slot in slots
-        ):
+        ranges = await self._ask()
+        if ranges == self._ranges:
+            return
+        if self._ranges and _primaries(self._ranges) != _primaries(ranges):
             self.changes += 1
             logger.warning("redis: a partition has moved to another node")
-        for address in self._nodes.keys() - self._manager.nodes_cache.keys():
+        self._ranges = ranges
+        known = [*(node for each in ranges for node in each.nodes), *self._given]
+        self._order = [each for each in dict.fromkeys([*self._order, *known]) if each in known]
+        for address in self._nodes.keys() - set(known):
             await self._nodes.pop(address).aclose()
+
+    async def _ask(self) -> list[SlotRange]:
+        """What the first node says that knows of all slots, or the one that knows of the most.
+        Raises `RedisConnectionError` if none does."""
+        best: list[SlotRange] = []
+        error: Exception = RedisConnectionError("it knows of no slots")
+        for address in [*self._order]:
+            try:
+                async with asyncio.timeout(_LIMIT_S):
+                    answer = await self._node(address).ask("CLUSTER", "SLOTS")
+            except (RedisError, OSError) as failed:
+                error = failed
+                continue
+            best = max(best, slot_ranges(answer, address), key=_count)
+            if _count(best) == SLOTS:
+                break
+        if not best:
+            raise RedisConnectionError(f"no node of the cluster answers: {in_words(error)}")
+        return best
 
     async def _read_soon(self) -> None:
         try:
@@ -121,25 +159,19 @@ class Topology:
             logger.debug("the topology can't be read: %(error)s", {"error": in_words(error)})
         await asyncio.sleep(_PAUSE_S)
 
-    def _primary(self, slot: int) -> ClusterNode | None:
-        try:
-            return self._manager.get_node_from_slot(slot)
-        except (SlotNotCoveredError, KeyError):
-            return None
-
-    def _node(self, node: ClusterNode) -> ServerNode:
-        found = self._nodes.get(node.name)
+    def _node(self, address: str) -> ServerNode:
+        found = self._nodes.get(address)
         if found is None:
-            found = self._nodes[node.name] = self._make_node(node.host, int(node.port), self)
+            found = self._nodes[address] = self._make_node(address, self)
         return found
 
-    def _ask_first(self, host: str, port: int) -> None:
-        known = self._manager.startup_nodes
-        name = f"{host}:{port}"
-        first = known.pop(name, None) or ClusterNode(host, port, **self._manager.connection_kwargs)
-        rest = dict(known)
-        known.clear()
-        known.update({name: first, **rest})
+
+def _count(ranges: Sequence[SlotRange]) -> int:
+    return sum(each.last - each.first + 1 for each in ranges)
+
+
+def _primaries(ranges: Sequence[SlotRange]) -> list[tuple[int, int, str]]:
+    return [(each.first, each.last, each.nodes[0]) for each in ranges]
 
 
 class SlotPool(ConnectionPool):
@@ -160,7 +192,7 @@ class SlotPool(ConnectionPool):
         try:
             connection: AbstractConnection = await node.pool.get_connection()
         except (RedisError, OSError):
-            self._topology.doubt(node.address)
+            node.epoch.doubt()
             raise
         self._pools[connection] = node.pool
         return connection
