@@ -8,11 +8,14 @@ import signal
 from collections.abc import AsyncIterator
 
 import pytest
+from prometheus_client import generate_latest
 from redis.exceptions import RedisError
 
 from payswitch.durability import Deployment, Durability
+from payswitch.money import BRL
 from payswitch.operations.controls import Controls, UnfollowedOrderError
 from payswitch.operations.history import HistoryWriter
+from payswitch.operations.metrics import health_registry
 from payswitch.operations.overview import read_overview
 from payswitch.operations.shards import read_shards
 from payswitch.payments.audit import read_acts
@@ -23,6 +26,7 @@ from payswitch.store.client import Client, connect
 from tests.cluster import ClusterServer
 from tests.integration.command import Payswitch
 from tests.integration.harness import Bench, bench
+from tests.metrics import value
 from tests.support import ANA, PROCESSORS, SLACK_S, RedisServer, eventually
 
 SAFE = Deployment(8, Durability.REPLICAS, 1)
@@ -123,6 +127,13 @@ async def test_while_a_shard_is_away_no_part_of_a_sum_is_told_and_orders_reach_i
         assert f"{lost.address} is away: " in ended.err
         assert f"(partitions {numbers})" in ended.err
         assert ended.err.count("\n") == 1
+        writer = HistoryWriter(hasty, PROCESSORS)
+        with pytest.raises((RedisError, OSError)):
+            await writer.turn()
+        assert writer.latest is None
+        text = generate_latest(health_registry(writer, BRL)).decode()
+        assert value(text, "payswitch_redis_node_up", node=lost.address) == 0
+        assert value(text, "payswitch_partitions_closed") == len(lost.partitions)
     finally:
         await hasty.aclose(close_connection_pool=True)
         for address in own:
