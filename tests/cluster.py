@@ -113,10 +113,17 @@ class ClusterServer:
         return found[-1]
 
     async def replica_of(self, slot: int) -> Address:
-        """The replica of the node that serves a slot."""
-        async with self.client() as redis:
-            [_, replica] = redis.nodes_manager.slots_cache[slot]
-        return next(each for each in self.local.addresses if each.port == replica.port)
+        """The replica of the node that serves a slot, once it is told: Redis leaves out one whose
+        offset it has not heard yet."""
+        ports: list[int] = []
+
+        async def is_told() -> bool:
+            async with self.client() as redis:
+                ports[:] = [int(each.port) for each in redis.nodes_manager.slots_cache[slot]]
+            return len(ports) == 2
+
+        await eventually(is_told, what=f"the replica of slot {slot} is told")
+        return next(each for each in self.local.addresses if each.port == ports[1])
 
     async def promoted(self, old: Address, slot: int) -> Address:
         """Wait until another node than `old` serves the slot; returns it."""

@@ -14,9 +14,13 @@ import httpx
 import orjson
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
 from payswitch.local.machine import find_haproxy
 from payswitch.local.metrics_targets import FILE
+from payswitch.operations.metrics import of_shards
+from payswitch.operations.shards import Shard
+from payswitch.telemetry.metrics import Facts, registry_of
 from tests.documented import REPOSITORY
 from tests.end_to_end.conftest import StartSystem
 from tests.end_to_end.harness import System, clean_environment, client
@@ -76,8 +80,15 @@ def scraped(system: System) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def exposed(scraped: dict[str, str]) -> Exposed:
-    return Exposed.by(scraped.values())
+def shown(scraped: dict[str, str]) -> list[str]:
+    """The same, and what only a cluster shows."""
+    nodes = registry_of(Facts(lambda: of_shards([Shard("a:7000", [0], 1, 1)])))
+    return [*scraped.values(), generate_latest(nodes).decode()]
+
+
+@pytest.fixture(scope="module")
+def exposed(shown: list[str]) -> Exposed:
+    return Exposed.by(shown)
 
 
 @needs_haproxy
@@ -138,9 +149,9 @@ def test_promtool_finds_nothing_wrong_with_a_scrape(scraped: dict[str, str]) -> 
         assert (check.returncode, check.stdout, check.stderr) == (0, "", ""), name
 
 
-def test_the_reference_lists_every_metric_and_no_other(scraped: dict[str, str]) -> None:
+def test_the_reference_lists_every_metric_and_no_other(shown: list[str]) -> None:
     found = {}
-    for family in (each for text in scraped.values() for each in parse(text)):
+    for family in (each for text in shown for each in parse(text)):
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         found[full_name(family)] = (family.type, frozenset(labels))
     listed = {

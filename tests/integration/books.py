@@ -23,8 +23,11 @@ from payswitch.settings import Settings
 from payswitch.simulator.book import BookEntry
 from payswitch.simulator.dialect import SimulatorConfig
 from payswitch.simulator.server import Simulator
+from payswitch.store import keys
+from payswitch.store.client import partitions_of
 from payswitch.telemetry.tracing import NO_STEP, Step
 
+SETTLED = Settlement.SETTLED
 AT = 1_767_225_600_000
 """2026-01-01, when the first payment was made."""
 
@@ -68,22 +71,33 @@ class Books:
         """Settle a payment in the ledger; its life took 5 ms."""
         correlation_id = id or str(uuid4())
         await self.keep(correlation_id, at=at, cents=cents, processor=processor, state="processing")
-        claim = Claim(correlation_id, cents, "1", await self._generation(), 0.0)
-        assert await self.ledger.settle(claim, processor, at) is Settlement.SETTLED
-        await self.redis.hset(f"payment:{correlation_id}", "settled_at", str(at + 5))  # type: ignore[misc]
+        assert await self.prove(correlation_id, processor, at=at, cents=cents) is SETTLED
+        place = partitions_of(self.redis).of(correlation_id)
+        settled_at = str(at + 5)
+        await place.redis.hset(place.record(correlation_id), "settled_at", settled_at)  # type: ignore[misc]
         return correlation_id
+
+    async def prove(
+        self, correlation_id: str, processor: str, *, at: int = AT, cents: int = 1990
+    ) -> Settlement:
+        """Bring a processor's proof of payment."""
+        number = partitions_of(self.redis).of(correlation_id).number
+        generation = await self._generation()
+        claim = Claim(correlation_id, cents, "1", generation, 0.0, partition=number)
+        return await self.ledger.settle(claim, processor, at)
 
     async def keep(
         self, correlation_id: str, *, at: int, cents: int, processor: str, state: str
     ) -> None:
         """Write a record that is pinned."""
-        await self.redis.hset(  # type: ignore[misc]
-            f"payment:{correlation_id}",
+        place = partitions_of(self.redis).of(correlation_id)
+        await place.redis.hset(  # type: ignore[misc]
+            place.record(correlation_id),
             mapping=_record(await self._generation(), state, at, cents, processor),
         )
-        key = {"dead": "payments:dead", "settled": None}.get(state, "payments:open")
+        key = {"dead": keys.DEAD, "settled": None}.get(state, keys.OPEN)
         if key is not None:
-            await self.redis.zadd(key, {correlation_id: at})
+            await place.redis.zadd(place.key(key), {place.job_id(correlation_id): at})
 
     async def leave_unpaid(self, state: str, *, at: int = AT, processor: str = "default") -> str:
         """A payment that we have not settled."""
@@ -157,7 +171,8 @@ class Books:
         ).run(first, last, thorough=thorough)
 
     async def _generation(self) -> str:
-        return (await self.redis.get("payments:generation") or b"0").decode()
+        common = partitions_of(self.redis).common
+        return (await common.redis.get(common.generation) or b"0").decode()
 
 
 def _record(

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError, ResponseError
 from payswitch.operations.controls import Controls
 from payswitch.operations.order_log import OrderLog
 from payswitch.operations.overview import Overview, read_overview
+from payswitch.operations.shards import Shard, read_shards
 from payswitch.store import keys, scripts
 from payswitch.store.client import partitions_of
 from payswitch.store.partitions import Argument
@@ -139,6 +140,8 @@ class HistoryWriter(Periodic):
         self._orders = OrderLog()
         self._read: Overview | None = None
         self._read_at = float("-inf")
+        self._shards: Sequence[Shard] = ()
+        self._shards_at = float("-inf")
         self.failures = 0
         """Turns that Redis refused or did not answer."""
 
@@ -147,12 +150,19 @@ class HistoryWriter(Periodic):
         """The last overview; None if it is older than `FRESH_S`."""
         return self._read if time.monotonic() - self._read_at <= FRESH_S else None
 
+    @property
+    def shards(self) -> Sequence[Shard]:
+        """The nodes of a cluster as last seen, also while one is away; none on a single Redis, and
+        none if they were seen longer than `FRESH_S` ago."""
+        return self._shards if time.monotonic() - self._shards_at <= FRESH_S else ()
+
     async def turn(self) -> None:
         """Write, and count failures. Raises `RedisError` or `OSError`."""
         try:
             await self.write()
         except (RedisError, OSError):
             self.failures += 1
+            self._see(await read_shards(self._redis))
             raise
 
     async def write(self) -> bool:
@@ -162,6 +172,7 @@ class HistoryWriter(Periodic):
         is_mine = await self._take(keys=[common.key(keys.BEAT)], args=["1", _BEAT_MS])
         self._read = await read_overview(self._redis, self._processors)
         self._read_at = time.monotonic()
+        self._see(self._read.shards)
         self._orders.see(self._read)
         sample = self._changes.sample(self._read)
         if is_mine:
@@ -169,6 +180,9 @@ class HistoryWriter(Periodic):
             await self._append(keys=[common.key(keys.HISTORY)], args=args)
             await self._controls.spread_pause(self._read.astray)
         return bool(is_mine)
+
+    def _see(self, shards: Sequence[Shard]) -> None:
+        self._shards, self._shards_at = shards, time.monotonic()
 
 
 async def read_history(redis: Redis, newest: int = KEPT) -> list[bytes]:

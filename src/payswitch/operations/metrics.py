@@ -6,13 +6,14 @@ Every health worker shows the same values, so take `max`, never `sum`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Metric
 
 from payswitch.money import Currency
 from payswitch.operations.history import HistoryWriter
 from payswitch.operations.overview import Overview
+from payswitch.operations.shards import Shard
 from payswitch.telemetry import metrics
 from payswitch.telemetry.metrics import Facts
 
@@ -25,10 +26,25 @@ def health_registry(history: HistoryWriter, currency: Currency) -> CollectorRegi
     def collect() -> Iterable[Metric]:
         yield metrics.build_info("health")
         yield metrics.REDIS_FAILURES.one(history.failures)
+        if history.shards:
+            yield from of_shards(history.shards)
         if history.latest is not None:
             yield from _of(history.latest, currency)
 
     return metrics.registry_of(Facts(collect))
+
+
+def of_shards(shards: Sequence[Shard]) -> Iterable[Metric]:
+    """The metrics of a cluster's nodes."""
+    nodes = [each for each in shards if each.address]
+    yield metrics.NODE_UP.by({(each.address,): each.problem is None for each in nodes})
+    yield metrics.NODE_REPLICAS.by(
+        {(each.address,): each.replicas for each in nodes if each.replicas is not None}
+    )
+    yield metrics.NODE_REPLICAS_WANTED.one(max(each.wanted_replicas for each in shards))
+    yield metrics.PARTITIONS_CLOSED.one(
+        sum(len(each.partitions) for each in shards if each.trouble is not None)
+    )
 
 
 def _of(overview: Overview, currency: Currency) -> Iterable[Metric]:

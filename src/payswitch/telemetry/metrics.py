@@ -163,6 +163,21 @@ SLOTS_USED = _gauge("payswitch_slots_used", "Payments that this worker holds.")
 SLOTS = _gauge("payswitch_slots", "The most payments that this worker may hold.")
 
 # The whole, by the health worker.
+NODE_UP = _gauge(
+    "payswitch_redis_node_up",
+    "1 if a node of the cluster that serves partitions answers; a replica is none of them.",
+    ("node",),
+)
+NODE_REPLICAS = _gauge(
+    "payswitch_redis_node_replicas", "Replicas of a node that are in step with it.", ("node",)
+)
+NODE_REPLICAS_WANTED = _gauge(
+    "payswitch_redis_node_replicas_wanted", "Replicas that each node needs to accept payments."
+)
+PARTITIONS_CLOSED = _gauge(
+    "payswitch_partitions_closed",
+    "Partitions that take no payments, as their node is away or lacks replicas.",
+)
 OVERVIEW_AT = _gauge(
     "payswitch_overview_timestamp_seconds",
     "When Redis was last read for the metrics of the whole, by its clock. They are left out if "
