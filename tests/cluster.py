@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 from redis import Redis
@@ -70,6 +70,23 @@ class ClusterServer:
         self.kill(address)
         shutil.rmtree(self._node(address).folder)
 
+    @contextlib.contextmanager
+    def older(self, address: Address) -> Iterator[None]:
+        """When the context ends, the node is killed and starts at once with its files as they were
+        at the context's start."""
+        data = self._node(address).folder / "appendonlydir"
+        before = shutil.copytree(data, data.with_name("before"))
+        yield
+        self.kill(address)
+        shutil.rmtree(data)
+        before.rename(data)
+        self._servers[address].start()
+
+    def restart(self, address: Address) -> None:
+        """SIGKILL a node; it starts at once with all its files."""
+        self.kill(address)
+        self._servers[address].start()
+
     @contextlib.asynccontextmanager
     async def supervised(self) -> AsyncIterator[None]:
         """While the context lasts, nodes that end are started again, as `payswitch up` does, and
@@ -113,10 +130,18 @@ class ClusterServer:
         return found[-1]
 
     async def replica_of(self, slot: int) -> Address:
-        """The replica of the node that serves a slot."""
-        async with self.client() as redis:
-            [_, replica] = redis.nodes_manager.slots_cache[slot]
-        return next(each for each in self.local.addresses if each.port == replica.port)
+        """The replica of the node that serves a slot, once the other nodes tell it."""
+        found: list[Address] = []
+
+        async def is_told() -> bool:
+            async with self.client() as redis:
+                _, *replicas = redis.nodes_manager.slots_cache[slot]
+            ports = {each.port for each in replicas}
+            found.extend(each for each in self.local.addresses if each.port in ports)
+            return bool(found)
+
+        await eventually(is_told, what=f"the replica of slot {slot} is known")
+        return found[0]
 
     async def promoted(self, old: Address, slot: int) -> Address:
         """Wait until another node than `old` serves the slot; returns it."""

@@ -29,6 +29,7 @@ from payswitch.store.errors import (
     WrongServerError,
     unreachable,
 )
+from payswitch.store.marks import Marks
 from payswitch.store.nodes import OneServer, PlainNode, ServerNode
 from payswitch.store.partitions import Partition, Partitions, tags
 from payswitch.store.topology import SlotPool, Topology
@@ -150,6 +151,7 @@ class Client(ArqRedis):
         )
         self.epoch: Epoch = pool.connection_kwargs["epoch"]
         self.nodes = nodes
+        self.marks = Marks()
         self.deployment = Deployment(1)
         only = Partition(0, "", self, nodes)
         self.partitions = Partitions([only], only, "")
@@ -182,7 +184,11 @@ class ClusterClient(_Following, Client):  # type: ignore[misc]  # redis-py's own
     """A client of a deployment in a Redis Cluster."""
 
     def __init__(
-        self, options: Mapping[str, Any], topology: Topology, deployment: Deployment
+        self,
+        options: Mapping[str, Any],
+        topology: Topology,
+        deployment: Deployment,
+        marks: Marks,
     ) -> None:
         self.topology = topology
         common = Partition(-1, keys.SELECTION, self, topology)
@@ -193,6 +199,7 @@ class ClusterClient(_Following, Client):  # type: ignore[misc]  # redis-py's own
         ]
         self.partitions = Partitions(every, common, str(deployment))
         self.deployment = deployment
+        self.marks = marks
 
     def _at(self, tag: str, options: Mapping[str, Any], topology: Topology) -> ArqRedis:
         pool = SlotPool(topology, key_slot(tag.encode()), **options)
@@ -233,19 +240,22 @@ def connect(url: str, *, limit_s: float, deployment: Deployment | None = None) -
 
 def _connect_cluster(url: str, limit_s: float, deployment: Deployment) -> Client:
     base, addresses = cluster_nodes(url)
+    marks = Marks()
 
     def make_node(host: str, port: int, topology: Topology) -> ServerNode:
         address = f"{host}:{port}"
         pool = _pool(base, limit_s, ClusterParser, Epoch(lambda: topology.doubt(address)))
         pool.connection_kwargs.update(host=host, port=port)
-        return ServerNode(pool, limit_s=limit_s, replicas=deployment.replicas, address=address)
+        return ServerNode(
+            pool, limit_s=limit_s, replicas=deployment.replicas, address=address, marks=marks
+        )
 
     pool = _pool(base, min(limit_s, 1.0), ClusterParser, Epoch())
     options = {**pool.connection_kwargs, "connection_class": pool.connection_class}
     of_nodes = {name: value for name, value in options.items() if name not in ("host", "port")}
     startup = [ClusterNode(host, port, **of_nodes) for host, port in addresses]
     manager = NodesManager(startup, require_full_coverage=False, connection_kwargs=of_nodes)
-    return ClusterClient(options, Topology(manager, make_node), deployment)
+    return ClusterClient(options, Topology(manager, make_node), deployment, marks)
 
 
 def _pool(url: str, limit_s: float, parser: type[Parser], epoch: Epoch) -> ConnectionPool:

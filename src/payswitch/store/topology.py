@@ -105,12 +105,12 @@ class Topology:
             raise RedisConnectionError(
                 f"no node of the cluster answers: {in_words(reason)}"
             ) from None
-        slots = self._manager.slots_cache
-        if before and any(
-            slots[slot][0].name != name for slot, name in before.items() if slot in slots
-        ):
+        now = {slot: nodes[0].name for slot, nodes in self._manager.slots_cache.items()}
+        if any(now[slot] != name for slot, name in before.items() if slot in now):
             self.changes += 1
             logger.warning("redis: a partition has moved to another node")
+        for address in self._nodes.keys() - set(now.values()):
+            self._nodes[address].forget_run()
         for address in self._nodes.keys() - self._manager.nodes_cache.keys():
             await self._nodes.pop(address).aclose()
 
