@@ -105,8 +105,10 @@ class ServerNode:
         ]
         if not self._replicas or confirm is False:
             return await self._channels.call(commands)
-        if confirm is True:
-            answers = await self._channels.call([*commands, *self._confirmation(calls)])
+        if confirm is True or confirm == "twice":
+            # On the same connection: another run or node may lack what the call has written.
+            again = self._once_more if confirm == "twice" else None
+            answers = await self._channels.call([*commands, *self._confirmation(calls)], again)
         else:
             needs = confirm
             answers = await self._channels.call(
@@ -115,9 +117,9 @@ class ServerNode:
             )
         if len(answers) == len(calls):
             return answers
-        marked, count = answers[len(calls) :]
+        marked, *counts = answers[len(calls) :]
         del answers[len(calls) :]
-        why = self._why_unconfirmed(marked, count)
+        why = self._why_unconfirmed(marked, counts[-1])
         if why is None:
             self._marks.confirm(Marks.key(calls[0][0][0]), marked)
             return answers
@@ -128,7 +130,7 @@ class ServerNode:
     def _why_unconfirmed(self, marked: Any, count: Any) -> str | None:
         """The reason why a mark, or what came before it, does not count as confirmed by so many
         replicas; None if it does."""
-        if not (isinstance(marked, int) and isinstance(count, int) and count >= self._replicas):
+        if not (isinstance(marked, int) and self._suffices(count)):
             return f"it has no confirmation of {self._replicas} replica(s)"
         now = asyncio.get_running_loop().time()
         if self._settles_at == math.inf:
@@ -136,6 +138,12 @@ class ServerNode:
         if now < self._settles_at:
             return "it has just restarted: first it must turn out to have everything"
         return None
+
+    def _suffices(self, count: Any) -> bool:
+        return isinstance(count, int) and count >= self._replicas
+
+    def _once_more(self, answers: Sequence[Any]) -> list[Sequence[Argument]]:
+        return [] if self._suffices(answers[-1]) else [("PING",), self._wait]
 
     def _confirmation(self, calls: Sequence[Call]) -> list[Sequence[Argument]]:
         """The commands that have replicas confirm what the calls have written and read."""

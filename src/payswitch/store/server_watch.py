@@ -147,8 +147,9 @@ class ServerWatch:
         if self.missing:
             self._set_unusable(f"its user lacks rights that Payswitch needs: {self.missing}")
             return
-        # While replicas lag, no route would be confirmed, so nothing is claimed.
-        await self._ping(at=partitions[0], confirm=True)
+        if self._redis.deployment.replicas:
+            # While replicas lag, no route would be confirmed, so nothing is claimed.
+            await self._ping(at=partitions[0], confirm=True)
         if is_new:
             await self._judge_server(partitions[0], answer.info)
         self.backlog = answer.backlog
