@@ -12,6 +12,7 @@ import orjson
 from arq.connections import ArqRedis
 from arq.jobs import Job
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
+from redis.asyncio.client import Pipeline
 from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.asyncio.connection import AbstractConnection, UnixDomainSocketConnection
 from redis.crc import key_slot
@@ -174,6 +175,41 @@ class _Following:
         except WrongNodeError:
             await self.topology.read_again()
             return await super().execute_command(*args, **options)  # type: ignore[misc]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """As redis-py's. Without a transaction it must only read, as it may be sent twice."""
+        pipe = _FollowingPipeline(
+            self.connection_pool,  # type: ignore[attr-defined]
+            self.response_callbacks,  # type: ignore[attr-defined]
+            transaction,
+            shard_hint,
+        )
+        pipe.topology = self.topology
+        return pipe
+
+
+class _FollowingPipeline(Pipeline):
+    """Sends its commands once more if their keys have moved to another node. Of a transaction
+    nothing was executed; one that watches keys ends with a `WatchError` instead."""
+
+    topology: Topology
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        commands = self.command_stack
+        try:
+            return await super().execute(raise_on_error)
+        except WrongNodeError:
+            await self.topology.read_again()
+            self.command_stack = commands
+            return await super().execute(raise_on_error)
+
+    async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
+        """Such as WATCH."""
+        try:
+            return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except WrongNodeError:
+            await self.topology.read_again()
+            return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
 
 class _PartitionRedis(_Following, ArqRedis):  # type: ignore[misc]  # redis-py's own
