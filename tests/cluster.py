@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 from redis import Redis
@@ -69,6 +69,23 @@ class ClusterServer:
         """SIGKILL a node, and its files are gone."""
         self.kill(address)
         shutil.rmtree(self._node(address).folder)
+
+    @contextlib.contextmanager
+    def older(self, address: Address) -> Iterator[None]:
+        """When the context ends, the node is killed and starts at once with its files as they were
+        at the context's start."""
+        data = self._node(address).folder / "appendonlydir"
+        before = shutil.copytree(data, data.with_name("before"))
+        yield
+        self.kill(address)
+        shutil.rmtree(data)
+        before.rename(data)
+        self._servers[address].start()
+
+    def restart(self, address: Address) -> None:
+        """SIGKILL a node; it starts at once with all its files."""
+        self.kill(address)
+        self._servers[address].start()
 
     @contextlib.asynccontextmanager
     async def supervised(self) -> AsyncIterator[None]:

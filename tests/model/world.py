@@ -177,7 +177,7 @@ class World:
             self.counts[f"{call.name} at the former primary"] += 1
         elif call.keys[0] == self.partition.generation:
             self._note(call.name, args, answer)
-        needs = call.confirm if isinstance(call.confirm, bool) else call.confirm(answer)
+        needs = call.confirm(answer) if callable(call.confirm) else call.confirm
         if needs and call.name not in self.protocol.unconfirmed:
             self._confirm(call.node, has_written=self._changes(call.node) != before)
         self._note_told(call.name, args, answer)

@@ -7,6 +7,7 @@ import hmac
 import re
 from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 import orjson
 from redis.exceptions import RedisError
@@ -204,8 +205,13 @@ class Ingress:
         if reason is not None:
             raise try_later(reason)
         kept = self._watch.is_kept
-        durability = {"promise": self._watch.durability, "kept": kept}
-        return orjson.dumps({"status": "ready", "durability": durability})
+        ready: dict[str, Any] = {
+            "status": "ready",
+            "durability": {"promise": self._watch.durability, "kept": kept},
+        }
+        if refusals := self._watch.refusals:  # of some nodes of a cluster
+            ready["refusals"] = refusals
+        return orjson.dumps(ready)
 
     async def metrics(self, request: Request) -> Response:
         """`GET /metrics` for Prometheus, for all processes at this address."""

@@ -5,7 +5,7 @@
 -- ARGV: the caller's currency; 'info', or '' if another partition of this node is asked for it; the
 --   rights to check, as pairs of a key ('' for none) and commands with spaces between
 -- Returns: INFO ('' if it is not asked for, or not allowed), the length of the backlog, the currency of the payments in
---   here, and the missing rights as pairs of a key and a command
+--   here, the missing rights as pairs of a key and a command, and the partition's last mark ('' if none)
 
 local ask = redis.acl_check_cmd
 local OTHER_KEYS = { DEL = true, EXISTS = true, MGET = true, UNLINK = true, WATCH = true }
@@ -33,7 +33,7 @@ if ask then
     end
   end
 end
-if #missing > 0 then return { '', 0, ARGV[1], missing } end
+if #missing > 0 then return { '', 0, ARGV[1], missing, '' } end
 
 local info = {}
 if ARGV[2] ~= '' and (not ask or ask('INFO', 'server')) then
@@ -48,4 +48,5 @@ if not currency then
   currency = ARGV[1]
   redis.call('SET', CURRENCY, currency)
 end
-return { table.concat(info), size_of(OPEN), currency, missing }
+local mark = TAG ~= '' and redis.call('GET', 'payments:confirmed' .. SUFFIX) or ''
+return { table.concat(info), size_of(OPEN), currency, missing, mark }

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from payswitch.store import scripts
 from payswitch.store.client import ClusterClient
-from payswitch.store.errors import in_words
+from payswitch.store.errors import OtherDeploymentError, in_words
 from payswitch.store.partitions import Partition
 
 _LIMIT_S = 1.0
@@ -30,7 +31,7 @@ class Shard:
     wanted_replicas: int
     """So many replicas must confirm a payment."""
     problem: str | None = None
-    """The reason why it is away."""
+    """The reason why it is away, or refuses."""
 
     @property
     def served(self) -> str:
@@ -47,8 +48,8 @@ class Shard:
     def trouble(self) -> str | None:
         """What is wrong with it, in words; None if nothing is."""
         if self.problem is not None:
-            at = f"{self.address} is away: " if self.address else ""
-            return f"{at}{self.problem}"
+            what = "is away" if self.replicas is None else "can't be used"
+            return f"{self.address} {what}: {self.problem}" if self.address else self.problem
         if self.lacks_replicas:
             return f"{self.address} has {self.replicas} of {self.wanted_replicas} replicas"
         return None
@@ -66,22 +67,31 @@ async def read_shards(redis: Redis) -> list[Shard]:
             with contextlib.suppress(RedisError, OSError):
                 await each.locate()
         by_home.setdefault(each.home, []).append(each)
-    return await asyncio.gather(
-        *(_read(home, served, redis.deployment.replicas) for home, served in by_home.items())
-    )
+    return await asyncio.gather(*(_read(redis, home, served) for home, served in by_home.items()))
 
 
-async def _read(home: str, served: Sequence[Partition], wanted: int) -> Shard:
+async def _read(redis: ClusterClient, home: str, served: Sequence[Partition]) -> Shard:
+    wanted = redis.deployment.replicas
     numbers = [each.number for each in served if each.number >= 0]
     if not home:
         return Shard(home, numbers, None, wanted, "the cluster has no node for these partitions")
     try:
         async with asyncio.timeout(_LIMIT_S):
             said = await served[0].redis.info("replication")
+            problem = await _refusal(redis, served[0])
     except ResponseError:  # its user may not ask
         return Shard(home, numbers, None, wanted)
     except (RedisError, OSError) as error:
         return Shard(home, numbers, None, wanted, in_words(error).removeprefix(f"{home}: "))
     replicas = [each for name, each in said.items() if name.removeprefix("slave").isdecimal()]
     in_step = sum(isinstance(each, dict) and each.get("state") == "online" for each in replicas)
-    return Shard(home, numbers, in_step, wanted)
+    return Shard(home, numbers, in_step, wanted, problem)
+
+
+async def _refusal(redis: Redis, partition: Partition) -> str | None:
+    """The reason why a node refuses this deployment; None if it doesn't. Raises `RedisError`."""
+    try:
+        await scripts.load(redis, "ping")(at=partition)
+    except OtherDeploymentError as error:
+        return in_words(error)
+    return None

@@ -204,9 +204,9 @@ class Tries:
     async def _flush_routes(
         self, items: list[tuple[Partition, _Route]]
     ) -> list[Routed | Exception | None]:
-        # Confirmed, as the POST follows.
+        # Confirmed, as the POST follows; a try that has to be closed costs more than a second wait.
         return await scripts.call_grouped(
-            self._route, items, self._route_arguments, _routed, confirm=True
+            self._route, items, self._route_arguments, _routed, confirm="twice"
         )
 
     def _route_arguments(self, partition: Partition, items: list[_Route]) -> list[str | int]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from payswitch.errors import StartError
 from payswitch.store import keys
 from payswitch.store.client import Client
+from payswitch.store.errors import BEHIND
 from payswitch.store.partitions import Partition
 from payswitch.store.scripts import Script, source
 
@@ -20,12 +21,14 @@ class OtherDeploymentFoundError(StartError):
     """The cluster holds another deployment, or a part of this one is lost."""
 
 
-async def begin(redis: Client) -> bool:
+async def begin(redis: Client, *, accept_loss: bool = False) -> bool:
     """Begin the client's deployment, or end what was interrupted; False if it was begun before.
-    Nothing changes on a single Redis, which has one partition.
+    Nothing changes on a single Redis, which has one partition. With `accept_loss`, partitions that
+    were stopped because their node came back older go on.
 
-    Raises `OtherDeploymentFoundError` if the cluster holds another deployment, or if a partition of
-    this one has lost it: an empty partition must not pass for a new one. Raises `RedisError`.
+    Raises `OtherDeploymentFoundError` if the cluster holds another deployment, if a partition of
+    this one is stopped, or if one has lost it: an empty partition must not pass for a new one.
+    Raises `RedisError`.
     """
     partitions = redis.partitions
     text = partitions.deployment
@@ -41,6 +44,15 @@ async def begin(redis: Client) -> bool:
     async def read(partition: Partition) -> str:
         return await write(partition, _NEVER, _NEVER, confirm=False)
 
+    stopped = [each for each in partitions.with_common if await read(each) == BEHIND + text]
+    if stopped and not accept_loss:
+        numbers = ", ".join(str(each.number) for each in stopped if each.number >= 0)
+        raise OtherDeploymentFoundError(
+            f"partitions {numbers} came back without payments that they had confirmed: they are "
+            "stopped until `payswitch init --accept-loss`"
+        )
+    for each in stopped:
+        await write(each, text, BEHIND + text)
     common = await read(partitions.common)
     found = [await read(each) for each in partitions]
     beginning = _BEGINNING + text

@@ -8,6 +8,7 @@ channels, with the same errors and limits, one call at a time on a connection. O
 from __future__ import annotations
 
 import asyncio
+import re
 import select
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -22,6 +23,7 @@ from payswitch.store.errors import Epoch, WrongServerError
 from payswitch.store.partitions import Argument
 
 _INCOMPLETE = object()
+_RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 
 
 class Channel(asyncio.Protocol):
@@ -140,9 +142,17 @@ class Channel(asyncio.Protocol):
 class Channels:
     """A pool of channels: one for each concurrent call. Each call times out after `limit_s`."""
 
-    def __init__(self, pool: ConnectionPool, *, limit_s: float) -> None:
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        *,
+        limit_s: float,
+        meet: Callable[[str], None] | None = None,
+    ) -> None:
+        """`meet` is told the id of the server's run for each new connection."""
         self._pool = pool
         self._limit_s = limit_s
+        self._meet = meet
         self._idle: list[Channel] = []
         self._is_closed = False
 
@@ -196,7 +206,12 @@ class Channels:
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        return Channel(connection, self._limit_s)
+        channel = Channel(connection, self._limit_s)
+        if self._meet is not None:
+            [info] = await channel.call(_packed([("INFO", "server")]), 1)
+            found = _RUN_ID.search(info) if isinstance(info, bytes) else None
+            self._meet("" if found is None else found[1].decode())
+        return channel
 
 
 def _packed(commands: Sequence[Sequence[Argument]]) -> bytes:

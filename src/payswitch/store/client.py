@@ -12,6 +12,7 @@ import orjson
 from arq.connections import ArqRedis
 from arq.jobs import Job
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
+from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import AbstractConnection, UnixDomainSocketConnection
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -28,6 +29,7 @@ from payswitch.store.errors import (
     WrongServerError,
     unreachable,
 )
+from payswitch.store.marks import Marks
 from payswitch.store.nodes import OneServer, PlainNode, ServerNode
 from payswitch.store.partitions import Partition, Partitions, tags
 from payswitch.store.topology import SlotPool, Topology
@@ -149,6 +151,7 @@ class Client(ArqRedis):
         )
         self.epoch: Epoch = pool.connection_kwargs["epoch"]
         self.nodes = nodes
+        self.marks = Marks()
         self.deployment = Deployment(1)
         only = Partition(0, "", self, nodes)
         self.partitions = Partitions([only], only, "")
@@ -172,6 +175,41 @@ class _Following:
             await self.topology.read_again()
             return await super().execute_command(*args, **options)  # type: ignore[misc]
 
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """As redis-py's. Without a transaction it must only read, as it may be sent twice."""
+        pipe = _FollowingPipeline(
+            self.connection_pool,  # type: ignore[attr-defined]
+            self.response_callbacks,  # type: ignore[attr-defined]
+            transaction,
+            shard_hint,
+        )
+        pipe.topology = self.topology
+        return pipe
+
+
+class _FollowingPipeline(Pipeline):
+    """Sends its commands once more if their keys have moved to another node. Of a transaction
+    nothing was executed; one that watches keys ends with a `WatchError` instead."""
+
+    topology: Topology
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        commands = self.command_stack
+        try:
+            return await super().execute(raise_on_error)
+        except WrongNodeError:
+            await self.topology.read_again()
+            self.command_stack = commands
+            return await super().execute(raise_on_error)
+
+    async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
+        """Such as WATCH."""
+        try:
+            return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except WrongNodeError:
+            await self.topology.read_again()
+            return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
 
 class _PartitionRedis(_Following, ArqRedis):  # type: ignore[misc]  # redis-py's own
     """Leads to the node of one partition."""
@@ -181,7 +219,11 @@ class ClusterClient(_Following, Client):  # type: ignore[misc]  # redis-py's own
     """A client of a deployment in a Redis Cluster."""
 
     def __init__(
-        self, options: Mapping[str, Any], topology: Topology, deployment: Deployment
+        self,
+        options: Mapping[str, Any],
+        topology: Topology,
+        deployment: Deployment,
+        marks: Marks,
     ) -> None:
         self.topology = topology
         common = Partition(-1, keys.SELECTION, self, topology)
@@ -192,6 +234,7 @@ class ClusterClient(_Following, Client):  # type: ignore[misc]  # redis-py's own
         ]
         self.partitions = Partitions(every, common, str(deployment))
         self.deployment = deployment
+        self.marks = marks
 
     def _at(self, tag: str, options: Mapping[str, Any], topology: Topology) -> ArqRedis:
         pool = SlotPool(topology, key_slot(tag.encode()), **options)
@@ -232,17 +275,20 @@ def connect(url: str, *, limit_s: float, deployment: Deployment | None = None) -
 
 def _connect_cluster(url: str, limit_s: float, deployment: Deployment) -> Client:
     base, addresses = cluster_nodes(url)
+    marks = Marks()
 
     def make_node(address: str, topology: Topology) -> ServerNode:
         pool = _pool(base, limit_s, ClusterParser, Epoch(lambda: topology.doubt(address)))
         host, _, port = address.rpartition(":")
         pool.connection_kwargs.update(host=host, port=int(port))
-        return ServerNode(pool, limit_s=limit_s, replicas=deployment.replicas, address=address)
+        return ServerNode(
+            pool, limit_s=limit_s, replicas=deployment.replicas, address=address, marks=marks
+        )
 
     pool = _pool(base, limit_s, ClusterParser, Epoch())
     options = {**pool.connection_kwargs, "connection_class": pool.connection_class}
     given = [f"{host}:{port}" for host, port in addresses]
-    return ClusterClient(options, Topology(given, make_node), deployment)
+    return ClusterClient(options, Topology(given, make_node), deployment, marks)
 
 
 def _pool(url: str, limit_s: float, parser: type[Parser], epoch: Epoch) -> ConnectionPool:

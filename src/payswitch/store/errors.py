@@ -22,6 +22,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from payswitch.reasons import reason
 
+BEHIND = "behind "
+"""Before the deployment in a partition that `stop.lua` has stopped."""
+
 _CLUSTER = "it is a node of a cluster, which is not supported"
 _WRONG_SERVER = {
     "READONLY": "it is a replica, which takes no writes",
@@ -91,6 +94,15 @@ class OtherDeploymentError(ResponseError):
     """The partition belongs to a deployment with other settings, or to none. Nothing was done."""
 
 
+class BehindError(OtherDeploymentError):
+    """The partition is stopped, as its node came back without something that it had confirmed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "it came back without payments that it had confirmed (see `payswitch init --help`)"
+        )
+
+
 class Epoch:
     """Counts how often the server behind the name turned out to be the wrong one. A connection
     from an earlier epoch leads to the server of that time, so it isn't used again."""
@@ -108,6 +120,8 @@ class Epoch:
 
 def _other_deployment(text: str) -> OtherDeploymentError:
     found = text.partition(" ")[2]
+    if found.startswith(BEHIND):
+        return BehindError()
     if not found:
         return OtherDeploymentError("it holds no deployment: has `payswitch init` prepared it?")
     return OtherDeploymentError(f"it belongs to a deployment with other settings: {found}")

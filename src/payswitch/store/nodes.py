@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,33 +11,47 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError, RedisError
 
-from payswitch.store import keys
+from payswitch.store import marks
 from payswitch.store.channels import Channels
 from payswitch.store.errors import Epoch, UnconfirmedError
+from payswitch.store.marks import Marks
 from payswitch.store.partitions import Argument, Call, Confirm, Node
 
 _WAIT_SHARE = 0.8
 """The part of a call's limit that replicas get to confirm it."""
 _LONGEST_WAIT_S = 0.8
 """A replica that takes longer counts as gone: each shard's calls wait for its slowest replica."""
-_MARK = "redis.call('DEL', KEYS[1]) redis.call('SET', KEYS[1], '1')"
-"""A write for `WAIT`: since Redis 7.2 it waits for the connection's last write alone, so after a
-call that only reads it would not wait for what the call has read. `DEL` comes first, so that it
-works out of memory."""
+_SETTLE_S = 2.0
+"""The time in which each process looks at a node that has restarted, before anybody relies on it:
+some looks (`store/watch.py`)."""
 
 
 class ServerNode:
     """A server with its own connections: a pool for ordinary commands, and channels for scripts.
-    A confirmed call waits for `replicas` replicas, if there are any."""
+    A confirmed call waits for `replicas` replicas, if there are any.
+
+    If the node has restarted, nothing is confirmed at first: meanwhile each process compares its
+    `marks` with the node's, and one that misses some stops the node's partitions for all.
+    """
 
     def __init__(
-        self, pool: ConnectionPool, *, limit_s: float, replicas: int = 0, address: str = ""
+        self,
+        pool: ConnectionPool,
+        *,
+        limit_s: float,
+        replicas: int = 0,
+        address: str = "",
+        marks: Marks | None = None,
     ) -> None:
         self.pool = pool
         self.address = address
         self.epoch: Epoch = pool.connection_kwargs["epoch"]
-        self._channels = Channels(pool, limit_s=limit_s)
+        self._channels = Channels(pool, limit_s=limit_s, meet=self._meet if replicas else None)
         self._replicas = replicas
+        self._marks = marks or Marks()
+        self._run_id = ""
+        self._settles_at = -math.inf
+        """By the loop's clock; infinite until a node that has restarted takes its first mark."""
         self._wait: Sequence[Argument] = (
             "WAIT",
             replicas,
@@ -57,12 +73,22 @@ class ServerNode:
     ) -> list[Any]:
         """As `Node.run`. If Redis has forgotten the script, it is sent again."""
         try:
-            return await self._run(text, sha, calls, confirm=confirm)
+            return await self._load_and_run(text, sha, calls, confirm=confirm)
         except (RedisError, OSError):
             self.epoch.doubt()
             raise
 
-    async def _run(
+    def forget_run(self) -> None:
+        """It serves nothing now. Should it do so again, an election has found it worthy."""
+        self._run_id = ""
+
+    def _meet(self, run_id: str) -> None:
+        """A connection is open to this run of the node."""
+        if self._run_id not in ("", run_id):
+            self._settles_at = math.inf
+        self._run_id = run_id
+
+    async def _load_and_run(
         self, text: str, sha: str, calls: Sequence[Call], *, confirm: Confirm
     ) -> list[Any]:
         answers = await self._send("EVALSHA", sha, calls, confirm=confirm)
@@ -84,8 +110,10 @@ class ServerNode:
         ]
         if not self._replicas or confirm is False:
             return await self._channels.call(commands)
-        if confirm is True:
-            answers = await self._channels.call([*commands, *self._confirmation(calls)])
+        if confirm is True or confirm == "twice":
+            # On the same connection: another run or node may lack what the call has written.
+            again = self._once_more if confirm == "twice" else None
+            answers = await self._channels.call([*commands, *self._confirmation(calls)], again)
         else:
             needs = confirm
             answers = await self._channels.call(
@@ -94,19 +122,38 @@ class ServerNode:
             )
         if len(answers) == len(calls):
             return answers
-        marked, count = answers[len(calls) :]
+        marked, *counts = answers[len(calls) :]
         del answers[len(calls) :]
-        if not isinstance(marked, Exception) and isinstance(count, int) and count >= self._replicas:
+        why = self._why_unconfirmed(marked, counts[-1])
+        if why is None:
+            self._marks.confirm(Marks.key(calls[0][0][0]), marked)
             return answers
         self.epoch.doubt()
-        short = UnconfirmedError(f"it has no confirmation of {self._replicas} replica(s)")
+        short = UnconfirmedError(why)
         return [each if isinstance(each, RedisError) else short for each in answers]
+
+    def _why_unconfirmed(self, marked: Any, count: Any) -> str | None:
+        """The reason why a mark, or what came before it, does not count as confirmed by so many
+        replicas; None if it does."""
+        if not (isinstance(marked, int) and self._suffices(count)):
+            return f"it has no confirmation of {self._replicas} replica(s)"
+        now = asyncio.get_running_loop().time()
+        if self._settles_at == math.inf:
+            self._settles_at = now + _SETTLE_S
+        if now < self._settles_at:
+            return "it has just restarted: first it must turn out to have everything"
+        return None
+
+    def _suffices(self, count: Any) -> bool:
+        return isinstance(count, int) and count >= self._replicas
+
+    def _once_more(self, answers: Sequence[Any]) -> list[Sequence[Argument]]:
+        return [] if self._suffices(answers[-1]) else [("PING",), self._wait]
 
     def _confirmation(self, calls: Sequence[Call]) -> list[Sequence[Argument]]:
         """The commands that have replicas confirm what the calls have written and read."""
         [generation, *_], _ = calls[0]
-        mark = generation.replace(keys.GENERATION, keys.CONFIRMED)
-        return [("EVAL", _MARK, 1, mark), self._wait]
+        return [("EVAL", marks.WRITE, 1, Marks.key(generation)), self._wait]
 
     async def aclose(self) -> None:
         """Close every connection."""

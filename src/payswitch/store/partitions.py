@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from redis.asyncio import Redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
@@ -24,8 +24,9 @@ contiguous ranges gets as many of 16 partitions as any other, or one more."""
 Argument = str | bytes | int | float
 Call = tuple[Sequence[str], Sequence[Argument]]
 """The keys and the arguments of one call of a script."""
-Confirm = bool | Callable[[Any], bool]
-"""Whether replicas must have what a call tells: always, never, or if its answer says so."""
+Confirm = bool | Literal["twice"] | Callable[[Any], bool]
+"""Whether replicas must have what a call tells: always, never, always and they are asked a second
+time if they don't confirm it in time, or if its answer says so."""
 
 
 def partition_of(correlation_id: str, count: int) -> int:

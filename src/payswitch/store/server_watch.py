@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,17 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from payswitch.durability import Durability
 from payswitch.store import keys, rights, scripts
 from payswitch.store.client import Client
-from payswitch.store.errors import UnconfirmedError, WrongServerError, in_words
+from payswitch.store.errors import (
+    BehindError,
+    OtherDeploymentError,
+    UnconfirmedError,
+    WrongServerError,
+    in_words,
+)
 from payswitch.store.memory import Memory, parse_memory
 from payswitch.store.partitions import Partition
 from payswitch.store.scripts import Script
+from payswitch.store.topology import Topology
 from payswitch.store.trust import parse_info, risks_of, why_never
 
 logger = logging.getLogger(__name__)
@@ -45,6 +53,8 @@ class _Answer:
     currency: bytes
     missing: str
     """Rights, in words."""
+    is_behind: bool = False
+    """Whether a partition lacks a mark that was confirmed."""
 
 
 def wrong_currency(held: bytes | None, currency: str) -> str | None:
@@ -77,9 +87,12 @@ class ServerWatch:
         self.is_checking = False
         """Whether the caller raises what makes it unusable, so that the log need not say it."""
         self._redis = redis
+        self._name = name
         self._place = f"{name}: " if name else ""
         self._demands = demands
         self._script: Script = scripts.load(redis, "look")
+        self._ping: Script = scripts.load(redis, "ping")
+        self._stop: Script = scripts.load(redis, "stop")
         self._looks = 0
         self._server: Mapping[str, str] | None = None
 
@@ -121,6 +134,9 @@ class ServerWatch:
         asks_for_rights = self._looks % _RIGHTS_EVERY == 0 or self.unusable is not None
         answer = await self._ask(partitions, asks_for_rights)
         self._looks += 1
+        if answer.is_behind:
+            await self._stop_partitions()
+            return
         if self.away is not None:
             self.away = None
             logger.info("redis is back")
@@ -131,6 +147,9 @@ class ServerWatch:
         if self.missing:
             self._set_unusable(f"its user lacks rights that Payswitch needs: {self.missing}")
             return
+        if self._redis.deployment.replicas:
+            # While replicas lag, no route would be confirmed, so nothing is claimed.
+            await self._ping(at=partitions[0], confirm=True)
         if is_new:
             await self._judge_server(partitions[0], answer.info)
         self.backlog = answer.backlog
@@ -144,6 +163,7 @@ class ServerWatch:
         )
 
     async def _ask(self, partitions: Sequence[Partition], asks_for_rights: bool) -> _Answer:
+        known = [self._redis.marks.known(each) for each in partitions]
         try:
             answers = await self._call(partitions, asks_for_rights)
         except WrongServerError:
@@ -153,7 +173,10 @@ class ServerWatch:
             if "key" not in str(error):
                 raise
             return _Answer({}, 0, b"", f"~{rights.pattern_of(keys.GENERATION)}")
-        [info, _, currency, missing], *_ = answers
+        found = [each for each in zip(answers, known, strict=True) if isinstance(each[0], list)]
+        if any(int(answer[4] or 0) < mark for answer, mark in found):
+            return _Answer({}, 0, b"", "", is_behind=True)
+        [info, _, currency, missing, _], *_ = scripts.require_all(answers)
         currencies = [answer[2] for answer in answers]
         other = [each for each in currencies if each != self._demands.currency.encode()]
         words = [each.decode() for each in missing]
@@ -170,15 +193,37 @@ class ServerWatch:
         first, *others = partitions
         calls = [(first, [currency, "info", *(rights.arguments() if asks_for_rights else ())])]
         calls += [(each, [currency, ""]) for each in others]
-        # Confirmed: while replicas lag, no route would be confirmed, so nothing is claimed.
-        answers = await self._script.call_each(calls, confirm=True)
-        return scripts.require_all(answers)
+        answers = await self._script.call_each(calls)
+        if isinstance(answers[0], WrongServerError):
+            raise answers[0]
+        return answers
+
+    async def _stop_partitions(self) -> None:
+        """Let all parts refuse the partitions of this node, which came back without something that
+        it had confirmed; not if it is a former primary, which others know to serve nothing. Raises
+        `BehindError`."""
+        topology = self._redis.nodes
+        assert isinstance(topology, Topology)
+        own = [each for each in self._redis.partitions.with_common if each.home == self._name]
+        await topology.read_again()
+        if any(each.home != self._name for each in own):
+            return
+        for each in own:
+            with contextlib.suppress(OtherDeploymentError):  # another part has stopped it
+                await self._stop(at=each, follow=False)
+        logger.error(
+            "redis: %(node)s came back older than what it had confirmed, so payments are lost: its "
+            "partitions are stopped",
+            {"node": self._name},
+        )
+        raise BehindError
 
     async def _judge_server(self, partition: Partition, info: Mapping[str, str]) -> None:
         """Judge a server that is new since the last look."""
         risks = await risks_of(self._redis, partition, info, self._demands.durability)
         before = self._server
         self._server = info
+        is_news = before is not None or risks != self.risks
         self.risks = risks
         if before is not None:
             self._redis.epoch.end()
@@ -186,7 +231,7 @@ class ServerWatch:
                 logger.warning("redis: a replica has taken the place of the one that was there")
             else:
                 logger.warning("redis has restarted, or another one is there in its place")
-        if not self._demands.must_keep:
+        if is_news and not self._demands.must_keep:
             for risk in risks:
                 logger.warning("redis: %(risk)s", {"risk": self._place + risk})
 

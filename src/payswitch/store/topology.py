@@ -122,6 +122,9 @@ class Topology:
 
     async def _read(self) -> None:
         ranges = await self._ask()
+        primaries = {each.nodes[0] for each in ranges}
+        for address in self._nodes.keys() - primaries:
+            self._nodes[address].forget_run()
         if ranges == self._ranges:
             return
         if self._ranges and _primaries(self._ranges) != _primaries(ranges):

@@ -93,6 +93,12 @@ class RedisWatch(Periodic):
         return _common(each.refusal for each in self.servers)
 
     @property
+    def refusals(self) -> list[str]:
+        """The reasons of servers whose partitions accept no payment, by the last look."""
+        found = ((name, self._why_not_ready(each)) for name, each in self._servers.items())
+        return [f"{name}: {why}" for name, why in found if why is not None]
+
+    @property
     def not_ready(self) -> str | None:
         """The reason why this process is not ready to accept payments; None if it is ready to
         accept some."""
@@ -190,16 +196,18 @@ class RedisWatch(Periodic):
     async def _know(self, topology: Topology) -> bool:
         """Read a cluster's topology from time to time; False if it isn't known at all."""
         self._looks += 1
-        if self._looks % _TOPOLOGY_EVERY == 1:
+        is_due = self._looks % _TOPOLOGY_EVERY == 1
+        if is_due:
             try:
                 async with asyncio.timeout(_LIMIT_S):
                     await topology.read_again()
             except (RedisError, OSError) as error:
                 self._unknown.note_away(error)
                 return bool(self._servers)
-        if topology.changes != self._changes:
-            self._changes = topology.changes
-            for server in self._servers.values():
+        has_moved = topology.changes != self._changes
+        self._changes = topology.changes
+        for server in self._servers.values():
+            if has_moved or (is_due and server.risks):  # it may have its replicas by now
                 server.judge_config_again()
         return True
 

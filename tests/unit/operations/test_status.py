@@ -374,6 +374,13 @@ def test_a_node_that_lacks_replicas_is_an_error() -> None:
     assert (finding.level, finding.text) == (Level.ERROR, text)
 
 
+def test_a_node_that_refuses_is_not_said_to_be_away() -> None:
+    refusing = Shard("b:7000", [2, 3], 1, 1, "it came back older")
+    [finding] = Status(replace(WELL, shards=[refusing]), None).findings
+    text = "b:7000 can't be used: it came back older; partitions 2, 3 take no payments"
+    assert (finding.level, finding.text) == (Level.ERROR, text)
+
+
 def test_a_node_that_does_not_say_its_replicas_is_no_finding() -> None:
     assert Status(replace(WELL, shards=[Shard("a:7000", [0], None, 1)]), None).findings == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import cast
 
 import click
@@ -19,23 +20,29 @@ _PAUSE_S = 0.2
 
 
 @click.command()
-def init() -> None:
+@click.option(
+    "--accept-loss",
+    is_flag=True,
+    help="Let partitions go on that were stopped because their node came back older: payments that "
+    "it had confirmed are lost, and may be paid twice.",
+)
+def init(accept_loss: bool) -> None:
     """Prepare a Redis Cluster for payments: once, before the first part starts. To repeat it is
     harmless. A single Redis needs nothing.
 
     Example: payswitch init
     """
-    run(_init)
+    run(partial(_init, accept_loss))
 
 
-async def _init(settings: Settings, redis: ArqRedis) -> int:
+async def _init(accept_loss: bool, settings: Settings, redis: ArqRedis) -> int:
     client = cast(Client, redis)
     if not client.partitions.deployment:
         await client.ping()
         click.echo("A single Redis needs no preparation.")
         return 0
     try:
-        is_new = await _begin(client)
+        is_new = await _begin(client, accept_loss)
     except OtherDeploymentFoundError as error:
         click.echo(f"payswitch: {error}", err=True)
         return 1
@@ -43,14 +50,14 @@ async def _init(settings: Settings, redis: ArqRedis) -> int:
     return 0
 
 
-async def _begin(client: Client) -> bool:
+async def _begin(client: Client, accept_loss: bool) -> bool:
     """As `begin`, which is harmless to repeat: a cluster that was just created needs some seconds,
     and so do its replicas."""
     loop = asyncio.get_running_loop()
     gives_up_at = loop.time() + _CONFIRMED_WITHIN_S
     while True:
         try:
-            return await begin(client)
+            return await begin(client, accept_loss=accept_loss)
         except (UnconfirmedError, WrongNodeError):
             if loop.time() >= gives_up_at:
                 raise
