@@ -11,7 +11,12 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisClusterException, RedisError, SlotNotCoveredError
+from redis.exceptions import (
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    SlotNotCoveredError,
+)
 
 from payswitch.store.errors import WrongNodeError, in_words
 from payswitch.store.nodes import ServerNode
@@ -101,10 +106,7 @@ class Topology:
         try:
             await self._manager.initialize()
         except (RedisClusterException, IndexError) as error:
-            reason = error.__cause__ or error
-            raise RedisConnectionError(
-                f"no node of the cluster answers: {in_words(reason)}"
-            ) from None
+            raise RedisConnectionError(_why_unreadable(error)) from None
         now = {slot: nodes[0].name for slot, nodes in self._manager.slots_cache.items()}
         if any(now[slot] != name for slot, name in before.items() if slot in now):
             self.changes += 1
@@ -140,6 +142,14 @@ class Topology:
         rest = dict(known)
         known.clear()
         known.update({name: first, **rest})
+
+
+def _why_unreadable(error: Exception) -> str:
+    """The reason why no node told the slots."""
+    reason = error.__cause__ or error
+    if isinstance(reason.__context__, ResponseError):  # which redis-py takes for one node's setting
+        return in_words(reason.__context__)
+    return f"no node of the cluster answers: {in_words(reason)}"
 
 
 class SlotPool(ConnectionPool):
