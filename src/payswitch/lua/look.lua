@@ -14,6 +14,8 @@ local OTHER_KEYS = { DEL = true, EXISTS = true, MGET = true, UNLINK = true, WATC
 -- takes another number, so this tries others.
 local function may(command, key)
   if OTHER_KEYS[command] then return ask(command, key) end
+  local container, subcommand = string.match(command, '(%a+)|(%a+)')
+  if container then return ask(container, subcommand) end
   local args = { key == '' and '0' or key, '0', '0', '0' }
   for _, count in ipairs({ 2, 1, 3, 4, 0 }) do
     local takes_so_many, is_allowed = pcall(ask, command, unpack(args, 1, count))

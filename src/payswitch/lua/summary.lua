@@ -90,10 +90,13 @@ local function take_entries(root, width, first, past)
     sign)
 end
 
+-- A node that lies in the window as a whole is taken as one entry of the level above: below, it may
+-- have been folded.
 local function take_window(root, first, past)
   local width = 1
   for _ = 1, 5 do
-    if math.floor(first / 100) == math.floor((past - 1) / 100) then
+    local is_in_one = math.floor(first / 100) == math.floor((past - 1) / 100)
+    if is_in_one and (first % 100 > 0 or past % 100 > 0) then
       return take_entries(root, width, first, past)
     end
     local up, down = math.floor(first / 100 + 0.5), math.floor(past / 100 + 0.5)

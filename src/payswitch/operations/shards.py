@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,19 +61,27 @@ async def read_shards(redis: Redis) -> list[Shard]:
         return []
     partitions = redis.partitions
     by_home: dict[str, list[Partition]] = {}
+    unknown = ""
     for each in (*partitions, partitions.common):
         if not each.home:
-            with contextlib.suppress(RedisError, OSError):
+            try:
                 await each.locate()
+            except (RedisError, OSError) as error:
+                unknown = in_words(error)
         by_home.setdefault(each.home, []).append(each)
-    return await asyncio.gather(*(_read(redis, home, served) for home, served in by_home.items()))
+    return await asyncio.gather(
+        *(_read(redis, home, served, unknown) for home, served in by_home.items())
+    )
 
 
-async def _read(redis: ClusterClient, home: str, served: Sequence[Partition]) -> Shard:
+async def _read(
+    redis: ClusterClient, home: str, served: Sequence[Partition], unknown: str
+) -> Shard:
+    """`unknown` is said of partitions without a known node."""
     wanted = redis.deployment.replicas
     numbers = [each.number for each in served if each.number >= 0]
     if not home:
-        return Shard(home, numbers, None, wanted, "the cluster has no node for these partitions")
+        return Shard(home, numbers, None, wanted, unknown)
     try:
         async with asyncio.timeout(_LIMIT_S):
             said = await served[0].redis.info("replication")

@@ -59,6 +59,10 @@ _REFUSALS = (
     (r"^NOREPLICAS|^Not enough good replicas", "it has too few replicas to take writes"),
     (r"^BUSY|busy running a script", "it is busy with a slow script"),
     (r"^WRONGTYPE|against a key holding the wrong kind", "a key holds data of another program"),
+    (
+        r"cluster support disabled",
+        "it is no cluster: name it in REDIS_URL as redis:// or rediss://",
+    ),
     (r"max number of clients", "its limit of clients is reached"),
 )
 

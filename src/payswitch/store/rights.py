@@ -97,10 +97,18 @@ NEEDS: Mapping[str, str] = {
 }
 """Commands by key; one example stands for each family of keys."""
 
+NEEDS_OF_CLUSTER: Mapping[str, str] = {
+    "": f"{NEEDS['']} WAIT CLUSTER|SLOTS",
+    keys.DEPLOYMENT: "GET SET",
+    keys.CONFIRMED: "GET SET DEL INCRBY",
+}
+"""What a cluster needs besides."""
 
-def arguments() -> list[str]:
+
+def arguments(*, in_cluster: bool = False) -> list[str]:
     """The arguments with which `look.lua` checks all rights."""
-    return [part for pair in NEEDS.items() for part in pair]
+    needs = {**NEEDS, **NEEDS_OF_CLUSTER} if in_cluster else NEEDS
+    return [part for pair in needs.items() for part in pair]
 
 
 @cache

@@ -191,10 +191,11 @@ class ServerWatch:
     async def _call(self, partitions: Sequence[Partition], asks_for_rights: bool) -> list[Any]:
         currency = self._demands.currency
         first, *others = partitions
-        calls = [(first, [currency, "info", *(rights.arguments() if asks_for_rights else ())])]
+        needed = rights.arguments(in_cluster=bool(first.tag)) if asks_for_rights else []
+        calls = [(first, [currency, "info", *needed])]
         calls += [(each, [currency, ""]) for each in others]
         answers = await self._script.call_each(calls)
-        if isinstance(answers[0], WrongServerError):
+        if isinstance(answers[0], WrongServerError | NoPermissionError):
             raise answers[0]
         return answers
 

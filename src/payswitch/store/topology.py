@@ -11,7 +11,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from payswitch.store.errors import WrongNodeError, in_words
 from payswitch.store.nodes import ServerNode
@@ -151,6 +151,8 @@ class Topology:
             best = max(best, slot_ranges(answer, address), key=_count)
             if _count(best) == SLOTS:
                 break
+        if not best and isinstance(error, ResponseError):  # it is no cluster, or not for this user
+            raise RedisConnectionError(in_words(error))
         if not best:
             raise RedisConnectionError(f"no node of the cluster answers: {in_words(error)}")
         return best

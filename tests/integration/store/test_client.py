@@ -13,8 +13,10 @@ import pytest
 from arq.connections import ArqRedis
 
 from payswitch.durability import Durability
+from payswitch.operations.shards import read_shards
 from payswitch.store.client import connect
 from payswitch.store.trust import config_risks
+from payswitch.store.watch import RedisWatch
 from tests.support import SLACK_S, RedisServer, eventually
 
 
@@ -46,6 +48,21 @@ async def test_what_redis_may_lose_is_said(redis: ArqRedis) -> None:
     finally:
         await redis.config_set("appendfsync", "always")
     assert "everysec" in risk
+
+
+async def test_a_single_redis_that_is_named_as_a_cluster_is_said_to_be_none(
+    redis_server: RedisServer,
+) -> None:
+    client = connect(redis_server.url.replace("redis://", "redis+cluster://")[:-1], limit_s=5)
+    try:
+        watch = RedisWatch(client, currency="BRL", demand=False)
+        await watch.look()
+        said = "it is no cluster: name it in REDIS_URL as redis:// or rediss://"
+        assert watch.not_ready == f"Redis does not answer: {said}"
+        [shard] = await read_shards(client)
+        assert shard.trouble == said
+    finally:
+        await client.aclose(close_connection_pool=True)
 
 
 async def test_a_redis_on_a_unix_socket_is_reached(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ import pytest
 import redis as blocking
 from arq.connections import ArqRedis
 
+from payswitch.durability import Deployment
 from payswitch.ingress.app import create_app
 from payswitch.settings import Settings
 from payswitch.store import scripts
-from payswitch.store.client import connect
+from payswitch.store.client import Client, connect
 from payswitch.store.rights import KEY_PATTERNS, NEEDS, arguments, in_acl_words, pattern_of
 from payswitch.store.watch import RedisWatch
 from tests.documented import REPOSITORY
@@ -311,7 +312,56 @@ def test_rights_are_asked_for_with_as_many_arguments_as_each_command_takes(
     """Redis 8 counts them, Redis 7 doesn't."""
     script = scripts.source("look").replace("= redis.acl_check_cmd", "= counting")
     assert "= counting" in script
-    [*_, missing] = cast(Any, admin).eval(
+    [*_, missing, _] = cast(Any, admin).eval(
         LIKE_REDIS_8 + script, 1, "payments:generation", "BRL", "info", *arguments()
     )
     assert missing == []
+
+
+# In a cluster.
+
+
+async def watch_of_node(node: RedisServer, rules: list[str]) -> tuple[str | None, str | None]:
+    """What a look at this node of a cluster says of a user with these rights: why it can't be used,
+    and why it is away."""
+    with blocking.Redis(port=node.port) as admin:
+        allow(admin, rules)
+    url = node.url.replace("://", f"://payswitch:{password()}@")
+    client = connect(url, limit_s=SLACK_S, deployment=Deployment(16))
+    try:
+        watch = RedisWatch(client, currency="BRL", demand=False)
+        await watch.look()
+        [server] = watch.servers
+        return server.unusable, server.away
+    finally:
+        await client.aclose(close_connection_pool=True)
+
+
+@pytest.mark.usefixtures("partitioned")
+async def test_in_a_cluster_the_documented_user_may_do_what_is_needed_besides(
+    shared_node: RedisServer,
+) -> None:
+    [besides] = re.findall(r"^\+wait .*$", PAGE.read_text(), re.MULTILINE)
+    rules = [*documented_rules(), *besides.split()]
+    assert await watch_of_node(shared_node, rules) == (None, None)
+    unusable, _ = await watch_of_node(shared_node, [*rules, "-wait"])
+    assert str(unusable).endswith("rights that Payswitch needs: +wait")
+    _, away = await watch_of_node(shared_node, [*rules, "-cluster|slots"])
+    assert "its user lacks a right" in str(away)
+    assert "cluster|slots" in str(away)
+
+
+async def test_the_rights_that_are_asked_for_in_a_cluster_are_those_that_its_nodes_know(
+    partitioned: Client, shared_node: RedisServer
+) -> None:
+    with blocking.Redis(port=shared_node.port) as admin:
+        allow(admin, ["on", "nopass", "-@all", "~*", "+@all", "-cluster|slots"])
+        user = blocking.Redis(port=shared_node.port, username="payswitch", password="x")
+        with user:
+            needed = arguments(in_cluster=True)
+            generation = partitioned.partitions[0].generation
+            script = scripts.source("look", partitioned.partitions.deployment)
+            [_, _, _, missing, _] = cast(Any, user).eval(
+                script, 1, generation, "BRL", "info", *needed
+            )
+    assert [each.decode() for each in missing] == ["", "CLUSTER|SLOTS"]

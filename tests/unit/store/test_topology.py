@@ -56,6 +56,9 @@ class _Node:
         assert command == ("CLUSTER", "SLOTS")
         return self._nodes.ask(self.address)
 
+    def forget_run(self) -> None:
+        pass
+
     async def aclose(self) -> None:
         self._nodes.closed.append(self.address)
 
