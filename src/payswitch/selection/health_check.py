@@ -47,7 +47,6 @@ class HealthCheck:
         self._take = scripts.load(redis, "take")
         common = self._take.partitions.common
         self._throttle = common.key(keys.HEALTH_THROTTLE)
-        self._reports = common.key(keys.REPORTS)
         self._processors = processors
         self._selector = selector
         self._times = times
@@ -94,7 +93,7 @@ class HealthCheck:
             name: report and {"failing": report.failing, "minResponseTime": report.min_response_ms}
             for name, report in reports.items()
         }
-        await write_note(self._redis, self._reports, {"at": at_ms, "reports": said})
+        await write_note(self._redis, keys.REPORTS, {"at": at_ms, "reports": said})
 
 
 def _log_selection(selection: Selection) -> None:

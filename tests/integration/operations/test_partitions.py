@@ -23,6 +23,7 @@ from payswitch.payments.purge import Purge
 from payswitch.payments.records import Record, read_records
 from payswitch.payments.sweeper import Sweeper
 from payswitch.processors.processor import Processor, make_processors
+from payswitch.selection.health_check import Times, make_health_check
 from payswitch.store import keys
 from payswitch.store.client import Client
 from payswitch.store.notes import write_note
@@ -240,3 +241,19 @@ async def test_payments_pinned_in_any_partition_are_known(b: Bench, partitioned:
         each.name: each.here for each in await known.compare()
     }
     assert (await known.pinned())["default"] == (COUNT, 0)
+
+
+async def test_the_overview_has_what_the_health_check_was_told(
+    b: Bench, partitioned: Client
+) -> None:
+    b.fallback.health = Reply(200, b'{"failing":true,"minResponseTime":7}')
+    processors = list(make_processors(b.settings, b.transport).values())
+    await make_health_check(b.settings, partitioned, processors, Times()).check()
+    overview = await read_overview(partitioned, PROCESSORS)
+    assert {name: each.failing for name, each in overview.health.items()} == {
+        "default": False,
+        "fallback": True,
+    }
+    assert all(each.known for each in overview.health.values())
+    assert overview.choice is not None
+    assert overview.choice.processor == "default"
