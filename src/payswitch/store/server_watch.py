@@ -213,9 +213,9 @@ class ServerWatch:
             with contextlib.suppress(OtherDeploymentError):  # another part has stopped it
                 await self._stop(at=each, follow=False)
         logger.error(
-            "redis: %(node)s came back older than what it had confirmed, so payments are lost: its "
+            "redis: %(address)s came back older than what it had confirmed, so payments are lost: its "
             "partitions are stopped",
-            {"node": self._name},
+            {"address": self._name},
         )
         raise BehindError
 
