@@ -35,6 +35,7 @@ from payswitch.store.client import partitions_of
 from payswitch.store.errors import UnconfirmedError, in_words
 from payswitch.store.lock import Lock
 from payswitch.store.partitions import Partition
+from payswitch.store.together import shared
 
 logger = logging.getLogger(__name__)
 
@@ -218,14 +219,8 @@ class PaymentWorker(ResilientWorker):
         """Claim once, then wait for a reason to claim again."""
         taking = self.loop.create_task(self._take(claiming, own), name="claim")
         self._takings.add(taking)
-        taking.add_done_callback(self._took)
-        await self._wait(claiming, own, await asyncio.shield(taking))
-
-    def _took(self, taking: asyncio.Task[Pause]) -> None:
-        self._takings.discard(taking)
-        if not taking.cancelled():
-            # Nobody waits for it once its node has no partitions: asyncio would report its error.
-            taking.exception()
+        taking.add_done_callback(self._takings.discard)
+        await self._wait(claiming, own, await shared(taking))
 
     async def _take(self, claiming: _Claiming, own: Sequence[Partition]) -> Pause:
         """Claim as many payments as there is room for, and start them."""

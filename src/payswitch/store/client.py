@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -73,6 +74,11 @@ class _OwnConnection(AbstractConnection):
         except WrongNodeError:
             self.epoch.doubt()
             raise
+
+    async def disconnect(self, nowait: bool = False) -> None:
+        """Disconnect; from a server that stands still without a word, as nobody waits for it."""
+        with contextlib.suppress(RedisTimeoutError):
+            await super().disconnect(nowait)
 
     def _error_message(self, exception: BaseException) -> str:
         return unreachable(exception, self._host_error())

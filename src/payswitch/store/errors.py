@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from redis._parsers import _AsyncHiredisParser
 from redis.exceptions import (
@@ -92,6 +93,9 @@ class WrongNodeError(RedisConnectionError):
 class UnconfirmedError(RedisTimeoutError):
     """Redis has executed the call, but too few replicas have confirmed that they have it. After a
     failover it may be undone: it is not known."""
+
+    answer: Any = None
+    """What the call answered, for what no failover can harm."""
 
 
 class OtherDeploymentError(ResponseError):

@@ -129,8 +129,7 @@ class ServerNode:
             self._marks.confirm(Marks.key(calls[0][0][0]), marked)
             return answers
         self.epoch.doubt()
-        short = UnconfirmedError(why)
-        return [each if isinstance(each, RedisError) else short for each in answers]
+        return [_short(why, each) for each in answers]
 
     def _why_unconfirmed(self, marked: Any, count: Any) -> str | None:
         """The reason why a mark, or what came before it, does not count as confirmed by so many
@@ -178,6 +177,15 @@ class PlainNode:
         if script is None:
             script = self._scripts[sha] = self._redis.register_script(text)
         return [await _outcome(script, call) for call in calls]
+
+
+def _short(why: str, answer: Any) -> RedisError:
+    """Stands for an answer that is not confirmed."""
+    if isinstance(answer, RedisError):
+        return answer
+    short = UnconfirmedError(why)
+    short.answer = answer
+    return short
 
 
 def _any_needs(needs: Callable[[Any], bool], answers: Sequence[Any]) -> bool:

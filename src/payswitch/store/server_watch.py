@@ -68,6 +68,12 @@ def wrong_currency(held: bytes | None, currency: str) -> str | None:
     )
 
 
+def _is_behind(answer: Any, known: int) -> bool:
+    """Whether a partition that answered so, confirmed or not, lacks a mark that is known."""
+    said = answer.answer if isinstance(answer, UnconfirmedError) else answer
+    return isinstance(said, list) and int(said[4] or 0) < known
+
+
 class ServerWatch:
     """The last look at a server. While it is away, the look before stands."""
 
@@ -91,7 +97,6 @@ class ServerWatch:
         self._place = f"{name}: " if name else ""
         self._demands = demands
         self._script: Script = scripts.load(redis, "look")
-        self._ping: Script = scripts.load(redis, "ping")
         self._stop: Script = scripts.load(redis, "stop")
         self._looks = 0
         self._server: Mapping[str, str] | None = None
@@ -147,9 +152,6 @@ class ServerWatch:
         if self.missing:
             self._set_unusable(f"its user lacks rights that Payswitch needs: {self.missing}")
             return
-        if self._redis.deployment.replicas:
-            # While replicas lag, no route would be confirmed, so nothing is claimed.
-            await self._ping(at=partitions[0], confirm=True)
         if is_new:
             await self._judge_server(partitions[0], answer.info)
         self.backlog = answer.backlog
@@ -173,8 +175,7 @@ class ServerWatch:
             if "key" not in str(error):
                 raise
             return _Answer({}, 0, b"", f"~{rights.pattern_of(keys.GENERATION)}")
-        found = [each for each in zip(answers, known, strict=True) if isinstance(each[0], list)]
-        if any(int(answer[4] or 0) < mark for answer, mark in found):
+        if any(map(_is_behind, answers, known)):
             return _Answer({}, 0, b"", "", is_behind=True)
         [info, _, currency, missing, _], *_ = scripts.require_all(answers)
         currencies = [answer[2] for answer in answers]
@@ -194,7 +195,8 @@ class ServerWatch:
         needed = rights.arguments(in_cluster=bool(first.tag)) if asks_for_rights else []
         calls = [(first, [currency, "info", *needed])]
         calls += [(each, [currency, ""]) for each in others]
-        answers = await self._script.call_each(calls)
+        # Confirmed: while replicas lag, no route would be confirmed, so nothing is claimed.
+        answers = await self._script.call_each(calls, confirm=True)
         if isinstance(answers[0], WrongServerError | NoPermissionError):
             raise answers[0]
         return answers

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from payswitch.store.errors import WrongNodeError, in_words
 from payswitch.store.nodes import ServerNode
+from payswitch.store.together import shared
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Topology:
         """Read it now; concurrent callers share a reading. Raises `RedisConnectionError`."""
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read(), name="read the topology")
-        await asyncio.shield(self._reading)
+        await shared(self._reading)
 
     async def aclose(self) -> None:
         """Close every connection."""

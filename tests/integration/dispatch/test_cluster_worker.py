@@ -206,6 +206,25 @@ async def test_a_try_without_confirmation_is_not_sent_and_no_processor_pays_for_
         assert len(system.default.posts) == sent + 1
 
 
+@pytest.mark.long
+async def test_a_primary_that_freezes_under_load_leaves_no_error_that_nobody_has_seen(
+    system: System, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with system.part("worker"), system.part("worker"):
+        await system.settled(*await asyncio.gather(*map(system.accept, range(16))))
+        for lost in (system.partition, system.redis.partitions[8]):
+            primary = await system.cluster.primary_of(lost.slot)
+            load = asyncio.gather(*(system.pay(number % 16) for number in range(64)))
+            system.cluster.signal(primary, signal.SIGSTOP)
+            await load
+            await system.cluster.promoted(primary, lost.slot)
+            system.cluster.signal(primary, signal.SIGCONT)
+            await system.cluster.whole()
+            await system.settled(*await asyncio.gather(*map(system.accept, range(16))))
+    said = capfd.readouterr().err
+    assert [line for line in said.splitlines() if "never retrieved" in line] == []
+
+
 async def _open_payment(redis: Client, partition: Partition) -> str:
     [job_id] = await partition.redis.zrange(partition.key(keys.OPEN), 0, -1)
     return partition.correlation_id(job_id)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from payswitch.store.client import connect
@@ -51,3 +54,26 @@ async def test_jobs_go_through_a_client_as_json() -> None:
     redis = connect("redis://127.0.0.1:1/0", limit_s=1)
     assert redis.job_serializer is not None
     assert redis.job_serializer({"f": "pay"}) == b'{"f":"pay"}'
+
+
+async def test_a_connection_to_a_server_that_stands_still_is_closed_without_a_word() -> None:
+    may_go_on = asyncio.Event()
+
+    async def stand_still(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await may_go_on.wait()
+        writer.close()
+
+    server = await asyncio.start_server(stand_still, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    pool = connect(f"redis://127.0.0.1:{port}/0", limit_s=0.1).connection_pool
+    pool.connection_kwargs.update(lib_name=None, lib_version=None)  # else it waits for an answer
+    connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
+    try:
+        await connection.connect()
+        connection._writer.write(bytes(32 * 1024 * 1024))
+        await connection.disconnect()
+        assert not connection.is_connected
+    finally:
+        may_go_on.set()
+        server.close()
