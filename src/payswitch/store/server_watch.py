@@ -215,8 +215,8 @@ class ServerWatch:
             with contextlib.suppress(OtherDeploymentError):  # another part has stopped it
                 await self._stop(at=each, follow=False)
         logger.error(
-            "redis: %(address)s came back older than what it had confirmed, so payments are lost: its "
-            "partitions are stopped",
+            "redis: %(address)s came back older than what it had confirmed, so payments are lost: "
+            "its partitions are stopped",
             {"address": self._name},
         )
         raise BehindError
