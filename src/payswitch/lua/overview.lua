@@ -3,8 +3,8 @@
 --
 -- ARGV: the processors
 -- Returns the names and values below; now in ms, lives in ms as by PTTL, totals as count and cents
---   for each processor, held and declined as the count for each, saved as settle.lua writes it,
---   heartbeats as the hash of each living process
+--   for each processor, waiting, held and declined as the count for each, saved as settle.lua writes
+--   it, heartbeats as the hash of each living process
 
 local function read(...)
   local answer = redis.pcall(...)
@@ -20,8 +20,11 @@ for i = 1, #ARGV do
   totals[#totals + 1] = total and total[1]
   totals[#totals + 1] = total and total[2]
 end
-local held = {}
-for i = 1, #ARGV do held[i] = read('ZCARD', HELD .. ARGV[i]) end
+local waiting, held = {}, {}
+for i = 1, #ARGV do
+  waiting[i] = read('ZCARD', WAITING .. ARGV[i])
+  held[i] = read('ZCARD', HELD .. ARGV[i])
+end
 local now = now_ms()
 local heartbeats = {}
 for _, key in ipairs(read('ZRANGE', 'vitals' .. SUFFIX, 0, -1) or {}) do
@@ -47,6 +50,7 @@ return {
   'paused', read('GET', PAUSED),
   'paused_life', read('PTTL', PAUSED),
   'totals', totals,
+  'waiting', waiting,
   'held', held,
   'saved', read('HGETALL', SAVED),
   'heartbeats', heartbeats,

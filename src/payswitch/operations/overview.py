@@ -81,6 +81,8 @@ class Overview:
     settled: Mapping[str, Total]
     """By processor in order of preference, since the last purge."""
     backlog: int
+    waiting: Mapping[str, int]
+    """Payments with an open try that a processor doesn't answer for."""
     held: Mapping[str, int]
     """The payments of the backlog that wait until a processor works again, by its name."""
     held_and_paid: Mapping[tuple[str, str], int]
@@ -204,6 +206,7 @@ def _parse(
         at=now,
         settled=_settled(processors, answers),
         backlog=_sum(answers, "backlog"),
+        waiting=_by_processor(processors, answers, "waiting"),
         held=_by_processor(processors, answers, "held"),
         held_and_paid=_held_and_paid(processors, answers),
         oldest_accepted_at=now - max(ages) if ages else None,

@@ -361,6 +361,7 @@ def _processor(status: Status, name: str, currency: Currency) -> dict[str, Any]:
         "amount": _amount(total.cents, currency),
         "perSecond": now and round(now.settled_per_s.get(name, 0), 1),
         "failedTries": now and now.failed.get(name, 0),
+        "waiting": overview.waiting[name],
         "held": overview.held[name],
         "declined": overview.declined[name],
         "fee": orjson.Fragment(f"{fee[name]:f}") if name in fee else None,

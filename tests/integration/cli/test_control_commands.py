@@ -10,7 +10,9 @@ import orjson
 import pytest
 from arq.connections import ArqRedis
 
+from payswitch.clock import boottime_ms
 from payswitch.instants import parse_instant_ms
+from payswitch.selection.selector import Selection
 from payswitch.store import keys
 from tests.integration.command import Ended, Payswitch
 from tests.integration.harness import Bench, bench
@@ -271,10 +273,34 @@ async def test_who_waits_for_a_processor_tells_for_whom_and_behind_how_many(
     assert shown["next"].startswith("a try from 2")
     assert shown["next"].endswith("on, sooner once default answers; 2 wait for it before this one")
     document = (await payswitch("payment", payments[0], "--json")).json()
-    assert document["waitsFor"] == "default"
+    assert (document["waitsFor"], document["heldFor"]) == ("default", None)
+    processors = (await payswitch("status", "--json")).json()["processors"]
+    assert [each["waiting"] for each in processors.values()] == [3, 0]
     await b.redis.set("payments:waiting:default", "not ours")
     document = (await payswitch("payment", payments[0], "--json")).json()
     assert (document["state"], document["waitsFor"]) == ("queued", None)
+
+
+async def test_a_held_payment_tells_for_whom(b: Bench, payswitch: Payswitch) -> None:
+    b.use(replace(b.settings, patience_ms=60_000))
+    payment = await b.accept()
+    fallback = Selection("fallback", True, "", down=("default",))
+    b.dispatcher.router.see(b"1", fallback, boottime_ms())
+    await b.dispatcher.dispatch(await b.claim_when_due(payment))
+    shown = pairs((await payswitch("payment", payment)).out)
+    assert shown["next"].startswith("a try from 2")
+    assert shown["next"].endswith("on, sooner once default works again: it is held until then")
+    document = (await payswitch("payment", payment, "--json")).json()
+    assert (document["heldFor"], document["waitsFor"]) == ("default", None)
+    b.dispatcher.router.see(b"2", replace(fallback, processor="default", down=()), boottime_ms())
+    await b.dispatch_until_done(payment)
+    document = (await payswitch("payment", payment, "--json")).json()
+    assert (document["state"], document["heldFor"]) == ("settled", None)
+    await b.redis.delete("payments:held:default")
+    await b.redis.set("payments:held:default", "not ours")
+    waiting = await b.accept()
+    document = (await payswitch("payment", waiting, "--json")).json()
+    assert (document["state"], document["heldFor"]) == ("queued", None)
 
 
 async def test_a_settled_payment_tells_who_paid_it(b: Bench, payswitch: Payswitch) -> None:

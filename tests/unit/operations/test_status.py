@@ -45,6 +45,7 @@ WELL = Overview(
     at=NOW,
     settled={"default": Total(10, 100_000), "fallback": Total(0, 0)},
     backlog=0,
+    waiting={"default": 0, "fallback": 0},
     held={"default": 0, "fallback": 0},
     held_and_paid={},
     oldest_accepted_at=None,

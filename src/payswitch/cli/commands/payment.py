@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
@@ -46,6 +47,7 @@ async def _payment(settings: Settings, redis: Redis, correlation_id: str, *, as_
     due = await partition.redis.zscore(partition.key(keys.QUEUE), job_id)
     paused = await Controls(redis).paused()
     ahead = await _ahead(partition, record)
+    held_for = await _held_for(partition, record, settings.processor_urls)
     of_all = Incidents(redis, retention_ms=settings.retention_ms)
     incidents = [
         each
@@ -62,13 +64,13 @@ async def _payment(settings: Settings, redis: Redis, correlation_id: str, *, as_
     events = _history(record, incidents)
     if as_json:
         document = record.as_json(settings.currency)
-        document |= _beyond(record, due_at, ahead, paused, events)
+        document |= _beyond(record, due_at, ahead, held_for, paused, events)
         print_json(document | _place(partition, correlation_id))
         return 0
     print_pairs(
         {
             **in_words(record, settings.currency),
-            "next": _next(record, due_at, ahead, paused),
+            "next": _next(record, due_at, ahead, held_for, paused),
             **_place(partition, correlation_id),
         }
     )
@@ -90,6 +92,20 @@ async def _ahead(partition: Partition, record: Record | Unreadable | None) -> in
     return None if rank is None else int(rank)
 
 
+async def _held_for(
+    partition: Partition, record: Record | Unreadable | None, processors: Iterable[str]
+) -> str | None:
+    """The processor for which it is held until that works again; None if it isn't."""
+    if not isinstance(record, Record) or record.state != "queued":
+        return None
+    for name in processors:
+        with contextlib.suppress(ResponseError):  # the key is of another type
+            line = partition.family(keys.HELD, name)
+            if await partition.redis.zscore(line, partition.job_id(record.correlation_id)):
+                return name
+    return None
+
+
 def _place(partition: Partition, correlation_id: str) -> dict[str, Any]:
     """In a cluster: the key of the record, and the node that has it."""
     if not partition.tag:
@@ -98,12 +114,18 @@ def _place(partition: Partition, correlation_id: str) -> dict[str, Any]:
 
 
 def _next(
-    record: Record, due_at: int | None, ahead: int | None, paused: Order | None
+    record: Record,
+    due_at: int | None,
+    ahead: int | None,
+    held_for: str | None,
+    paused: Order | None,
 ) -> str | None:
     if due_at is None:
         return None
     if paused is None:
         at = f"a try from {format_instant(due_at)} on"
+        if held_for is not None:
+            return f"{at}, sooner once {held_for} works again: it is held until then"
         if ahead is None:
             return at
         return f"{at}, sooner once {record.processor} answers; {ahead} wait for it before this one"
@@ -141,6 +163,7 @@ def _beyond(
     record: Record,
     due_at: int | None,
     ahead: int | None,
+    held_for: str | None,
     paused: Order | None,
     events: list[Event],
 ) -> dict[str, Any]:
@@ -148,6 +171,7 @@ def _beyond(
     return {
         "dueAt": None if due_at is None else format_instant(due_at),
         "waitsFor": None if ahead is None else record.processor,
+        "heldFor": held_for,
         "paused": paused is not None,
         "history": [{"at": format_instant(each.at), "what": each.what} for each in events],
     }

@@ -213,6 +213,7 @@ function processorCard(name, processor, selection) {
     facts.append(make("div", "", make("dt", "", label), make("dd", "", ...value)));
   const seen = processor.health;
   fact("Settled", whole.format(processor.settled));
+  if (processor.waiting) fact("Wait for its answer", whole.format(processor.waiting));
   if (processor.held) fact("Wait until it works", whole.format(processor.held));
   fact("Amount", cents.format(processor.amount));
   fact("Fee", processor.fee === null ? "not known" : percent.format(processor.fee));
@@ -276,6 +277,7 @@ function showCluster(cluster) {
 function showStatus(status) {
   showVerdict(status);
   showCluster(status.cluster);
+  document.body.classList.toggle("outdated", !status.processors);
   if (!status.processors) return;
   cents = exactly(status.currency.decimals);
   showFigures(status);
