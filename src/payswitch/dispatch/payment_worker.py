@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, cast
 
 import arq.worker
@@ -31,7 +32,7 @@ from payswitch.reasons import reason
 from payswitch.selection.selector import parse_standing
 from payswitch.selection.standing import Standing, StandingWatch, read_standing
 from payswitch.store import keys, scripts
-from payswitch.store.client import partitions_of
+from payswitch.store.client import Client, partitions_of
 from payswitch.store.errors import UnconfirmedError, in_words
 from payswitch.store.lock import Lock
 from payswitch.store.partitions import Partition
@@ -135,8 +136,12 @@ class PaymentWorker(ResilientWorker):
             self.pool, lease_ms=lease_ms, deadline_ms=deadline_ms, max_delay_ms=max_delay_ms
         )
         self._partitions = partitions_of(self.pool)
+        self._confirms = cast(Client, self.pool).deployment.replicas > 0
+        """Whether replicas must have a try before it is sent: no claim opens one then."""
         self._in_hand: Counter[int] = Counter()
         """The payments of each partition."""
+        self._seen: Standing | None = None
+        """The selection's values that the router knows."""
         self._standing: StandingWatch | None = None
         if self._partitions.deployment:
             self._standing = StandingWatch(self.pool, self._see)
@@ -277,15 +282,20 @@ class PaymentWorker(ResilientWorker):
     async def _claim(self, claiming: _Claiming, own: Sequence[Partition], permit: Permit) -> Batch:
         """Claim, and bring held payments forward at their pace, unless only a probe may go."""
         router = self.dispatcher.router
-        if permit.probe is not None or not router.patience_ms:
+        if permit.probe is not None:
             return await self.claims.take(permit.room, partitions=own)
+        take = partial(self.claims.take, permit.room, partitions=own)
+        if self._seen is not None and not self._confirms:
+            take = partial(take, first=self.dispatcher.first_tries(self._seen))
+        if not router.patience_ms:
+            return await take()
         now = boottime_ms()
         pace = DRAIN_PER_MS * len(own) / len(self._partitions)
         claiming.drained_at = max(claiming.drained_at, now - 1000 * _LONGEST_WAIT_S)
         drain = int((now - claiming.drained_at) * pace)
         claiming.drained_at += drain / pace
         back = router.back()
-        return await self.claims.take(permit.room, partitions=own, back=back, drain=drain)
+        return await take(back=back, drain=drain)
 
     def _share(self, slots: int, own: Sequence[Partition]) -> int:
         """The slots of so many that are free for a node's partitions."""
@@ -329,6 +339,7 @@ class PaymentWorker(ResilientWorker):
         return token is not None, token
 
     def _see(self, selection: Standing) -> None:
+        self._seen = selection
         router = self.dispatcher.router
         standing = parse_standing(selection, list(router.breakers))
         router.see(selection, standing, boottime_ms())
