@@ -66,6 +66,9 @@ class Pause:
     """There is no room: wait for a free slot, or a change of health."""
 
 
+GO_ON = Pause()
+
+
 @dataclass(frozen=True, slots=True)
 class Permit:
     """The number of payments to claim. If no processor is healthy and this worker may send the
@@ -140,6 +143,8 @@ class PaymentWorker(ResilientWorker):
         """Whether replicas must have a try before it is sent: no claim opens one then."""
         self._in_hand: Counter[int] = Counter()
         """The payments of each partition."""
+        self._unbegun = 0
+        """The payments started whose tasks have not run yet: no breaker counts them so far."""
         self._seen: Standing | None = None
         """The selection's values that the router knows."""
         self._standing: StandingWatch | None = None
@@ -204,7 +209,7 @@ class PaymentWorker(ResilientWorker):
         try:
             while True:
                 own = self._own(claiming)
-                if not own or self._watch.at(own[0]).unusable is not None:
+                if not self._is_usable(own):
                     await asyncio.sleep(_HOLD_S)
                     continue
                 try:
@@ -219,8 +224,11 @@ class PaymentWorker(ResilientWorker):
         """The node's partitions."""
         return [each for each in self._partitions if each.home == claiming.home]
 
+    def _is_usable(self, own: Sequence[Partition]) -> bool:
+        return bool(own) and self._watch.at(own[0]).unusable is None
+
     async def _turn(self, claiming: _Claiming, own: Sequence[Partition]) -> None:
-        """Claim once, then wait for a reason to claim again."""
+        """Claim, then wait for a reason to claim again."""
         taking = self.loop.create_task(self._take(claiming, own), name="claim")
         self._takings.add(taking)
         taking.add_done_callback(self._took)
@@ -233,6 +241,14 @@ class PaymentWorker(ResilientWorker):
             taking.exception()
 
     async def _take(self, claiming: _Claiming, own: Sequence[Partition]) -> Pause:
+        """Claim and start payments until there is a reason to wait. Without one, the next claim
+        leaves before these payments are begun: their calls keep the loop busy, and Redis waits."""
+        pause = await self._take_once(claiming, own)
+        while pause == GO_ON and self._is_usable(own) and own == self._own(claiming):
+            pause = await self._take_once(claiming, own)
+        return pause
+
+    async def _take_once(self, claiming: _Claiming, own: Sequence[Partition]) -> Pause:
         """Claim as many payments as there is room for, and start them."""
         claiming.slot_freed.clear()
         if claiming.lacks_replicas and not await self._has_replicas(claiming, own[0]):
@@ -261,7 +277,7 @@ class PaymentWorker(ResilientWorker):
 
     def _pause(self, batch: Batch, permit: Permit) -> Pause:
         if len(batch.taken) == permit.room or (batch.taken and batch.next_due_ms == 0):
-            return Pause()
+            return GO_ON
         if batch.taken:
             waited_ms = max(each.claim.claimed_at - each.score for each in batch.taken)
             return Pause(for_others_s=claim_interval(self._claim_pause_ms, waited_ms) / 1000)
@@ -310,7 +326,7 @@ class PaymentWorker(ResilientWorker):
         now = boottime_ms()
         name = router.choose(now)
         if name is not None:
-            room = min(free, router.breakers[name].free(now))
+            room = min(free, router.breakers[name].free(now) - self._unbegun)
             if len(own) < len(self._partitions):
                 room = min(room, self._share(router.breakers[name].slots, own))
             if room > 0:
@@ -354,6 +370,7 @@ class PaymentWorker(ResilientWorker):
         key = f"{correlation_id}:{claimed.claim.token}"
         task = self.loop.create_task(self._run(claimed, permit, claiming))
         self.tasks[key] = task
+        self._unbegun += 1
         self._in_hand[claimed.claim.partition] += 1
 
         def done(task: asyncio.Task[None]) -> None:
@@ -371,6 +388,7 @@ class PaymentWorker(ResilientWorker):
 
     async def _run(self, claimed: Claimed, permit: Permit, claiming: _Claiming) -> None:
         """Run one job function; on any error, the payment stays on the queue."""
+        self._unbegun -= 1
         claim = claimed.claim
         try:
             if claim.open_tries and claim.processor != permit.probe:
