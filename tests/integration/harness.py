@@ -19,7 +19,7 @@ from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.dispatch.routing import BreakerLimits
 from payswitch.money import Total
 from payswitch.payments.accepting import Acceptance, AcceptQueue
-from payswitch.payments.claims import Claim, Claims
+from payswitch.payments.claims import Claim, Claims, FirstTries
 from payswitch.payments.ledger import Ledger
 from payswitch.payments.payment import Payment
 from payswitch.payments.purge import Purge
@@ -67,7 +67,7 @@ class Bench:
         assert await queue.accept(Payment(correlation_id, cents, metadata)) is Acceptance.NEW
         return correlation_id
 
-    async def claim(self, *, limit: int = 10) -> list[Claim]:
+    async def claim(self, *, limit: int = 10, first: FirstTries | None = None) -> list[Claim]:
         """Take what is due, as a worker would."""
         claims = Claims(
             self.redis,
@@ -75,7 +75,7 @@ class Bench:
             deadline_ms=self.settings.payment_deadline_ms,
             max_delay_ms=self.settings.processor_max_delay_ms,
         )
-        return [claimed.claim for claimed in (await claims.take(limit)).taken]
+        return [claimed.claim for claimed in (await claims.take(limit, first=first)).taken]
 
     async def claim_when_due(self, correlation_id: str) -> Claim:
         """Make one payment due before all others and take it alone."""

@@ -39,6 +39,7 @@ TEMPERS = st.builds(
     slower=st.sampled_from([False, False, True]),
     deliberate=st.sampled_from([False, False, True]),
     failovers=st.sampled_from([False, False, True]),
+    first_tries=st.booleans(),
 )
 
 
@@ -63,7 +64,10 @@ class PaymentsMachine(RuleBasedStateMachine):
     def begin(self, temper: Temper) -> None:
         """A new world with a payment in it."""
         given = cast(dict[str, Any], self._protocol.temper)
-        self._world = World(self._store, self._protocol, replace(temper, **given))
+        temper = replace(temper, **given)
+        if temper.failovers:
+            temper = replace(temper, first_tries=False)
+        self._world = World(self._store, self._protocol, temper)
         accept(self._world, self._world.ingresses[0], "pay-1", 1000)
         self._look()
 

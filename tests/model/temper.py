@@ -43,6 +43,9 @@ class Temper:
     """Whether the processors become slower, and the workers are replaced by some that know it."""
     deliberate: bool = False
     """Whether the processors decline payments and have some pending."""
+    first_tries: bool = False
+    """Whether claims open first tries. Never with a replica, which must have a try before it is
+    sent."""
     failovers: bool = False
     """Whether Redis has a replica that takes over while the primary lives on."""
     loses_all: bool = False

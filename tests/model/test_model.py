@@ -50,6 +50,7 @@ DEPTHS = (
     "recorded after the sender had given up",
     *("Redis' clock steps forward", "Redis' clock steps back"),
     *("claim: an operator has chosen", "claim: paused"),
+    "opened by its claim",
     *("the processors become slower", "sent again without a question"),
     *("a breaker open", "refusals are held", "held"),
     *("outcome: Declined", "outcome: Pending", "find: declined", "find: pending", "find: denied"),

@@ -8,9 +8,9 @@ from typing import cast
 
 from payswitch.dispatch.dispatcher import Dispatcher, Work
 from payswitch.dispatch.quiet_watch import QuietWatch
-from payswitch.payments.claims import Batch, Claim, Claims, OpenTry
+from payswitch.payments.claims import Batch, Claim, Claims, FirstTries, OpenTry, Routed
 from payswitch.payments.ids import random_id
-from payswitch.payments.tries import Findings, Routed, Tries
+from payswitch.payments.tries import Findings, Tries
 from payswitch.processors.outcomes import Ended, Missing, NotPaid, Outcome, Refused, Unknown
 from payswitch.store.partitions import Partition
 from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
@@ -149,8 +149,11 @@ class _CountsTokens(Claims):
         partitions: Sequence[Partition] | None = None,
         back: Sequence[str] = (),
         drain: int = 0,
+        first: FirstTries | None = None,
     ) -> Batch:
-        batch = await super().take(limit, partitions=partitions, back=back, drain=drain)
+        batch = await super().take(
+            limit, partitions=partitions, back=back, drain=drain, first=first
+        )
         redis = self._script.partitions.common.redis
         token = (await redis.get("payments:token")).decode()
         taken = [replace(each, claim=replace(each.claim, token=token)) for each in batch.taken]
@@ -170,8 +173,11 @@ class _CountsTheLeaseFromTheAnswer(Claims):
         partitions: Sequence[Partition] | None = None,
         back: Sequence[str] = (),
         drain: int = 0,
+        first: FirstTries | None = None,
     ) -> Batch:
-        batch = await super().take(limit, partitions=partitions, back=back, drain=drain)
+        batch = await super().take(
+            limit, partitions=partitions, back=back, drain=drain, first=first
+        )
         ends = self._clock() + self._lease_ms
         return replace(
             batch,
@@ -207,6 +213,7 @@ _ONE_PAYMENT: Mapping[str, object] = {
     "sluggish": False,
     "deliberate": False,
     "failovers": False,
+    "first_tries": False,
     "hasty": True,
 }
 """Nothing but two workers and a processor that is hard to understand."""
@@ -225,6 +232,20 @@ _ANY_DEPLOYMENT = {
 }
 
 VARIANTS = [
+    Protocol(
+        "a claim opens a try beside another",
+        scripts={
+            "claim": [
+                (
+                    "and not (tries or processor or horizon or quiet or declined)"
+                    " and (open or '') == ''",
+                    "",
+                )
+            ]
+        },
+        temper={**_ONE_PAYMENT, "first_tries": True},
+        steer={"stays silent": 3},
+    ),
     Protocol(
         "the pause not looked at",
         scripts={

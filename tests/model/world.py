@@ -29,6 +29,7 @@ from payswitch.payments.purge import Purge
 from payswitch.payments.sweeper import Sweeper
 from payswitch.processors.processor import Processor
 from payswitch.selection.selector import Selection, parse_override
+from payswitch.selection.standing import Standing
 from payswitch.store import keys, scripts
 from payswitch.store.errors import OtherDeploymentError, UnconfirmedError
 from payswitch.store.partitions import Partition, Partitions, tags
@@ -614,6 +615,7 @@ class Worker(Process):
             clock=self.clock,
         )
         self.dispatcher._watch = protocol.watch()
+        self._seen: Standing = (None, None)
         self.prefer(PROCESSORS[number % 2])
 
     @property
@@ -664,12 +666,16 @@ class Worker(Process):
     async def _take(self, limit: int, probe: str | None) -> None:
         try:
             back = self.dispatcher.router.back()
-            batch = await self._claims.take(limit, back=back, drain=1)
+            opens = probe is None and self._world.temper.first_tries
+            first = self.dispatcher.first_tries(self._seen) if opens else None
+            batch = await self._claims.take(limit, back=back, drain=1, first=first)
         except RedisError:
             return
-        self._see(batch.selection[0] if batch.selection else None)
+        self._seen = batch.selection or (None, None)
+        self._see(self._seen[0])
         for claimed in batch.taken:
             claim = claimed.claim
+            self._world.counts["opened by its claim"] += claim.unsent is not None
             if any(other.correlation_id == claim.correlation_id for other in self._others()):
                 self._world.counts["taken over from one that lives"] += 1
             self._keep(self._world.start(self._work(claim, probe), claim), claim)

@@ -22,10 +22,10 @@ from redis.exceptions import RedisError
 from payswitch.clock import boottime_ms
 from payswitch.dispatch.quiet_watch import QuietWatch
 from payswitch.dispatch.routing import Breaker, BreakerState, Router, Verdict
-from payswitch.payments.claims import Claim
+from payswitch.payments.claims import Claim, FirstTries, Routed
 from payswitch.payments.history import Fate
 from payswitch.payments.ledger import Ledger, Settlement
-from payswitch.payments.tries import Burial, Findings, Routed, Tried, Tries
+from payswitch.payments.tries import Burial, Findings, Tried, Tries
 from payswitch.processors.connector import Instruction
 from payswitch.processors.outcomes import (
     Declined,
@@ -43,6 +43,7 @@ from payswitch.processors.outcomes import (
     Unknown,
 )
 from payswitch.processors.processor import ConnectorFaultError, Processor
+from payswitch.selection.standing import Standing
 from payswitch.store.errors import UnconfirmedError, in_words
 from payswitch.telemetry.histogram import Histogram
 from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
@@ -130,6 +131,11 @@ class Work:
             fate = _FATES.get(type(outcome))
             self.findings.tried = Tried(routed, words, fate)
 
+    def close_unsent(self, routed: Routed, outcome: NotPaid) -> None:
+        """Nothing of the try that the claim has opened was sent."""
+        self.saw(routed, outcome)
+        self.findings.closed.add(routed.id)
+
     def close_ended(self, routed: Routed) -> None:
         """The processor answered and doesn't have the payment: neither this try nor an earlier one
         that ended recorded it."""
@@ -183,6 +189,9 @@ class Dispatcher:
         lease gives the payment back. `probe` names the processor to use although none is healthy.
         """
         work = Work(claim, trace)
+        if claim.unsent is not None:
+            await self._send_first(work, claim.unsent)
+            return
         if self._must_ask(claim, probe) and not await self._ask_in_turn(work):
             return
         still_open = work.still_open()
@@ -229,7 +238,32 @@ class Dispatcher:
 
     async def give_back(self, claim: Claim, *, delay_ms: int, error: str = "") -> None:
         """Give back a payment without findings. Raises `RedisError`."""
-        await self._give_back(Work(claim, NO_TRACE), delay_ms=delay_ms, error=error)
+        work = Work(claim, NO_TRACE)
+        if claim.unsent is not None:
+            work.close_unsent(claim.unsent, NotPaid(error or _UNSENT))
+        await self._give_back(work, delay_ms=delay_ms, error=error)
+
+    def first_tries(self, standing: Standing) -> FirstTries | None:
+        """Where a claim may open its payments' first tries, by these values of the selection: at
+        the processor that each of them would get now. None if there is none, or if it depends on
+        the payment."""
+        name = self._choose()
+        if name is None or self._restricted or self._processors[name].prepares:
+            return None
+        is_usable = self.router.breakers[name].state is BreakerState.CLOSED
+        if not is_usable or self.router.awaited(name, 0) is not None:
+            return None
+        return FirstTries(name, standing)
+
+    async def _send_first(self, work: Work, routed: Routed) -> None:
+        """Send the try that the claim has opened, unless its processor has failed meanwhile."""
+        breaker = self.router.breakers[routed.processor]
+        if breaker.state is BreakerState.CLOSED and breaker.free(self._clock()):
+            await self._pay_through(breaker, work, routed.processor)
+            return
+        outcome = NotPaid("it takes no more calls")
+        work.close_unsent(routed, outcome)
+        await self._conclude(work, routed, outcome)
 
     async def _hold_back(
         self, work: Work, chosen: str | None, eligible: Collection[str] | None
@@ -390,7 +424,7 @@ class Dispatcher:
                 outcome = NotPaid(unprepared, healthy=False)
                 await self._retry(work, f"{processor}: {unprepared}")
                 return
-            routed = await self._open(work, processor)
+            routed = work.claim.unsent or await self._open(work, processor)
             if routed is None:
                 logger.debug(
                     "payment %(payment)s may no longer be sent",
@@ -442,6 +476,7 @@ class Dispatcher:
         clock = self._clock
         pay = self._processors[routed.processor].pay
         instruction = work.instruction(routed.requested_at)
+        work.claim.unsent = None
         with work.trace.pay(routed.processor, routed.number) as step:
             outcome = await pay(instruction, lambda: clock() < sends_until, step)
             failed = not isinstance(outcome, _NO_FAILURES)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, cast
 
 import arq.worker
@@ -31,7 +32,7 @@ from payswitch.reasons import reason
 from payswitch.selection.selector import parse_standing
 from payswitch.selection.standing import Standing, StandingWatch, read_standing
 from payswitch.store import keys, scripts
-from payswitch.store.client import partitions_of
+from payswitch.store.client import Client, partitions_of
 from payswitch.store.errors import UnconfirmedError, in_words
 from payswitch.store.lock import Lock
 from payswitch.store.partitions import Partition
@@ -64,6 +65,9 @@ class Pause:
     """The last batch was small: wait this time, to take more payments together."""
     slot: bool = False
     """There is no room: wait for a free slot, or a change of health."""
+
+
+GO_ON = Pause()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +140,14 @@ class PaymentWorker(ResilientWorker):
             self.pool, lease_ms=lease_ms, deadline_ms=deadline_ms, max_delay_ms=max_delay_ms
         )
         self._partitions = partitions_of(self.pool)
+        self._confirms = cast(Client, self.pool).deployment.replicas > 0
+        """Whether replicas must have a try before it is sent: no claim opens one then."""
         self._in_hand: Counter[int] = Counter()
         """The payments of each partition."""
+        self._unbegun = 0
+        """The payments started whose tasks have not run yet: no breaker counts them so far."""
+        self._seen: Standing | None = None
+        """The selection's values that the router knows."""
         self._standing: StandingWatch | None = None
         if self._partitions.deployment:
             self._standing = StandingWatch(self.pool, self._see)
@@ -200,7 +210,7 @@ class PaymentWorker(ResilientWorker):
         try:
             while True:
                 own = self._own(claiming)
-                if not own or self._watch.at(own[0]).unusable is not None:
+                if not self._is_usable(own):
                     await asyncio.sleep(_HOLD_S)
                     continue
                 try:
@@ -215,14 +225,25 @@ class PaymentWorker(ResilientWorker):
         """The node's partitions."""
         return [each for each in self._partitions if each.home == claiming.home]
 
+    def _is_usable(self, own: Sequence[Partition]) -> bool:
+        return bool(own) and self._watch.at(own[0]).unusable is None
+
     async def _turn(self, claiming: _Claiming, own: Sequence[Partition]) -> None:
-        """Claim once, then wait for a reason to claim again."""
+        """Claim, then wait for a reason to claim again."""
         taking = self.loop.create_task(self._take(claiming, own), name="claim")
         self._takings.add(taking)
         taking.add_done_callback(self._takings.discard)
         await self._wait(claiming, own, await shared(taking))
 
     async def _take(self, claiming: _Claiming, own: Sequence[Partition]) -> Pause:
+        """Claim and start payments until there is a reason to wait. Without one, the next claim
+        leaves before these payments are begun: their calls keep the loop busy, and Redis waits."""
+        pause = await self._take_once(claiming, own)
+        while pause == GO_ON and self._is_usable(own) and own == self._own(claiming):
+            pause = await self._take_once(claiming, own)
+        return pause
+
+    async def _take_once(self, claiming: _Claiming, own: Sequence[Partition]) -> Pause:
         """Claim as many payments as there is room for, and start them."""
         claiming.slot_freed.clear()
         if claiming.lacks_replicas and not await self._has_replicas(claiming, own[0]):
@@ -251,7 +272,7 @@ class PaymentWorker(ResilientWorker):
 
     def _pause(self, batch: Batch, permit: Permit) -> Pause:
         if len(batch.taken) == permit.room or (batch.taken and batch.next_due_ms == 0):
-            return Pause()
+            return GO_ON
         if batch.taken:
             waited_ms = max(each.claim.claimed_at - each.score for each in batch.taken)
             return Pause(for_others_s=claim_interval(self._claim_pause_ms, waited_ms) / 1000)
@@ -272,15 +293,20 @@ class PaymentWorker(ResilientWorker):
     async def _claim(self, claiming: _Claiming, own: Sequence[Partition], permit: Permit) -> Batch:
         """Claim, and bring held payments forward at their pace, unless only a probe may go."""
         router = self.dispatcher.router
-        if permit.probe is not None or not router.patience_ms:
+        if permit.probe is not None:
             return await self.claims.take(permit.room, partitions=own)
+        take = partial(self.claims.take, permit.room, partitions=own)
+        if self._seen is not None and not self._confirms:
+            take = partial(take, first=self.dispatcher.first_tries(self._seen))
+        if not router.patience_ms:
+            return await take()
         now = boottime_ms()
         pace = DRAIN_PER_MS * len(own) / len(self._partitions)
         claiming.drained_at = max(claiming.drained_at, now - 1000 * _LONGEST_WAIT_S)
         drain = int((now - claiming.drained_at) * pace)
         claiming.drained_at += drain / pace
         back = router.back()
-        return await self.claims.take(permit.room, partitions=own, back=back, drain=drain)
+        return await take(back=back, drain=drain)
 
     def _share(self, slots: int, own: Sequence[Partition]) -> int:
         """The slots of so many that are free for a node's partitions."""
@@ -295,7 +321,7 @@ class PaymentWorker(ResilientWorker):
         now = boottime_ms()
         name = router.choose(now)
         if name is not None:
-            room = min(free, router.breakers[name].free(now))
+            room = min(free, router.breakers[name].free(now) - self._unbegun)
             if len(own) < len(self._partitions):
                 room = min(room, self._share(router.breakers[name].slots, own))
             if room > 0:
@@ -324,6 +350,7 @@ class PaymentWorker(ResilientWorker):
         return token is not None, token
 
     def _see(self, selection: Standing) -> None:
+        self._seen = selection
         router = self.dispatcher.router
         standing = parse_standing(selection, list(router.breakers))
         router.see(selection, standing, boottime_ms())
@@ -338,6 +365,7 @@ class PaymentWorker(ResilientWorker):
         key = f"{correlation_id}:{claimed.claim.token}"
         task = self.loop.create_task(self._run(claimed, permit, claiming))
         self.tasks[key] = task
+        self._unbegun += 1
         self._in_hand[claimed.claim.partition] += 1
 
         def done(task: asyncio.Task[None]) -> None:
@@ -355,6 +383,7 @@ class PaymentWorker(ResilientWorker):
 
     async def _run(self, claimed: Claimed, permit: Permit, claiming: _Claiming) -> None:
         """Run one job function; on any error, the payment stays on the queue."""
+        self._unbegun -= 1
         claim = claimed.claim
         try:
             if claim.open_tries and claim.processor != permit.probe:

@@ -17,16 +17,21 @@ local by_time = {}
 local fresh = {}
 local in_this_call = {}
 
+-- One question for all, as few payments come again. Spoilt records count as well.
+local records = {}
+for i = 2, #ARGV, 5 do records[#records + 1] = 'payment:' .. ARGV[i] end
+local is_any_known = redis.call('EXISTS', unpack(records)) > 0
+
 local function queue(id)
-  by_time[#by_time + 1] = now
+  by_time[#by_time + 1] = whole(now)
   by_time[#by_time + 1] = id
 end
 
 local function judge(i)
   local id, cents, latest, metadata = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 4]
   if now > latest then return 'late' end
-  local known = in_this_call[id]
-    or redis.pcall('HMGET', 'payment:' .. id, 'generation', 'cents', 'state', 'metadata')
+  local known = in_this_call[id] or is_any_known
+    and redis.pcall('HMGET', 'payment:' .. id, 'generation', 'cents', 'state', 'metadata') or {}
   if known.err then return 'broken' end
   if known[1] == current then
     if known[2] ~= cents then return 'other' end
@@ -57,12 +62,23 @@ if #by_time > 0 then
   redis.call('ZADD', OPEN, unpack(by_time))
   wake_a_worker()
 end
+if #fresh > 0 then
+  local old, jobs = {}, {}
+  for _, i in ipairs(fresh) do
+    local id = ARGV[i]
+    old[#old + 1] = 'payment:' .. id
+    old[#old + 1] = 'arq:in-progress:' .. id
+    old[#old + 1] = 'arq:retry:' .. id
+    jobs[#jobs + 1] = 'arq:job:' .. id
+    jobs[#jobs + 1] = ARGV[i + 3]
+  end
+  redis.call('DEL', unpack(old))
+  redis.call('MSET', unpack(jobs))
+end
 for _, i in ipairs(fresh) do
-  local id = ARGV[i]
-  redis.call('DEL', 'payment:' .. id, 'arq:in-progress:' .. id, 'arq:retry:' .. id)
-  redis.call('HSET', 'payment:' .. id, 'generation', current, 'cents', ARGV[i + 1],
-    'accepted_at', now, 'state', 'queued')
-  if ARGV[i + 4] ~= '' then redis.call('HSET', 'payment:' .. id, 'metadata', ARGV[i + 4]) end
-  redis.call('SET', 'arq:job:' .. id, ARGV[i + 3])
+  local record = 'payment:' .. ARGV[i]
+  redis.call('HSET', record, 'generation', current, 'cents', ARGV[i + 1],
+    'accepted_at', whole(now), 'state', 'queued')
+  if ARGV[i + 4] ~= '' then redis.call('HSET', record, 'metadata', ARGV[i + 4]) end
 end
 return answer

@@ -38,7 +38,7 @@ for i = 3, #ARGV, 7 do
     remember_tries(record, now, known[3] or '', known[5] or '', ARGV[i + 4], '')
     local requested_at
     if open == '' then
-      requested_at = now
+      requested_at = whole(now)
     else
       processor, requested_at = known[3], known[4]
       open = open .. ' '
@@ -50,9 +50,9 @@ for i = 3, #ARGV, 7 do
     local horizon = math.max(tonumber(known[8] or '0') + later, tonumber(known[7]) + delay)
     local quiet = math.max(tonumber(known[9] or '0') + later, lease + delay)
     redis.call('HSET', record, 'processor', processor, 'requested_at', requested_at,
-      'open', open .. ARGV[i + 6], 'tries', tries, 'horizon', horizon,
-      'quiet', quiet, 'delay', delay .. ' ' .. tries)
-    answer[#answer + 1] = { processor, tostring(requested_at), tries }
+      'open', open .. ARGV[i + 6], 'tries', whole(tries), 'horizon', whole(horizon),
+      'quiet', whole(quiet), 'delay', delay .. ' ' .. tries)
+    answer[#answer + 1] = { processor, requested_at, tries }
   end
 end
 return answer

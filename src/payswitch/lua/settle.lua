@@ -136,7 +136,7 @@ local function judge(i)
   if of ~= current then return 'gone' end
   if to_settle[id] then return 'known' end
   local known = redis.pcall('HMGET', 'payment:' .. id, 'generation', 'state', 'processor', 'cents',
-    'held')
+    'held', 'declined', 'pending_at', 'noted')
   if not known.err and known[1] and known[1] ~= current then return 'gone' end
   local is_known = not known.err and tonumber(known[4])
   if not is_known or known[3] ~= processor then
@@ -148,7 +148,7 @@ local function judge(i)
   local sum = collect(processor, requested_at, tonumber(known[4]))
   to_settle[id] = { processor = processor, requested_at = requested_at, was = known[2],
     cents = tonumber(known[4]), sum = sum, tried = ARGV[i + 4], reference = ARGV[i + 5],
-    held = known[5] }
+    held = known[5], is_marked = known[5] or known[6] or known[7] or known[8] }
   return (known[2] == 'dead' or known[2] == 'declined') and 'late' or 'settled'
 end
 
@@ -221,11 +221,15 @@ note_incidents()
 for id, settled in pairs(to_settle) do
   local record = 'payment:' .. id
   if settled.tried ~= '' then remember_tries(record, now, '', '', '', settled.tried) end
-  redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'delay',
-    'reason', 'dead_at', 'declined', 'declined_at', 'held', 'pending_at', 'noted')
+  redis.call('HDEL', record, 'token', 'lease_until', 'open', 'horizon', 'quiet', 'delay')
+  -- Few payments have any of these, and each name takes time and space in the append-only file.
+  if settled.is_marked or settled.tried ~= '' or settled.was ~= 'processing' then
+    redis.call('HDEL', record, 'reason', 'dead_at', 'declined', 'declined_at', 'held', 'pending_at',
+      'noted')
+  end
   if settled.reference ~= '' then redis.call('HSET', record, 'reference', settled.reference) end
   redis.call('HSET', record, 'state', 'settled', 'requested_at', settled.requested_at,
-    'settled_at', now)
+    'settled_at', whole(now))
   redis.call('PEXPIRE', record, retention)
 end
 return answer

@@ -37,6 +37,26 @@ class OpenTry:
         return f"{self.id}{'e' if self.ended else 'p' if self.pending else ''}"
 
 
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """An open try, ready to be sent; `requested_at` in ms."""
+
+    processor: str
+    requested_at: int
+    id: str
+    number: int
+    """The number of tries so far, for people to read: it identifies nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTries:
+    """Where a claim opens the first tries of its payments: at `processor`, if the values of
+    `keys.SELECTIONS`, by which it was chosen, still stand."""
+
+    processor: str
+    standing: tuple[bytes | None, ...]
+
+
 @dataclass(slots=True)  # not frozen: that takes twice the time for each payment
 class Claim:
     """A payment leased by one worker, with the values of its record at that instant."""
@@ -71,6 +91,8 @@ class Claim:
     """The client's JSON object, in canonical form; logs never show it."""
     partition: int = 0
     """The number of its partition."""
+    unsent: Routed | None = None
+    """The first try, if the claim has opened it, until it is sent."""
 
     @property
     def age_ms(self) -> int:
@@ -145,17 +167,19 @@ class Claims:
         partitions: Sequence[Partition] | None = None,
         back: Sequence[str] = (),
         drain: int = 0,
+        first: FirstTries | None = None,
     ) -> Batch:
         """Take up to `limit` due payments of these partitions, by default of all, as evenly as
         `limit` allows. Before, make up to `drain` due that are held for each processor of `back`.
-        Raises `RedisError` if no partition answers."""
+        Open `first` tries only where no replica must confirm them: a claim waits for none. Raises
+        `RedisError` if no partition answers."""
         asked = list(self._script.partitions if partitions is None else partitions)
         random.shuffle(asked)
-        drained = -(-drain // len(asked))
+        rest = [*self._opening(first), -(-drain // len(asked)), *back]
         batches: list[Batch] = []
         errors: list[Exception] = []
         while asked and limit > 0:  # again only if the limit is smaller than their number
-            found, failed = await self._take_from(asked[:limit], limit, drained, back)
+            found, failed = await self._take_from(asked[:limit], limit, rest)
             batches += found
             errors += failed
             limit -= sum(len(each.taken) for each in found)
@@ -171,14 +195,21 @@ class Claims:
             errors=errors,
         )
 
+    def _opening(self, first: FirstTries | None) -> list[Argument]:
+        """The script's arguments about first tries."""
+        if first is None:
+            return ["", "", "", 0]
+        override, selection = (each or b"" for each in first.standing)
+        return [first.processor, override, selection, self._deadline_ms]
+
     async def _take_from(
-        self, asked: Sequence[Partition], limit: int, drained: int, back: Sequence[str]
+        self, asked: Sequence[Partition], limit: int, rest: Sequence[Argument]
     ) -> tuple[list[Batch], list[Exception]]:
         """Take up to `limit` from some partitions, in one write for each node."""
         expires_at, token = self._clock() + self._lease_ms, random_id()
-        rest: list[Argument] = [self._lease_ms, self._max_delay_ms, token, drained, *back]
+        own: list[Argument] = [self._lease_ms, self._max_delay_ms, token, *rest]
         shares = _shares(limit, asked)
-        answers = await self._script.call_each([(each, [own, *rest]) for each, own in shares])
+        answers = await self._script.call_each([(each, [share, *own]) for each, share in shares])
         batches = [
             self._batch(partition, scripts.named(answer), token, expires_at)
             for (partition, _), answer in zip(shares, answers, strict=True)
@@ -229,6 +260,7 @@ class Claims:
     ) -> Claimed:
         processor, requested_at, tries = entry["processor"], entry["requested_at"], entry["open"]
         accepted_at, later_ms = int(entry["accepted_at"]), entry["later"]
+        first_at = entry["first_at"]
         claim = Claim(
             correlation_id=partition.correlation_id(entry["id"]),
             cents=int(entry["cents"]),
@@ -248,6 +280,7 @@ class Claims:
             declined=(entry["declined"] or b"").decode(errors="replace"),
             metadata=entry["metadata"] or None,
             partition=partition.number,
+            unsent=Routed(first_at.decode(), now, token, 1) if first_at else None,
         )
         if claim.job_try == 1 and not claim.tries:  # a replayed dead letter has tries
             self.waits.add(now - accepted_at)

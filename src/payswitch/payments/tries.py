@@ -18,7 +18,7 @@ from typing import Any, cast
 import orjson
 from redis.asyncio import Redis
 
-from payswitch.payments.claims import Claim
+from payswitch.payments.claims import Claim, Routed
 from payswitch.payments.history import Fate
 from payswitch.payments.ids import random_id
 from payswitch.store import scripts
@@ -30,17 +30,6 @@ _WOKEN_BY_ONE = 4
 """Each payment that makes progress wakes so many: if most can be paid, soon all are awake; if few
 can, few are claimed in vain."""
 _LONGEST_OUTCOME = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Routed:
-    """An open try, ready to be sent; `requested_at` in ms."""
-
-    processor: str
-    requested_at: int
-    id: str
-    number: int
-    """The number of tries so far, for people to read: it identifies nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,9 @@ from arq.connections import ArqRedis
 
 from payswitch.clock import boottime_ms
 from payswitch.dispatch.routing import BreakerLimits, BreakerState
+from payswitch.instants import format_instant
 from payswitch.money import Total
+from payswitch.payments.claims import Claim
 from payswitch.payments.dead_letters import DeadLetters
 from payswitch.payments.tries import Findings, Tries
 from tests.integration.harness import FAST, PATIENT, Bench, bench
@@ -602,6 +604,64 @@ async def test_a_lease_that_ran_out_sends_nothing(b: Bench) -> None:
     assert not b.default.posts
     assert await b.open_tries(payment) == []
     assert (await b.record(payment)).state == "queued"
+
+
+async def with_first_try(b: Bench) -> Claim:
+    """A claimed payment whose first try the claim has opened."""
+    await b.accept()
+    [claim] = await b.claim(first=b.dispatcher.first_tries((None, None)))
+    assert claim.unsent is not None
+    return claim
+
+
+async def test_the_try_that_a_claim_has_opened_is_sent(b: Bench) -> None:
+    claim = await with_first_try(b)
+    await b.dispatcher.dispatch(claim)
+    [post] = b.default.posts
+    assert post["requestedAt"] == format_instant(claim.claimed_at)
+    assert await b.field(claim.correlation_id, "tries") == "1"
+    assert await b.summary() == {"default": Total(1, 1990), "fallback": Total()}
+
+
+async def test_a_payment_given_back_unsent_is_free_to_go_elsewhere(b: Bench) -> None:
+    claim = await with_first_try(b)
+    await b.dispatcher.give_back(claim, delay_ms=0, error="the worker stopped")
+    assert await b.open_tries(claim.correlation_id) == []
+    [event] = (await b.record(claim.correlation_id)).history
+    assert event.what == "try 1 at default: the worker stopped; closed, as nothing was sent"
+    b.choose("fallback")
+    await b.dispatch_until_done(claim.correlation_id)
+    assert (len(b.default.posts), len(b.fallback.posts)) == (0, 1)
+
+
+async def test_a_payment_is_given_back_once_it_was_sent_with_its_try_open(b: Bench) -> None:
+    claim = await with_first_try(b)
+    b.default.script = [NEVER]
+    task = asyncio.create_task(b.dispatcher.dispatch(claim))
+    while not b.default.posts:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await b.dispatcher.give_back(claim, delay_ms=0, error="the worker stopped")
+    assert await b.open_tries(claim.correlation_id) == ["open"]
+
+
+async def test_nothing_is_sent_where_a_breaker_opened_after_the_claim(b: Bench) -> None:
+    claim = await with_first_try(b)
+    b.dispatcher.router.breakers["default"].state = BreakerState.OPEN
+    await b.dispatcher.dispatch(claim)
+    assert not b.default.posts
+    assert await b.open_tries(claim.correlation_id) == []
+    assert (await b.record(claim.correlation_id)).state == "queued"
+    assert b.dispatcher.first_tries((None, None)) is None  # it is only probed
+
+
+async def test_claims_open_no_first_tries_while_payments_may_wait_for_another_processor(
+    b: Bench,
+) -> None:
+    b.use(replace(b.settings, patience_ms=1000))
+    b.dispatcher.router.breakers["default"].state = BreakerState.OPEN
+    assert b.dispatcher.first_tries((None, None)) is None
 
 
 async def test_a_payment_taken_over_is_not_sent_by_its_former_holder(b: Bench) -> None:

@@ -10,7 +10,8 @@ from arq.connections import ArqRedis
 
 from payswitch.clock import boottime_ms
 from payswitch.money import Total
-from payswitch.payments.claims import Claims
+from payswitch.payments.claims import Claims, FirstTries, Routed
+from payswitch.payments.tries import Findings, Tries
 from tests.integration.harness import Bench, bench
 from tests.support import Reply
 
@@ -167,3 +168,61 @@ async def test_a_record_of_an_earlier_generation_is_not_claimed(b: Bench, redis:
     await redis.incr("payments:generation")
     batch = await claims(redis).take(1)
     assert (batch.taken, batch.strays) == ([], [payment])
+
+
+AT_DEFAULT = FirstTries("default", (None, None))
+"""As no selection stands."""
+
+
+async def test_a_claim_opens_a_first_try_as_a_route_after_it_would(
+    b: Bench, redis: ArqRedis
+) -> None:
+    at_once, routed = await b.accept(), await b.accept()
+    tries = Tries(redis, max_delay_ms=10_000, lease_ms=60_000, retention_ms=10**9)
+    own = claims(redis)
+    [first] = (await own.take(1, first=AT_DEFAULT)).taken
+    [second] = (await own.take(1)).taken
+    assert await tries.open(second.claim, "default", Findings()) is not None
+    claim = first.claim
+    assert claim.unsent == Routed("default", claim.claimed_at, claim.token, 1)
+    assert second.claim.unsent is None
+    assert {claim.correlation_id, second.claim.correlation_id} == {at_once, routed}
+    assert await b.open_tries(claim.correlation_id) == ["open"]
+    for payment in (at_once, routed):
+        lease_until = int(await b.field(payment, "lease_until") or 0)
+        assert await b.field(payment, "horizon") == str(lease_until + 10_000)
+    for name in ("state", "processor", "tries", "quiet", "delay"):
+        assert await b.field(at_once, name) == await b.field(routed, name), name
+
+
+async def test_a_claim_opens_no_try_beside_another_one(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    [first] = (await claims(redis, lease_ms=1).take(1, first=AT_DEFAULT)).taken
+    at_fallback = replace(AT_DEFAULT, processor="fallback")
+    second = await claims(redis).take(1, first=at_fallback)
+    while not second.taken:
+        second = await claims(redis).take(1, first=at_fallback)
+    [claimed] = second.taken
+    assert claimed.claim.unsent is None
+    assert [each.id for each in claimed.claim.open_tries] == [first.claim.token]
+    assert await b.field(payment, "processor") == "default"
+
+
+@pytest.mark.parametrize("key", ["selected_payment_processor", "selection:override"])
+async def test_a_claim_opens_no_try_by_a_selection_that_is_past(
+    b: Bench, redis: ArqRedis, key: str
+) -> None:
+    payment = await b.accept()
+    await redis.set(key, "another")
+    [claimed] = (await claims(redis).take(1, first=AT_DEFAULT)).taken
+    assert claimed.claim.unsent is None
+    assert await b.open_tries(payment) == []
+
+
+async def test_a_claim_opens_no_try_after_the_deadline(b: Bench, redis: ArqRedis) -> None:
+    payment = await b.accept()
+    late = Claims(redis, lease_ms=60_000, deadline_ms=-1, max_delay_ms=10_000)
+    [claimed] = (await late.take(1, first=AT_DEFAULT)).taken
+    assert claimed.claim.overdue
+    assert claimed.claim.unsent is None
+    assert await b.open_tries(payment) == []

@@ -9,8 +9,8 @@ import orjson
 import pytest
 from arq.connections import ArqRedis
 
-from payswitch.payments.claims import Claim, Claims
-from payswitch.payments.tries import Burial, Findings, Routed, Tries
+from payswitch.payments.claims import Claim, Claims, Routed
+from payswitch.payments.tries import Burial, Findings, Tries
 from payswitch.store import scripts
 from payswitch.store.scripts import Script
 from tests.integration.harness import Bench, bench
