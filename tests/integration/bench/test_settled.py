@@ -39,7 +39,7 @@ def pay_for_real(redis: Redis, payment: Payment) -> None:
     call |= {part: redis.register_script(scripts.source(part)) for part in ("route", "settle")}
     own = [keys.GENERATION]
     call["accept"](keys=own, args=[10, name, payment.cents, 2**53, "{}", ""])
-    call["claim"](keys=own, args=[10, 30_000, 5_000, "7"])
+    call["claim"](keys=own, args=[10, 30_000, 5_000, "7", "", "", "", 0, 0])
     route: list[str | int] = [5_000, 30_000, name, "7", "0", payment.processor, "", "", "1"]
     call["route"](keys=own, args=route)
     settle: list[str | int] = [RETENTION_MS, name, "0", payment.processor]
