@@ -97,6 +97,26 @@ async def test_it_pays_what_is_accepted_before_and_after_it_started(
     assert len(b.default.posts) == 21
 
 
+async def test_claims_that_overlap_take_no_more_than_the_processor_may_have(
+    b: Bench, redis_server: RedisServer
+) -> None:
+    """The second claim leaves before the first one's payments are begun."""
+    b.settings = replace(
+        b.settings, processor_slots=50, lease_ms=60_000, processor_max_delay_ms=30_000
+    )
+    b.default.script = [NEVER] * 200
+    payments = [await b.accept() for _ in range(120)]
+
+    async def slots_are_full() -> bool:
+        return len(b.default.posts) >= 50
+
+    async with running_worker(b, redis_server.url):
+        await eventually(slots_are_full, what="50 calls are under way")
+        assert await b.redis.zcard("payments:in-flight") == 50
+        assert len(b.default.posts) == 50
+        assert [event for each in payments for event in (await b.record(each)).history] == []
+
+
 async def test_a_worker_folds_the_old_part_of_the_ledger(
     b: Bench, redis_server: RedisServer
 ) -> None:
