@@ -66,6 +66,11 @@ def possible(world: World, seen: Snapshot) -> Iterator[Action]:
     yield from _of_operator(world)
     if world.temper.failovers:
         yield from _of_failover(world)
+    if world.temper.moves:
+        if world.is_moving:
+            yield Action("the move is given up", 3, world.end_move)
+        elif world.former is None:
+            yield Action("the slot begins to move", 3, world.move_slot)
     if world.temper.slower and world.books.max_delay_ms < LATER_MAX_DELAY_MS:
         yield Action("the processors become slower", 3, world.slow_down)
     yield from _of_time(world)

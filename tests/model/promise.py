@@ -210,6 +210,7 @@ def heal(world: World) -> None:
     """All faults end: processors answer truthfully and at once, Redis and the workers run freely.
     Within bounded time everything must be settled or a dead letter, and all books agree."""
     world.free = True
+    world.end_move()
     for process in world.strayed():
         world.find_primary(process)
     for worker in world.workers:

@@ -48,6 +48,8 @@ class Temper:
     sent."""
     failovers: bool = False
     """Whether Redis has a replica that takes over while the primary lives on."""
+    moves: bool = False
+    """Whether somebody begins to move the payments' slot to another node, and gives that up."""
     loses_all: bool = False
     """Whether Redis may come back empty, after an accident that nothing survives."""
     misfit: bool = False

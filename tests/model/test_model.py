@@ -62,6 +62,10 @@ DEPTHS = (
 """What runs of normal length must have come across."""
 
 
+MOVING = ("accept", "claim", "route", "settle", "release", "replay", "sweep")
+"""Scripts that such runs must have come across while the slot moved."""
+
+
 def run(store: Store, protocol: Protocol, settings: hypothesis.settings, seed: int) -> Counter[str]:
     """Run the model; returns what it came across. Raises `BrokenPromiseError`."""
     counts: Counter[str] = Counter()
@@ -83,6 +87,16 @@ def test_the_promise_holds_in_every_run(store: Store) -> None:
             break
     print("\n".join(f"{counts[name]:6} {name}" for name in sorted(counts)))
     assert [name for name in DEPTHS if counts[name] == 0] == []
+
+
+def test_the_promise_holds_while_a_slot_moves(store: Store) -> None:
+    moving = Protocol(temper={"failovers": True, "moves": True})
+    counts: Counter[str] = Counter()
+    for seed in range(1, 5):
+        counts += run(store, moving, SETTINGS, seed)
+        if all(counts[f"{name} in a moving slot"] for name in MOVING):
+            break
+    assert [name for name in MOVING if counts[f"{name} in a moving slot"] == 0] == []
 
 
 @pytest.mark.long

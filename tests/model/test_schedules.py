@@ -24,7 +24,12 @@ class Schedule:
     steps: tuple[str, ...]
 
 
-_OF_A_CLUSTER = {"the replica takes over", "everything is lost", "accept pay-1 again"}
+_OF_A_CLUSTER = {
+    "the replica takes over",
+    "everything is lost",
+    "accept pay-1 again",
+    "the slot begins to move",
+}
 
 
 def play(store: Store, protocol: Protocol, schedule: Schedule) -> int:
@@ -35,6 +40,7 @@ def play(store: Store, protocol: Protocol, schedule: Schedule) -> int:
         slower="the processors become slower" in schedule.steps,
         deliberate=True,
         failovers=not _OF_A_CLUSTER.isdisjoint(schedule.steps),
+        moves="the slot begins to move" in schedule.steps,
         loses_all="everything is lost" in schedule.steps,
         misfit=schedule.guards == "another number of partitions",
     )
@@ -345,6 +351,13 @@ SCHEDULES = [
             *("worker 1 claims and sends", "accept pay-1 again", "15000 ms pass"),
             "worker 2 claims and sends",
             *("default pays it: pay-1", "worker 2 runs"),
+        ),
+    ),
+    Schedule(
+        "no first touch",
+        (
+            *("worker 1 claims and sends", "fallback pays it: pay-1"),
+            *("the slot begins to move", "worker 1 runs", "the move is given up"),
         ),
     ),
     Schedule(

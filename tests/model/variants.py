@@ -230,6 +230,10 @@ _ANY_DEPLOYMENT = {
     name: [("if DEPLOYMENT ~= '' and deployment ~= DEPLOYMENT then", "if false then")]
     for name in SCRIPTS
 }
+_NO_FIRST_TOUCH = {
+    name: [("  redis.call('EXISTS', NOTHING)\n", ""), ("  redis.call('DEL', NOTHING)\n", "")]
+    for name in SCRIPTS
+}
 
 VARIANTS = [
     Protocol(
@@ -506,6 +510,7 @@ VARIANTS = [
         scripts=_ANY_DEPLOYMENT,
         temper={**_ONE_PAYMENT, "failovers": True, "misfit": True},
     ),
+    Protocol("no first touch", scripts=_NO_FIRST_TOUCH, temper={"failovers": True, "moves": True}),
     Protocol(
         "an empty shard is taken for new",
         scripts=_ANY_DEPLOYMENT,

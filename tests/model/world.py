@@ -31,7 +31,7 @@ from payswitch.processors.processor import Processor
 from payswitch.selection.selector import Selection, parse_override
 from payswitch.selection.standing import Standing
 from payswitch.store import keys, scripts
-from payswitch.store.errors import OtherDeploymentError, UnconfirmedError
+from payswitch.store.errors import OtherDeploymentError, UnconfirmedError, WrongNodeError
 from payswitch.store.partitions import Partition, Partitions, tags
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
 from tests.model.stepped import (
@@ -43,6 +43,7 @@ from tests.model.stepped import (
     SteppedLoop,
     SteppedRedis,
     Store,
+    in_a_moving_slot,
     model_scripts,
 )
 from tests.model.temper import LATER_MAX_DELAY_MS, LEASE_MS, MARGIN_MS, MAX_DELAY_MS, Temper
@@ -74,6 +75,8 @@ class World:
         self._behind: tuple[set[str], ...] | None = None
         """What was noted when the replica fell behind; None while it is not."""
         self._is_short = False
+        self.is_moving = False
+        """Whether the primary gives the payments' slot away."""
         self.is_lost = False
         self.told_pending: set[str] = set()
         """The payments that a worker was told to be noted as pending."""
@@ -164,6 +167,8 @@ class World:
         """One atomic step of Redis. Raises `RedisError`."""
         self.changed = True
         text = self._texts[call.deployment][call.name]
+        if self.is_moving and call.node is self.node:
+            text = in_a_moving_slot(text)
         before = self._changes(call.node)
         try:
             answer = call.node.store.run(text, [*call.keys, self.redis_now(call.node)], call.args)
@@ -171,6 +176,9 @@ class World:
             if "OTHERDEPLOYMENT" in str(error):
                 self.counts["another deployment"] += 1
                 raise OtherDeploymentError(str(error)) from None
+            if "ELSEWHERE" in str(error):
+                self.counts[f"{call.name} in a moving slot"] += 1
+                raise WrongNodeError("the slot moves") from None
             self.failures.append(f"{call.name}: {error}")
             raise
         args = [self._untagged(each) for each in call.args]
@@ -289,10 +297,25 @@ class World:
         self.final |= self._told_final
         self.resolved |= self._told_resolved
         self._behind = None
+        self.end_move()  # the replica knows of none
         self.former = self.node
         self.node = Node(self._replica, self.former.ahead + ahead_ms)
         self._replica = self.former.store
         self.changed = True
+
+    def move_slot(self) -> None:
+        """Somebody begins to move the payments' slot. Of what is left there are the keys that a
+        deployment has which has seen something: else most scripts, which look at them before they
+        write, would fail in time by chance."""
+        own = self.partition
+        self.store.client.zadd(own.key(keys.DEAD), {own.job_id("an old one"): 1})
+        self.store.client.rpush(own.key(keys.INCIDENTS), '{"state":"resolved"}')
+        self.store.client.rpush(own.key(keys.WAKE), "1")
+        self.is_moving = True
+
+    def end_move(self) -> None:
+        """The move is given up: what has left is back."""
+        self.is_moving = False
 
     def find_primary(self, process: Process) -> None:
         """A process learns of the failover; what it has asked before is on its way."""
