@@ -1,7 +1,7 @@
 """The payments queue for arq: its job function and `WorkerSettings`.
 
-Run it with `payswitch worker`; `arq --check workers.payments.WorkerSettings` tells whether a worker
-is alive.
+Run it with `payswitch worker`. On a single Redis, `arq --check workers.payments.WorkerSettings`
+tells whether a worker is alive.
 """
 
 from __future__ import annotations

@@ -15,13 +15,16 @@ import httpx
 import orjson
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
 from payswitch.durability import Durability
+from payswitch.local.cluster_topology import NODES, primary_of
+from payswitch.local.redis_cluster import LocalCluster
 from payswitch.store import keys
 from tests.end_to_end.conftest import StartSystem
-from tests.end_to_end.harness import System, clean_environment, client
+from tests.end_to_end.harness import HOST, System, clean_environment, client
 from tests.end_to_end.load import configure, drive
 from tests.support import SLACK_S, eventually, free_port
 
@@ -262,6 +265,50 @@ async def answers(url: str) -> bool:
         with contextlib.suppress(httpx.TransportError):
             return (await http.get("/healthz")).status_code == 200
     return False
+
+
+@in_chromium
+@pytest.mark.long
+@pytest.mark.timeout(180)
+async def test_a_shard_that_is_away_is_named_and_the_numbers_of_before_are_dim(
+    chrome: Chrome, start_system: StartSystem
+) -> None:
+    system = start_system("--redis=cluster", "--workers=1")
+    page = Page(chrome, system.endpoint)
+    page.open()
+    await page.is_live()
+    answers = "document.querySelectorAll('#nodes [data-tone=ok]').length"
+    is_dim = "getComputedStyle(document.querySelector('.figures')).opacity < 1"
+    await page.shows("#nodes", lambda _: page.run(answers) == 3, "three nodes answer")
+    await page.shows("#processors", lambda text: "healthy" in text, "what the processors say")
+    assert not page.run(is_dim)
+    shard = await shard_of(system, slot=0)
+    for name in shard:
+        system.kill(name, signal.SIGSTOP)
+    try:
+        await page.shows("#headline", lambda text: "of the cluster" in text, "what is wrong")
+        await page.shows("#nodes", lambda text: "away" in text, "the node that is away")
+        assert page.run(is_dim)
+        assert "healthy" in page.text("#processors")
+        page.open()
+        await page.shows("#nodes", lambda text: "away" in text, "the same when opened")
+        assert page.run("document.getElementById('processors').offsetParent") is None
+    finally:
+        for name in shard:
+            system.kill(name, signal.SIGCONT)
+    await page.shows("#processors", lambda text: "healthy" in text, "all is known again")
+    assert not page.run(is_dim)
+    chrome.get("about:blank")
+
+
+async def shard_of(system: System, slot: int) -> list[str]:
+    """The names of the nodes that have a slot: the primary and its replica."""
+    cluster = LocalCluster([HOST] * NODES, system.ports.redis, system.state / "redis-cluster")
+    primary = primary_of(slot, await cluster.views())
+    assert primary is not None
+    async with RedisCluster(host=primary.host, port=primary.port) as redis:
+        ports = {int(each.port) for each in redis.nodes_manager.slots_cache[slot]}
+    return [each.name for each in cluster.nodes if each.address.port in ports]
 
 
 async def test_events_come_through_the_load_balancer_for_as_long_as_they_last(

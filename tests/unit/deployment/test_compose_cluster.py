@@ -59,11 +59,18 @@ def test_the_cluster_is_formed_then_prepared_then_used() -> None:
     [*_, script] = ALL["form"]["command"]
     positions = [script.index(f"{address}:6379") for address in ADDRESSES]
     assert positions == sorted(positions)
-    assert {*ALL["form"]["depends_on"]} == {*REDIS}
+    assert "depends_on" not in ALL["form"]  # it waits for each node itself
+    assert "until redis-cli -h redis-$$node ping" in script
     ended_well = {"condition": "service_completed_successfully"}
     assert ALL["init"]["depends_on"] == {"form": ended_well}
     assert all(ALL[name]["depends_on"] == {"init": ended_well} for name in PARTS)
     assert ALL["form"]["restart"] == ALL["init"]["restart"] == "on-failure"
+
+
+@pytest.mark.parametrize("name", sorted(PARTS - {"operator"}))
+def test_a_part_has_a_health_check_that_needs_no_redis_client(name: str) -> None:
+    asked = ":9001/readyz" if name.startswith("ingress") else ":9100/metrics"
+    assert asked in ALL[name]["healthcheck"]["test"][-1]
 
 
 @pytest.mark.parametrize("name", sorted(PARTS | {"init"}))
