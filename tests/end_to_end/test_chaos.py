@@ -110,6 +110,19 @@ def test_a_redis_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) ->
     assert_holds(run, tmp_path, 31)
 
 
+@pytest.mark.timeout(300)
+def test_a_cluster_that_loses_a_node_with_its_disk_breaks_no_promise(tmp_path: Path) -> None:
+    faults = "--faults=node-wipe,failover,redis-kill,redis-cut,redis-flush,kill,answers,retries"
+    run = chaos(
+        tmp_path,
+        *("--redis=cluster", "--seed=2", "--minutes=0.2", "--rate=60", faults),
+        environment=QUICK,
+    )
+    found = assert_holds(run, tmp_path, 2, least=200)
+    assert {"node-wipe", "failover"} <= {event["kind"] for event in found["plan"]}
+    assert "moved to another node" not in run.stderr  # the log has it, not the screen
+
+
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_cluster_whose_nodes_are_wiped_frozen_and_cut_off_breaks_no_promise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import orjson
 import pytest
 from arq.connections import ArqRedis
 from arq.worker import Retry, func
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from payswitch.dispatch.assembly import make_dispatcher
 from payswitch.dispatch.dispatcher import Dispatcher
@@ -115,6 +117,30 @@ async def test_claims_that_overlap_take_no_more_than_the_processor_may_have(
         assert await b.redis.zcard("payments:in-flight") == 50
         assert len(b.default.posts) == 50
         assert [event for each in payments for event in (await b.record(each)).history] == []
+
+
+async def test_a_claim_that_fails_while_the_worker_stops_is_no_error_in_the_log(
+    b: Bench, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    async with running_worker(b, redis_server.url) as worker:
+        began, fails = asyncio.Event(), asyncio.Event()
+
+        async def take(*args: Any, **options: Any) -> Batch:
+            began.set()
+            await fails.wait()
+            raise RedisConnectionError("another node serves this partition")
+
+        monkeypatch.setattr(worker.claims, "take", take)
+        await b.accept()
+        await began.wait()
+        closing = asyncio.create_task(worker.close())
+        await asyncio.sleep(0)
+        fails.set()
+        await closing
+        gc.collect()
+    assert reported == []
 
 
 async def test_a_worker_folds_the_old_part_of_the_ledger(

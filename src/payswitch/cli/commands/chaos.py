@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
@@ -80,6 +81,8 @@ def chaos(
     except SettingsError as error:
         fail(str(error))
     make_files_private()
+    # What it sees of Redis itself is in the parts' log as well, and would break the progress bar.
+    logging.getLogger("payswitch").addHandler(logging.NullHandler())
     orders = [
         RunOrder(seed=number, kinds=kinds, folder=out / f"seed-{number}", **of_each_run)
         for number in range(seed, seed + runs)
