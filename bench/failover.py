@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import tempfile
@@ -337,6 +338,7 @@ def _draw_answers(axes: Axes, found: Sequence[tuple[Round, Sequence[Answer]]]) -
 def main(rounds: int, rate: float, seconds: float) -> None:
     """The partitions' 503s after the loss of a primary with its disk, and the other partitions'
     latency meanwhile."""
+    logging.getLogger("payswitch").addHandler(logging.NullHandler())  # it would break the bar
     with progress_bar() as bar, tempfile.TemporaryDirectory(prefix="bench-") as folder:
         try:
             found = asyncio.run(measure(Path(folder), rounds, rate, seconds, bar))
