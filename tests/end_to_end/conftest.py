@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.end_to_end.harness import System
+from tests.end_to_end.harness import PATIENT_MS, System
 
 
 class StartSystem(Protocol):
@@ -31,7 +31,7 @@ def start_system(tmp_path: Path) -> Iterator[StartSystem]:
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system that the tests of a module share: each leaves it able to pay."""
     with starting(tmp_path_factory.mktemp("system")) as start:
-        yield start()
+        yield start(PAYSWITCH_ACCEPT_LIMIT_MS=PATIENT_MS)
 
 
 @contextlib.contextmanager

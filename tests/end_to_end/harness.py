@@ -36,6 +36,10 @@ _AGAIN = re.compile(r"\| [\d:]+ (\S+) runs again, pid (\d+)$", re.MULTILINE)
 Process = tuple[int, int]
 """A process' pid and when it started: no later process is equal to it."""
 
+PATIENT_MS = "20000"
+"""The accept limit for a load of which nothing may be refused: where others use the disk, a sync of
+Redis may take longer than a client would wait."""
+
 
 class Ports:
     """Six ports in a row that are free, and none that the kernel gives to connections. Processes

@@ -19,9 +19,6 @@ from tests.end_to_end.harness import System
 from tests.support import SLACK_S, eventually
 
 TOKEN = {"X-Rinha-Token": "123"}
-PATIENT_MS = "20000"
-"""The accept limit for a load of which nothing may be refused: where others use the disk, a sync of
-Redis may take longer than a client would wait."""
 
 
 @dataclass

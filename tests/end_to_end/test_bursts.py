@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 
 from payswitch.local.machine import find_haproxy
-from tests.end_to_end.harness import HOST
+from tests.end_to_end.harness import HOST, PATIENT_MS
 from tests.end_to_end.hostile import Edge, allow_files, many_connections, running_edge
 from tests.support import SLACK_S, eventually
 
@@ -31,7 +31,7 @@ HUNDRED = [f"127.0.0.{n}" for n in range(101, 201)]
 def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     """Its Redis has all the time that a slow machine takes for hundreds of payments at once."""
     folder = tmp_path_factory.mktemp("edge")
-    with running_edge(folder, PAYSWITCH_ACCEPT_LIMIT_MS="15000") as edge:
+    with running_edge(folder, PAYSWITCH_ACCEPT_LIMIT_MS=PATIENT_MS) as edge:
         yield edge
 
 

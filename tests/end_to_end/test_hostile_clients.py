@@ -18,7 +18,7 @@ import pytest
 
 from payswitch.local.machine import find_haproxy
 from tests.end_to_end.conftest import StartSystem
-from tests.end_to_end.harness import HOST, processes
+from tests.end_to_end.harness import HOST, PATIENT_MS, processes
 from tests.end_to_end.hostile import (
     DOORS,
     Answer,
@@ -27,7 +27,7 @@ from tests.end_to_end.hostile import (
     many_connections,
     running_edge,
 )
-from tests.end_to_end.load import PATIENT_MS, drive
+from tests.end_to_end.load import drive
 from tests.support import eventually
 
 NEEDS_HAPROXY = pytest.mark.skipif(find_haproxy() is None, reason="haproxy is not installed")
@@ -38,7 +38,8 @@ FLAT_MB = 100
 
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
-    with running_edge(tmp_path_factory.mktemp("edge")) as edge:
+    folder = tmp_path_factory.mktemp("edge")
+    with running_edge(folder, PAYSWITCH_ACCEPT_LIMIT_MS=PATIENT_MS) as edge:
         yield edge
 
 

@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 
 from payswitch.local.machine import find_haproxy
-from tests.end_to_end.harness import client
+from tests.end_to_end.harness import PATIENT_MS, client
 from tests.end_to_end.hostile import Edge, running_edge
 from tests.metrics import value
 from tests.support import eventually
@@ -29,7 +29,8 @@ _ALL_ARE_OUT_S = 2.5
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     """Where HAProxy has found both payments ports."""
-    with running_edge(tmp_path_factory.mktemp("edge")) as edge:
+    folder = tmp_path_factory.mktemp("edge")
+    with running_edge(folder, PAYSWITCH_ACCEPT_LIMIT_MS=PATIENT_MS) as edge:
         asyncio.run(eventually(partial(has_paid_at_both, edge), what="HAProxy has found both"))
         yield edge
 

@@ -16,9 +16,8 @@ from arq.connections import ArqRedis
 
 from payswitch.store.client import connect
 from tests.end_to_end.conftest import StartSystem, starting
-from tests.end_to_end.harness import ENDPOINT, System, client
+from tests.end_to_end.harness import ENDPOINT, PATIENT_MS, System, client
 from tests.end_to_end.load import (
-    PATIENT_MS,
     TOKEN,
     Load,
     all_settled,
