@@ -20,7 +20,7 @@ from tests.model.variants import VARIANTS, Protocol
 pytestmark = pytest.mark.timeout(600)
 
 SETTINGS = hypothesis.settings(
-    max_examples=80,
+    max_examples=50,
     stateful_step_count=60,
     database=None,
     phases=[Phase.generate],
@@ -32,6 +32,7 @@ LONG = hypothesis.settings(
     stateful_step_count=100,
     phases=[Phase.generate, Phase.shrink],
 )
+SOME = hypothesis.settings(SETTINGS, max_examples=25)
 HUNT = hypothesis.settings(SETTINGS, max_examples=600)
 """It ends with the first violation, mostly among the first hundred."""
 
@@ -93,7 +94,7 @@ def test_the_promise_holds_while_a_slot_moves(store: Store) -> None:
     moving = Protocol(temper={"failovers": True, "moves": True})
     counts: Counter[str] = Counter()
     for seed in range(1, 5):
-        counts += run(store, moving, SETTINGS, seed)
+        counts += run(store, moving, SOME, seed)
         if all(counts[f"{name} in a moving slot"] for name in MOVING):
             break
     assert [name for name in MOVING if counts[f"{name} in a moving slot"] == 0] == []
