@@ -14,9 +14,14 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
 from payswitch.chaos.island import Island
+from payswitch.durability import Deployment, Durability
 from payswitch.local.cluster_topology import CLUSTER_PORTS, NODES, Address, primary_of
 from payswitch.local.redis_cluster import LocalCluster, RedisNode
+from payswitch.store.beginning import begin
+from payswitch.store.client import Client, connect
 from tests.support import SLACK_S, RedisServer, eventually, free_port, free_row, wait_until
+
+SAFE = Deployment(8, Durability.REPLICAS, 1)
 
 
 class ClusterServer:
@@ -164,6 +169,15 @@ class ClusterServer:
 
     def _node(self, address: Address) -> RedisNode:
         return self.local.nodes[self.local.addresses.index(address)]
+
+
+@contextlib.asynccontextmanager
+async def begun(cluster: ClusterServer) -> AsyncIterator[Client]:
+    """A client of a cluster on which `SAFE` has begun."""
+    client = connect(cluster.url, limit_s=SLACK_S, deployment=SAFE)
+    await begin(client)
+    yield client
+    await client.aclose(close_connection_pool=True)
 
 
 def _options(settings: Mapping[str, str]) -> list[str]:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from payswitch.dispatch.dispatcher import Dispatcher, Work
+from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.dispatch.quiet_watch import QuietWatch
+from payswitch.dispatch.work import Work
 from payswitch.payments.claims import Batch, Claim, Claims, FirstTries, OpenTry, Routed
 from payswitch.payments.ids import random_id
 from payswitch.payments.tries import Findings, Tries

@@ -12,7 +12,7 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from typing import TypeVar
@@ -22,11 +22,10 @@ from redis.exceptions import RedisError
 from payswitch.clock import boottime_ms
 from payswitch.dispatch.quiet_watch import QuietWatch
 from payswitch.dispatch.routing import Breaker, BreakerState, Router, Verdict
+from payswitch.dispatch.work import REFUSED, UNSENT, Work, words_of
 from payswitch.payments.claims import Claim, FirstTries, Routed
-from payswitch.payments.history import Fate
 from payswitch.payments.ledger import Ledger, Settlement
-from payswitch.payments.tries import Burial, Findings, Tried, Tries
-from payswitch.processors.connector import Instruction
+from payswitch.payments.tries import Burial, Tries
 from payswitch.processors.outcomes import (
     Declined,
     Ended,
@@ -57,8 +56,6 @@ _MOST_QUESTIONS = 64
 slot."""
 _UNPAID = "unpaid at its deadline"
 _NOBODY = "no processor takes such a payment"
-_UNSENT = "lease ran out unsent"
-_REFUSED = "refused with status"
 _HELD_MS = 200
 """The pause of a payment that no processor can take at the moment."""
 _WAIT_MS = 500
@@ -71,14 +68,6 @@ have ended, so the record stays small."""
 
 
 _NO_FAILURES = (Paid, Pending, Declined)
-
-_FATES: dict[type[Outcome], Fate] = {
-    NotPaid: Fate.UNSENT,
-    NotSentInTime: Fate.UNSENT,
-    Declined: Fate.DECLINED,
-    Pending: Fate.PENDING,
-}
-"""What became of a try by its outcome; of others the findings tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,58 +86,6 @@ class Pauses:
 
 _SHORTEST_WAIT_MS, _LONGEST_WAIT_MS = 1000, 300_000
 """The pauses between questions about a payment that its provider has yet to decide."""
-
-
-@dataclass(slots=True)
-class Work:
-    """A claimed payment, the findings about its tries, and its trace."""
-
-    claim: Claim
-    trace: PaymentTrace
-    findings: Findings = field(default_factory=Findings)
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether the processor has the payment and will decide."""
-        return any(each.pending for each in self.claim.open_tries) or bool(self.findings.pending)
-
-    def still_open(self) -> set[str]:
-        """The ids of the claim's tries that are still open."""
-        if not self.claim.open_tries:
-            return set()
-        return {open_try.id for open_try in self.claim.open_tries} - self.findings.closed
-
-    def instruction(self, requested_at: int | None = None) -> Instruction:
-        """The payment for its connector, with the instant of its pin or of this try."""
-        claim = self.claim
-        at = requested_at or claim.requested_at or 0
-        return Instruction(claim.correlation_id, claim.cents, at, claim.metadata)
-
-    def saw(self, routed: Routed, outcome: Outcome) -> None:
-        """Keep the outcome of a try that did not pay for the payment's history."""
-        if not isinstance(outcome, Paid):
-            words = _reason(outcome) or _UNSENT
-            fate = _FATES.get(type(outcome))
-            self.findings.tried = Tried(routed, words, fate)
-
-    def close_unsent(self, routed: Routed, outcome: NotPaid) -> None:
-        """Nothing of the try that the claim has opened was sent."""
-        self.saw(routed, outcome)
-        self.findings.closed.add(routed.id)
-
-    def close_ended(self, routed: Routed) -> None:
-        """The processor answered and doesn't have the payment: neither this try nor an earlier one
-        that ended recorded it."""
-        self.findings.closed.add(routed.id)
-        self.findings.closed.update(each.id for each in self.claim.open_tries if each.ended)
-
-    def close_decided(self, *, nothing_comes_later: bool = False) -> None:
-        """The processor declined the payment: no try that it has answered will be recorded."""
-        self.findings.closed.update(
-            each.id
-            for each in self.claim.open_tries
-            if each.ended or each.pending or nothing_comes_later
-        )
 
 
 class Dispatcher:
@@ -240,7 +177,8 @@ class Dispatcher:
         """Give back a payment without findings. Raises `RedisError`."""
         work = Work(claim, NO_TRACE)
         if claim.unsent is not None:
-            work.close_unsent(claim.unsent, NotPaid(error or _UNSENT))
+            work.saw(claim.unsent, NotPaid(error or UNSENT))
+            work.findings.closed.add(claim.unsent.id)
         await self._give_back(work, delay_ms=delay_ms, error=error)
 
     def first_tries(self, standing: Standing) -> FirstTries | None:
@@ -262,7 +200,7 @@ class Dispatcher:
             await self._pay_through(breaker, work, routed.processor)
             return
         outcome = NotPaid("it takes no more calls")
-        work.close_unsent(routed, outcome)
+        work.saw(routed, outcome)
         await self._conclude(work, routed, outcome)
 
     async def _hold_back(
@@ -323,7 +261,7 @@ class Dispatcher:
     async def _why_unpaid(self, claim: Claim) -> str:
         """The reason for the dead letter; it includes the last refusal, if there was one."""
         last_error = await self._tries.last_error(claim)
-        return f"{_UNPAID}; {last_error}" if _REFUSED in last_error else _UNPAID
+        return f"{_UNPAID}; {last_error}" if REFUSED in last_error else _UNPAID
 
     def _must_ask(self, claim: Claim, probe: str | None) -> bool:
         """Whether to ask the open tries' processor before sending. Not if all have ended and the
@@ -458,7 +396,7 @@ class Dispatcher:
             probe=is_probe,
             now=self._clock(),
             asked_ms=self._pause_for_all(outcome),
-            reason=_reason(outcome),
+            reason=words_of(outcome),
         )
         _log_change(processor, breaker, was, was_refusing=was_refusing)
 
@@ -510,7 +448,7 @@ class Dispatcher:
                 await self._retry(work, f"{processor}: {outcome.reason}")
             case NotSentInTime():
                 work.findings.closed.add(routed.id)
-                await self._give_back(work, delay_ms=0, error=_UNSENT)
+                await self._give_back(work, delay_ms=0, error=UNSENT)
             case Unknown():  # the try stays open, so the payment stays with its processor
                 self._watch.saw(work.claim.correlation_id, routed.id, self._clock())
                 error = f"{processor}: {outcome.reason}"
@@ -537,7 +475,7 @@ class Dispatcher:
     async def _after_refusal(self, work: Work, routed: Routed, outcome: Refused) -> None:
         """The processor knows the id already, or can't take this payment. If it refuses most
         payments, the fault is its own, and none becomes a dead letter."""
-        error = f"{routed.processor}: {_reason(outcome)}"
+        error = f"{routed.processor}: {words_of(outcome)}"
         match outcome.finding:
             case Found() | Declined() | Pending() as finding:
                 await self._after_finding(work, routed, finding)
@@ -722,26 +660,6 @@ def _log_change(processor: str, breaker: Breaker, was: BreakerState, *, was_refu
         logger.info(
             "%(processor)s works again: its circuit breaker closes", {"processor": processor}
         )
-
-
-def _reason(outcome: Outcome | None) -> str:
-    """The reason why a call did not pay; empty if it did, or was never made."""
-    if isinstance(outcome, Paid):
-        return ""
-    match outcome:
-        case NotPaid() | Unknown():
-            return outcome.reason
-        case Ended(retry_after_ms=asked_ms) if asked_ms:
-            return f"status {outcome.status}, Retry-After {asked_ms // 1000} s"
-        case Ended():
-            return f"status {outcome.status}"
-        case Refused():
-            return f"{_REFUSED} {outcome.status}"
-        case Declined():
-            return f"declined: {outcome.code}"
-        case Pending():
-            return "pending"
-    return ""
 
 
 def _verdict(outcome: Outcome | None) -> Verdict:

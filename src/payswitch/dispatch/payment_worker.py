@@ -67,7 +67,7 @@ class Pause:
     """There is no room: wait for a free slot, or a change of health."""
 
 
-GO_ON = Pause()
+_GO_ON = Pause()
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ class PaymentWorker(ResilientWorker):
         """Claim and start payments until there is a reason to wait. Without one, the next claim
         leaves before these payments are begun: their calls keep the loop busy, and Redis waits."""
         pause = await self._take_once(claiming, own)
-        while pause == GO_ON and self._is_usable(own) and own == self._own(claiming):
+        while pause == _GO_ON and self._is_usable(own) and own == self._own(claiming):
             pause = await self._take_once(claiming, own)
         return pause
 
@@ -272,7 +272,7 @@ class PaymentWorker(ResilientWorker):
 
     def _pause(self, batch: Batch, permit: Permit) -> Pause:
         if len(batch.taken) == permit.room or (batch.taken and batch.next_due_ms == 0):
-            return GO_ON
+            return _GO_ON
         if batch.taken:
             waited_ms = max(each.claim.claimed_at - each.score for each in batch.taken)
             return Pause(for_others_s=claim_interval(self._claim_pause_ms, waited_ms) / 1000)

@@ -11,7 +11,6 @@ import pytest
 from prometheus_client import generate_latest
 from redis.exceptions import RedisError
 
-from payswitch.durability import Deployment, Durability
 from payswitch.money import BRL
 from payswitch.operations.controls import Controls, UnfollowedOrderError
 from payswitch.operations.history import HistoryWriter
@@ -21,15 +20,12 @@ from payswitch.operations.shards import read_shards
 from payswitch.payments.audit import read_acts
 from payswitch.payments.purge import Purge, PurgeError
 from payswitch.store import keys
-from payswitch.store.beginning import begin
 from payswitch.store.client import Client, connect
-from tests.cluster import ClusterServer
+from tests.cluster import SAFE, ClusterServer, begun
 from tests.integration.command import Payswitch
 from tests.integration.harness import Bench, bench
 from tests.metrics import value
-from tests.support import ANA, PROCESSORS, SLACK_S, RedisServer, eventually
-
-SAFE = Deployment(8, Durability.REPLICAS, 1)
+from tests.support import ANA, PROCESSORS, RedisServer, eventually
 
 
 @pytest.fixture
@@ -86,10 +82,8 @@ async def test_every_command_works_on_partitions(
 
 @pytest.fixture
 async def redis(cluster: ClusterServer) -> AsyncIterator[Client]:
-    client = connect(cluster.url, limit_s=SLACK_S, deployment=SAFE)
-    await begin(client)
-    yield client
-    await client.aclose(close_connection_pool=True)
+    async with begun(cluster) as client:
+        yield client
 
 
 @pytest.mark.long

@@ -646,6 +646,18 @@ async def test_a_payment_is_given_back_once_it_was_sent_with_its_try_open(b: Ben
     assert await b.open_tries(claim.correlation_id) == ["open"]
 
 
+async def test_a_first_try_of_which_no_worker_heard_stays_with_its_processor(b: Bench) -> None:
+    """The answer to the claim was lost, and whether the worker sent it isn't known."""
+    claim = await with_first_try(b)
+    b.choose("fallback")
+    await b.dispatch_until_done(claim.correlation_id)
+    [post] = b.default.posts
+    assert post["requestedAt"] == format_instant(claim.claimed_at)
+    assert not b.fallback.posts
+    assert b.default.questions == [claim.correlation_id]
+    assert await b.summary() == {"default": Total(1, 1990), "fallback": Total()}
+
+
 async def test_nothing_is_sent_where_a_breaker_opened_after_the_claim(b: Bench) -> None:
     claim = await with_first_try(b)
     b.dispatcher.router.breakers["default"].state = BreakerState.OPEN

@@ -31,19 +31,15 @@ from payswitch.store.client import Client, connect
 from payswitch.store.errors import OtherDeploymentError, UnconfirmedError, WrongNodeError
 from payswitch.store.scripts import Script, load, source
 from payswitch.store.watch import RedisWatch
-from tests.cluster import ClusterServer
+from tests.cluster import SAFE, ClusterServer, begun
 from tests.model.stepped import replace_once
 from tests.support import ANA, PROCESSORS, SLACK_S, eventually
-
-SAFE = Deployment(8, Durability.REPLICAS, 1)
 
 
 @pytest.fixture
 async def redis(cluster: ClusterServer) -> AsyncIterator[Client]:
-    client = connect(cluster.url, limit_s=SLACK_S, deployment=SAFE)
-    await begin(client)
-    yield client
-    await client.aclose(close_connection_pool=True)
+    async with begun(cluster) as client:
+        yield client
 
 
 def queue_of(redis: Client, *, limit_ms: int = SLACK_S * 1000) -> AcceptQueue:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from redis.exceptions import RedisError
 
-from payswitch.durability import Deployment, Durability
+from payswitch.durability import Durability
 from payswitch.ingress.app import create_app
 from payswitch.operations.shards import read_shards
 from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
@@ -21,11 +21,10 @@ from payswitch.store.client import Client, connect
 from payswitch.store.errors import OtherDeploymentError, UnconfirmedError
 from payswitch.store.scripts import load
 from payswitch.store.watch import RedisWatch
-from tests.cluster import ClusterServer
+from tests.cluster import SAFE, ClusterServer, begun
 from tests.integration.command import Payswitch
 from tests.support import SLACK_S, eventually
 
-SAFE = Deployment(8, Durability.REPLICAS, 1)
 ENVIRONMENT = {
     "PAYSWITCH_PARTITIONS": "8",
     "PAYSWITCH_DURABILITY": "replicas",
@@ -35,10 +34,8 @@ ENVIRONMENT = {
 
 @pytest.fixture
 async def redis(cluster: ClusterServer) -> AsyncIterator[Client]:
-    client = connect(cluster.url, limit_s=SLACK_S, deployment=SAFE)
-    await begin(client)
-    yield client
-    await client.aclose(close_connection_pool=True)
+    async with begun(cluster) as client:
+        yield client
 
 
 def watch_of(redis: Client) -> RedisWatch:
