@@ -51,7 +51,9 @@ class ServerNode:
         self._marks = marks or Marks()
         self._run_id = ""
         self._settles_at = -math.inf
-        """By the loop's clock; infinite until a node that has restarted takes its first mark."""
+        """By the loop's clock, for the run that it has met; infinite until that takes a mark."""
+        self._is_suspect = False
+        """Whether this run followed another one without an election."""
         self._wait: Sequence[Argument] = (
             "WAIT",
             replicas,
@@ -84,8 +86,9 @@ class ServerNode:
 
     def _meet(self, run_id: str) -> None:
         """A connection is open to this run of the node."""
-        if self._run_id not in ("", run_id):
+        if run_id != self._run_id:
             self._settles_at = math.inf
+            self._is_suspect = self._run_id != ""
         self._run_id = run_id
 
     async def _load_and_run(
@@ -124,22 +127,26 @@ class ServerNode:
             return answers
         marked, *counts = answers[len(calls) :]
         del answers[len(calls) :]
-        why = self._why_unconfirmed(marked, counts[-1])
+        key = Marks.key(calls[0][0][0])
+        why = self._why_unconfirmed(key, marked, counts[-1])
         if why is None:
-            self._marks.confirm(Marks.key(calls[0][0][0]), marked)
+            self._marks.confirm(key, marked)
             return answers
         self.epoch.doubt()
         return [_short(why, each) for each in answers]
 
-    def _why_unconfirmed(self, marked: Any, count: Any) -> str | None:
+    def _why_unconfirmed(self, key: str, marked: Any, count: Any) -> str | None:
         """The reason why a mark, or what came before it, does not count as confirmed by so many
         replicas; None if it does."""
         if not (isinstance(marked, int) and self._suffices(count)):
             return f"it has no confirmation of {self._replicas} replica(s)"
+        if marked < self._marks.at(key):
+            self._settles_at = math.inf
+            return "it lacks something that it had confirmed"
         now = asyncio.get_running_loop().time()
         if self._settles_at == math.inf:
             self._settles_at = now + _SETTLE_S
-        if now < self._settles_at:
+        if self._is_suspect and now < self._settles_at:
             return "it has just restarted: first it must turn out to have everything"
         return None
 
@@ -152,7 +159,8 @@ class ServerNode:
     def _confirmation(self, calls: Sequence[Call]) -> list[Sequence[Argument]]:
         """The commands that have replicas confirm what the calls have written and read."""
         [generation, *_], _ = calls[0]
-        return [("EVAL", marks.WRITE, 1, Marks.key(generation)), self._wait]
+        is_settled = asyncio.get_running_loop().time() >= self._settles_at
+        return [("EVAL", marks.WRITE, 1, Marks.key(generation), int(is_settled)), self._wait]
 
     async def aclose(self) -> None:
         """Close every connection."""

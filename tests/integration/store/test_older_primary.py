@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ from payswitch.settings import Settings
 from payswitch.store.beginning import OtherDeploymentFoundError, begin
 from payswitch.store.client import Client, connect
 from payswitch.store.errors import OtherDeploymentError, UnconfirmedError
+from payswitch.store.partitions import Partition
 from payswitch.store.scripts import load
 from payswitch.store.watch import RedisWatch
 from tests.cluster import SAFE, ClusterServer, begun
@@ -69,11 +71,13 @@ async def test_a_primary_that_comes_back_older_is_stopped_for_all_until_an_opera
     assert first.home != common.home
     other = next(each.number for each in redis.partitions if each.home != first.home)
     address = await cluster.primary_of(first.slot)
+    await until_marks_grow(redis, first)
     with cluster.older(address):
         assert await accept(redis, 0) is Acceptance.NEW
     stranger = connect(cluster.url, limit_s=SLACK_S, deployment=SAFE)  # it knows of no payment
     try:
         watch = watch_of(redis)
+        await calls_of_others(stranger, stranger.partitions[0])
 
         async def is_stopped() -> bool:
             await watch.look()
@@ -104,6 +108,33 @@ async def test_a_primary_that_comes_back_older_is_stopped_for_all_until_an_opera
         await eventually(is_usable, what="the watch trusts it again")
     finally:
         await stranger.aclose(close_connection_pool=True)
+
+
+async def until_marks_grow(redis: Client, first: Partition) -> None:
+    """Wait until this process has known the node for long enough to count what is confirmed."""
+    ping = load(redis, "ping")
+    before = redis.marks.known(first)
+
+    async def have_grown() -> bool:
+        await ping(at=first, confirm=True)
+        return before < redis.marks.known(first) - 1
+
+    await eventually(have_grown, what="marks grow")
+
+
+async def calls_of_others(stranger: Client, first: Partition) -> None:
+    """Confirmed calls of a process that knows of no payment: they lift no mark."""
+    ping = load(stranger, "ping")
+    answered = 0
+
+    async def has_answered_often() -> bool:
+        nonlocal answered
+        with contextlib.suppress(RedisError, OSError):
+            await ping(at=first, confirm=True)
+            answered += 1
+        return answered >= 10
+
+    await eventually(has_answered_often, what="others use the node")
 
 
 async def until_released(cluster: ClusterServer) -> None:
