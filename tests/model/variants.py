@@ -151,9 +151,15 @@ class _CountsTokens(Claims):
         back: Sequence[str] = (),
         drain: int = 0,
         first: FirstTries | None = None,
+        crowded: bool = False,
     ) -> Batch:
         batch = await super().take(
-            limit, partitions=partitions, back=back, drain=drain, first=first
+            limit,
+            partitions=partitions,
+            back=back,
+            drain=drain,
+            first=first,
+            crowded=crowded,
         )
         redis = self._script.partitions.common.redis
         token = (await redis.get("payments:token")).decode()
@@ -175,9 +181,15 @@ class _CountsTheLeaseFromTheAnswer(Claims):
         back: Sequence[str] = (),
         drain: int = 0,
         first: FirstTries | None = None,
+        crowded: bool = False,
     ) -> Batch:
         batch = await super().take(
-            limit, partitions=partitions, back=back, drain=drain, first=first
+            limit,
+            partitions=partitions,
+            back=back,
+            drain=drain,
+            first=first,
+            crowded=crowded,
         )
         ends = self._clock() + self._lease_ms
         return replace(

@@ -91,6 +91,8 @@ class _Claiming:
     task: asyncio.Task[None] | None = None
     slot_freed: asyncio.Event = field(default_factory=asyncio.Event)
     drained_at: float = 0.0
+    crowded: bool = False
+    """The last claim left due payments behind."""
     lacks_replicas: bool = False
     """Replicas did not confirm a try: nothing is claimed until they confirm again."""
     listening: dict[Partition, asyncio.Task[Any]] = field(default_factory=dict)
@@ -264,6 +266,7 @@ class PaymentWorker(ResilientWorker):
             )
         for claimed in batch.taken:
             self._start(claimed, permit, claiming)
+        claiming.crowded = len(batch.taken) == permit.room
         if not batch.taken:
             await self._end_probe(permit)
         if batch.errors:
@@ -295,7 +298,7 @@ class PaymentWorker(ResilientWorker):
         router = self.dispatcher.router
         if permit.probe is not None:
             return await self.claims.take(permit.room, partitions=own)
-        take = partial(self.claims.take, permit.room, partitions=own)
+        take = partial(self.claims.take, permit.room, partitions=own, crowded=claiming.crowded)
         if self._seen is not None and not self._confirms:
             take = partial(take, first=self.dispatcher.first_tries(self._seen))
         if not router.patience_ms:

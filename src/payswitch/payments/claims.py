@@ -19,6 +19,10 @@ from payswitch.telemetry.histogram import Histogram
 
 logger = logging.getLogger(__name__)
 
+_WORTH_A_CALL = 32
+"""A call costs as much as a few payments: where more are due than fit, fewer partitions are asked,
+each for as many."""
+
 _TRY = re.compile(r"(\d+)([ep]?)")
 
 
@@ -168,22 +172,27 @@ class Claims:
         back: Sequence[str] = (),
         drain: int = 0,
         first: FirstTries | None = None,
+        crowded: bool = False,
     ) -> Batch:
         """Take up to `limit` due payments of these partitions, by default of all, as evenly as
         `limit` allows. Before, make up to `drain` due that are held for each processor of `back`.
-        Open `first` tries only where no replica must confirm them: a claim waits for none. Raises
-        `RedisError` if no partition answers."""
+        If they are `crowded`, with more due payments than `limit`, a few at random are asked first,
+        and the others only for the rest. Open `first` tries only where no replica must confirm
+        them: a claim waits for none. Raises `RedisError` if no partition answers."""
         asked = list(self._script.partitions if partitions is None else partitions)
         random.shuffle(asked)
-        rest = [*self._opening(first), -(-drain // len(asked)), *back]
+        at_once = max(1, limit // _WORTH_A_CALL) if crowded else limit
         batches: list[Batch] = []
         errors: list[Exception] = []
-        while asked and limit > 0:  # again only if the limit is smaller than their number
-            found, failed = await self._take_from(asked[:limit], limit, rest)
+        while asked and limit > 0:
+            now = asked[: min(at_once, limit)]
+            rest = [*self._opening(first), -(-drain // len(now)), *back]
+            found, failed = await self._take_from(now, limit, rest)
             batches += found
             errors += failed
             limit -= sum(len(each.taken) for each in found)
-            del asked[: len(found) + len(failed)]
+            drain = 0
+            del asked[: len(now)]
         if not batches:
             raise errors[0]
         due = [each.next_due_ms for each in batches if each.next_due_ms is not None]

@@ -119,6 +119,27 @@ async def test_claims_that_overlap_take_no_more_than_the_processor_may_have(
         assert [event for each in payments for event in (await b.record(each)).history] == []
 
 
+async def test_only_a_claim_after_a_full_one_counts_on_a_crowd(
+    b: Bench, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims: list[tuple[bool, int, int]] = []
+    take = Claims.take
+
+    async def noted(self: Claims, limit: int, *, crowded: bool = False, **options: Any) -> Batch:
+        batch = await take(self, limit, crowded=crowded, **options)
+        claims.append((crowded, limit, len(batch.taken)))
+        return batch
+
+    monkeypatch.setattr(Claims, "take", noted)
+    for _ in range(200):
+        await b.accept()
+    async with running_worker(b, redis_server.url):
+        await all_settled(b, 200)
+    is_full = [taken == limit for _, limit, taken in claims]
+    assert is_full[0]
+    assert [crowded for crowded, _, _ in claims] == [False, *is_full[:-1]]
+
+
 async def test_a_claim_that_fails_while_the_worker_stops_is_no_error_in_the_log(
     b: Bench, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

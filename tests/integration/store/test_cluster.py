@@ -85,6 +85,30 @@ async def test_payments_of_all_partitions_are_accepted_claimed_settled_and_summe
     assert (await ledger.window(first, first + 60_000)).totals["default"] == total
 
 
+async def test_where_payments_crowd_a_claim_asks_few_partitions_and_the_others_for_the_rest(
+    redis: Client,
+) -> None:
+    payments = [payment for n in range(8) for payment in own_payments(redis, n, 40)]
+    assert await accepted(queue_of(redis), payments) == [Acceptance.NEW] * 320
+    claims = Claims(redis, lease_ms=60_000, deadline_ms=10**9, max_delay_ms=300)
+
+    async def take(*, crowded: bool) -> Counter[int]:
+        batch = await claims.take(64, crowded=crowded)
+        return Counter(each.claim.partition for each in batch.taken)
+
+    taken = await take(crowded=False)
+    assert taken == dict.fromkeys(range(8), 8)
+    first = await take(crowded=True)
+    assert sorted(first.values()) == [32, 32]
+    taken += first
+    while taken.total() < 320:  # those that are asked first have less and less left
+        left = {n for n in range(8) if taken[n] < 40}
+        found = await take(crowded=True)
+        assert found.keys() <= left
+        assert found.total() == 64 or found.keys() == left
+        taken += found
+
+
 async def test_a_partition_that_was_failed_over_is_found_at_its_new_node(
     redis: Client, cluster: ClusterServer
 ) -> None:
