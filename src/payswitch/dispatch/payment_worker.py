@@ -92,7 +92,7 @@ class _Claiming:
     slot_freed: asyncio.Event = field(default_factory=asyncio.Event)
     drained_at: float = 0.0
     crowded: bool = False
-    """The last claim left due payments behind."""
+    """The last claim seems to have left due payments behind."""
     lacks_replicas: bool = False
     """Replicas did not confirm a try: nothing is claimed until they confirm again."""
     listening: dict[Partition, asyncio.Task[Any]] = field(default_factory=dict)
@@ -266,12 +266,13 @@ class PaymentWorker(ResilientWorker):
             )
         for claimed in batch.taken:
             self._start(claimed, permit, claiming)
-        claiming.crowded = len(batch.taken) == permit.room
         if not batch.taken:
             await self._end_probe(permit)
         if batch.errors:
             raise batch.errors[0]
-        return self._pause(batch, permit)
+        pause = self._pause(batch, permit)
+        claiming.crowded = pause == _GO_ON
+        return pause
 
     def _pause(self, batch: Batch, permit: Permit) -> Pause:
         if len(batch.taken) == permit.room or (batch.taken and batch.next_due_ms == 0):
