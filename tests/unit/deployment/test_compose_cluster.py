@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,22 @@ def test_a_node_is_set_up_as_under_up(name: str) -> None:
     assert promised.items() <= given.items()
     assert (given["--appendonly"], given["--appendfsync"]) == ("yes", "always")
     assert given["--maxmemory-policy"] == "noeviction"
+
+
+@pytest.mark.parametrize(
+    ("redis_cli", "is_healthy"),
+    [("echo PONG", True), ("echo LOADING Redis is loading", False), ("sleep 30", False)],
+)
+def test_a_node_is_healthy_if_it_answers(tmp_path: Path, redis_cli: str, is_healthy: bool) -> None:
+    program = tmp_path / "redis-cli"
+    program.write_text(f"#!/bin/sh\n{redis_cli}\n")
+    program.chmod(0o755)
+    check = ALL["redis-1"]["healthcheck"]
+    [kind, command] = check["test"]
+    assert kind == "CMD-SHELL"
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(["sh", "-c", command], env={"PATH": path}, timeout=20)
+    assert (done.returncode == 0) is is_healthy
 
 
 def test_a_node_cuts_half_a_transaction_off_as_in_compose_yaml() -> None:
