@@ -113,6 +113,9 @@ class ServerNode:
         ]
         if not self._replicas or confirm is False:
             return await self._channels.call(commands)
+        key = Marks.key(calls[0][0][0])
+        # What later calls are told first says nothing of this one: they go by other connections.
+        known = self._marks.at(key)
         if confirm is True or confirm == "twice":
             # On the same connection: another run or node may lack what the call has written.
             again = self._once_more if confirm == "twice" else None
@@ -127,20 +130,19 @@ class ServerNode:
             return answers
         marked, *counts = answers[len(calls) :]
         del answers[len(calls) :]
-        key = Marks.key(calls[0][0][0])
-        why = self._why_unconfirmed(key, marked, counts[-1])
+        why = self._why_unconfirmed(marked, known, counts[-1])
         if why is None:
             self._marks.confirm(key, marked)
             return answers
         self.epoch.doubt()
         return [_short(why, each) for each in answers]
 
-    def _why_unconfirmed(self, key: str, marked: Any, count: Any) -> str | None:
+    def _why_unconfirmed(self, marked: Any, known: int, count: Any) -> str | None:
         """The reason why a mark, or what came before it, does not count as confirmed by so many
-        replicas; None if it does."""
+        replicas; None if it does. `known` was confirmed before the call."""
         if not (isinstance(marked, int) and self._suffices(count)):
             return f"it has no confirmation of {self._replicas} replica(s)"
-        if marked < self._marks.at(key):
+        if marked < known:
             self._settles_at = math.inf
             return "it lacks something that it had confirmed"
         now = asyncio.get_running_loop().time()

@@ -23,6 +23,9 @@ class Primary:
 
     def __init__(self, *counts: int) -> None:
         self.commands: list[bytes] = []
+        self.is_asked = asyncio.Event()
+        self.holds_back: asyncio.Event | None = None
+        """Answers to calls that come now wait for it."""
         self._counts = list(counts)
         self._marks = 0
 
@@ -31,8 +34,13 @@ class Primary:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
                 parser.feed(data)
+                answers = []
                 while (command := parser.gets()) is not False:
-                    writer.write(self._answer(command))
+                    answers.append(self._answer(command))
+                self.is_asked.set()
+                if answers and self.holds_back is not None:
+                    await self.holds_back.wait()
+                writer.write(b"".join(answers))
         writer.close()
 
     def _answer(self, command: Sequence[bytes]) -> bytes:
@@ -89,3 +97,17 @@ async def test_a_call_whose_wait_comes_short_is_confirmed_once_more_where_that_i
             assert isinstance(answer, UnconfirmedError)
         assert primary.commands.count(b"WAIT") == waits
         assert primary.commands.count(b"EVALSHA") == 1
+
+
+async def test_a_call_that_is_answered_after_a_later_one_is_confirmed() -> None:
+    primary = Primary(1, 1, 1)
+    async with node_of(primary) as node:
+        await run(node, confirm=True)  # the connection is open
+        primary.is_asked.clear()
+        primary.holds_back = answers = asyncio.Event()
+        first = asyncio.create_task(run(node, confirm=True))
+        await primary.is_asked.wait()
+        primary.holds_back = None
+        assert await run(node, confirm=True) == b"EVALSHA"
+        answers.set()
+        assert await first == b"EVALSHA"
