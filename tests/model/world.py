@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 from unittest import mock
 
@@ -31,9 +32,11 @@ from payswitch.processors.processor import Processor
 from payswitch.selection.selector import Selection, parse_override
 from payswitch.selection.standing import Standing
 from payswitch.store import keys, scripts
-from payswitch.store.errors import OtherDeploymentError, UnconfirmedError, WrongNodeError
-from payswitch.store.partitions import Partition, Partitions, tags
+from payswitch.store.errors import OtherDeploymentError, WrongNodeError
+from payswitch.store.partitions import Argument, Partition, Partitions, tags
+from tests.model.clients import SteppedRedis, SteppedWatch
 from tests.model.processors import Books, Entry, ProcessorClient, Wire
+from tests.model.restarts import Restarts
 from tests.model.stepped import (
     Gate,
     Layout,
@@ -41,8 +44,8 @@ from tests.model.stepped import (
     Process,
     ScriptCall,
     SteppedLoop,
-    SteppedRedis,
     Store,
+    Told,
     in_a_moving_slot,
     model_scripts,
 )
@@ -58,6 +61,9 @@ _PATIENCE_MS = 5000
 _CLAIM: ContextVar[Claim] = ContextVar("the claim in hand")
 
 
+Noted = tuple[set[str], ...]
+"""What was noted of the payments at some time."""
+
 _OF_ONE = Layout(tags(1), "1 replicas 1")
 _OF_TWO = Layout(tags(2), "2 replicas 1")
 
@@ -67,14 +73,16 @@ class World:
 
     def __init__(self, store: Store, protocol: Protocol, temper: Temper) -> None:
         assert store.spare is not None
+        assert store.spare.spare is not None
         self.node = Node(store, _START_MS)
         """The primary: what it holds is what counts."""
         self.former: Node | None = None
         """The primary before the failover, which knows of none; its replica is lost."""
         self._replica = store.spare
-        self._behind: tuple[set[str], ...] | None = None
+        self._behind: Noted | None = None
         """What was noted when the replica fell behind; None while it is not."""
         self._is_short = False
+        self._has_written = False
         self.is_moving = False
         """Whether the primary gives the payments' slot away."""
         self.is_lost = False
@@ -85,7 +93,10 @@ class World:
         self.protocol = protocol
         if temper.failovers:  # with hash tags, as in a cluster
             temper = replace(temper, purges=False, orders=False)
+        if temper.misfit or temper.moves or temper.loses_all or not temper.failovers:
+            temper = replace(temper, restarts=False)
         self.temper = temper
+        self.restarts = Restarts(self, store.spare.spare)
         self.layout = _OF_ONE if temper.failovers else Layout()
         partitions = SteppedRedis(Process(self, "init"), self).partitions
         self.partition: Partition = partitions[0]
@@ -119,7 +130,7 @@ class World:
         self.loop = SteppedLoop()
         self._texts = {
             each.deployment: model_scripts(protocol.scripts, each.deployment)
-            for each in (self.layout, _OF_TWO)
+            for each in (Layout(), self.layout, _OF_TWO)
         }
         self._patches = contextlib.ExitStack()
         patch = mock.patch.object
@@ -130,7 +141,7 @@ class World:
         self._begin(partitions)
         self.ingresses = [Ingress(self, number) for number in (1, 2)]
         self.workers = [Worker(self, number) for number in range(1, temper.workers + 1)]
-        self.everyone: list[Process] = [*self.ingresses, *self.workers]
+        self.everyone: list[Part] = [*self.ingresses, *self.workers]
 
     def layout_of(self, number: int) -> Layout:
         """What the ingress or worker of this number is set to."""
@@ -163,7 +174,7 @@ class World:
         """What the primary holds."""
         return self.node.store
 
-    def run_script(self, call: ScriptCall) -> Any:
+    def run_script(self, call: ScriptCall) -> tuple[Any, Told]:
         """One atomic step of Redis. Raises `RedisError`."""
         self.changed = True
         text = self._texts[call.deployment][call.name]
@@ -181,24 +192,26 @@ class World:
                 raise WrongNodeError("the slot moves") from None
             self.failures.append(f"{call.name}: {error}")
             raise
+        self._has_written = self._changes(call.node) != before
         args = [self._untagged(each) for each in call.args]
         if call.node is not self.node:
             self.counts[f"{call.name} at the former primary"] += 1
-        elif call.keys[0] == self.partition.generation:
-            self._note(call.name, args, answer)
-        needs = call.confirm(answer) if callable(call.confirm) else call.confirm
-        if needs and call.name not in self.protocol.unconfirmed:
-            self._confirm(call.node, has_written=self._changes(call.node) != before)
-        self._note_told(call.name, args, answer)
-        if call.name == "release":
-            self._note_pending(call.node, args)
-        return answer
+        else:
+            if call.deployment:
+                self.restarts.note_script(call.name, call.keys[0])
+            if call.keys[0] == self.partition.generation and not self.restarts.is_older:
+                self._note(call.name, args, answer)
+        pending = self._pending(call.node, args) if call.name == "release" else []
+        return answer, partial(self._note_told, call.name, args, answer, pending)
 
     def _untagged(self, argument: Any) -> Any:
         return argument.removeprefix(self.partition.tag) if isinstance(argument, str) else argument
 
-    def _note_told(self, name: str, args: Sequence[Any], answer: Any) -> None:
+    def _note_told(
+        self, name: str, args: Sequence[Any], answer: Any, pending: Sequence[str]
+    ) -> None:
         """Whoever was told brings it to no other Redis: no failover may undo it."""
+        self.told_pending.update(pending)
         if name == "bury":
             for correlation_id, state, verdict in zip(args[2::9], args[5::9], answer, strict=True):
                 if state == "declined" and verdict != b"gone":
@@ -209,13 +222,15 @@ class World:
             self._told_resolved.update(name for name, verdict in verdicts if verdict == b"done")
             self.resolved |= self._told_resolved
 
-    def _note_pending(self, node: Node, args: Sequence[Any]) -> None:
+    def _pending(self, node: Node, args: Sequence[Any]) -> list[str]:
+        found = []
         for correlation_id, marked in zip(args[0::10], args[5::10], strict=True):
             if "p" in marked:
                 record = self.partition.record(correlation_id)
                 held = cast(bytes | None, node.store.client.hget(record, "open"))
                 if b"p" in (held or b""):
-                    self.told_pending.add(correlation_id)
+                    found.append(correlation_id)
+        return found
 
     def _changes(self, node: Node) -> int:
         if not self.protocol.waits_for_own_writes:
@@ -223,15 +238,30 @@ class World:
         persistence = cast(dict[str, int], node.store.client.info("persistence"))
         return persistence["rdb_changes_since_last_save"]
 
-    def _confirm(self, node: Node, *, has_written: bool) -> None:
-        """`WAIT`: it ends in time, unless the model wants otherwise."""
-        if self.protocol.waits_for_own_writes and not has_written:
-            return
+    def write_mark(self, node: Node, text: str, key: Argument, by: Argument) -> Any:
+        """Let the mark of a partition grow by 0 or 1; gives it."""
+        return node.store.run(text, [key], [by])
+
+    def wait_for_replica(self, node: Node) -> int:
+        """`WAIT`: how many replicas have what was written. It ends in time, unless the model wants
+        otherwise."""
+        if self.protocol.waits_for_own_writes and not self._has_written:
+            return 1
         if node is self.node and not self._is_short:
             self.catch_up()
-        elif not self.protocol.short_is_done:
-            self.counts["not confirmed"] += 1
-            raise UnconfirmedError
+            return 1
+        if self.protocol.short_is_done:
+            return 1
+        self.counts["not confirmed"] += 1
+        return 0
+
+    def note_confirmed(self) -> int:
+        """Count a call that the replica has confirmed; gives its number."""
+        return self.restarts.note_confirmed()
+
+    def hear(self, process: Process, name: str, confirmed: int, *, knows: bool) -> None:
+        """A process is told that what this script did is confirmed."""
+        self.restarts.hear(process, name, confirmed, knows=knows)
 
     def redis_now(self, node: Node | None = None) -> int:
         """A node's clock, ms; the primary's by default."""
@@ -253,6 +283,7 @@ class World:
 
     def wait(self, ms: int) -> None:
         """Time passes for all."""
+        self.restarts.look_in_time(ms)
         self.books.true_ms += ms
         self.loop.now_s = self.books.true_ms / 1000
         self._end_hold()
@@ -272,8 +303,7 @@ class World:
     def fall_behind(self) -> None:
         """From now on nothing reaches the replica, until a `WAIT` waits for it."""
         self.store.copy_to(self._replica)
-        noted = (self.present, self.resolved, self.declined, self.final)
-        self._behind = tuple(map(set, noted))
+        self._behind = self.noted()
 
     def catch_up(self) -> None:
         """The replica has everything."""
@@ -293,15 +323,24 @@ class World:
         else:
             self.counts["a failover undoes writes"] += 1
         assert self._behind is not None
-        self.present, self.resolved, self.declined, self.final = self._behind
-        self.final |= self._told_final
-        self.resolved |= self._told_resolved
-        self._behind = None
+        self.go_back_to(self._behind)
+        self.restarts.forget()
         self.end_move()  # the replica knows of none
         self.former = self.node
         self.node = Node(self._replica, self.former.ahead + ahead_ms)
         self._replica = self.former.store
         self.changed = True
+
+    def noted(self) -> Noted:
+        """What is noted of the payments."""
+        return tuple(map(set, (self.present, self.resolved, self.declined, self.final)))
+
+    def go_back_to(self, noted: Noted) -> None:
+        """Redis holds what was noted then: but for what was told, no one may rely on the rest."""
+        self.present, self.resolved, self.declined, self.final = map(set, noted)
+        self.final |= self._told_final
+        self.resolved |= self._told_resolved
+        self._behind = None
 
     def move_slot(self) -> None:
         """Somebody begins to move the payments' slot. Of what is left there are the keys that a
@@ -323,18 +362,43 @@ class World:
             self.counts["switched with claims in hand"] += 1
         process.node = self.node
 
-    def strayed(self) -> list[Process]:
+    def living(self) -> list[Part]:
+        """The processes that live."""
+        return [each for each in self.everyone if not each.dead]
+
+    def look(self, process: Part) -> None:
+        """A process looks at the node."""
+        self.start(process.watch.look_once())
+        self.settle_down()
+
+    def cut_off(self, node: Node) -> None:
+        """All connections to the node end; what is on its way to it never arrives."""
+        for gate in list(self.gates):
+            if gate.call is not None and gate.call.node is node:
+                gate.fail()
+        self.ghosts[:] = [each for each in self.ghosts if each.call and each.call.node is not node]
+        self.settle_down()
+
+    def begin_anew(self) -> None:
+        """An operator has taken all payments out, whatever became of them."""
+        kept = (keys.DEPLOYMENT, keys.CONFIRMED)
+        for key in cast(list[bytes], self.store.client.keys()):
+            if not key.decode().startswith(kept):
+                self.store.client.delete(key)
+        self.generation += 1
+        self.store.client.set(self.partition.generation, self.generation)
+        self._forget_payments()
+        self.books.purge()
+        self.catch_up()
+
+    def strayed(self) -> list[Part]:
         """The living processes that have not learned of the failover."""
         return [each for each in self.everyone if not each.dead and each.node is self.former]
 
     def end_former(self) -> None:
         """The former primary becomes a replica; what is on its way to it never arrives."""
-        for gate in list(self.gates):
-            if gate.call is not None and gate.call.node is self.former:
-                gate.fail()
-        self.ghosts[:] = [
-            ghost for ghost in self.ghosts if ghost.call and ghost.call.node is not self.former
-        ]
+        assert self.former is not None
+        self.cut_off(self.former)
         self.former = None
 
     def lose_everything(self) -> None:
@@ -357,6 +421,7 @@ class World:
 
     def replace_worker(self, worker: Worker) -> None:
         """Start a new process in its place, which remembers nothing."""
+        self.restarts.look_before_start()
         self.workers[self.workers.index(worker)] = fresh = Worker(self, worker.number)
         fresh.node = worker.node
         self.everyone.append(fresh)
@@ -495,13 +560,28 @@ class World:
         self.books.purge()
 
 
-class Ingress(Process):
+class Part(Process):
+    """An ingress or a worker: a process with a client of Redis."""
+
+    def __init__(self, world: World, kind: str, number: int) -> None:
+        super().__init__(world, f"{kind} {number}", world.layout_of(number))
+        self._world = world
+        self._client = client = SteppedRedis(self, world)
+        self._redis = cast(Redis, client)
+        self.watch = SteppedWatch(client)
+
+    @property
+    def has_met_primary(self) -> bool:
+        """Whether it has called the present run of the node that it takes for the primary."""
+        return self._client.has_met_primary
+
+
+class Ingress(Part):
     """Accepts and purges."""
 
     def __init__(self, world: World, number: int) -> None:
-        super().__init__(world, f"ingress {number}", world.layout_of(number))
-        self._world = world
-        redis = cast(Redis, SteppedRedis(self, world))
+        super().__init__(world, "ingress", number)
+        redis = self._redis
         self._queue = AcceptQueue(redis, limit_ms=5000, max_backlog=1000)
         self._purge = Purge(redis, PROCESSORS)
         self._sweeper = Sweeper(redis, PROCESSORS, every_ms=30_000)
@@ -596,17 +676,16 @@ class Ingress(Process):
             pass
 
 
-class Worker(Process):
+class Worker(Part):
     """A payments worker without its main loop: the model claims for it."""
 
     def __init__(self, world: World, number: int) -> None:
-        super().__init__(world, f"worker {number}", world.layout_of(number))
+        super().__init__(world, "worker", number)
         self.number = number
         self.stopping = False
         self.tasks: dict[asyncio.Task[None], Claim | None] = {}
-        self._world = world
         self._ahead = 100_000_000 * number
-        redis = cast(Redis, SteppedRedis(self, world))
+        redis = self._redis
         protocol, temper = world.protocol, world.temper
         max_delay_ms = world.books.max_delay_ms
         self._claims = protocol.claims(
