@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from payswitch.store import keys
+from tests.model.parts import Ingress, Worker
 from tests.model.processors import REFUSED_CONNECTION, UNCLEAR, Wire
 from tests.model.promise import Snapshot
 from tests.model.stepped import Gate, Node
@@ -16,7 +17,7 @@ from tests.model.temper import (
     MAX_DELAY_MS,
     QUIET_MS,
 )
-from tests.model.world import Ingress, Worker, World
+from tests.model.world import World
 from tests.support import PROCESSORS
 
 _MOST_IN_HAND = 4

@@ -12,7 +12,8 @@ from tests.model.clients import SteppedRedis
 from tests.model.stepped import Process, Store
 
 if TYPE_CHECKING:
-    from tests.model.world import Noted, Part, World
+    from tests.model.parts import Part
+    from tests.model.world import Noted, World
 
 _LOOKS_WITHIN_MS = 500
 """Each process looks twice a second."""
