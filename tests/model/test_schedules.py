@@ -82,10 +82,10 @@ _ANOTHER_FIRST_TRY = (
 """Worker 1 sees a try at the former primary that was never sent, then one at the new primary."""
 
 _CAME_BACK_OLDER = (
-    *("5000 ms pass", "the primary's files are copied", "accept pay-2"),
-    "the primary comes back older",
+    *("the primary's files are copied", "5000 ms pass", "the primary's files are copied"),
+    *("accept pay-2", "the primary comes back older"),
 )
-"""Ingress 1 has known the node for long, and knows that pay-2 was confirmed."""
+"""All have known the node for long; ingress 1 alone knows that pay-2 was confirmed."""
 
 SCHEDULES = [
     Schedule(
@@ -369,6 +369,14 @@ SCHEDULES = [
             *(*_CAME_BACK_OLDER, "ingress 1 looks", "ingress 1: look"),
             *("ingress 1: stop", "ingress 1: stop", "5000 ms pass", "accept pay-1 again"),
             *("the loss is accepted", "accept pay-3", "worker 1 claims and sends"),
+        ),
+    ),
+    Schedule(
+        "others don't see a stop",
+        (
+            *(*_CAME_BACK_OLDER, "5000 ms pass", "ingress 2 looks", "ingress 2: look"),
+            *("5000 ms pass", "ingress 2 looks", "ingress 2: look"),
+            *("the right files are brought", "5000 ms pass", "accept pay-3"),
         ),
     ),
     Schedule(
