@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from payswitch.store import keys
+from tests.model.parts import Ingress, Worker
 from tests.model.processors import REFUSED_CONNECTION, UNCLEAR, Wire
 from tests.model.promise import Snapshot
 from tests.model.stepped import Gate, Node
@@ -16,7 +17,7 @@ from tests.model.temper import (
     MAX_DELAY_MS,
     QUIET_MS,
 )
-from tests.model.world import Ingress, Worker, World
+from tests.model.world import World
 from tests.support import PROCESSORS
 
 _MOST_IN_HAND = 4
@@ -66,6 +67,8 @@ def possible(world: World, seen: Snapshot) -> Iterator[Action]:
     yield from _of_operator(world)
     if world.temper.failovers:
         yield from _of_failover(world)
+    if world.temper.restarts and world.former is None:
+        yield from _of_restarts(world)
     if world.temper.moves:
         if world.is_moving:
             yield Action("the move is given up", 3, world.end_move)
@@ -131,8 +134,7 @@ def wake(world: World, ghost: Gate) -> None:
 def _of_clients(world: World, seen: Snapshot) -> Iterator[Action]:
     first, second = world.ingresses
     # An id is used again after a purge only when nothing of its old payment lives.
-    accepting = any(": accept" in gate.label for gate in (*world.gates, *world.ghosts))
-    if world.temper.purges and not accepting and not first.is_purging:
+    if world.temper.purges and not _is_accepting(world) and not first.is_purging:
         yield Action("purge", 1, first.call_purge)
         yield Action("purge at once", 1, partial(purge, world, first))
     if first.is_purging:
@@ -179,6 +181,8 @@ def _of_failover(world: World) -> Iterator[Action]:
         if not world.strayed():
             yield Action("the former primary becomes a replica", 3, world.end_former)
         return
+    if world.restarts.is_older or world.restarts.is_stopped:
+        return
     if world.is_behind:
         yield Action("the replica catches up", 1, world.catch_up)
     else:
@@ -188,6 +192,26 @@ def _of_failover(world: World) -> Iterator[Action]:
         for ms in (-_HOUR_MS, _HOUR_MS):
             what = f"the replica takes over, its clock {ms} ms ahead"
             yield Action(what, 1, partial(world.fail_over, ms))
+
+
+def _of_restarts(world: World) -> Iterator[Action]:
+    restarts = world.restarts
+    if not restarts.is_older and not restarts.is_stopped:
+        yield Action("the primary's files are copied", 2, restarts.keep)
+        yield Action("the primary comes back", 1, restarts.come_back)
+        if restarts.may_come_back_older:
+            yield Action("the primary comes back older", 6, restarts.come_back_older)
+        return
+    for process in world.living():
+        yield Action(f"{process.name} looks", 4, partial(world.look, process))
+    if restarts.is_older:
+        yield Action("the right files are brought", 4, restarts.bring_right_files)
+    if restarts.is_stopped and not _is_accepting(world):
+        yield Action("the loss is accepted", 6, restarts.accept_loss)
+
+
+def _is_accepting(world: World) -> bool:
+    return any(": accept" in gate.label for gate in (*world.gates, *world.ghosts))
 
 
 def _of_operator(world: World) -> Iterator[Action]:
@@ -221,7 +245,7 @@ def _of_worker(world: World, worker: Worker, *, is_due: bool) -> Iterator[Action
     for proof in world.books.proofs[-2:]:
         what = f"{name} proves {proof.payment} again"
         yield Action(what, 1, partial(worker.bring, proof))
-    if world.temper.crashes and worker.tasks:
+    if world.temper.crashes and worker.tasks and world.restarts.may_die(worker):
         yield Action(f"{name} is killed", 2, partial(world.crash, worker))
         yield Action(f"{name} is stopped", 1, partial(world.stop, worker))
 

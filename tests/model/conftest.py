@@ -21,6 +21,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     with (
         redis.Redis(unix_socket_path=path, single_connection_client=True) as client,
         redis.Redis(unix_socket_path=path, single_connection_client=True, db=1) as spare,
+        redis.Redis(unix_socket_path=path, single_connection_client=True, db=2) as other,
     ):
-        yield Store(client, Store(spare))
+        yield Store(client, Store(spare, Store(other)))
     server.kill()

@@ -14,8 +14,9 @@ from payswitch.money import Total
 from payswitch.payments.claims import parse_open_tries
 from payswitch.payments.ledger import Ledger
 from payswitch.store import keys
+from tests.model.clients import SteppedRedis
 from tests.model.processors import Entry
-from tests.model.stepped import Process, SteppedRedis
+from tests.model.stepped import Process
 from tests.model.temper import LEASE_MS
 from tests.model.world import World
 from tests.support import PROCESSORS
@@ -99,6 +100,9 @@ def check(world: World, seen: Snapshot) -> None:
     """What holds after every single step."""
     demand(not world.failures, f"something failed inside: {world.failures}")
     demand(not world.claimed_while_paused, "something was claimed while paused")
+    demand(not world.restarts.broken, f"the files: {world.restarts.broken}")
+    if world.restarts.is_older:
+        return  # an operator is told, and decides
     demand(seen.incidents == 0, "a proof of payment matches no pin")
     for correlation_id, cents in world.acknowledged.items():
         record = seen.records.get(correlation_id, {})
@@ -217,6 +221,12 @@ def heal(world: World) -> None:
         worker.prefer("default")
     for ghost in world.ghosts:
         ghost.perform()
+    if world.restarts.is_older:
+        world.restarts.let_all_look()
+        check(world, read(world))
+        world.restarts.bring_right_files()
+    if world.restarts.is_stopped:
+        world.restarts.accept_loss()
     _let_all_pass(world)
     if world.temper.orders:
         for ingress in world.ingresses:

@@ -4,20 +4,16 @@ and a Redis whose every script call waits at a gate until somebody says what bec
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from functools import cache
 from importlib.resources import files
-from typing import Any, Protocol, TypeVarTuple, Unpack, cast
+from typing import Any, Protocol, TypeVarTuple, Unpack
 
 import redis
-from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from payswitch.store import keys, scripts
-from payswitch.store.partitions import Call, Confirm, Partition, Partitions
+from payswitch.store import scripts
 
 _CLOCK = """
   local time = redis.call('TIME')
@@ -26,8 +22,6 @@ _CLOCK = """
 _MODEL_CLOCK = """
   return tonumber(KEYS[#KEYS])
 """
-
-_PAYMENT = re.compile(r"(?:\{.*\})?(pay-\d+)")
 
 Arguments = TypeVarTuple("Arguments")
 Replacements = Mapping[str, Sequence[tuple[str, str]]]
@@ -95,7 +89,8 @@ for _, key in ipairs(redis.call('KEYS', '*')) do redis.call('COPY', key, key, 'D
 
 class Store:
     """The real Redis behind the model, reached synchronously: each call is one atomic step.
-    `spare` is another database of it."""
+    `spare` is another database of it, which may
+    have one in turn."""
 
     def __init__(self, client: redis.Redis, spare: Store | None = None) -> None:
         self.client = client
@@ -121,6 +116,8 @@ class Node:
 
     store: Store
     ahead: int
+    run: int = 1
+    """Its run: each restart cuts its connections and begins another one."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +137,13 @@ class ScriptCall:
     keys: Sequence[Any]
     args: Sequence[Any]
     node: Node
-    confirm: Confirm
+    confirm: bool
+    """Whether `WAIT` follows, or may."""
     deployment: str
+
+
+Told = Callable[[], None]
+"""What to note once the process has the answer."""
 
 
 class Gate:
@@ -208,7 +210,7 @@ class Surroundings(Protocol):
 
     layout: Layout
 
-    def run_script(self, call: ScriptCall) -> Any:
+    def run_script(self, call: ScriptCall) -> tuple[Any, Told]:
         """Run a script on its node, on virtual time."""
 
     def redis_now(self, node: Node) -> int:
@@ -228,6 +230,8 @@ class Process:
         self.gates: list[Gate] = []
         self.node = around.node
         """What it takes for the primary."""
+        self.knows = 0
+        """The latest confirmed call of which it must know that it was confirmed."""
         self._around = around
 
     async def pass_gate(
@@ -262,100 +266,6 @@ class Process:
             gate.future.cancel()
 
 
-class SteppedNode:
-    """Stands where the connections to one node do: each script waits at a gate."""
-
-    is_connected = True
-
-    def __init__(self, process: Process, around: Surroundings, node: Node) -> None:
-        self._process = process
-        self._around = around
-        self._node = node
-
-    async def run(
-        self, text: str, sha: str, calls: Sequence[Call], *, confirm: Confirm
-    ) -> list[Any]:
-        """As `payswitch.store.partitions.Node.run`."""
-        name = _names(self._process.layout.deployment)[text]
-        return [await self._call(name, keys, args, confirm) for keys, args in calls]
-
-    async def _call(
-        self, name: str, keys: Sequence[Any], args: Sequence[Any], confirm: Confirm
-    ) -> Any:
-        deployment = self._process.layout.deployment
-        call = ScriptCall(name, keys, args, self._node, confirm, deployment)
-        label = " ".join([name, *_payments_among(args)])
-        kind = "claim" if name == "claim" else "redis"
-        try:
-            return await self._process.pass_gate(
-                kind, label, lambda: self._around.run_script(call), call
-            )
-        except redis.RedisError as error:
-            return error
-
-
-class SteppedNodes:
-    """Leads to the node that a process takes for the primary."""
-
-    def __init__(self, process: Process, around: Surroundings) -> None:
-        self._process = process
-        self._around = around
-        self._nodes: dict[Node, SteppedNode] = {}
-
-    def home(self, slot: int) -> str:
-        """As `payswitch.store.partitions.Nodes.home`."""
-        return "the model"
-
-    async def locate(self, slot: int) -> SteppedNode:
-        """As `payswitch.store.partitions.Nodes.locate`."""
-        node = self._process.node
-        if node not in self._nodes:
-            self._nodes[node] = SteppedNode(self._process, self._around, node)
-        return self._nodes[node]
-
-    async def locate_again(self, slot: int, wrong: Exception) -> None:
-        """As `payswitch.store.partitions.Nodes.locate_again`: there is no other."""
-
-
-class SteppedRedis:
-    """Stands where a Redis client is handed in. Scripts wait at gates; plain reads, which change
-    nothing, don't."""
-
-    def __init__(self, process: Process, around: Surroundings) -> None:
-        self._process = process
-        self._around = around
-        redis, nodes = cast(Redis, self), SteppedNodes(process, around)
-        layout = process.layout
-        every = [Partition(n, tag, redis, nodes) for n, tag in enumerate(layout.tags)]
-        common = Partition(0, keys.SELECTION, redis, nodes) if layout.tags[0] else every[0]
-        self.partitions = Partitions(every, common, layout.deployment)
-
-    async def time(self) -> tuple[int, int]:
-        """Redis' virtual clock: seconds and microseconds."""
-        now = self._around.redis_now(self._process.node)
-        return now // 1000, now % 1000 * 1000
-
-    async def get(self, key: str) -> Any:
-        """As redis-py's."""
-        return self._process.node.store.client.get(key)
-
-    async def mget(self, names: list[str]) -> Any:
-        """As redis-py's."""
-        return self._process.node.store.client.mget(names)
-
-    async def pttl(self, key: str) -> Any:
-        """As redis-py's."""
-        return self._process.node.store.client.pttl(key)
-
-    async def hmget(self, key: str, fields: list[str]) -> Any:
-        """As redis-py's."""
-        return self._process.node.store.client.hmget(key, fields)
-
-    async def zcount(self, key: str, low: float | str, high: float | str) -> Any:
-        """As redis-py's."""
-        return self._process.node.store.client.zcount(key, low, high)
-
-
 _IN_A_MOVING_SLOT = """
 local real = redis
 local redis = setmetatable({}, { __index = real })
@@ -388,17 +298,6 @@ SCRIPTS = sorted(
     if entry.name.endswith(".lua") and entry.name != "common.lua"
 )
 """Every script of the protocol."""
-
-
-@cache
-def _names(deployment: str) -> dict[str, str]:
-    return {scripts.source(name, deployment): name for name in SCRIPTS}
-
-
-def _payments_among(args: Sequence[Any]) -> list[str]:
-    """The payments that a call is about, for its label."""
-    found = (_PAYMENT.fullmatch(arg) for arg in args if isinstance(arg, str))
-    return sorted({match[1] for match in found if match})
 
 
 def model_scripts(replacements: Replacements, deployment: str) -> dict[str, str]:

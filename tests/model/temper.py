@@ -48,6 +48,9 @@ class Temper:
     sent."""
     failovers: bool = False
     """Whether Redis has a replica that takes over while the primary lives on."""
+    restarts: bool = False
+    """Whether the primary comes back before its replica takes over, with all its files or older
+    ones."""
     moves: bool = False
     """Whether somebody begins to move the payments' slot to another node, and gives that up."""
     loses_all: bool = False

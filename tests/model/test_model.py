@@ -67,6 +67,15 @@ MOVING = ("accept", "claim", "route", "settle", "release", "replay", "sweep")
 """Scripts that such runs must have come across while the slot moved."""
 
 
+RESTARTING = Protocol(temper={"failovers": True, "restarts": True})
+RESTARTS = (
+    *("the primary comes back", "the primary comes back older", "stopped"),
+    "the primary comes back without what nobody was told",
+    *("the loss is accepted", "the right files are brought"),
+)
+"""What such runs must have come across while the primary restarted."""
+
+
 def run(store: Store, protocol: Protocol, settings: hypothesis.settings, seed: int) -> Counter[str]:
     """Run the model; returns what it came across. Raises `BrokenPromiseError`."""
     counts: Counter[str] = Counter()
@@ -100,12 +109,23 @@ def test_the_promise_holds_while_a_slot_moves(store: Store) -> None:
     assert [name for name in MOVING if counts[f"{name} in a moving slot"] == 0] == []
 
 
+def test_the_promise_holds_while_the_primary_restarts(store: Store) -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(1, 5):
+        counts += run(store, RESTARTING, SOME, seed)
+        if all(counts[name] for name in RESTARTS):
+            break
+    print("\n".join(f"{counts[name]:6} {name}" for name in RESTARTS))
+    assert [name for name in RESTARTS if counts[name] == 0] == []
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_the_promise_holds_over_a_long_random_run(store: Store) -> None:
+@pytest.mark.parametrize("protocol", [Protocol(), RESTARTING], ids=["all", "restarts"])
+def test_the_promise_holds_over_a_long_random_run(store: Store, protocol: Protocol) -> None:
     seed = int.from_bytes(os.urandom(4))
     print(f"seed {seed}")
-    run(store, Protocol(), LONG, seed)
+    run(store, protocol, LONG, seed)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ _OF_A_CLUSTER = {
     "everything is lost",
     "accept pay-1 again",
     "the slot begins to move",
+    "the primary's files are copied",
 }
 
 
@@ -40,6 +41,7 @@ def play(store: Store, protocol: Protocol, schedule: Schedule) -> int:
         slower="the processors become slower" in schedule.steps,
         deliberate=True,
         failovers=not _OF_A_CLUSTER.isdisjoint(schedule.steps),
+        restarts="the primary's files are copied" in schedule.steps,
         moves="the slot begins to move" in schedule.steps,
         loses_all="everything is lost" in schedule.steps,
         misfit=schedule.guards == "another number of partitions",
@@ -78,6 +80,12 @@ _ANOTHER_FIRST_TRY = (
     "default records it: pay-1",
 )
 """Worker 1 sees a try at the former primary that was never sent, then one at the new primary."""
+
+_CAME_BACK_OLDER = (
+    *("the primary's files are copied", "5000 ms pass", "the primary's files are copied"),
+    *("accept pay-2", "the primary comes back older"),
+)
+"""All have known the node for long; ingress 1 alone knows that pay-2 was confirmed."""
 
 SCHEDULES = [
     Schedule(
@@ -343,6 +351,32 @@ SCHEDULES = [
             *("the replica falls behind", "begin to accept pay-2"),
             *("ingress 1: accept pay-2, WAIT short", "accept pay-2 again"),
             "the replica takes over",
+        ),
+    ),
+    Schedule("marks are not checked", (*_CAME_BACK_OLDER, "5000 ms pass", "accept pay-1 again")),
+    Schedule("any call lifts marks", (*_CAME_BACK_OLDER, "accept pay-1 again", "5000 ms pass")),
+    Schedule("a node that restarts is trusted at once", (*_CAME_BACK_OLDER, "accept pay-1 again")),
+    Schedule(
+        "a late answer is trusted",
+        (
+            *(*_CAME_BACK_OLDER, "worker 1 looks", "worker 1: look", "worker 1 claims"),
+            *("worker 1: route pay-1, answered later", "5000 ms pass", "worker 1: route pay-1"),
+        ),
+    ),
+    Schedule(
+        "others don't see a stop",
+        (
+            *(*_CAME_BACK_OLDER, "ingress 1 looks", "ingress 1: look"),
+            *("ingress 1: stop", "ingress 1: stop", "5000 ms pass", "accept pay-1 again"),
+            *("the loss is accepted", "accept pay-3", "worker 1 claims and sends"),
+        ),
+    ),
+    Schedule(
+        "others don't see a stop",
+        (
+            *(*_CAME_BACK_OLDER, "5000 ms pass", "ingress 2 looks", "ingress 2: look"),
+            *("5000 ms pass", "ingress 2 looks", "ingress 2: look"),
+            *("the right files are brought", "5000 ms pass", "accept pay-3"),
         ),
     ),
     Schedule(

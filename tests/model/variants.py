@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.dispatch.quiet_watch import QuietWatch
@@ -13,7 +14,9 @@ from payswitch.payments.claims import Batch, Claim, Claims, FirstTries, OpenTry,
 from payswitch.payments.ids import random_id
 from payswitch.payments.tries import Findings, Tries
 from payswitch.processors.outcomes import Ended, Missing, NotPaid, Outcome, Refused, Unknown
-from payswitch.store.partitions import Partition
+from payswitch.store.marks import Marks
+from payswitch.store.nodes import ServerNode
+from payswitch.store.partitions import Argument, Call, Partition
 from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
 from tests.model.stepped import SCRIPTS, Replacements
 
@@ -36,6 +39,8 @@ class Protocol:
     """Whether a `WAIT` that ended too early counts as confirmed."""
     waits_for_own_writes: bool = False
     """Whether a call that wrote nothing waits for nothing, as Redis' `WAIT` alone would do."""
+    marks: type[Marks] = Marks
+    server: type[ServerNode] = ServerNode
     temper: Mapping[str, object] = field(default_factory=dict)
     """What is given of the world's temper, because the fault shows nowhere else."""
     rare: bool = False
@@ -208,6 +213,29 @@ class _ForgetsThatItIsPending(Dispatcher):
         await super().dispatch(replace(claim, open_tries=open_tries), trace, probe=probe)
 
 
+class _KnowsNoMarks(Marks):
+    def at(self, key: str) -> int:
+        return 0
+
+
+class _LetsAnyCallLiftMarks(ServerNode):
+    def _confirmation(self, calls: Sequence[Call]) -> list[Sequence[Argument]]:
+        [write, wait] = super()._confirmation(calls)
+        return [[*write[:-1], 1], wait]
+
+
+class _TrustsALateAnswer(ServerNode):
+    def _why_unconfirmed(self, key: str, marked: Any, count: Any, sent_at: float) -> str | None:
+        now = asyncio.get_running_loop().time()
+        return super()._why_unconfirmed(key, marked, count, now)
+
+
+class _TrustsANodeThatRestarts(ServerNode):
+    def _meet(self, run_id: str) -> None:
+        self.forget_run()
+        super()._meet(run_id)
+
+
 _ONE_PAYMENT: Mapping[str, object] = {
     "payments": 1,
     "workers": 2,
@@ -230,6 +258,8 @@ _ONE_PAYMENT: Mapping[str, object] = {
     "hasty": True,
 }
 """Nothing but two workers and a processor that is hard to understand."""
+
+_RESTARTS = {**_ONE_PAYMENT, "failovers": True, "restarts": True, "payments": 2}
 
 _NOT_FENCED = [
     ("of ~= current or known[2] ~= token or", "of ~= current or"),
@@ -517,6 +547,21 @@ VARIANTS = [
         waits_for_own_writes=True,
         temper={**_ONE_PAYMENT, "failovers": True, "payments": 2},
         rare=True,
+    ),
+    Protocol("marks are not checked", marks=_KnowsNoMarks, temper=_RESTARTS),
+    Protocol("any call lifts marks", server=_LetsAnyCallLiftMarks, temper=_RESTARTS),
+    Protocol(
+        "a node that restarts is trusted at once", server=_TrustsANodeThatRestarts, temper=_RESTARTS
+    ),
+    Protocol("a late answer is trusted", server=_TrustsALateAnswer, temper=_RESTARTS, rare=True),
+    Protocol(
+        "others don't see a stop",
+        scripts={
+            "stop": [
+                ("redis.call('SET', 'payments:deployment' .. SUFFIX, 'behind ' .. DEPLOYMENT)", "")
+            ]
+        },
+        temper=_RESTARTS,
     ),
     Protocol(
         "another number of partitions",

@@ -1,39 +1,29 @@
-"""The system of the model: ingress and workers made of the real code, over a real Redis and the
-model's processors, on clocks that only the model moves."""
+"""The system of the model: ingress and workers over a real Redis and the model's processors, on
+clocks that only the model moves."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 from unittest import mock
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
-from payswitch.dispatch.dispatcher import Pauses
-from payswitch.dispatch.routing import Breaker, BreakerLimits, Router
-from payswitch.operations.controls import Controls
 from payswitch.payments import accepting, tries
-from payswitch.payments.accepting import Acceptance, AcceptQueue, NotAcceptedError
-from payswitch.payments.audit import Signature
 from payswitch.payments.claims import Claim, parse_open_tries
-from payswitch.payments.dead_letters import DeadLetters
-from payswitch.payments.ledger import Ledger
-from payswitch.payments.payment import Payment
-from payswitch.payments.purge import Purge
-from payswitch.payments.sweeper import Sweeper
-from payswitch.processors.processor import Processor
-from payswitch.selection.selector import Selection, parse_override
-from payswitch.selection.standing import Standing
 from payswitch.store import keys, scripts
-from payswitch.store.errors import OtherDeploymentError, UnconfirmedError, WrongNodeError
-from payswitch.store.partitions import Partition, Partitions, tags
-from tests.model.processors import Books, Entry, ProcessorClient, Wire
+from payswitch.store.errors import OtherDeploymentError, WrongNodeError
+from payswitch.store.partitions import Argument, Partition, Partitions, tags
+from tests.model.clients import SteppedRedis
+from tests.model.parts import Ingress, Part, Worker
+from tests.model.processors import Books
+from tests.model.restarts import Restarts
 from tests.model.stepped import (
     Gate,
     Layout,
@@ -41,22 +31,22 @@ from tests.model.stepped import (
     Process,
     ScriptCall,
     SteppedLoop,
-    SteppedRedis,
     Store,
+    Told,
     in_a_moving_slot,
     model_scripts,
 )
-from tests.model.temper import LATER_MAX_DELAY_MS, LEASE_MS, MARGIN_MS, MAX_DELAY_MS, Temper
+from tests.model.temper import LATER_MAX_DELAY_MS, MAX_DELAY_MS, Temper
 from tests.model.variants import Protocol
 from tests.support import PROCESSORS
 
-_MODEL = Signature("the model")
-
 _START_MS = 1_750_000_000_000
 _HOLD_MS = 5000
-_PATIENCE_MS = 5000
 _CLAIM: ContextVar[Claim] = ContextVar("the claim in hand")
 
+
+Noted = tuple[set[str], ...]
+"""What was noted of the payments at some time."""
 
 _OF_ONE = Layout(tags(1), "1 replicas 1")
 _OF_TWO = Layout(tags(2), "2 replicas 1")
@@ -67,14 +57,16 @@ class World:
 
     def __init__(self, store: Store, protocol: Protocol, temper: Temper) -> None:
         assert store.spare is not None
+        assert store.spare.spare is not None
         self.node = Node(store, _START_MS)
         """The primary: what it holds is what counts."""
         self.former: Node | None = None
         """The primary before the failover, which knows of none; its replica is lost."""
         self._replica = store.spare
-        self._behind: tuple[set[str], ...] | None = None
+        self._behind: Noted | None = None
         """What was noted when the replica fell behind; None while it is not."""
         self._is_short = False
+        self._has_written = False
         self.is_moving = False
         """Whether the primary gives the payments' slot away."""
         self.is_lost = False
@@ -85,7 +77,10 @@ class World:
         self.protocol = protocol
         if temper.failovers:  # with hash tags, as in a cluster
             temper = replace(temper, purges=False, orders=False)
+        if temper.misfit or temper.moves or temper.loses_all or not temper.failovers:
+            temper = replace(temper, restarts=False)
         self.temper = temper
+        self.restarts = Restarts(self, store.spare.spare)
         self.layout = _OF_ONE if temper.failovers else Layout()
         partitions = SteppedRedis(Process(self, "init"), self).partitions
         self.partition: Partition = partitions[0]
@@ -97,7 +92,7 @@ class World:
         self.changed = True
         self.failures: list[str] = []
         self.claimed_while_paused = False
-        self.books = Books(MAX_DELAY_MS, {name: {} for name in PROCESSORS}, self.counts)
+        self.books: Books = Books(MAX_DELAY_MS, {name: {} for name in PROCESSORS}, self.counts)
         self.held_until: int | None = None
         self.generation = 0
         self.present: set[str] = set()
@@ -119,7 +114,7 @@ class World:
         self.loop = SteppedLoop()
         self._texts = {
             each.deployment: model_scripts(protocol.scripts, each.deployment)
-            for each in (self.layout, _OF_TWO)
+            for each in (Layout(), self.layout, _OF_TWO)
         }
         self._patches = contextlib.ExitStack()
         patch = mock.patch.object
@@ -130,7 +125,7 @@ class World:
         self._begin(partitions)
         self.ingresses = [Ingress(self, number) for number in (1, 2)]
         self.workers = [Worker(self, number) for number in range(1, temper.workers + 1)]
-        self.everyone: list[Process] = [*self.ingresses, *self.workers]
+        self.everyone: list[Part] = [*self.ingresses, *self.workers]
 
     def layout_of(self, number: int) -> Layout:
         """What the ingress or worker of this number is set to."""
@@ -163,7 +158,7 @@ class World:
         """What the primary holds."""
         return self.node.store
 
-    def run_script(self, call: ScriptCall) -> Any:
+    def run_script(self, call: ScriptCall) -> tuple[Any, Told]:
         """One atomic step of Redis. Raises `RedisError`."""
         self.changed = True
         text = self._texts[call.deployment][call.name]
@@ -181,24 +176,26 @@ class World:
                 raise WrongNodeError("the slot moves") from None
             self.failures.append(f"{call.name}: {error}")
             raise
+        self._has_written = self._changes(call.node) != before
         args = [self._untagged(each) for each in call.args]
         if call.node is not self.node:
             self.counts[f"{call.name} at the former primary"] += 1
-        elif call.keys[0] == self.partition.generation:
-            self._note(call.name, args, answer)
-        needs = call.confirm(answer) if callable(call.confirm) else call.confirm
-        if needs and call.name not in self.protocol.unconfirmed:
-            self._confirm(call.node, has_written=self._changes(call.node) != before)
-        self._note_told(call.name, args, answer)
-        if call.name == "release":
-            self._note_pending(call.node, args)
-        return answer
+        else:
+            if call.deployment:
+                self.restarts.note_script(call.name, call.keys[0])
+            if call.keys[0] == self.partition.generation and not self.restarts.is_older:
+                self._note(call.name, args, answer)
+        pending = self._pending(call.node, args) if call.name == "release" else []
+        return answer, partial(self._note_told, call.name, args, answer, pending)
 
     def _untagged(self, argument: Any) -> Any:
         return argument.removeprefix(self.partition.tag) if isinstance(argument, str) else argument
 
-    def _note_told(self, name: str, args: Sequence[Any], answer: Any) -> None:
+    def _note_told(
+        self, name: str, args: Sequence[Any], answer: Any, pending: Sequence[str]
+    ) -> None:
         """Whoever was told brings it to no other Redis: no failover may undo it."""
+        self.told_pending.update(pending)
         if name == "bury":
             for correlation_id, state, verdict in zip(args[2::9], args[5::9], answer, strict=True):
                 if state == "declined" and verdict != b"gone":
@@ -209,13 +206,15 @@ class World:
             self._told_resolved.update(name for name, verdict in verdicts if verdict == b"done")
             self.resolved |= self._told_resolved
 
-    def _note_pending(self, node: Node, args: Sequence[Any]) -> None:
+    def _pending(self, node: Node, args: Sequence[Any]) -> list[str]:
+        found = []
         for correlation_id, marked in zip(args[0::10], args[5::10], strict=True):
             if "p" in marked:
                 record = self.partition.record(correlation_id)
                 held = cast(bytes | None, node.store.client.hget(record, "open"))
                 if b"p" in (held or b""):
-                    self.told_pending.add(correlation_id)
+                    found.append(correlation_id)
+        return found
 
     def _changes(self, node: Node) -> int:
         if not self.protocol.waits_for_own_writes:
@@ -223,15 +222,30 @@ class World:
         persistence = cast(dict[str, int], node.store.client.info("persistence"))
         return persistence["rdb_changes_since_last_save"]
 
-    def _confirm(self, node: Node, *, has_written: bool) -> None:
-        """`WAIT`: it ends in time, unless the model wants otherwise."""
-        if self.protocol.waits_for_own_writes and not has_written:
-            return
+    def write_mark(self, node: Node, text: str, key: Argument, by: Argument) -> Any:
+        """Let the mark of a partition grow by 0 or 1; gives it."""
+        return node.store.run(text, [key], [by])
+
+    def wait_for_replica(self, node: Node) -> int:
+        """`WAIT`: how many replicas have what was written. It ends in time, unless the model wants
+        otherwise."""
+        if self.protocol.waits_for_own_writes and not self._has_written:
+            return 1
         if node is self.node and not self._is_short:
             self.catch_up()
-        elif not self.protocol.short_is_done:
-            self.counts["not confirmed"] += 1
-            raise UnconfirmedError
+            return 1
+        if self.protocol.short_is_done:
+            return 1
+        self.counts["not confirmed"] += 1
+        return 0
+
+    def note_confirmed(self) -> int:
+        """Count a call that the replica has confirmed; gives its number."""
+        return self.restarts.note_confirmed()
+
+    def hear(self, process: Process, name: str, confirmed: int, *, knows: bool) -> None:
+        """A process is told that what this script did is confirmed."""
+        self.restarts.hear(process, name, confirmed, knows=knows)
 
     def redis_now(self, node: Node | None = None) -> int:
         """A node's clock, ms; the primary's by default."""
@@ -253,6 +267,7 @@ class World:
 
     def wait(self, ms: int) -> None:
         """Time passes for all."""
+        self.restarts.look_in_time(ms)
         self.books.true_ms += ms
         self.loop.now_s = self.books.true_ms / 1000
         self._end_hold()
@@ -272,8 +287,7 @@ class World:
     def fall_behind(self) -> None:
         """From now on nothing reaches the replica, until a `WAIT` waits for it."""
         self.store.copy_to(self._replica)
-        noted = (self.present, self.resolved, self.declined, self.final)
-        self._behind = tuple(map(set, noted))
+        self._behind = self.noted()
 
     def catch_up(self) -> None:
         """The replica has everything."""
@@ -293,15 +307,24 @@ class World:
         else:
             self.counts["a failover undoes writes"] += 1
         assert self._behind is not None
-        self.present, self.resolved, self.declined, self.final = self._behind
-        self.final |= self._told_final
-        self.resolved |= self._told_resolved
-        self._behind = None
+        self.go_back_to(self._behind)
+        self.restarts.forget()
         self.end_move()  # the replica knows of none
         self.former = self.node
         self.node = Node(self._replica, self.former.ahead + ahead_ms)
         self._replica = self.former.store
         self.changed = True
+
+    def noted(self) -> Noted:
+        """What is noted of the payments."""
+        return tuple(map(set, (self.present, self.resolved, self.declined, self.final)))
+
+    def go_back_to(self, noted: Noted) -> None:
+        """Redis holds what was noted then: but for what was told, no one may rely on the rest."""
+        self.present, self.resolved, self.declined, self.final = map(set, noted)
+        self.final |= self._told_final
+        self.resolved |= self._told_resolved
+        self._behind = None
 
     def move_slot(self) -> None:
         """Somebody begins to move the payments' slot. Of what is left there are the keys that a
@@ -323,18 +346,43 @@ class World:
             self.counts["switched with claims in hand"] += 1
         process.node = self.node
 
-    def strayed(self) -> list[Process]:
+    def living(self) -> list[Part]:
+        """The processes that live."""
+        return [each for each in self.everyone if not each.dead]
+
+    def look(self, process: Part) -> None:
+        """A process looks at the node."""
+        self.start(process.watch.look_once())
+        self.settle_down()
+
+    def cut_off(self, node: Node) -> None:
+        """All connections to the node end; what is on its way to it never arrives."""
+        for gate in list(self.gates):
+            if gate.call is not None and gate.call.node is node:
+                gate.fail()
+        self.ghosts[:] = [each for each in self.ghosts if each.call and each.call.node is not node]
+        self.settle_down()
+
+    def begin_anew(self) -> None:
+        """An operator has taken all payments out, whatever became of them."""
+        kept = (keys.DEPLOYMENT, keys.CONFIRMED)
+        for key in cast(list[bytes], self.store.client.keys()):
+            if not key.decode().startswith(kept):
+                self.store.client.delete(key)
+        self.generation += 1
+        self.store.client.set(self.partition.generation, self.generation)
+        self._forget_payments()
+        self.books.purge()
+        self.catch_up()
+
+    def strayed(self) -> list[Part]:
         """The living processes that have not learned of the failover."""
         return [each for each in self.everyone if not each.dead and each.node is self.former]
 
     def end_former(self) -> None:
         """The former primary becomes a replica; what is on its way to it never arrives."""
-        for gate in list(self.gates):
-            if gate.call is not None and gate.call.node is self.former:
-                gate.fail()
-        self.ghosts[:] = [
-            ghost for ghost in self.ghosts if ghost.call and ghost.call.node is not self.former
-        ]
+        assert self.former is not None
+        self.cut_off(self.former)
         self.former = None
 
     def lose_everything(self) -> None:
@@ -357,6 +405,7 @@ class World:
 
     def replace_worker(self, worker: Worker) -> None:
         """Start a new process in its place, which remembers nothing."""
+        self.restarts.look_before_start()
         self.workers[self.workers.index(worker)] = fresh = Worker(self, worker.number)
         fresh.node = worker.node
         self.everyone.append(fresh)
@@ -493,236 +542,3 @@ class World:
         self.generation += 1
         self._forget_payments()
         self.books.purge()
-
-
-class Ingress(Process):
-    """Accepts and purges."""
-
-    def __init__(self, world: World, number: int) -> None:
-        super().__init__(world, f"ingress {number}", world.layout_of(number))
-        self._world = world
-        redis = cast(Redis, SteppedRedis(self, world))
-        self._queue = AcceptQueue(redis, limit_ms=5000, max_backlog=1000)
-        self._purge = Purge(redis, PROCESSORS)
-        self._sweeper = Sweeper(redis, PROCESSORS, every_ms=30_000)
-        self._dead_letters = DeadLetters(redis)
-        self._controls = Controls(redis)
-        self.tasks: list[asyncio.Task[None]] = []
-        self.is_purging = False
-
-    def _start(self, work: Any) -> None:
-        self.tasks = [task for task in self.tasks if not task.done()]
-        self.tasks.append(self._world.start(work))
-        self._world.settle_down()
-
-    def call_accept(self, correlation_id: str, cents: int) -> None:
-        """A client asks for a payment."""
-        self._world.amounts.setdefault(correlation_id, cents)
-        self._start(self._accept(correlation_id, cents))
-
-    def call_purge(self) -> None:
-        """A client purges."""
-        self._start(self._run_purge())
-
-    def call_sweep(self) -> None:
-        """The sweep, which a worker would do."""
-        self._start(self._sweep())
-
-    def call_replay(self, correlation_id: str) -> None:
-        """An operator replays a dead letter."""
-        self._start(self._replay(correlation_id))
-
-    def call_resolve(self, correlation_id: str) -> None:
-        """An operator resolves a dead letter, for longer than the model lives."""
-        letters = self._dead_letters
-        self._start(self._operate(letters.resolve([correlation_id], _MODEL, retention_ms=10**9)))
-
-    def call_select(self, processor: str) -> None:
-        """An operator chooses a processor, for longer than the model lives: its keys end by
-        Redis' own clock."""
-        self._start(
-            self._operate(self._controls.select(processor, life_ms=10**9, signature=_MODEL))
-        )
-
-    def call_auto(self) -> None:
-        """An operator's choice ends."""
-        self._start(self._operate(self._controls.select_automatically(_MODEL)))
-
-    def call_pause(self) -> None:
-        """An operator pauses."""
-        self._start(self._operate(self._controls.pause(life_ms=None, signature=_MODEL)))
-
-    def call_resume(self) -> None:
-        """A pause ends."""
-        self._start(self._operate(self._controls.resume(_MODEL)))
-
-    async def _operate(self, order: Awaitable[object]) -> None:
-        with contextlib.suppress(RedisError):
-            await order
-
-    async def _accept(self, correlation_id: str, cents: int) -> None:
-        world = self._world
-        before = world.generation
-        try:
-            verdict = await self._queue.accept(Payment(correlation_id, cents))
-        except NotAcceptedError:
-            world.counts["accept: 503"] += 1
-            return
-        if verdict in (Acceptance.NEW, Acceptance.SAME) and before == world.generation:
-            world.acknowledged[correlation_id] = cents
-
-    async def _run_purge(self) -> None:
-        self.is_purging = True
-        try:
-            await self._purge.run(_MODEL)
-        except (RedisError, TimeoutError):
-            self._world.counts["purge: failed"] += 1
-        finally:
-            self.is_purging = False
-
-    async def _sweep(self) -> None:
-        try:
-            requeued = await self._sweeper.sweep()
-            self._world.counts["sweep: queued again"] += requeued
-            await self._purge.remove_leftovers()
-        except RedisError:
-            pass
-
-    async def _replay(self, correlation_id: str) -> None:
-        try:
-            async for _ in self._dead_letters.replay([correlation_id], _MODEL):
-                pass
-        except RedisError:
-            pass
-
-
-class Worker(Process):
-    """A payments worker without its main loop: the model claims for it."""
-
-    def __init__(self, world: World, number: int) -> None:
-        super().__init__(world, f"worker {number}", world.layout_of(number))
-        self.number = number
-        self.stopping = False
-        self.tasks: dict[asyncio.Task[None], Claim | None] = {}
-        self._world = world
-        self._ahead = 100_000_000 * number
-        redis = cast(Redis, SteppedRedis(self, world))
-        protocol, temper = world.protocol, world.temper
-        max_delay_ms = world.books.max_delay_ms
-        self._claims = protocol.claims(
-            redis,
-            lease_ms=LEASE_MS,
-            deadline_ms=temper.deadline_ms,
-            max_delay_ms=max_delay_ms,
-            clock=self.clock,
-        )
-        self.ledger = Ledger(redis, processors=PROCESSORS, retention_ms=10**9)
-        breakers = {
-            name: Breaker(
-                slots=8,
-                limits=BreakerLimits(temper.breaker_failures, temper.breaker_refusals),
-            )
-            for name in PROCESSORS
-        }
-        self.dispatcher = protocol.dispatcher(
-            processors={
-                name: cast(Processor, ProcessorClient(name, self, world)) for name in PROCESSORS
-            },
-            tries=protocol.tries(
-                redis, max_delay_ms=max_delay_ms, lease_ms=LEASE_MS, retention_ms=10**9
-            ),
-            ledger=self.ledger,
-            router=Router(breakers, probe_ms=1000, patience_ms=_PATIENCE_MS * temper.patient),
-            pauses=Pauses(2, 50),
-            lease_margin_ms=MARGIN_MS,
-            clock=self.clock,
-        )
-        self.dispatcher._watch = protocol.watch()
-        self._seen: Standing = (None, None)
-        self.prefer(PROCESSORS[number % 2])
-
-    @property
-    def sluggish(self) -> bool:
-        """Whether it is mostly frozen."""
-        return self.number == 1 and self._world.temper.sluggish
-
-    def clock(self) -> float:
-        """Its boot-time clock, ms: another than others', and nobody sets it."""
-        return float(self._world.books.true_ms + self._ahead)
-
-    def prefer(self, processor: str, *, healthy: bool = True) -> None:
-        """The selection as this worker has read it."""
-        others = tuple(name for name in PROCESSORS if name != processor)
-        down = others if self._world.temper.patient else ()
-        self._preferred = Selection(processor, healthy, "the model's", down=down)
-        self._see(None)
-
-    def _see(self, override: bytes | None) -> None:
-        """An operator's choice stands above what is preferred."""
-        selection = parse_override(override, PROCESSORS) or self._preferred
-        self.dispatcher.router.see(f"{selection}".encode(), selection, self.clock())
-
-    def claim(self, limit: int) -> None:
-        """Take what is due, up to so many, and begin with it; where nothing is healthy, one to
-        probe with, as `PaymentWorker` does (that one probe goes out in the whole cluster is not
-        what exactly-once rests on)."""
-        router, now = self.dispatcher.router, self.clock()
-        probe = None
-        if router.choose(now) is None:
-            self._see(self.node.store.client.get(self._world.partition.key(keys.OVERRIDE)))  # type: ignore[arg-type]
-            probe = router.to_probe(now)
-            if probe is None:
-                return
-            router.probed(probe, now)
-            limit = 1
-        self._keep(self._world.start(self._take(limit, probe)), None)
-
-    def bring(self, proof: Wire) -> None:
-        """Bring a proof of payment again."""
-        work = self._settle(proof.claim, proof.processor, proof.entry)
-        self._keep(self._world.start(work), None)
-
-    def _keep(self, task: asyncio.Task[None], claim: Claim | None) -> None:
-        self.tasks[task] = claim
-        task.add_done_callback(self.tasks.pop)
-
-    async def _take(self, limit: int, probe: str | None) -> None:
-        try:
-            back = self.dispatcher.router.back()
-            opens = probe is None and self._world.temper.first_tries
-            first = self.dispatcher.first_tries(self._seen) if opens else None
-            batch = await self._claims.take(limit, back=back, drain=1, first=first)
-        except RedisError:
-            return
-        self._seen = batch.selection or (None, None)
-        self._see(self._seen[0])
-        for claimed in batch.taken:
-            claim = claimed.claim
-            self._world.counts["opened by its claim"] += claim.unsent is not None
-            if any(other.correlation_id == claim.correlation_id for other in self._others()):
-                self._world.counts["taken over from one that lives"] += 1
-            self._keep(self._world.start(self._work(claim, probe), claim), claim)
-
-    def _others(self) -> list[Claim]:
-        return self._world.claims_in_hand()
-
-    async def _work(self, claim: Claim, probe: str | None) -> None:
-        """As `PaymentWorker._run`: what goes wrong gives the payment back, or leaves it to the
-        lease's end."""
-        try:
-            await self.dispatcher.dispatch(claim, probe=probe)
-        except asyncio.CancelledError:
-            if not self.stopping or self.dead:
-                raise
-            await self._give_back(claim)
-        except RedisError:
-            if self.clock() < claim.expires_at:
-                await self._give_back(claim)
-
-    async def _give_back(self, claim: Claim) -> None:
-        with contextlib.suppress(RedisError):
-            await self.dispatcher.give_back(claim, delay_ms=0, error="redis was away")
-
-    async def _settle(self, claim: Claim, processor: str, entry: Entry) -> None:
-        with contextlib.suppress(RedisError):
-            await self.ledger.settle(claim, processor, entry.requested_at)

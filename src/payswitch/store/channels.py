@@ -22,6 +22,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from payswitch.store.errors import Epoch, WrongServerError
 from payswitch.store.partitions import Argument
 
+Commands = Sequence[Sequence[Argument]]
+
 _INCOMPLETE = object()
 _RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 
@@ -163,14 +165,16 @@ class Channels:
 
     async def call(
         self,
-        commands: Sequence[Sequence[Argument]],
-        then: Callable[[list[Any]], Sequence[Sequence[Argument]]] | None = None,
+        commands: Commands | Callable[[], Commands],
+        then: Callable[[list[Any]], Commands] | None = None,
     ) -> list[Any]:
-        """Redis' answers to the commands, sent in one write; its errors are among them. `then` may
-        name more commands for the same connection, whose answers follow. Raises `RedisError` if a
-        connection fails."""
+        """Redis' answers to the commands, sent in one write; its errors are among them. Commands
+        that depend on the server's run are made once it is met. `then` may name more for the same
+        connection, whose answers follow. Raises `RedisError` if a connection fails."""
         channel = self._take() or await self._open()
         try:
+            if callable(commands):
+                commands = commands()
             answers = await channel.call(_packed(commands), len(commands))
             more = () if then is None else then(answers)
             if more:
@@ -214,5 +218,5 @@ class Channels:
         return channel
 
 
-def _packed(commands: Sequence[Sequence[Argument]]) -> bytes:
+def _packed(commands: Commands) -> bytes:
     return b"".join([hiredis.pack_command(cast(Any, command)) for command in commands])

@@ -13,7 +13,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from payswitch.store import marks
 from payswitch.store.channels import Channels
-from payswitch.store.errors import Epoch, UnconfirmedError
+from payswitch.store.errors import Epoch, OtherDeploymentError, UnconfirmedError
 from payswitch.store.marks import Marks
 from payswitch.store.partitions import Argument, Call, Confirm, Node
 
@@ -113,42 +113,49 @@ class ServerNode:
         ]
         if not self._replicas or confirm is False:
             return await self._channels.call(commands)
-        key = Marks.key(calls[0][0][0])
-        # What later calls are told first says nothing of this one: they go by other connections.
-        known = self._marks.at(key)
+        key, known = Marks.key(calls[0][0][0]), 0
+        sent_at = asyncio.get_running_loop().time()
+
+        def confirmation() -> Sequence[Sequence[Argument]]:
+            # Later calls may be answered first, on other connections: theirs don't count here.
+            nonlocal known
+            known = self._marks.at(key)
+            return self._confirmation(calls)
+
         if confirm is True or confirm == "twice":
             # On the same connection: another run or node may lack what the call has written.
             again = self._once_more if confirm == "twice" else None
-            answers = await self._channels.call([*commands, *self._confirmation(calls)], again)
+            answers = await self._channels.call(lambda: [*commands, *confirmation()], again)
         else:
             needs = confirm
             answers = await self._channels.call(
-                commands,
-                lambda found: self._confirmation(calls) if _any_needs(needs, found) else [],
+                commands, lambda found: confirmation() if _any_needs(needs, found) else []
             )
         if len(answers) == len(calls):
             return answers
         marked, *counts = answers[len(calls) :]
         del answers[len(calls) :]
-        why = self._why_unconfirmed(marked, known, counts[-1])
+        why = self._why_unconfirmed(marked, known, counts[-1], sent_at)
         if why is None:
-            self._marks.confirm(key, marked)
+            # A partition that is stopped has a mark above all others: the right files lack it.
+            if not isinstance(answers[0], OtherDeploymentError):
+                self._marks.confirm(key, marked)
             return answers
         self.epoch.doubt()
         return [_short(why, each) for each in answers]
 
-    def _why_unconfirmed(self, marked: Any, known: int, count: Any) -> str | None:
+    def _why_unconfirmed(self, marked: Any, known: int, count: Any, sent_at: float) -> str | None:
         """The reason why a mark, or what came before it, does not count as confirmed by so many
-        replicas; None if it does. `known` was confirmed before the call."""
+        replicas; None if it does. `known` was confirmed before the mark was sent. An answer that
+        took long tells nothing new of a node that has restarted: what counts is `sent_at`."""
         if not (isinstance(marked, int) and self._suffices(count)):
             return f"it has no confirmation of {self._replicas} replica(s)"
         if marked < known:
             self._settles_at = math.inf
             return "it lacks something that it had confirmed"
-        now = asyncio.get_running_loop().time()
         if self._settles_at == math.inf:
-            self._settles_at = now + _SETTLE_S
-        if self._is_suspect and now < self._settles_at:
+            self._settles_at = asyncio.get_running_loop().time() + _SETTLE_S
+        if self._is_suspect and sent_at < self._settles_at:
             return "it has just restarted: first it must turn out to have everything"
         return None
 

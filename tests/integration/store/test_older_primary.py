@@ -71,13 +71,16 @@ async def test_a_primary_that_comes_back_older_is_stopped_for_all_until_an_opera
     assert first.home != common.home
     other = next(each.number for each in redis.partitions if each.home != first.home)
     address = await cluster.primary_of(first.slot)
-    await until_marks_grow(redis, first)
-    with cluster.older(address):
-        assert await accept(redis, 0) is Acceptance.NEW
-    stranger = connect(cluster.url, limit_s=SLACK_S, deployment=SAFE)  # it knows of no payment
+    other_process = connect(cluster.url, limit_s=SLACK_S, deployment=SAFE)
+    stranger = connect(cluster.url, limit_s=SLACK_S, deployment=SAFE)  # neither knows the payment
     try:
+        await until_marks_grow(other_process, first)
+        await until_marks_grow(redis, first)
+        with cluster.older(address):
+            assert await accept(redis, 0) is Acceptance.NEW
         watch = watch_of(redis)
-        await calls_of_others(stranger, stranger.partitions[0])
+        await first_calls(other_process, first)
+        await calls_of_others(stranger, first)
 
         async def is_stopped() -> bool:
             await watch.look()
@@ -108,11 +111,12 @@ async def test_a_primary_that_comes_back_older_is_stopped_for_all_until_an_opera
         await eventually(is_usable, what="the watch trusts it again")
     finally:
         await stranger.aclose(close_connection_pool=True)
+        await other_process.aclose(close_connection_pool=True)
 
 
 async def until_marks_grow(redis: Client, first: Partition) -> None:
     """Wait until this process has known the node for long enough to count what is confirmed."""
-    ping = load(redis, "ping")
+    ping, first = load(redis, "ping"), redis.partitions[first.number]
     before = redis.marks.known(first)
 
     async def have_grown() -> bool:
@@ -120,6 +124,19 @@ async def until_marks_grow(redis: Client, first: Partition) -> None:
         return before < redis.marks.known(first) - 1
 
     await eventually(have_grown, what="marks grow")
+
+
+async def first_calls(redis: Client, first: Partition) -> None:
+    """Calls of a process that has known the node for long, just after its restart: they lift no
+    mark, though each opens a connection."""
+    ping, own = load(redis, "ping"), redis.partitions[first.number]
+
+    async def are_executed() -> bool:
+        calls = (ping(at=own, confirm=True) for _ in range(10))
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        return any(isinstance(each, UnconfirmedError) for each in answers)
+
+    await eventually(are_executed, what="a process meets the node again")
 
 
 async def calls_of_others(stranger: Client, first: Partition) -> None:
@@ -130,7 +147,7 @@ async def calls_of_others(stranger: Client, first: Partition) -> None:
     async def has_answered_often() -> bool:
         nonlocal answered
         with contextlib.suppress(RedisError, OSError):
-            await ping(at=first, confirm=True)
+            await ping(at=stranger.partitions[first.number], confirm=True)
             answered += 1
         return answered >= 10
 
