@@ -225,9 +225,11 @@ class _LetsAnyCallLiftMarks(ServerNode):
 
 
 class _TrustsALateAnswer(ServerNode):
-    def _why_unconfirmed(self, key: str, marked: Any, count: Any, sent_at: float) -> str | None:
+    def _why_unconfirmed(
+        self, key: str, known: int, marked: Any, count: Any, sent_at: float
+    ) -> str | None:
         now = asyncio.get_running_loop().time()
-        return super()._why_unconfirmed(key, marked, count, now)
+        return super()._why_unconfirmed(key, known, marked, count, now)
 
 
 class _TrustsANodeThatRestarts(ServerNode):
