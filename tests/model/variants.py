@@ -225,11 +225,9 @@ class _LetsAnyCallLiftMarks(ServerNode):
 
 
 class _TrustsALateAnswer(ServerNode):
-    def _why_unconfirmed(
-        self, key: str, known: int, marked: Any, count: Any, sent_at: float
-    ) -> str | None:
+    def _why_unconfirmed(self, marked: Any, known: int, count: Any, sent_at: float) -> str | None:
         now = asyncio.get_running_loop().time()
-        return super()._why_unconfirmed(key, known, marked, count, now)
+        return super()._why_unconfirmed(marked, known, count, now)
 
 
 class _TrustsANodeThatRestarts(ServerNode):

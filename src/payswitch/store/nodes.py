@@ -134,7 +134,7 @@ class ServerNode:
             return answers
         marked, *counts = answers[len(calls) :]
         del answers[len(calls) :]
-        why = self._why_unconfirmed(key, known, marked, counts[-1], sent_at)
+        why = self._why_unconfirmed(marked, known, counts[-1], sent_at)
         if why is None:
             # A partition that is stopped has a mark above all others: the right files lack it.
             if not isinstance(answers[0], OtherDeploymentError):
@@ -143,23 +143,19 @@ class ServerNode:
         self.epoch.doubt()
         return [_short(why, each) for each in answers]
 
-    def _why_unconfirmed(
-        self, key: str, known: int, marked: Any, count: Any, sent_at: float
-    ) -> str | None:
+    def _why_unconfirmed(self, marked: Any, known: int, count: Any, sent_at: float) -> str | None:
         """The reason why a mark, or what came before it, does not count as confirmed by so many
         replicas; None if it does. `known` was confirmed before the mark was sent: later calls may
-        be answered first. A node that has restarted must also have what was confirmed since, as
-        answers of its earlier run may come late. An answer that took long tells nothing new of it:
+        be answered first. An answer that took long tells nothing new of a node that has restarted:
         what counts is `sent_at`."""
         if not (isinstance(marked, int) and self._suffices(count)):
             return f"it has no confirmation of {self._replicas} replica(s)"
-        is_unsettled = sent_at < self._settles_at
-        if marked < (self._marks.at(key) if is_unsettled else known):
+        if marked < known:
             self._settles_at = math.inf
             return "it lacks something that it had confirmed"
         if self._settles_at == math.inf:
             self._settles_at = asyncio.get_running_loop().time() + _SETTLE_S
-        if is_unsettled and self._is_suspect:
+        if self._is_suspect and sent_at < self._settles_at:
             return "it has just restarted: first it must turn out to have everything"
         return None
 
