@@ -46,16 +46,25 @@ def test_a_node_is_set_up_as_under_up(name: str) -> None:
     assert given["--maxmemory-policy"] == "noeviction"
 
 
+CHECKS = {
+    "compose.yaml": COMPOSE["services"]["redis"]["healthcheck"],
+    "compose.production.yaml": load("compose.production.yaml")["services"]["redis"]["healthcheck"],
+    "compose.cluster.yaml": ALL["redis-1"]["healthcheck"],
+}
+
+
+@pytest.mark.parametrize("file", CHECKS)
 @pytest.mark.parametrize(
     ("redis_cli", "is_healthy"),
     [("echo PONG", True), ("echo LOADING Redis is loading", False), ("sleep 30", False)],
 )
-def test_a_node_is_healthy_if_it_answers(tmp_path: Path, redis_cli: str, is_healthy: bool) -> None:
+def test_redis_is_healthy_if_it_answers(
+    tmp_path: Path, file: str, redis_cli: str, is_healthy: bool
+) -> None:
     program = tmp_path / "redis-cli"
     program.write_text(f"#!/bin/sh\n{redis_cli}\n")
     program.chmod(0o755)
-    check = ALL["redis-1"]["healthcheck"]
-    [kind, command] = check["test"]
+    [kind, command] = CHECKS[file]["test"]
     assert kind == "CMD-SHELL"
     path = f"{tmp_path}:{os.environ['PATH']}"
     done = subprocess.run(["sh", "-c", command], env={"PATH": path}, timeout=20)
