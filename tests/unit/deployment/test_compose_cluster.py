@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ CHECKS = {
 }
 
 
+@pytest.mark.skipif(shutil.which("timeout") is None, reason="needs timeout, which images have")
 @pytest.mark.parametrize("file", CHECKS)
 @pytest.mark.parametrize(
     ("redis_cli", "is_healthy"),
