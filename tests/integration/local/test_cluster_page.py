@@ -200,5 +200,5 @@ def test_the_page_is_true(hosts: Hosts) -> None:
         hosts.run_when_all_agree(command)
     hosts.run_when_all_agree(only("redis-cli --cluster rebalance"))
     wait_until(lambda: hosts.succeeds(CHECK), what="all nodes agree")
-    assert [*shards(hosts).values()] == [(4, 1)] * 4
+    wait_until(lambda: [*shards(hosts).values()] == [(4, 1)] * 4, what="each shard has its replica")
     assert "Begun before: " in hosts.run("payswitch init")
