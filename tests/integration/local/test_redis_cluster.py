@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from payswitch.local.cluster_topology import NODES, Address, View
 from tests.cluster import ClusterServer
@@ -34,7 +34,7 @@ async def require_everything(cluster: ClusterServer) -> None:
     found: list[bytes | None] = []
 
     async def is_served() -> bool:
-        with contextlib.suppress(RedisError, OSError):
+        with contextlib.suppress(RedisError, RedisClusterException, OSError):
             async with cluster.client() as redis:
                 found[:] = [await redis.get(tag) for tag in SLOTS]
                 return True
