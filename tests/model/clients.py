@@ -133,13 +133,13 @@ class SteppedChannels:
         return self.receipt.answers
 
     async def _pass(self, commands: Commands, calls: Sequence[ScriptCall], what: str) -> _Receipt:
-        sent_at_s, run = self._now_s(), self._run
+        sent_at_s = self._now_s()
         first = calls[0]
         payments: set[str] = set().union(*(_payments_among(each.args) for each in calls))
         receipt: _Receipt = await self._process.pass_gate(
             "claim" if first.name == "claim" else "redis",
             " ".join([f"{what}{first.name}", *sorted(payments)]),
-            lambda: self._perform(commands, calls, run),
+            lambda: self._perform(commands, calls),
             first,
         )
         if receipt.confirmed:
@@ -159,9 +159,7 @@ class SteppedChannels:
         confirm = any(each[0] == "WAIT" for each in commands)
         return ScriptCall(name, rest[:count], rest[count:], self._node, confirm, deployment)
 
-    def _perform(self, commands: Commands, calls: Sequence[ScriptCall], run: int) -> _Receipt:
-        if run != self._node.run:
-            raise redis.ConnectionError("the connection ended with the node's run")
+    def _perform(self, commands: Commands, calls: Sequence[ScriptCall]) -> _Receipt:
         receipt = _Receipt()
         own = iter(calls)
         for name, *args in commands:

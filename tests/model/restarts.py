@@ -150,8 +150,8 @@ class Restarts:
 
     def _restart(self) -> None:
         self._let_all_meet()
+        self._world.node.run += 1  # first, as who is cut off calls again at once
         self._world.cut_off(self._world.node)
-        self._world.node.run += 1
         self._look_at_ms = self._world.books.true_ms + _LOOKS_WITHIN_MS
 
     def _swap(self) -> None:

@@ -10,13 +10,13 @@ from typing import Any, cast
 from payswitch.dispatch.dispatcher import Dispatcher
 from payswitch.dispatch.quiet_watch import QuietWatch
 from payswitch.dispatch.work import Work
-from payswitch.payments.claims import Batch, Claim, Claims, FirstTries, OpenTry, Routed
+from payswitch.payments.claims import Batch, Claim, Claims, OpenTry, Routed
 from payswitch.payments.ids import random_id
 from payswitch.payments.tries import Findings, Tries
 from payswitch.processors.outcomes import Ended, Missing, NotPaid, Outcome, Refused, Unknown
 from payswitch.store.marks import Marks
 from payswitch.store.nodes import ServerNode
-from payswitch.store.partitions import Argument, Call, Partition
+from payswitch.store.partitions import Argument, Call
 from payswitch.telemetry.tracing import NO_TRACE, PaymentTrace
 from tests.model.stepped import SCRIPTS, Replacements
 
@@ -148,24 +148,8 @@ class _WatchesByNumber(QuietWatch):
 class _CountsTokens(Claims):
     """Takes its token from a counter in Redis, as the script of this variant does."""
 
-    async def take(
-        self,
-        limit: int,
-        *,
-        partitions: Sequence[Partition] | None = None,
-        back: Sequence[str] = (),
-        drain: int = 0,
-        first: FirstTries | None = None,
-        crowded: bool = False,
-    ) -> Batch:
-        batch = await super().take(
-            limit,
-            partitions=partitions,
-            back=back,
-            drain=drain,
-            first=first,
-            crowded=crowded,
-        )
+    async def take(self, limit: int, **options: Any) -> Batch:
+        batch = await super().take(limit, **options)
         redis = self._script.partitions.common.redis
         token = (await redis.get("payments:token")).decode()
         taken = [replace(each, claim=replace(each.claim, token=token)) for each in batch.taken]
@@ -178,24 +162,8 @@ class _TrustsRedisClockAlone(QuietWatch):
 
 
 class _CountsTheLeaseFromTheAnswer(Claims):
-    async def take(
-        self,
-        limit: int,
-        *,
-        partitions: Sequence[Partition] | None = None,
-        back: Sequence[str] = (),
-        drain: int = 0,
-        first: FirstTries | None = None,
-        crowded: bool = False,
-    ) -> Batch:
-        batch = await super().take(
-            limit,
-            partitions=partitions,
-            back=back,
-            drain=drain,
-            first=first,
-            crowded=crowded,
-        )
+    async def take(self, limit: int, **options: Any) -> Batch:
+        batch = await super().take(limit, **options)
         ends = self._clock() + self._lease_ms
         return replace(
             batch,

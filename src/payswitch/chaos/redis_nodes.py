@@ -19,8 +19,7 @@ from payswitch.store import keys
 from payswitch.store.client import connect
 
 _ANSWER_LIMIT_S = 2.0
-_WHOLE_WITHIN_S = 180.0
-"""Several faults may follow each other, and a busy machine is slow to start nodes."""
+_WHOLE_WITHIN_S = 60.0
 _POLL_S = 0.1
 _FIRST_SLOTS = [SLOTS * number // PRIMARIES for number in range(PRIMARIES)]
 

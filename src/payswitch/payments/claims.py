@@ -185,14 +185,14 @@ class Claims:
         batches: list[Batch] = []
         errors: list[Exception] = []
         while asked and limit > 0:
-            now = asked[: min(at_once, limit)]
-            rest = [*self._opening(first), -(-drain // len(now)), *back]
-            found, failed = await self._take_from(now, limit, rest)
+            group = asked[: min(at_once, limit)]
+            rest = [*self._opening(first), -(-drain // len(group)), *back]
+            found, failed = await self._take_from(group, limit, rest)
             batches += found
             errors += failed
             limit -= sum(len(each.taken) for each in found)
             drain = 0
-            del asked[: len(now)]
+            del asked[: len(group)]
         if not batches:
             raise errors[0]
         due = [each.next_due_ms for each in batches if each.next_due_ms is not None]
