@@ -1,8 +1,9 @@
 """`python -m bench.cluster`: payments from POST to settled, on one Redis and on clusters of it.
 
 The same run as `bench.pipeline`, with the queue on a single server, and on clusters of one, two and
-four shards without replicas. All servers are on this machine's cores, so its throughput doesn't
-grow with the shards: the CPU per payment tells what more machines would bring.
+four shards without replicas. Each shard gets as many requests as the single server. All servers are
+on this machine's cores, so its throughput doesn't grow with the shards: the CPU per payment tells
+what more machines would bring.
 """
 
 from __future__ import annotations
@@ -104,10 +105,10 @@ def main(rounds: int, payments: int, at_once: int) -> None:
     for shards in SHARDS:
         store = partial(running_cluster, shards)
         name = f"{shards} shard{'s' if shards > 1 else ''}"
-        contenders[name] = partial(measure, sharded, payments, at_once, store)
+        contenders[name] = partial(measure, sharded, payments, at_once * shards, store)
     result = Result(
         "cluster",
-        f"{payments:,} payments from POST to settled, {at_once} requests in flight",
+        f"{payments:,} payments from POST to settled, {at_once} requests in flight for each shard",
         MEASURES,
         take_turns(contenders, rounds=rounds, title="cluster"),
         notes=NOTES,

@@ -63,6 +63,8 @@ class Topology:
         self._make_node = make_node
         self._nodes: dict[str, ServerNode] = {}
         self._ranges: list[SlotRange] = []
+        self._by_slot: dict[int, Sequence[str]] = {}
+        """The nodes of slots that were asked for: each payment asks several times."""
         self._reading: asyncio.Task[None] | None = None
         self._doubting: asyncio.Task[None] | None = None
         self.changes = 0
@@ -119,7 +121,11 @@ class Topology:
 
     def _of(self, slot: int) -> Sequence[str]:
         """The addresses of a slot's nodes, the primary first; empty if none is known."""
-        return next((each.nodes for each in self._ranges if each.first <= slot <= each.last), ())
+        found = self._by_slot.get(slot)
+        if found is None:
+            among = (each.nodes for each in self._ranges if each.first <= slot <= each.last)
+            found = self._by_slot[slot] = next(among, ())
+        return found
 
     async def _read(self) -> None:
         ranges = await self._ask()
@@ -132,6 +138,7 @@ class Topology:
             self.changes += 1
             logger.warning("redis: a partition has moved to another node")
         self._ranges = ranges
+        self._by_slot.clear()
         known = [*(node for each in ranges for node in each.nodes), *self._given]
         self._order = [each for each in dict.fromkeys([*self._order, *known]) if each in known]
         for address in self._nodes.keys() - set(known):
