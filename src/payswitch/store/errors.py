@@ -131,7 +131,11 @@ def _other_deployment(text: str) -> OtherDeploymentError:
     if found.startswith(BEHIND):
         return BehindError()
     if not found:
-        return OtherDeploymentError("it holds no deployment: has `payswitch init` prepared it?")
+        # Another number of partitions has other keys, which are empty.
+        return OtherDeploymentError(
+            "it holds no deployment of these partitions: has `payswitch init` run, with the same"
+            " PAYSWITCH_PARTITIONS?"
+        )
     return OtherDeploymentError(f"it belongs to a deployment with other settings: {found}")
 
 

@@ -177,7 +177,7 @@ def test_a_node_that_does_not_serve_a_partition_has_done_nothing(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("OTHERDEPLOYMENT ", "has `payswitch init` prepared it"),
+        ("OTHERDEPLOYMENT ", "has `payswitch init` run, with the same PAYSWITCH_PARTITIONS?"),
         ("OTHERDEPLOYMENT partitions=4", "other settings: partitions=4"),
     ],
 )
