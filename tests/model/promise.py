@@ -158,7 +158,8 @@ def _check_payment(
         if not _is_uncertain(record):
             coming = _is_coming(world, correlation_id)
             demand(not holders and not coming, f"{correlation_id} is dead, but it is paid")
-            demand("declined" not in record, f"{correlation_id} is dead, but it was declined")
+            is_told = "declined" not in record or "resolved_at" in record
+            demand(is_told, f"{correlation_id} is dead, but it was declined")
     else:
         waits = correlation_id in seen.queue and correlation_id in seen.open
         demand(waits, f"{correlation_id} is {state}, but not queued")

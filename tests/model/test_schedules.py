@@ -22,6 +22,7 @@ class Schedule:
     guards: str
     """The variant that it breaks."""
     steps: tuple[str, ...]
+    deadline_ms: int = 24 * 3600 * 1000
 
 
 _OF_A_CLUSTER = {
@@ -40,6 +41,7 @@ def play(store: Store, protocol: Protocol, schedule: Schedule) -> int:
     temper = Temper(
         slower="the processors become slower" in schedule.steps,
         deliberate=True,
+        deadline_ms=schedule.deadline_ms,
         failovers=not _OF_A_CLUSTER.isdisjoint(schedule.steps),
         restarts="the primary's files are copied" in schedule.steps,
         moves="the slot begins to move" in schedule.steps,
@@ -240,6 +242,18 @@ SCHEDULES = [
             *("fallback declines it, keeping nothing: pay-1", "15000 ms pass"),
             *("worker 2 claims", "worker 1 runs", "worker 2 runs", "1 ms pass"),
         ),
+    ),
+    Schedule(
+        "a former holder's decline of a dead letter is dropped",
+        (
+            *("worker 1 claims and sends", "fallback declines it, keeping nothing: pay-1"),
+            *("worker 1 is killed", "25000 ms pass", "25000 ms pass", "worker 2 claims"),
+            *("worker 2: ask fallback for pay-1", "worker 2 runs", "25000 ms pass"),
+            *("worker 2 claims", "worker 2: ask fallback for pay-1", "worker 2 runs"),
+            *("after all, Redis does worker 1: bury pay-1", "replay pay-1"),
+            *("ingress 2: replay pay-1", "worker 2 claims", "worker 2 runs"),
+        ),
+        deadline_ms=40_000,
     ),
     Schedule(
         "the lease not checked before the write",

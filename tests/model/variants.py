@@ -414,11 +414,15 @@ VARIANTS = [
     Protocol(
         "a former holder's decline is dropped",
         scripts={
-            "bury": [
-                ("if state == 'declined' and (known[8] == 'queued' or", "if false and (false or")
-            ],
+            "bury": [("if state == 'declined' and is_unpaid then", "if false then")],
             "route": [_ROUTED_ALL_THE_SAME],
         },
+        temper={**_ONE_PAYMENT, "deliberate": True},
+        rare=True,
+    ),
+    Protocol(
+        "a former holder's decline of a dead letter is dropped",
+        scripts={"bury": [(" or known[8] == 'dead'", "")]},
         temper={**_ONE_PAYMENT, "deliberate": True},
         rare=True,
     ),

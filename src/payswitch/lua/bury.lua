@@ -3,7 +3,8 @@
 -- while a try may still be recorded: an open try that has not ended, until the horizon has passed by
 -- both Redis' clock and the holder's. A decline is then kept for later in the record, and also if it
 -- comes without the lease: nobody else may be tried. A payment whose decline is kept ends declined as
--- soon as no try is open, whatever its holder has found.
+-- soon as no try is open, whatever its holder has found; so does a dead letter, unless an operator has
+-- resolved it.
 --
 -- ARGV: the longest delay of a processor (ms), retention (ms); then for each payment: id, token,
 --   generation, 'dead' or 'declined', reason (the provider's code if declined), closed tries, marked
@@ -42,16 +43,22 @@ for i = 3, #ARGV, 9 do
   local id, token, of, state, reason, closed, marked = unpack(ARGV, i, i + 6)
   local record = 'payment:' .. id
   local known = redis.pcall('HMGET', record, 'generation', 'token', 'open', 'horizon', 'tries',
-    'delay', 'processor', 'state', 'declined')
+    'delay', 'processor', 'state', 'declined', 'resolved_at')
   local verdict
   if known.err or known[1] ~= current or of ~= current then
     verdict = 'gone'
   elseif known[2] ~= token then
     verdict = 'lost'
-    if state == 'declined' and (known[8] == 'queued' or known[8] == 'processing') then
+    local is_unpaid = known[8] == 'queued' or known[8] == 'processing' or known[8] == 'dead'
+    if state == 'declined' and is_unpaid then
       remember_tries(record, now, known[7] or '', known[3] or '', closed, ARGV[i + 8], 'declined')
       local open = changed_tries(known[3] or '', closed, marked, true)
-      redis.call('HSET', record, 'open', open, 'declined', reason)
+      if known[8] == 'dead' and open == '' and not known[10] then
+        leave_the_dead(id, record)
+        bury(id, record, state, reason, known[7] or '')
+      else
+        redis.call('HSET', record, 'open', open, 'declined', reason)
+      end
     end
   else
     local open = changed_tries(known[3] or '', closed, marked, state == 'declined')

@@ -17,15 +17,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from payswitch.ingress import openapi
 from payswitch.money import BRL, Total
 from payswitch.operations.overview import read_overview
+from payswitch.payments.dead_letters import DeadLetters, Handling
 from payswitch.payments.incidents import read_incidents
 from payswitch.payments.records import Record
-from payswitch.payments.tries import Burial
+from payswitch.payments.tries import Burial, Findings
 from payswitch.settings import ProcessorSettings
 from payswitch.simulator.charges import ChargesDialect
 from payswitch.simulator.dialect import SimulatorConfig
 from payswitch.simulator.server import Simulator
 from tests.integration.harness import Bench, bench
-from tests.support import PROCESSORS, SLACK_S, Reply
+from tests.support import ANA, PROCESSORS, SLACK_S, Reply
 
 pytestmark = pytest.mark.usefixtures("redis")
 
@@ -167,6 +168,38 @@ async def test_a_decline_that_comes_after_the_lease_was_lost_ends_the_payment(
     assert (await forgetful.record(payment)).state == "processing"
     record = await forgetful.dispatch_until_done(payment)
     assert (record.state, record.declined) == ("declined", "no_funds")
+    assert (len(forgetful.default.posts), forgetful.fallback.posts) == (1, [])
+
+
+@pytest.mark.parametrize("is_resolved", [False, True])
+async def test_a_decline_that_comes_to_a_dead_letter_is_kept(
+    forgetful: Bench, monkeypatch: pytest.MonkeyPatch, is_resolved: bool
+) -> None:
+    payment = await forgetful.accept()
+    former = await forgetful.claim_when_due(payment)
+    letters, bury = DeadLetters(forgetful.redis), forgetful.dispatcher._tries.bury
+
+    async def die() -> None:
+        claim = await forgetful.claim_when_due(payment)
+        missing = Findings(closed={each.id for each in claim.open_tries})
+        assert await bury(claim, "unpaid", missing, horizon_passed=True) == Burial.BURIED
+        if is_resolved:
+            done = await letters.resolve([payment], ANA, retention_ms=60_000)
+            assert done == {payment: Handling.DONE}
+
+    before_bury(forgetful, monkeypatch, die)
+    await forgetful.dispatcher.dispatch(former)
+    monkeypatch.undo()
+    record = await forgetful.record(payment)
+    assert (record.state, record.declined) == ("dead" if is_resolved else "declined", "no_funds")
+    assert await letters.count() == 0
+    overview = await read_overview(forgetful.redis, PROCESSORS)
+    assert overview.declined["default"] == (0 if is_resolved else 1)
+    if is_resolved:
+        async for page in letters.replay([payment], ANA, even_resolved=True):
+            assert page == {payment: Handling.DONE}
+        record = await forgetful.dispatch_until_done(payment)
+        assert (record.state, record.declined) == ("declined", "no_funds")
     assert (len(forgetful.default.posts), forgetful.fallback.posts) == (1, [])
 
 
