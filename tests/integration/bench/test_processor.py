@@ -70,6 +70,7 @@ def test_errors_are_named_with_the_package_they_come_from() -> None:
     assert shown("noticed") == "noticed"
 
 
+@pytest.mark.long
 def test_every_candidate_pays() -> None:
     with simulator() as url:
         for name in CANDIDATES:
