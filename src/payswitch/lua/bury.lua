@@ -51,10 +51,11 @@ for i = 3, #ARGV, 9 do
     verdict = 'lost'
     local is_unpaid = known[8] == 'queued' or known[8] == 'processing' or known[8] == 'dead'
     if state == 'declined' and is_unpaid then
-      remember_tries(record, now, known[7] or '', known[3] or '', closed, ARGV[i + 8], 'declined')
       local open = changed_tries(known[3] or '', closed, marked, true)
-      if known[8] == 'dead' and open == '' and not known[10] then
-        leave_the_dead(id, record)
+      local ends = known[8] == 'dead' and open == '' and not known[10]
+      if ends then leave_the_dead(id, record) end
+      remember_tries(record, now, known[7] or '', known[3] or '', closed, ARGV[i + 8], 'declined')
+      if ends then
         bury(id, record, state, reason, known[7] or '')
       else
         redis.call('HSET', record, 'open', open, 'declined', reason)

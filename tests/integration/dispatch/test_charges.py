@@ -193,6 +193,9 @@ async def test_a_decline_that_comes_to_a_dead_letter_is_kept(
     record = await forgetful.record(payment)
     assert (record.state, record.declined) == ("dead" if is_resolved else "declined", "no_funds")
     assert await letters.count() == 0
+    *_, before, last = [event.what for event in record.history]
+    assert is_resolved or before == "dead letter: unpaid"
+    assert last.startswith("try 1 at default: declined: no_funds")
     overview = await read_overview(forgetful.redis, PROCESSORS)
     assert overview.declined["default"] == (0 if is_resolved else 1)
     if is_resolved:
