@@ -226,9 +226,10 @@ def heal(world: World) -> None:
         world.restarts.let_all_look()
         check(world, read(world))
         world.restarts.bring_right_files()
+    _let_all_pass(world)  # a stop under way stops once more what was accepted
     if world.restarts.is_stopped:
         world.restarts.accept_loss()
-    _let_all_pass(world)
+        _let_all_pass(world)
     if world.temper.orders:
         for ingress in world.ingresses:
             ingress.call_auto()
