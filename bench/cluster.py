@@ -98,7 +98,7 @@ def _is_up(client: Store) -> bool:
 @load_options
 def main(rounds: int, payments: int, at_once: int) -> None:
     """Payments a second from POST to settled and CPU per payment, on one Redis and on clusters of
-    one, two and four shards."""
+    one, two and four shards, with `--at-once` requests in flight for each shard."""
     single = SYSTEMS["payswitch"]
     sharded = replace(single, is_up=_is_up, settled=_settled)
     contenders = {"one server": partial(measure, single, payments, at_once)}
